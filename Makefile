@@ -1,0 +1,61 @@
+# All targets but help and clean first make a virtual environment in $(VENV), and reuse it from then on.
+# Needs Python 3.10 or newer, make and a package index: `make PYTHON=python3.12 VENV=/some/folder test`.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.sparsight-installed
+
+.DEFAULT_GOAL := help
+.PHONY: help venv quickstart test test-slow test-gpu lint format pins clean
+
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+venv: $(READY)  ## Make the virtual environment and install sparsight with its demo and dev extras
+
+quickstart: $(READY)  ## Distil the shipped teacher and measure the student: about 10 minutes on 2 cores
+	$(BIN)/python benchmarks/quickstart.py
+
+test: lint  ## Lint, types and tests: under 15 minutes on 2 cores
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(READY)  ## The tests that take longer
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(READY)  ## The tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(READY)  ## Style, formatting and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+format: $(READY)  ## Mend what ruff can mend
+	$(BIN)/python -m ruff check --fix .
+	$(BIN)/python -m ruff format .
+
+pins: $(READY)  ## Write the installed versions to tests/constraints.txt (after the tests passed with them)
+	$(BIN)/python tests/pin_versions.py > $(VENV)/constraints.txt
+	mv $(VENV)/constraints.txt tests/constraints.txt
+
+clean:  ## Remove caches and build outputs (the virtual environment and runs stay)
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+
+# The stamp is written last. An environment that broke off half-way is completed; one whose Python is gone is made anew.
+$(READY): pyproject.toml tests/constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "error: '$(PYTHON)' is missing or older than 3.10: install Python, or say make PYTHON=/path/to/python3"; exit 1; }
+	@if [ -e "$(VENV)" ] && [ ! -e "$(VENV)/pyvenv.cfg" ] && [ -n "$$(ls -A "$(VENV)")" ]; then \
+	  echo "error: '$(VENV)' exists and is no virtual environment: remove it, or say make VENV=another-folder"; exit 1; fi
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || { \
+	  echo "Making a virtual environment in $(VENV)"; \
+	  $(BIN)/python -c '' 2> /dev/null && clear= || clear=--clear; \
+	  $(PYTHON) -m venv $$clear "$(VENV)" || { \
+	    echo "error: '$(PYTHON) -m venv' failed: install its venv module (on Debian and Ubuntu: apt install python3-venv)"; \
+	    exit 1; }; }
+	@echo "Installing sparsight and what it needs into $(VENV): some minutes and about 6 GB the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e ".[demo,dev]" || { \
+	  echo "error: pip could not install (see above); 'make venv' tries again"; exit 1; }
+	@touch "$(READY)"

@@ -1,0 +1,21 @@
+"""Token mixers: what can stand in for a self-attention. One file each; `blocks.base` says what a mixer must answer."""
+
+from __future__ import annotations
+
+from blocks.base import AttentionWeights, CoreMixer, FeatureMixer, Grid, Site, SiteSamples, TokenMixer
+from blocks.delta_conv import DeltaConvBlock
+from blocks.neighborhood_attention import NeighborhoodAttention
+from blocks.softmax_attention import SoftmaxAttention
+
+__all__ = [
+    "AttentionWeights",
+    "CoreMixer",
+    "DeltaConvBlock",
+    "FeatureMixer",
+    "Grid",
+    "NeighborhoodAttention",
+    "Site",
+    "SiteSamples",
+    "SoftmaxAttention",
+    "TokenMixer",
+]

@@ -1,0 +1,374 @@
+"""Delta convolution block: a gated pyramid of depthwise convolutions beside an average-pool branch.
+
+The idea is of Dong et al., "Can We Achieve Efficient Diffusion without Self-Attention? Distilling Self-Attention into
+Convolutions", arXiv 2504.21292 (ICCV 2025). The paper and the code released with it describe different blocks: every
+difference is an option here, and the presets spell both out. The start from a teacher is our own.
+
+Shape legend: B batch, N tokens (H * W), C channels of the site, E entry channels (the first G = E / 2 carry the signal,
+the others their gates), F features that the exit reads, h heads, d channels of a head, K kernel side.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blocks.base import AttentionWeights, FeatureMixer, Grid, Site, SiteSamples
+
+_PAPER = {"scales": (1 / 2, 1 / 4), "entry_width": "C/2n", "merge": "sum", "gate": "divide", "depthwise_bias": True}
+_RELEASED = {"scales": (1, 1 / 2), "entry_width": 0.5, "merge": "concat", "gate": "multiply", "depthwise_bias": False}
+_SD15_KERNELS = {"down_blocks.0.*": 7, "down_blocks.1.*": 9, "down_blocks.2.*": 5, "mid_block.*": 3} | {
+    "up_blocks.1.*": 5,
+    "up_blocks.2.*": 9,
+    "up_blocks.3.*": 11,
+}
+_SDXL_KERNELS = {"down_blocks.1.*": 9, "down_blocks.2.*": 7, "mid_block.*": 9, "up_blocks.0.*": 9, "up_blocks.1.*": 13}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "default": {
+        "scales": (1, 1 / 2, 1 / 4),
+        "entry_width": 0.5,
+        "kernel_size": 7,
+        "merge": "concat",
+        "gate": "sigmoid",
+        "pool_branch": True,
+        "depthwise_bias": True,
+    },
+    "paper_sd15": {**_PAPER, "pool_branch": True, "kernel_size": 9},
+    "paper_sdxl": {**_PAPER, "pool_branch": True, "kernel_size": 13},
+    "paper_pixart": {**_PAPER, "pool_branch": True, "kernel_size": 13},
+    "released_sd15": {**_RELEASED, "pool_branch": True, "kernel_size": _SD15_KERNELS},
+    "released_sdxl": {**_RELEASED, "pool_branch": True, "kernel_size": _SDXL_KERNELS},
+    "released_pixart": {**_RELEASED, "pool_branch": True, "kernel_size": 13, "gate": "sigmoid"},
+}
+_GATES = ("divide", "multiply", "sigmoid")
+_MERGES = ("concat", "sum")
+
+_FIT_TOKENS = 1 << 14  # tokens that a fit holds at a time, to bound its memory
+_KERNEL_RIDGE = 1e-2  # of a channel's variance
+_EXIT_RIDGE = 1e-3  # of the mean square of the features
+_POOL_RIDGE = 1e-1  # of the mean square of the averages; larger, since a batch holds few images
+_FIRST_SLOPE = 0.1  # of gates that only a constant channel can open
+
+
+class DeltaConvBlock(FeatureMixer):
+    """Multi-scale gated depthwise convolutions of the hidden state, plus a linear map of its mean.
+
+    ``entry`` reduces C to E channels. Every stage pools them to its scale, convolves each channel, multiplies one half
+    by the other (the gate) and interpolates back. The stages are merged, ``exit`` maps them to C channels, and
+    ``pool`` of the image's mean is added. Options left at ``None`` are taken from the preset.
+
+    Args:
+        site: Where the mixer stands.
+        preset: ``default`` (scales 1, 1/2, 1/4; width 0.5; kernel 7; concat; sigmoid; pool branch; depthwise bias),
+            ``paper_*`` (1/2, 1/4; C/2n; 9 or 13; sum; divide; pool branch; depthwise bias) or ``released_*`` (1, 1/2;
+            0.5; a kernel per level; concat; multiply, PixArt: sigmoid; pool branch; no depthwise bias).
+        scales: Scale of each stage in (0, 1]; a side of S tokens becomes floor(S * scale), at least 1.
+        entry_width: E: channels (int), a fraction of C (float), or ``C/2n`` for C / (2 * stages); made even.
+        kernel_size: Side of the depthwise kernels: odd tokens (int), a fraction of the shorter side of the site's
+            grid, rounded to odd (float), or either by pattern of the site's path, where the first match counts.
+        merge: ``concat`` the stages in front of the exit, or ``sum`` them.
+        gate: ``divide`` is a * b / sqrt(C), ``multiply`` a * b * sqrt(E / 2), ``sigmoid`` a * sigmoid(b).
+        pool_branch: Whether the linear map of the mean is there.
+        depthwise_bias: Whether the depthwise convolutions have a bias.
+
+    Raises:
+        ValueError: If an option is out of range, or no kernel pattern matches the site's path.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        preset: Literal[
+            "default", "paper_sd15", "paper_sdxl", "paper_pixart", "released_sd15", "released_sdxl", "released_pixart"
+        ] = "default",
+        scales: Sequence[float] | None = None,
+        entry_width: int | float | Literal["C/2n"] | None = None,
+        kernel_size: int | float | dict[str, int | float] | None = None,
+        merge: Literal["concat", "sum"] | None = None,
+        gate: Literal["divide", "multiply", "sigmoid"] | None = None,
+        pool_branch: bool | None = None,
+        depthwise_bias: bool | None = None,
+    ) -> None:
+        super().__init__(site)
+        base = PRESETS[_one_of("preset", preset, tuple(PRESETS))]
+        self.preset = preset
+        self.scales = _checked_scales(base["scales"] if scales is None else scales)
+        width = base["entry_width"] if entry_width is None else entry_width
+        self.entry_width = _resolve_width(width, site.channels, len(self.scales))
+        self.kernel_size = _resolve_kernel(base["kernel_size"] if kernel_size is None else kernel_size, site)
+        self.merge = _one_of("merge", base["merge"] if merge is None else merge, _MERGES)
+        self.gate = _one_of("gate", base["gate"] if gate is None else gate, _GATES)
+        self.pool_branch: bool = base["pool_branch"] if pool_branch is None else pool_branch
+        self.depthwise_bias: bool = base["depthwise_bias"] if depthwise_bias is None else depthwise_bias
+
+        channels, width, kernel = site.channels, self.entry_width, self.kernel_size
+        self.entry = nn.Linear(channels, width)
+        self.depthwise = nn.ModuleList(
+            nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width, bias=self.depthwise_bias)
+            for _ in self.scales
+        )
+        self.exit = nn.Linear(width // 2 * (len(self.scales) if self.merge == "concat" else 1), channels)
+        self.pool = nn.Linear(channels, channels) if self.pool_branch else None
+
+    def flops(self, grid: Grid) -> int:
+        """Entry, depthwise, exit and pool products; pooling, interpolation, gates and sums are not counted."""
+        tokens, channels, width = grid.tokens, self.site.channels, self.entry_width
+        stage_tokens = sum(math.prod(_stage_size(grid, scale)) for scale in self.scales)
+        dense = tokens * channels * (width + self.exit.in_features)
+        pool = channels**2 if self.pool_branch else 0
+        return 2 * (dense + stage_tokens * self.kernel_size**2 * width + pool)
+
+    def forward(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
+        """Map the hidden state (B, N, C) to the site's output (B, N, C)."""
+        out_BNC = _within_range(self.exit(self.features(hidden_BNC, grid)))
+        if self.pool is not None:
+            mean_B1C = hidden_BNC.mean(1, keepdim=True, dtype=_wide(hidden_BNC)).to(hidden_BNC.dtype)
+            out_BNC = _within_range(out_BNC + _within_range(self.pool(mean_B1C)))
+        return out_BNC.to(hidden_BNC.dtype)
+
+    def features(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
+        """What the exit reads, (B, N, F): the gated stages, merged."""
+        if hidden_BNC.shape[1] != grid.tokens:
+            raise ValueError(f"{hidden_BNC.shape[1]} tokens do not fill a grid of {grid.height}x{grid.width}")
+        # seen as an image, the token sequence is already in channels-last memory format
+        entry_BEHW = _as_image(_within_range(self.entry(hidden_BNC)), grid)
+        pairs = zip(self.depthwise, self.scales, strict=True)
+        stages = [self._stage(entry_BEHW, conv, scale, grid) for conv, scale in pairs]
+        merged = torch.cat(stages, 1) if self.merge == "concat" else _within_range(torch.stack(stages).sum(0))
+        return merged.flatten(2).transpose(1, 2)
+
+    def _stage(self, entry_BEHW: Tensor, conv: nn.Module, scale: float, grid: Grid) -> Tensor:
+        size, full = _stage_size(grid, scale), (grid.height, grid.width)
+        small = entry_BEHW if size == full else F.adaptive_avg_pool2d(entry_BEHW, size)
+        gated = self._gated(_within_range(conv(small)))
+        return gated if size == full else F.interpolate(gated, full, mode="bilinear", align_corners=False)
+
+    def _gated(self, x_BEHW: Tensor) -> Tensor:
+        """One half times the other, computed in float32 at least: the product leaves float16's range first."""
+        signal, gate = x_BEHW.to(_wide(x_BEHW)).chunk(2, 1)
+        product = signal * (gate.sigmoid() if self.gate == "sigmoid" else gate * self._gate_scale())
+        limit = torch.finfo(x_BEHW.dtype).max
+        return product.clamp(-limit, limit).to(x_BEHW.dtype)
+
+    def _gate_scale(self) -> float:
+        return self.site.channels**-0.5 if self.gate == "divide" else (self.entry_width / 2) ** 0.5
+
+    @torch.no_grad()
+    def init_from_teacher(self, weights: AttentionWeights, samples: Sequence[SiteSamples]) -> None:
+        """Start as the linear multi-scale convolution that comes closest to the teacher, with constant gates.
+
+        Three closed forms in a row: ``entry`` takes the strongest directions of each head's output; every depthwise
+        kernel is fitted by least squares from a direction of the values to the same direction of what the head mixed;
+        ``exit``, ``pool`` and bias solve one ridge regression on the outputs, with W_o W_v as the prior of ``pool``.
+        Works for every option. Samples on other grids than the first one's count in the regression only.
+
+        Raises:
+            ValueError: If there is no sample.
+        """
+        if not samples:
+            raise ValueError("init_from_teacher needs at least one batch of the teacher's inputs and outputs, got none")
+        weights, samples = _moved(weights, samples, self.entry.weight.device)
+        grid = samples[0].grid
+        images = max(1, _FIT_TOKENS // grid.tokens)
+        hidden_BNC = torch.cat([sample.inputs for sample in samples if sample.grid == grid])[:images]
+        rows_EC, mixed_BNE = _head_directions(weights, hidden_BNC, self.site.heads, self.entry_width)
+        half = self.entry_width // 2
+        self._open_gates(rows_EC, hidden_BNC.mean((0, 1)))
+        value_BGHW = _as_image(self.entry(hidden_BNC.to(self.entry.weight))[..., :half], grid)
+        mixed_BGHW = _as_image(mixed_BNE[..., :half], grid).to(value_BGHW)
+        for conv, scale in zip(self._convolutions(), self.scales, strict=True):
+            size = _stage_size(grid, scale)
+            value, mixed = F.adaptive_avg_pool2d(value_BGHW, size), F.adaptive_avg_pool2d(mixed_BGHW, size)
+            conv.weight[:half, 0] = _fitted_kernels(value, mixed, self.kernel_size).to(conv.weight)
+        self._solve_exit(weights, samples)
+
+    def _convolutions(self) -> list[nn.Conv2d]:
+        return [conv for conv in self.depthwise if isinstance(conv, nn.Conv2d)]
+
+    def _open_gates(self, rows_EC: Tensor, mean_C: Tensor) -> None:
+        """Set the entry, centred so that zero padding means the average, and let every gate start as a constant."""
+        half = self.entry_width // 2
+        opened = 0.0 if self.gate == "sigmoid" else 1 / self._gate_scale()
+        rows_EC, constant_E = rows_EC.clone(), torch.zeros_like(rows_EC[:, 0])
+        for conv in self._convolutions():
+            conv.weight.zero_()
+            if conv.bias is not None:
+                conv.bias.zero_()
+                conv.bias[half:] = opened
+            else:
+                conv.weight[half:, 0, self.kernel_size // 2, self.kernel_size // 2] = opened
+        if self.gate != "sigmoid" and not self.depthwise_bias:
+            rows_EC[half:] *= _FIRST_SLOPE
+            constant_E[half:] = 1
+        self.entry.weight.copy_(rows_EC)
+        self.entry.bias.copy_(constant_E - rows_EC @ mean_C)
+
+    def _solve_exit(self, weights: AttentionWeights, samples: Sequence[SiteSamples]) -> None:
+        """Ridge regression in float64 of exit, pool and bias on what the pool branch's prior leaves over."""
+        channels, features = self.site.channels, self.exit.in_features
+        averages = channels if self.pool is not None else 0
+        prior_CC, bias_C = _uniform_attention(weights)
+        if self.pool is None:
+            prior_CC = torch.zeros_like(prior_CC)
+        size = features + averages + 1
+        gram, target = bias_C.new_zeros(size, size), bias_C.new_zeros(size, channels)
+        for hidden_BNC, output_BNC, grid in _chunks(samples):
+            mean_B1C = hidden_BNC.double().mean(1, keepdim=True)
+            left_BNC = output_BNC.double() - (mean_B1C @ prior_CC.T + bias_C)
+            parts = [self.features(hidden_BNC.to(self.entry.weight), grid).double()]
+            parts += [mean_B1C.expand_as(left_BNC)] if averages else []
+            columns = torch.cat([*parts, torch.ones_like(left_BNC[..., :1])], -1).flatten(0, 1)
+            gram += columns.T @ columns
+            target += columns.T @ left_BNC.flatten(0, 1)
+        ridge = torch.zeros_like(gram[0])
+        ridge[:features] = _EXIT_RIDGE * gram.diagonal()[:features].mean()
+        if averages:
+            ridge[features:-1] = _POOL_RIDGE * gram.diagonal()[features:-1].mean()
+        solution = torch.linalg.solve(gram + ridge.clamp(min=1e-9).diag(), target)
+        self.exit.weight.copy_(solution[:features].T)
+        self.exit.bias.copy_(solution[-1] + bias_C)
+        if self.pool is not None:
+            self.pool.weight.copy_(prior_CC + solution[features:-1].T)
+            self.pool.bias.zero_()
+
+
+def _head_directions(weights: AttentionWeights, hidden_BNC: Tensor, heads: int, count: int) -> tuple[Tensor, Tensor]:
+    """Directions in which heads write most, strongest first: rows (E, C) that read them, and the mixed values there.
+
+    The principal axes of each head's output over positions, ranked over all heads; repeated when there are too few.
+    """
+    q, k, v = _projected(weights, hidden_BNC, heads)
+    core_BhNd = F.scaled_dot_product_attention(q, k, v, scale=weights.scale)
+    core_BhNd = core_BhNd - core_BhNd.mean(2, keepdim=True)
+    out_hCd = weights.out.unflatten(1, (heads, -1)).transpose(0, 1)
+    factor_hdd = torch.linalg.qr(out_hCd.double()).R
+    cov_hdd = torch.einsum("bhnd,bhne->hde", core_BhNd, core_BhNd).double() / core_BhNd[:, 0, :, 0].numel()
+    energy_hd, axes_hdd = torch.linalg.eigh(factor_hdd @ cov_hdd @ factor_hdd.mT)
+    axes_hdd = (axes_hdd.mT @ factor_hdd).to(v)
+    rows = (axes_hdd @ weights.value.unflatten(0, (heads, -1))).flatten(0, 1)
+    norm = rows.norm(dim=1).clamp(min=1e-6)
+    mixed = torch.einsum("hed,bhnd->bnhe", axes_hdd, core_BhNd).flatten(2)
+    order = energy_hd.flatten().argsort(descending=True)
+    order = order[torch.arange(count, device=order.device) % len(order)]
+    return rows[order] / norm[order, None], mixed[..., order] / norm[order]
+
+
+def _fitted_kernels(value_BGHW: Tensor, mixed_BGHW: Tensor, side: int) -> Tensor:
+    """Kernels (G, K, K) that predict ``mixed`` from ``value`` with least squares, channel by channel."""
+    kernels = []
+    for value, mixed in zip(value_BGHW.unbind(1), mixed_BGHW.unbind(1), strict=True):  # one by one, for memory
+        patches = F.unfold(value.double()[:, None], side, padding=side // 2).transpose(0, 1).flatten(1)
+        gram = patches @ patches.T
+        ridge = (_KERNEL_RIDGE * gram.diagonal().max()).clamp(min=1e-9) * torch.eye(side**2).to(gram)
+        kernels.append(torch.linalg.solve(gram + ridge, patches @ mixed.double().flatten()))
+    return torch.stack(kernels).unflatten(1, (side, side))
+
+
+def _uniform_attention(weights: AttentionWeights) -> tuple[Tensor, Tensor]:
+    """The affine map of the mean that attention becomes when every token attends to all alike, in float64."""
+    matrix_CC = weights.out.double() @ weights.value.double()
+    bias_C = torch.zeros_like(matrix_CC[:, 0])
+    if weights.value_bias is not None:
+        bias_C = bias_C + weights.out.double() @ weights.value_bias.double()
+    if weights.out_bias is not None:
+        bias_C = bias_C + weights.out_bias.double()
+    return matrix_CC, bias_C
+
+
+def _projected(weights: AttentionWeights, hidden_BNC: Tensor, heads: int) -> list[Tensor]:
+    """Queries, keys and values of the teacher, each (B, h, N, d)."""
+    pairs = ((weights.query, weights.query_bias), (weights.key, weights.key_bias), (weights.value, weights.value_bias))
+    return [F.linear(hidden_BNC, w, b).unflatten(-1, (heads, -1)).transpose(1, 2) for w, b in pairs]
+
+
+def _moved(
+    weights: AttentionWeights, samples: Sequence[SiteSamples], device: torch.device
+) -> tuple[AttentionWeights, list[SiteSamples]]:
+    """Weights and samples on one device in float32."""
+    fields: dict[str, Any] = dict(vars(weights))
+    fields |= {name: t.to(device, torch.float32) for name, t in fields.items() if isinstance(t, Tensor)}
+    moved = [SiteSamples(s.inputs.to(device).float(), s.outputs.to(device).float(), s.grid) for s in samples]
+    return AttentionWeights(**fields), moved
+
+
+def _chunks(samples: Sequence[SiteSamples]) -> Iterator[tuple[Tensor, Tensor, Grid]]:
+    """Inputs, outputs and grid of a few images at a time."""
+    for sample in samples:
+        images = max(1, _FIT_TOKENS // sample.grid.tokens)
+        for inputs, outputs in zip(sample.inputs.split(images), sample.outputs.split(images), strict=True):
+            yield inputs, outputs, sample.grid
+
+
+def _as_image(x_BNC: Tensor, grid: Grid) -> Tensor:
+    """(B, N, C) tokens as a (B, C, H, W) view."""
+    return x_BNC.transpose(1, 2).unflatten(2, (grid.height, grid.width))
+
+
+def _wide(x: Tensor) -> torch.dtype:
+    """float32, or float64 for what is float64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _within_range(x: Tensor) -> Tensor:
+    """Replace float16's infinities by its largest number; other dtypes have range to spare."""
+    return x.clamp(-65504, 65504) if x.dtype == torch.float16 else x
+
+
+def _stage_size(grid: Grid, scale: float) -> tuple[int, int]:
+    """Sides of a stage; the small term keeps 1/3 of 3 at 1 in spite of rounding."""
+    return max(1, math.floor(grid.height * scale + 1e-6)), max(1, math.floor(grid.width * scale + 1e-6))
+
+
+def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} is one of {', '.join(allowed)}; got {value!r}")
+    return value
+
+
+def _checked_scales(scales: Sequence[float]) -> tuple[float, ...]:
+    if not scales or not all(0 < scale <= 1 for scale in scales):
+        raise ValueError(f"scales are one or more numbers in (0, 1], e.g. [1, 0.5]; got {list(scales)!r}")
+    return tuple(scales)
+
+
+def _resolve_width(width: int | float | str, channels: int, stages: int) -> int:
+    """Entry channels: even, at least 2, at most C."""
+    if isinstance(width, str):
+        _one_of("entry_width", width, ("C/2n",))
+        count = channels // (2 * stages)
+    else:
+        count = int(width * channels + 1e-6) if isinstance(width, float) else width
+        if width <= 0 or count > channels:
+            raise ValueError(f"entry_width is 2 to {channels} channels, a fraction up to 1.0 or 'C/2n'; got {width!r}")
+    return max(2, count - count % 2)
+
+
+def _resolve_kernel(kernel: int | float | dict[str, int | float], site: Site) -> int:
+    """Odd kernel side in tokens."""
+    size = _first_match(kernel, site.path) if isinstance(kernel, dict) else kernel
+    if isinstance(size, float):
+        if not 0 < size <= 1:
+            raise ValueError(f"a kernel_size with a decimal point is a fraction of the grid, up to 1.0; got {size}")
+        size = 2 * int(size * min(site.grid.height, site.grid.width) / 2) + 1
+    if size < 1 or size % 2 == 0:
+        raise ValueError(f"kernel_size in tokens is odd and positive; got {size}")
+    return size
+
+
+def _first_match(table: dict[str, int | float], path: str) -> int | float:
+    """Entry of the first pattern that matches the path."""
+    for pattern, size in table.items():
+        if fnmatchcase(path, pattern):
+            return size
+    raise ValueError(
+        f"no kernel_size for site {path!r}, only for {', '.join(table)}; "
+        "add a pattern ('*' matches all), or choose one number or another preset"
+    )

@@ -1,0 +1,8 @@
+"""Callbacks: what happens beside training."""
+
+from callbacks.ema import TrainableEMA
+from callbacks.image_writer import ImageWriter
+from callbacks.sample_grid import SampleGrid
+from callbacks.throughput import Throughput
+
+__all__ = ["ImageWriter", "SampleGrid", "Throughput", "TrainableEMA"]

@@ -1,0 +1,126 @@
+"""Exponential moving average of what is trained, and of nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+
+class TrainableEMA(Callback):
+    """Averages the trainable parameters in fp32 and puts the average in place for validation, test and prediction.
+
+    After optimiser step s the average moves by 1 - min(decay, (1 + s) / (10 + s)), so that early steps are forgotten.
+    It is saved in checkpoints beside the raw parameters and restored with them. After ``fit`` the module keeps the
+    average, which is what exports at the end of a run should hold.
+
+    Args:
+        decay: Share of the old average kept at every step.
+
+    Raises:
+        ValueError: ``decay`` is outside [0, 1).
+    """
+
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay must be at least 0 and below 1, got {decay}")
+        self.decay = decay
+        self.average: dict[str, Tensor] = {}
+        self._raw: dict[str, Tensor] | None = None
+        self._step = -1
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin from the parameters, or from the restored average."""
+        named = dict(_trainable(pl_module))
+        for name, parameter in named.items():
+            start = self.average.get(name, parameter.detach().float())
+            self.average[name] = start.to(parameter.device, torch.float32, copy=True)
+        self.average = {name: self.average[name] for name in named}
+        self._step = trainer.global_step
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the average once for every optimiser step."""
+        if trainer.global_step == self._step:  # accumulating
+            return
+        self._step = trainer.global_step
+        keep = min(self.decay, (1 + self._step) / (10 + self._step))
+        for name, parameter in _trainable(pl_module):
+            self.average[name].lerp_(parameter.detach().float(), 1 - keep)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the average."""
+        self._swap_in(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Back to training the raw parameters."""
+        self._swap_out(pl_module)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the average."""
+        self._swap_in(pl_module)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Back to the raw parameters."""
+        self._swap_out(pl_module)
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw with the average."""
+        self._swap_in(pl_module)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Back to the raw parameters."""
+        self._swap_out(pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average in the module: it is the result of the run."""
+        self._swap_in(pl_module)
+        self._raw = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The average, for the checkpoint."""
+        return {"average": {name: value.cpu() for name, value in self.average.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the average from a checkpoint."""
+        self.average = dict(state_dict["average"])
+
+    @contextmanager
+    def averaged(self, pl_module: LightningModule) -> Iterator[None]:
+        """The module with the average in place, for other callbacks that draw samples while training."""
+        already = self._raw is not None
+        if not already:
+            self._swap_in(pl_module)
+        try:
+            yield
+        finally:
+            if not already:
+                self._swap_out(pl_module)
+
+    @torch.no_grad()
+    def _swap_in(self, pl_module: LightningModule) -> None:
+        if not self.average or self._raw is not None:
+            return
+        named = {name: p for name, p in pl_module.named_parameters() if name in self.average}
+        self._raw = {name: parameter.detach().clone() for name, parameter in named.items()}
+        for name, parameter in named.items():
+            parameter.copy_(self.average[name])
+
+    @torch.no_grad()
+    def _swap_out(self, pl_module: LightningModule) -> None:
+        if self._raw is None:
+            return
+        for name, parameter in pl_module.named_parameters():
+            if name in self._raw:
+                parameter.copy_(self._raw[name])
+        self._raw = None
+
+
+def _trainable(module: LightningModule) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)

@@ -1,0 +1,77 @@
+"""Pictures while training: the student's, and the teacher's from the same seeds beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from torchvision.utils import make_grid, save_image
+
+from callbacks.ema import TrainableEMA
+
+
+class SampleGrid(Callback):
+    """Draws fixed labels or captions from fixed seeds, to the logger and as PNG files.
+
+    Every column is one condition; with a teacher its row stands above the student's.
+
+    Args:
+        labels: Class labels to draw.
+        captions: Captions to draw, for text-conditioned models.
+        every_n_steps: Optimiser steps between grids; one is drawn at the end of ``fit`` in any case.
+
+    Raises:
+        ValueError: Not exactly one of labels and captions is given.
+    """
+
+    def __init__(
+        self, labels: list[int] | None = None, captions: list[str] | None = None, every_n_steps: int = 1000
+    ) -> None:
+        if (labels is None) == (captions is None):
+            raise ValueError("give labels or captions, and not both")
+        self.labels, self.captions = labels, captions
+        self.every_n_steps = every_n_steps
+        self._drawn_at = -1
+        self._teacher_images: Tensor | None = None
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Draw when it is time."""
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 and step != self._drawn_at:
+            self._draw(trainer, pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw the result."""
+        if trainer.global_step != self._drawn_at:
+            self._draw(trainer, pl_module)
+
+    @rank_zero_only
+    @torch.no_grad()
+    def _draw(self, trainer: Trainer, module: Any) -> None:
+        self._drawn_at = trainer.global_step
+        batch: dict[str, Any] = {"caption": self.captions}
+        if self.labels is not None:
+            batch = {"label": torch.tensor(self.labels, device=module.device)}
+        index = torch.arange(len(self.labels or self.captions or ()))
+        rows = []
+        if hasattr(module, "draw_teacher"):
+            if self._teacher_images is None:
+                self._teacher_images = module.draw_teacher(batch, index).cpu()
+            rows.append(self._teacher_images)
+        averages = [callback for callback in getattr(trainer, "callbacks", ()) if isinstance(callback, TrainableEMA)]
+        if averages:
+            with averages[0].averaged(module):
+                rows.append(module.draw(batch, index).cpu())
+        else:
+            rows.append(module.draw(batch, index).cpu())
+        grid = make_grid(torch.cat(rows), nrow=len(index), padding=2, pad_value=1.0)
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_image(grid, folder / f"step_{self._drawn_at:07d}.png")
+        experiment = getattr(trainer.logger, "experiment", None)
+        if experiment is not None and hasattr(experiment, "add_image"):
+            experiment.add_image("samples", grid, self._drawn_at)

@@ -1,0 +1,157 @@
+"""Hugging Face data sets, from the hub or a local folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datamodules.records import (
+    MAX_PIXELS,
+    CorruptRecord,
+    Record,
+    RecordSource,
+    check_max_pixels,
+    decode_image,
+    number_labels,
+)
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+class HuggingFaceRecords(RecordSource):
+    """Rows of one split of a Hugging Face data set.
+
+    Args:
+        path: Hub id, folder written by ``save_to_disk``, or folder that ``datasets.load_dataset`` understands.
+        name: Configuration of a data set that has several.
+        split: Split, such as ``train``; hub data sets also take slices such as ``train[:10%]``.
+        revision: Branch, tag or commit of a hub data set; give a commit for a run that can be repeated.
+        image_column: Column of pictures.
+        label_column: Column of labels (class labels, whole numbers or names), or ``None``.
+        caption_column: Column of captions, or ``None``.
+        max_pixels: Pictures with more pixels are refused.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        name: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        image_column: str = "image",
+        label_column: str | None = None,
+        caption_column: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.path = path
+        self.name = name
+        self.split = split
+        self.revision = revision
+        self.image_column = image_column
+        self.label_column = label_column
+        self.caption_column = caption_column
+        self.max_pixels = check_max_pixels(max_pixels)
+        self._classes: list[str] | None = None
+        self._rows: Dataset | None = None
+        self._labels: list[int] | None = None
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the class labels once the data set is open, or of the names in the label column, sorted."""
+        return self._classes
+
+    def prepare(self) -> None:
+        """Download the data set into the cache, if it is not there."""
+        self._load()
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        self.open()
+        assert self._rows is not None
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Record:
+        """Decode one row."""
+        self.open()
+        assert self._rows is not None
+        row = self._rows[int(index)]
+        caption = None if self.caption_column is None else row[self.caption_column]
+        if self.caption_column is not None and caption is None:
+            raise CorruptRecord(f"column {self.caption_column!r} is empty")
+        label = None if self._labels is None else self._labels[index]
+        return Record(id=str(index), image=self._decode(row[self.image_column]), label=label, caption=caption)
+
+    def _open(self) -> None:
+        from datasets import Image
+
+        rows = self._load()
+        self._check_columns(rows)
+        columns = [c for c in (self.image_column, self.caption_column, self.label_column) if c is not None]
+        rows = rows.select_columns(list(dict.fromkeys(columns)))
+        # Left encoded, so that a damaged picture is found, and skipped, when its row is read.
+        self._rows = rows.cast_column(self.image_column, Image(decode=False))
+        self._read_labels(rows)
+
+    def _load(self) -> Dataset:
+        from datasets import Dataset, load_dataset, load_from_disk  # slow to import: only when it is used
+
+        folder = Path(self.path)
+        if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+            try:
+                return load_dataset(self.path, self.name, split=self.split, revision=self.revision)
+            except (ConnectionError, FileNotFoundError) as error:
+                raise FileNotFoundError(
+                    f"data set {self.path!r} was found neither as a folder with data nor on the hub: {error}"
+                ) from error
+        saved = load_from_disk(self.path)
+        splits = {str(saved.split or self.split): saved} if isinstance(saved, Dataset) else dict(saved)
+        if self.split not in splits:
+            raise ValueError(f"data set {self.path!r} has no split {self.split!r}; it has {sorted(splits)}")
+        return splits[self.split]
+
+    def _check_columns(self, rows: Dataset) -> None:
+        from datasets import Image, Value
+
+        options = ("image_column", "label_column", "caption_column")
+        for option in options:
+            column = getattr(self, option)
+            if column is not None and column not in rows.column_names:
+                raise ValueError(
+                    f"{option} is {column!r}, which data set {self.path!r} does not have; it has {rows.column_names}"
+                )
+        feature = rows.features[self.image_column]
+        if not isinstance(feature, Image) and feature != Value("binary"):
+            raise ValueError(f"column {self.image_column!r} of {self.path!r} holds {feature}, not pictures")
+        if self.caption_column is not None:
+            feature = rows.features[self.caption_column]
+            if feature not in (Value("string"), Value("large_string")):
+                raise ValueError(f"column {self.caption_column!r} of {self.path!r} holds {feature}, not one text a row")
+
+    def _read_labels(self, rows: Dataset) -> None:
+        from datasets import ClassLabel
+
+        if self.label_column is None:
+            return
+        where = f"column {self.label_column!r} of {self.path!r}"
+        feature = rows.features[self.label_column]
+        names = list(feature.names) if isinstance(feature, ClassLabel) else None
+        self._labels, self._classes = number_labels(rows[self.label_column][:], classes=names, where=where)
+
+    def _decode(self, value: dict[str, Any] | None) -> Any:
+        if value is None or (value["bytes"] is None and value["path"] is None):
+            raise CorruptRecord(f"column {self.image_column!r} is empty")
+        if value["bytes"] is not None:
+            return decode_image(value["bytes"], max_pixels=self.max_pixels)
+        path = Path(value["path"]).resolve()
+        if not any(path.is_relative_to(root) for root in self._allowed_folders()):
+            raise CorruptRecord(f"picture {value['path']!r} lies outside the data set; copy it into the folder")
+        return decode_image(path, max_pixels=self.max_pixels)
+
+    def _allowed_folders(self) -> list[Path]:
+        from datasets import config
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        if Path(self.path).is_dir():
+            return [Path(self.path).resolve()]
+        return [Path(config.HF_DATASETS_CACHE).resolve(), Path(HF_HUB_CACHE).resolve()]

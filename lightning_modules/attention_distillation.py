@@ -1,0 +1,299 @@
+"""Distil the self-attention of a pretrained diffusion model into token mixers, everything else frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from blocks.base import Site, TokenMixer
+from lightning_modules.base import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
+from sparsight.diffusion.identity import state_hash
+from sparsight.diffusion.model import DiffusionModel, predict
+from sparsight.distill.capture import capture_site
+from sparsight.distill.losses import min_snr_weight, normalised_mse, snr_over_gamma_weight
+from sparsight.distill.residual import ResidualTaps
+from sparsight.distill.stages import Objective, Stage, StageClock, site_weight
+from sparsight.surgery.record import record_of
+from sparsight.surgery.replace import attention_weights, replace, set_mode
+from sparsight.surgery.shell import Mode
+from sparsight.surgery.sites import SiteSelection
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class AttentionDistillation(DiffusionModule):
+    """Layer-wise and end-to-end distillation of self-attention (Dong et al., arXiv 2504.21292), in one ``fit``.
+
+    Args:
+        teacher: Pipeline folder, shipped model or hub id.
+        mixer: What replaces self-attention; class and options, the site is filled in for every place.
+        stages: What is optimised, in this order, each with a fresh optimiser.
+        sites: Which self-attentions are replaced; all if not given.
+        site_weights: Weight of a site's loss by pattern of its path; the first match counts, others weigh 1.
+        train_projections: Train copies of the query, key, value and output projections of core mixers as well.
+        init_samples: Samples of the training data that mixers may use to start from the teacher; 0 keeps their
+            random start.
+        teacher_dtype: Precision of the frozen part; mixers are always trained in fp32.
+        condition_dropout: Share of samples without their condition.
+        gradient_checkpointing: Recompute blocks in the end-to-end backward pass to save memory.
+        compile: Compile every transformer block.
+        seed: Decides timesteps, noise and condition dropout, together with step and sample index.
+        sample_steps: Sampler steps of ``predict`` and sample grids.
+        guidance_scale: Guidance of the same.
+        revision: Git revision of a hub teacher.
+        variant: Weight variant of the teacher, e.g. ``fp16``.
+        trust_remote_code: Run code that comes with the teacher.
+
+    Raises:
+        ValueError: No stage, unknown sites, or sites that cannot be replaced.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        mixer: Callable[[Site], TokenMixer],
+        stages: Sequence[Stage],
+        sites: SiteSelection | None = None,
+        site_weights: dict[str, float] | None = None,
+        train_projections: bool = False,
+        init_samples: int = 64,
+        teacher_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        condition_dropout: float = 0.1,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        seed: int = 0,
+        sample_steps: int = 25,
+        guidance_scale: float = 2.0,
+        revision: str | None = None,
+        variant: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(seed=seed, sample_steps=sample_steps, guidance_scale=guidance_scale)
+        self.keep_hyperparameters()
+        if not stages:
+            raise ValueError("give at least one stage, e.g. {objective: layerwise, steps: 1000}")
+        self.clock = StageClock(stages)
+        self.teacher, self.revision = teacher, revision
+        self.diffusion = DiffusionModel.from_pretrained(
+            teacher, revision=revision, variant=variant, trust_remote_code=trust_remote_code
+        )
+        self.denoiser: Any = self.diffusion.denoiser
+        self.teacher_hash = state_hash(self.denoiser.state_dict())
+        self.denoiser.to(DTYPES[teacher_dtype])
+        self.shells = replace(self.denoiser, mixer, sites, train_projections=train_projections)
+        self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
+        self.taps = ResidualTaps(self.denoiser, self.shells)
+        self.init_samples = init_samples
+        self.condition_dropout = condition_dropout
+        if gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+        if compile:
+            compile_blocks(self.denoiser)
+        self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
+        self._stage_index = 0
+        self._restored = False
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    @property
+    def stage(self) -> Stage:
+        """The stage that is being trained."""
+        return self.clock.stages[self._stage_index]
+
+    def trained_names(self) -> set[str]:
+        """Names of the mixers' parameters, and of trained projections."""
+        return self._trained
+
+    def train(self, mode: bool = True) -> AttentionDistillation:
+        """The frozen denoiser stays in eval mode, only mixers follow."""
+        super().train(mode)
+        self.denoiser.eval()
+        for shell in self.shells.values():
+            shell.student.mixer.train(mode)
+        return self
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the stage, the base model's identity and what was changed in it."""
+        checkpoint["sparsight"] = {"stage": self._stage_index, "teacher_hash": self.teacher_hash} | self._plan()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the stage; refuse a checkpoint of another base model or of other mixers.
+
+        Raises:
+            ValueError: Teacher or mixers differ.
+        """
+        saved = checkpoint.get("sparsight", {})
+        if saved.get("teacher_hash") != self.teacher_hash:
+            raise ValueError(
+                f"the checkpoint was made from another teacher than {self.teacher!r}: weights hash "
+                f"{str(saved.get('teacher_hash'))[:12]}, not {self.teacher_hash[:12]}"
+            )
+        if saved["record"] != record_of(self.denoiser):
+            raise ValueError("the checkpoint holds other mixers than the configuration asks for")
+        self._stage_index = saved["stage"]
+        self._restored = True
+
+    def _plan(self) -> dict[str, Any]:
+        return {"teacher": self.teacher, "revision": self.revision, "record": record_of(self.denoiser)}
+
+    # -- optimisation ----------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """The stages say how long training is, unless the trainer stops earlier."""
+        super().setup(stage)
+        if stage == "fit":
+            loop = self.trainer.fit_loop.epoch_loop
+            loop.max_steps = self.clock.total if loop.max_steps < 0 else min(loop.max_steps, self.clock.total)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The current stage's optimiser and learning-rate schedule."""
+        stage = self.stage
+        return self.optimisers(
+            stage.optimizer, lr_schedule=stage.lr_schedule, warmup_steps=stage.warmup_steps, steps=stage.steps
+        )
+
+    def on_train_start(self) -> None:
+        """Let mixers start from the teacher, unless training was begun before."""
+        if not self._restored and self.init_samples > 0:
+            data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  set by fit, unknown to the class
+            self.initialise_mixers(iter(data.train_dataloader()))
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """A new stage begins with a fresh optimiser."""
+        index = self.clock.index(self.global_step)
+        if index != self._stage_index:
+            self._stage_index = index
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
+    def initialise_mixers(self, batches: Iterator[Mapping[str, Any]]) -> None:
+        """Show every mixer what its teacher did on ``init_samples`` samples, site by site to save memory."""
+        chosen, count = [], 0
+        for batch in batches:
+            batch = self.trainer.strategy.batch_to_device(batch) if self._trainer is not None else batch
+            chosen.append(self.noised(batch, step=0, condition_dropout=self.condition_dropout))
+            count += len(batch["index"])
+            if count >= self.init_samples:
+                break
+        set_mode(self.shells.values(), Mode.TEACHER)
+        for shell in self.shells.values():
+            with torch.no_grad(), capture_site(shell) as samples:
+                for batch in chosen:
+                    self._predict(batch)
+            shell.student.mixer.init_from_teacher(attention_weights(shell.teacher), samples)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """The stage's loss; logs every term and every site's relative L2 error."""
+        noised = self.noised(batch, step=self.global_step, condition_dropout=self.condition_dropout)
+        terms = self._layerwise(noised) if self.stage.objective == "layerwise" else self._end_to_end(noised)
+        loss = torch.stack(list(terms.values())).sum()
+        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        self.log_dict({"train/loss": loss.detach()} | {f"train/{k}": v.detach() for k, v in terms.items()})
+        self.log("train/stage", float(self._stage_index))
+        return loss
+
+    def _layerwise(self, noised: Mapping[str, Any]) -> dict[str, Tensor]:
+        errors = self.site_errors(noised)
+        self.log_dict({f"train/relative_l2/{path}": error.detach().sqrt() for path, error in errors.items()})
+        return {"site": self._weighted(errors, mean=True)}
+
+    def site_errors(self, noised: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Every mixer's squared error over its teacher's mean square, on the teacher's own input.
+
+        One forward pass through the frozen network; gradients reach the mixers alone.
+        """
+        set_mode(self.shells.values(), Mode.LAYERWISE)
+        with torch.no_grad():
+            self._predict(noised)
+        errors = {}
+        for path, shell in self.shells.items():
+            assert shell.error is not None
+            errors[path], shell.error = shell.error, None
+        return errors
+
+    def _end_to_end(self, noised: Mapping[str, Any]) -> dict[str, Tensor]:
+        objective = self.stage.terms
+        with torch.no_grad():
+            teacher_output, teacher_sites = self._observe(noised, Mode.TEACHER, objective)
+        student_output, student_sites = self._observe(noised, Mode.STUDENT, objective)
+        terms = {}
+        if objective.to_teacher:
+            terms["to_teacher"] = objective.to_teacher * self._output_loss(student_output, teacher_output, noised)
+        if objective.to_target:
+            if "target" not in noised:
+                raise ValueError(
+                    "to_target needs clean samples, but the data holds trajectory states: set to_target to 0 or use "
+                    "images or mode: samples"
+                )
+            terms["to_target"] = objective.to_target * self._output_loss(student_output, noised["target"], noised)
+        if objective.site:
+            terms["site"] = objective.site * self._site_loss(student_sites, teacher_sites, objective)
+        return terms
+
+    def _observe(self, noised: Mapping[str, Any], mode: Mode, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
+        set_mode(self.shells.values(), mode)
+        if objective.site_on == "residual":
+            with self.taps.listening() as streams:
+                return self._predict(noised), streams
+        output = self._predict(noised)
+        return output, {path: shell.take_output() for path, shell in self.shells.items()}
+
+    def _output_loss(self, student: Tensor, wanted: Tensor, noised: Mapping[str, Any]) -> Tensor:
+        error_B = (student - wanted.float()).square().flatten(1).mean(1)
+        objective, process = self.stage.terms, self.diffusion.process
+        if objective.timestep_weight == "none":
+            return error_B.mean()
+        snr_B = process.snr(noised["level"]).to(error_B.device)
+        if objective.timestep_weight == "paper":
+            return (snr_over_gamma_weight(snr_B, objective.gamma) * error_B).mean()
+        return (min_snr_weight(snr_B, objective.gamma, process.prediction_type) * error_B).mean()
+
+    def _site_loss(self, student: dict[str, Tensor], teacher: dict[str, Tensor], objective: Objective) -> Tensor:
+        normalised = {path: normalised_mse(student[path], teacher[path]) for path in self.shells}
+        self.log_dict({f"train/relative_l2/{path}": error.detach().sqrt() for path, error in normalised.items()})
+        if objective.site_normalised:
+            return self._weighted(normalised, mean=True)
+        plain = {path: (student[path].float() - teacher[path].float()).square().mean() for path in self.shells}
+        return self._weighted(plain, mean=False)
+
+    def _weighted(self, errors: Mapping[str, Tensor], *, mean: bool) -> Tensor:
+        total = torch.stack([self.site_weights[path] * error for path, error in errors.items()]).sum()
+        return total / sum(self.site_weights.values()) if mean else total
+
+    def _predict(self, noised: Mapping[str, Any]) -> Tensor:
+        return predict(self.denoiser, noised["xt"], noised["timestep"], noised["cond"])
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Relative L2 error of the output and of every site, at draws that are the same in every validation."""
+        self._evaluate(batch, "val")
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """The same on the test data."""
+        self._evaluate(batch, "test")
+
+    def _evaluate(self, batch: Mapping[str, Any], prefix: str) -> None:
+        noised = self.noised(batch, step=STREAM_OFFSET_EVAL, condition_dropout=0.0)
+        options: dict[str, Any] = {"batch_size": len(batch["index"]), "sync_dist": True}
+        errors = {path: error.sqrt() for path, error in self.site_errors(noised).items()}
+        self.log_dict({f"{prefix}/relative_l2/{path}": error for path, error in errors.items()}, **options)
+        self.log(f"{prefix}/site_relative_l2", torch.stack(list(errors.values())).mean(), prog_bar=True, **options)
+        set_mode(self.shells.values(), Mode.TEACHER)
+        wanted = self._predict(noised)
+        set_mode(self.shells.values(), Mode.STUDENT)
+        output_error = normalised_mse(self._predict(noised), wanted).sqrt()
+        self.log(f"{prefix}/output_relative_l2", output_error, prog_bar=True, **options)
+
+    def draw(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
+        """The student's images."""
+        set_mode(self.shells.values(), Mode.STUDENT)
+        return super().draw(batch, index)
+
+    def draw_teacher(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
+        """The teacher's images, from the same starting noise."""
+        set_mode(self.shells.values(), Mode.TEACHER)
+        return super().draw(batch, index)

@@ -1,0 +1,147 @@
+"""What every diffusion LightningModule shares: randomness, optimisers, checkpoints of trained tensors, predictions."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from diffusers.optimization import get_scheduler
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from sparsight.diffusion.conditioning import drop_condition
+from sparsight.diffusion.model import DiffusionModel
+from sparsight.diffusion.randomness import Stream, sample_normal, sample_uniform
+from sparsight.diffusion.sampling import sample, starting_noise
+
+STREAM_OFFSET_EVAL = 1_000_003  # evaluation draws must not repeat those of training
+
+
+class DiffusionModule(LightningModule):
+    """Base of modules that train a denoiser or a part of it.
+
+    Args:
+        seed: Decides timesteps, noise and condition dropout, together with step and sample index.
+        sample_steps: Sampler steps of ``predict``, grids and metrics.
+        guidance_scale: Guidance of the same.
+    """
+
+    diffusion: DiffusionModel
+
+    def __init__(self, *, seed: int, sample_steps: int, guidance_scale: float) -> None:
+        super().__init__()
+        self.seed = seed
+        self.sample_steps = sample_steps
+        self.guidance_scale = guidance_scale
+        self.strict_loading = False  # checkpoints hold what was trained; load_state_dict checks it exactly
+
+    def setup(self, stage: str) -> None:
+        """Move text encoders and VAE beside the denoiser."""
+        self.diffusion.to(self.device)
+
+    def keep_hyperparameters(self, *, ignore: Sequence[str] = ()) -> None:
+        """Save the constructor's arguments that are plain data, so that checkpoints load with ``weights_only``.
+
+        Built by the command, every argument is plain; built in Python, callables and modules are left out.
+        """
+        frame = inspect.currentframe()
+        assert frame is not None
+        self.save_hyperparameters(ignore=list(ignore), frame=frame.f_back)
+        not_plain = [name for name, value in self.hparams.items() if not _is_plain(value)]
+        self.save_hyperparameters(ignore=[*ignore, *not_plain], frame=frame.f_back)
+
+    # -- batches -------------------------------------------------------------------------------------------------
+
+    def noised(self, batch: Mapping[str, Any], *, step: int, condition_dropout: float) -> dict[str, Any]:
+        """The batch contract with ``xt``, ``timestep``, ``level`` and, for clean samples, ``target`` added.
+
+        Args:
+            batch: What the datamodule gave.
+            step: Optimiser step that the draws belong to.
+            condition_dropout: Share of samples that lose their condition.
+        """
+        prepared = self.diffusion.prepare(batch)
+        index = batch["index"]
+        process = self.diffusion.process
+        if condition_dropout > 0:
+            uniform_B = sample_uniform(seed=self.seed, step=step, index=index, stream=Stream.CONDITION_DROPOUT)
+            prepared["cond"] = drop_condition(prepared["cond"], prepared["uncond"], uniform_B < condition_dropout)
+        if "xt" in prepared:
+            prepared["level"] = process.level(prepared["timestep"])
+            return prepared
+        clean = prepared["sample"]
+        uniform_B = sample_uniform(seed=self.seed, step=step, index=index, stream=Stream.TIMESTEP)
+        noise = sample_normal(clean.shape[1:], seed=self.seed, step=step, index=index, stream=Stream.NOISE)
+        level = process.levels(uniform_B)
+        noise = noise.to(clean)
+        prepared |= {
+            "level": level,
+            "timestep": process.timestep(level).to(clean.device),
+            "xt": process.add_noise(clean, noise, level),
+            "target": process.target(clean, noise, level),
+        }
+        return prepared
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Images (B, C, H, W) in [0, 1], one for every condition of the batch, with the batch's ids."""
+        return {"images": self.draw(batch, batch["index"]), "index": batch["index"]}
+
+    def draw(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
+        """Sample images in [0, 1] for the labels or captions of ``batch``; equal ids give equal starting noise."""
+        noise = starting_noise(self.diffusion.sample_shape(), seed=self.seed, index=index)
+        latents = sample(self.diffusion, batch, noise, steps=self.sample_steps, guidance=self.guidance_scale)
+        return self.diffusion.decode(latents)
+
+    # -- optimisers ----------------------------------------------------------------------------------------------
+
+    def optimisers(
+        self, optimizer: OptimizerCallable, *, lr_schedule: str, warmup_steps: int, steps: int
+    ) -> OptimizerLRSchedulerConfig:
+        """Lightning's optimiser dictionary over the trainable parameters, with a diffusers learning-rate schedule."""
+        trained = optimizer([p for p in self.parameters() if p.requires_grad])
+        schedule = get_scheduler(lr_schedule, trained, num_warmup_steps=warmup_steps, num_training_steps=steps)
+        return {"optimizer": trained, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    # -- checkpoints ---------------------------------------------------------------------------------------------
+
+    def trained_names(self) -> set[str]:
+        """Names of the state-dict entries that a checkpoint of this module holds."""
+        raise NotImplementedError
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """Only what was trained; the rest is in the base model."""
+        kept = self.trained_names()
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in kept}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load what :meth:`state_dict` saved.
+
+        Raises:
+            ValueError: A trained tensor is missing, or one is there that was not trained.
+        """
+        expected, given = self.trained_names(), set(state_dict)
+        if expected != given:
+            raise ValueError(
+                f"the checkpoint does not fit this module: missing {sorted(expected - given)[:5]}, unexpected "
+                f"{sorted(given - expected)[:5]}; was it made with other sites, blocks or trained parts?"
+            )
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return all(_is_plain(item) for item in value.values())
+    if isinstance(value, (list, tuple)):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def compile_blocks(denoiser: torch.nn.Module) -> None:
+    """Compile every transformer block in place, which keeps parameter names and shares one compilation."""
+    for module in denoiser.modules():
+        if type(module).__name__ == "BasicTransformerBlock":
+            module.compile()

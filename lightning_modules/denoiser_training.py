@@ -1,0 +1,148 @@
+"""Train or fine-tune a diffusers denoiser: to make teachers, and to polish students."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from diffusers import DiTTransformer2DModel, ModelMixin, SchedulerMixin
+from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from lightning_modules.base import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
+from sparsight.diffusion.initialise import initialise_dit
+from sparsight.diffusion.model import DiffusionModel, load_pipeline, predict
+from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
+from sparsight.distill.losses import min_snr_weight
+
+
+class DenoiserTraining(DiffusionModule):
+    """Denoising training (Ho et al., arXiv 2006.11239).
+
+    What is predicted is the noise scheduler's choice: noise, velocity (arXiv 2202.00512), or flow (arXiv 2210.02747).
+
+    Args:
+        pretrained: Pipeline folder, shipped model or hub id to start from; its denoiser, scheduler, text encoders and
+            VAE are used.
+        denoiser: A denoiser to use instead of the pipeline's, e.g. a fresh ``diffusers.DiTTransformer2DModel``.
+        noise_scheduler: A scheduler to use instead of the pipeline's, e.g. ``diffusers.DDPMScheduler``.
+        class_names: Names of the classes, kept in the exported pipeline.
+        trainable: Patterns of parameter names to train, e.g. ``*.attn1.*``; everything else is frozen.
+        condition_dropout: Share of samples trained without their condition, for classifier-free guidance.
+        snr_gamma: Clip of the min-SNR loss weight (Hang et al., arXiv 2303.09556); none weighs all timesteps alike.
+        optimizer: Optimiser class and options.
+        lr_schedule: A diffusers schedule, e.g. ``constant_with_warmup`` or ``cosine``.
+        warmup_steps: Steps over which the learning rate rises.
+        gradient_checkpointing: Recompute blocks in the backward pass to save memory.
+        compile: Compile every transformer block.
+        seed: Decides timesteps, noise and condition dropout, together with step and sample index.
+        sample_steps: Sampler steps of ``predict`` and sample grids.
+        guidance_scale: Guidance of the same.
+
+    Raises:
+        ValueError: Neither a pipeline nor denoiser and scheduler are given, or no parameter matches ``trainable``.
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        denoiser: ModelMixin | None = None,
+        noise_scheduler: SchedulerMixin | None = None,
+        class_names: list[str] | None = None,
+        trainable: Sequence[str] = ("*",),
+        condition_dropout: float = 0.1,
+        snr_gamma: float | None = None,
+        optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4),
+        lr_schedule: str = "constant_with_warmup",
+        warmup_steps: int = 500,
+        gradient_checkpointing: bool = False,
+        compile: bool = False,
+        seed: int = 0,
+        sample_steps: int = 25,
+        guidance_scale: float = 2.0,
+    ) -> None:
+        super().__init__(seed=seed, sample_steps=sample_steps, guidance_scale=guidance_scale)
+        self.keep_hyperparameters(ignore=["denoiser", "noise_scheduler"])
+        self.diffusion = DiffusionModel(_pipeline(pretrained, denoiser, noise_scheduler, class_names))
+        self.denoiser: Any = self.diffusion.denoiser
+        self.condition_dropout = condition_dropout
+        self.snr_gamma = snr_gamma
+        self.optimizer, self.lr_schedule, self.warmup_steps = optimizer, lr_schedule, warmup_steps
+        for name, parameter in self.denoiser.named_parameters():
+            parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in trainable))
+        if not any(p.requires_grad for p in self.denoiser.parameters()):
+            raise ValueError(f"no parameter of the denoiser matches trainable={list(trainable)}")
+        if gradient_checkpointing:
+            self.denoiser.enable_gradient_checkpointing()
+        if compile:
+            compile_blocks(self.denoiser)
+        self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
+
+    def trained_names(self) -> set[str]:
+        """Names of the trained parameters."""
+        return self._trained
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """The optimiser with its learning-rate schedule over ``max_steps``."""
+        return self.optimisers(
+            self.optimizer,
+            lr_schedule=self.lr_schedule,
+            warmup_steps=self.warmup_steps,
+            steps=int(self.trainer.estimated_stepping_batches),
+        )
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        """Mean squared error to the target of the noising process."""
+        loss = self._loss(batch, step=self.global_step, condition_dropout=self.condition_dropout)
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """The loss at draws that are the same in every validation."""
+        loss = self._loss(batch, step=STREAM_OFFSET_EVAL, condition_dropout=0.0)
+        self.log("val/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=True)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """The same on the test data."""
+        loss = self._loss(batch, step=STREAM_OFFSET_EVAL, condition_dropout=0.0)
+        self.log("test/loss", loss, batch_size=len(batch["index"]), sync_dist=True)
+
+    def _loss(self, batch: Mapping[str, Any], *, step: int, condition_dropout: float) -> Tensor:
+        noised = self.noised(batch, step=step, condition_dropout=condition_dropout)
+        if "target" not in noised:
+            raise ValueError("the data holds trajectory states without a true target: train on images or samples")
+        output = predict(self.denoiser, noised["xt"], noised["timestep"], noised["cond"])
+        error_B = (output - noised["target"].float()).square().flatten(1).mean(1)
+        if self.snr_gamma is not None:
+            snr_B = self.diffusion.process.snr(noised["level"])
+            weight_B = min_snr_weight(snr_B, self.snr_gamma, self.diffusion.process.prediction_type)
+            error_B = error_B * weight_B.to(error_B.device)
+        return error_B.mean()
+
+
+def _pipeline(
+    pretrained: str | None,
+    denoiser: ModelMixin | None,
+    scheduler: SchedulerMixin | None,
+    class_names: list[str] | None,
+) -> Any:
+    if pretrained is None:
+        if denoiser is None or scheduler is None:
+            raise ValueError("give pretrained, or both denoiser and noise_scheduler")
+        if not isinstance(denoiser, DiTTransformer2DModel):
+            raise ValueError(
+                f"a {type(denoiser).__name__} needs text encoders: give the pipeline that holds them as pretrained"
+            )
+        initialise_dit(denoiser)
+        names = None if class_names is None else {str(i): name for i, name in enumerate(class_names)}
+        return PixelDiTPipeline(transformer=denoiser, scheduler=scheduler, id2label=names)
+    pipeline = load_pipeline(pretrained)
+    component = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
+    if denoiser is not None:
+        pipeline.register_modules(**{component: denoiser})
+    if scheduler is not None:
+        pipeline.register_modules(scheduler=scheduler)
+    return pipeline

@@ -1,0 +1,10 @@
+"""Sparsight: replace the self-attention of pretrained diffusion models by cheaper token mixers, and distil.
+
+Everything that is not a plug-in lives here; the plug-ins are the top-level packages `blocks`, `datamodules`,
+`lightning_modules` and `callbacks`. Importing this package imports none of them, so `sparsight --version` is instant.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+__all__ = ["__version__"]

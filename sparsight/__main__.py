@@ -1,0 +1,62 @@
+"""The ``sparsight`` command and ``python -m sparsight``: quick answers first, then start-up checks, then the CLI."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from sparsight import __version__
+
+HELP = """\
+usage: sparsight [--help] [--version] VERB [--config CONFIG] [OPTIONS]
+
+Replace the self-attention of pretrained diffusion models by cheaper token mixers, distil, measure and export.
+
+verbs:
+  fit         train: distil a student from its teacher, or train a teacher
+  validate    evaluate on the validation data
+  test        evaluate on the test data
+  predict     sample images
+  export      write a trained student as Hugging Face folders, and compare them after reloading
+  benchmark   FLOPs, parameters, latency and memory, per site and whole, against the untouched model
+
+CONFIG is a YAML file, or the name of a shipped one such as experiment/quickstart. Later configs and options win.
+
+more help:
+  sparsight VERB --help                       every option of a verb
+  sparsight fit --model.help CLASS            every option of a class (same for --data)
+  sparsight VERB --config CONFIG --print_config
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command; help and version are answered before torch and Lightning are imported.
+
+    Args:
+        arguments: Command-line arguments without the program's name; none means those of the process.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments in (["--help"], ["-h"]):
+        print(HELP, end="")
+        return
+    if arguments == ["--version"]:
+        print(f"sparsight {__version__}")
+        return
+    if not arguments:
+        print(HELP, end="", file=sys.stderr)
+        raise SystemExit(2)
+
+    from sparsight.startup import check_plugins, check_torch_pair, current_folder_last
+
+    sys.path[:] = current_folder_last(sys.path, os.getcwd())
+    check_plugins()
+    check_torch_pair()
+
+    from sparsight.cli import main as run
+
+    run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Tables as text, CSV and JSON; files appear whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def format_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of equal keys as aligned columns under a ruled header; numbers to the right, text to the left."""
+    cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
+    text = [isinstance(value, str) and not value[:1].isdigit() for value in rows[0].values()]
+    lines = [
+        "  ".join(cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(line, widths, text, strict=True))
+        for line in cells
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def short(number: float) -> str:
+    """Three significant digits and a decimal prefix: 24826900000 is ``24.8 G``."""
+    for factor, unit in UNITS:
+        if abs(number) >= factor:
+            return f"{_three_digits(number / factor)} {unit}"
+    return _three_digits(number)
+
+
+def _three_digits(number: float) -> str:
+    decimals = 2 if abs(number) < 10 else 1 if abs(number) < 100 else 0
+    return f"{number:.{decimals}f}" if number != int(number) else str(int(number))
+
+
+def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of equal keys as CSV with a header."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def json_text(value: Any) -> str:
+    """Indented JSON."""
+    return json.dumps(value, indent=2) + "\n"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file."""
+    write_whole(path, lambda part: part.write_text(text, encoding="utf-8"))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` fill a temporary file of the same suffix, then move it to ``path``; folders are made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    try:
+        write(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)

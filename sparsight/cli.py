@@ -1,0 +1,125 @@
+"""The ``sparsight`` command: LightningCLI with Sparsight's plug-ins, config lookup and checkpoint policy."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+import blocks  # noqa: F401  plug-ins are imported so that class_path may be their bare class name
+import callbacks
+import datamodules  # noqa: F401
+import lightning_modules  # noqa: F401
+from sparsight.hyperparameters import ConfigurationError, check_against_checkpoint
+from sparsight.trainer import SparsightTrainer
+
+CONFIG_OPTIONS = ("-c", "--config", "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
+
+
+def config_folders() -> list[Path]:
+    """Where configs named without a path are looked up: the current folder, the repository, the installed package."""
+    package = Path(__file__).parent
+    return [Path("."), Path("configs"), package.parent / "configs", package / "configs"]
+
+
+def find_config(name: str) -> str:
+    """The file behind a config's name: ``experiment/quickstart`` is found from anywhere.
+
+    Raises:
+        FileNotFoundError: No such file; the message lists the configs of that kind.
+    """
+    candidates = [folder / f"{name}{suffix}" for folder in config_folders() for suffix in ("", ".yaml")]
+    found = next((path for path in candidates if path.is_file()), None)
+    if found is not None:
+        return str(found)
+    known = sorted({str(p.relative_to(f).with_suffix("")) for f in config_folders()[1:] for p in f.rglob("*.yaml")})
+    raise FileNotFoundError(f"no config {name!r}; shipped are: {', '.join(known)}")
+
+
+def resolve_configs(arguments: Sequence[str]) -> list[str]:
+    """Replace config names on the command line by the files they mean; class names and inline values stay."""
+    resolved = list(arguments)
+    for position, argument in enumerate(resolved):
+        option, equals, value = argument.partition("=")
+        if option not in CONFIG_OPTIONS:
+            continue
+        if not equals and position + 1 < len(resolved):
+            resolved[position + 1] = _resolve(option, resolved[position + 1])
+        elif equals:
+            resolved[position] = f"{option}={_resolve(option, value)}"
+    return resolved
+
+
+def _resolve(option: str, value: str) -> str:
+    looks_like_path = "/" in value or value.endswith((".yaml", ".yml", ".json"))
+    if option in ("-c", "--config") or (looks_like_path and not value.lstrip().startswith(("{", "["))):
+        return find_config(value)
+    return value
+
+
+class SparsightCLI(LightningCLI):
+    """One command for all modules: every verb reads the same YAML."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=SparsightTrainer,
+            trainer_defaults={"default_root_dir": "runs", "max_epochs": -1},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "sparsight"},
+            args=list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs and ours, each with the arguments that the command fills in itself."""
+        ours = {"export": {"model", "datamodule"}, "benchmark": {"model", "datamodule"}}
+        return LightningCLI.subcommands() | ours
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Where predicted images go, and the precision of matrix products."""
+        parser.add_lightning_class_args(callbacks.ImageWriter, "images")
+        parser.add_argument(
+            "--matmul_precision",
+            type=str,
+            default="high",
+            help="torch.set_float32_matmul_precision: highest, high or medium",
+        )
+
+    def before_instantiate_classes(self) -> None:
+        """Apply what must stand before any module is built."""
+        torch.set_float32_matmul_precision(self._get(self.config, "matmul_precision"))
+
+    def instantiate_classes(self) -> None:
+        """Build datamodule, module and trainer; what they refuse is the configuration's fault and ends as one line."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, FileNotFoundError, ImportError) as error:
+            raise SystemExit(f"sparsight: {error}") from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets a checkpoint's hyper-parameters beat YAML and flags in silence; here they are compared."""
+        verb = self.config.get("subcommand")
+        path = self.config[verb].get("ckpt_path") if verb else None
+        if path and Path(path).is_file():
+            check_against_checkpoint(self.config[verb], path)
+
+
+def main(arguments: Sequence[str] | None = None) -> Any:
+    """Run the command; configuration mistakes end with one readable message instead of a traceback."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    sys.argv = sys.argv[:1]  # LightningCLI warns about arguments that stand in both places
+    try:
+        return SparsightCLI(resolve_configs(arguments))
+    except (FileNotFoundError, ConfigurationError) as error:
+        raise SystemExit(f"sparsight: {error}") from error

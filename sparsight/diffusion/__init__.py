@@ -1,0 +1,1 @@
+"""Diffusion models: loading, noising, conditioning and sampling."""

@@ -1,0 +1,29 @@
+"""Starting weights of a DiT made from scratch; diffusers leaves PyTorch's defaults, meant for loading over them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def initialise_dit(denoiser: Any) -> None:
+    """adaLN-Zero: every block starts as the identity and the output as zero (Peebles and Xie, arXiv 2212.09748).
+
+    Args:
+        denoiser: A DiTTransformer2DModel; changed in place.
+    """
+    for module in denoiser.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+    patches = denoiser.pos_embed.proj
+    nn.init.xavier_uniform_(patches.weight.view(patches.out_channels, -1))
+    nn.init.zeros_(patches.bias)
+    closed = [denoiser.proj_out_1, denoiser.proj_out_2]
+    for layer in (*closed, *(block.norm1.linear for block in denoiser.transformer_blocks)):
+        nn.init.zeros_(layer.weight)
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,175 @@
+"""A pretrained diffusion model as one object: denoiser, noising process, conditions and image codec."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from torch import Tensor, nn
+
+from sparsight.diffusion.conditioning import Condition, Conditioner, conditioner_for
+from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
+from sparsight.diffusion.process import NoiseProcess
+
+ASSETS = Path(__file__).parent.parent / "assets"
+
+
+def resolve(name: str) -> str:
+    """A folder as it is, one of the models shipped in ``sparsight/assets`` by its name, or a hub id unchanged."""
+    if not Path(name).exists() and (ASSETS / name).is_dir():
+        return str(ASSETS / name)
+    return name
+
+
+def load_pipeline(
+    name: str, *, revision: str | None = None, variant: str | None = None, trust_remote_code: bool = False
+) -> DiffusionPipeline:
+    """Load a pipeline from a local folder, a shipped model's name or a hub id.
+
+    Raises:
+        FileNotFoundError: The folder holds no ``model_index.json``, or neither folder nor hub knows the name.
+    """
+    source = resolve(name)
+    if Path(source).is_dir():
+        index = Path(source) / "model_index.json"
+        if not index.is_file():
+            raise FileNotFoundError(f"{source} is not a diffusers pipeline folder: it has no model_index.json")
+        class_name = json.loads(index.read_text())["_class_name"]
+        if (class_name[1] if isinstance(class_name, list) else class_name) == PixelDiTPipeline.__name__:
+            return _load_pixel_pipeline(Path(source), variant=variant, trust_remote_code=trust_remote_code)
+    elif source.startswith((".", "/")) or source.count("/") > 1:
+        raise FileNotFoundError(f"no model at {source!r}")
+    try:
+        return DiffusionPipeline.from_pretrained(
+            source, revision=revision, variant=variant, trust_remote_code=trust_remote_code, torch_dtype=None
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name!r} is neither a local pipeline folder, nor a model shipped with Sparsight, nor reachable on the "
+            f"hub ({error})"
+        ) from error
+
+
+def _load_pixel_pipeline(folder: Path, *, variant: str | None, trust_remote_code: bool) -> PixelDiTPipeline:
+    index = json.loads((folder / "model_index.json").read_text())
+    parts = {}
+    for part in ("transformer", "scheduler"):
+        library, class_name = index[part]
+        options: dict[str, Any] = {"subfolder": part}
+        if part == "transformer":
+            options |= {"variant": variant, "torch_dtype": None}
+        if library == "diffusers":
+            parts[part] = getattr(diffusers, class_name).from_pretrained(folder, **options)
+        else:
+            parts[part] = diffusers.AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+    return PixelDiTPipeline(**parts, id2label=index.get("id2label"))
+
+
+class DiffusionModel:
+    """What training, sampling, caching, metrics and export need of a pipeline, whatever its family.
+
+    Args:
+        pipeline: A diffusers pipeline with a ``unet`` or a ``transformer``.
+
+    Raises:
+        ValueError: The pipeline has no denoiser, or is of an unknown family.
+    """
+
+    def __init__(self, pipeline: DiffusionPipeline) -> None:
+        self.pipeline = pipeline
+        self.component = next((c for c in ("unet", "transformer") if getattr(pipeline, c, None) is not None), "")
+        if not self.component:
+            raise ValueError(f"{type(pipeline).__name__} has neither a unet nor a transformer")
+        self.process = NoiseProcess(pipeline.scheduler)
+        self.vae: Any = getattr(pipeline, "vae", None)
+        disable_label_dropout(self.denoiser)
+
+    @classmethod
+    def from_pretrained(cls, name: str, **options: Any) -> DiffusionModel:
+        """Load by folder, shipped name or hub id; see :func:`load_pipeline`."""
+        return cls(load_pipeline(name, **options))
+
+    @property
+    def denoiser(self) -> Any:
+        """The UNet or transformer."""
+        return getattr(self.pipeline, self.component)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the denoiser is."""
+        return next(self.denoiser.parameters()).device
+
+    @property
+    def conditioner(self) -> Conditioner:
+        """Maker of conditions, on the denoiser's device."""
+        return conditioner_for(self.pipeline, self.device)
+
+    def to(self, device: torch.device) -> None:
+        """Move every part that Lightning does not know about: text encoders and VAE."""
+        for name, part in self.pipeline.components.items():
+            if isinstance(part, nn.Module) and name != self.component:
+                part.requires_grad_(False).eval().to(device)
+
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample in model space at the size the denoiser was made for."""
+        config = self.denoiser.config
+        size = config.sample_size
+        height, width = size if isinstance(size, (tuple, list)) else (size, size)
+        return config.in_channels, height, width
+
+    @property
+    def pixels_per_cell(self) -> int:
+        """Side, in pixels, of one cell of model space: 8 for most VAEs, 1 without one."""
+        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) in [-1, 1] to model space; a VAE's posterior gives its mean."""
+        if self.vae is None:
+            return images
+        latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mean
+        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+        return ((latents - shift) * self.vae.config.scaling_factor).to(images.dtype)
+
+    @torch.no_grad()
+    def decode(self, sample: Tensor) -> Tensor:
+        """Model space to images in [0, 1], float32 (B, C, H, W)."""
+        if self.vae is not None:
+            shift = getattr(self.vae.config, "shift_factor", None) or 0.0
+            sample = self.vae.decode(sample.to(self.vae.dtype) / self.vae.config.scaling_factor + shift).sample
+        return (sample.float() / 2 + 0.5).clamp(0, 1)
+
+    def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch contract: ``{"sample": (B, C, H, W) in model space, "cond": ..., "index": (B,)}``.
+
+        A datamodule gives ``image`` in [-1, 1], or ``sample``, or a trajectory's ``xt`` and ``timestep``; and
+        ``label`` or ``caption``.
+        """
+        prepared = {key: batch[key] for key in ("sample", "xt", "timestep", "index") if key in batch}
+        if "image" in batch:
+            prepared["sample"] = self.encode(batch["image"])
+        shape = prepared["sample" if "sample" in prepared else "xt"].shape
+        size = (shape[-2] * self.pixels_per_cell, shape[-1] * self.pixels_per_cell)
+        prepared["cond"] = self.conditioner(batch, size)
+        prepared["uncond"] = self.conditioner.unconditional(shape[0], size)
+        return prepared
+
+
+def predict(denoiser: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+    """One denoiser call; a learned variance (second half of the channels) is left out. (B, C, H, W) to the same."""
+    dtype = next(denoiser.parameters()).dtype
+    output = denoiser(sample.to(dtype), timestep=timestep, return_dict=False, **cond)[0]
+    return output[:, : sample.shape[1]].float()
+
+
+def disable_label_dropout(denoiser: nn.Module) -> None:
+    """Diffusers' DiT drops labels in every block on its own while training; here the batch does it, once for all."""
+    module: Any
+    for module in denoiser.modules():
+        if type(module).__name__ == "LabelEmbedding":
+            module.dropout_prob = 0.0

@@ -1,0 +1,1 @@
+"""Distillation: losses, stages, and reading what a teacher does."""

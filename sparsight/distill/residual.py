@@ -1,0 +1,52 @@
+"""Reading the residual stream right after a self-attention was added to it.
+
+Transformer blocks of diffusers do not name that tensor, but hand it unchanged to the next layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class ResidualTaps:
+    """Residual streams (B, N, C) after every given site.
+
+    Args:
+        denoiser: The denoiser that holds the sites.
+        paths: Paths of the sites, each ``<block>.attn1`` or ``<block>.attn2``.
+    """
+
+    def __init__(self, denoiser: nn.Module, paths: Iterable[str]) -> None:
+        self._readers: dict[str, nn.Module] = {}
+        for path in paths:
+            block_path, _, name = path.rpartition(".")
+            self._readers[path] = _next_reader(denoiser.get_submodule(block_path), name)
+
+    @contextmanager
+    def listening(self) -> Iterator[dict[str, Tensor]]:
+        """Streams of the forward pass inside, by site."""
+        streams: dict[str, Tensor] = {}
+        handles = [
+            reader.register_forward_pre_hook(partial(_note, streams, path)) for path, reader in self._readers.items()
+        ]
+        try:
+            yield streams
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def _note(streams: dict[str, Tensor], path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+    # a recomputation in the backward pass must not replace what the loss was built on
+    streams.setdefault(path, args[0])
+
+
+def _next_reader(block: Any, name: str) -> nn.Module:
+    if block.norm_type == "ada_norm_single":  # PixArt: cross-attention reads the stream itself, norm2 comes later
+        return block.attn2 if name == "attn1" and block.attn2 is not None else block.norm2
+    return block.norm2 if name == "attn1" and block.attn2 is not None else block.norm3

@@ -1,0 +1,106 @@
+"""What the stages of a distillation optimise, as configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Literal
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+
+
+@dataclass
+class Objective:
+    """Terms of the end-to-end loss.
+
+    Args:
+        to_teacher: Weight of the squared error to the teacher's output.
+        to_target: Weight of the squared error to the noising process's target; needs clean samples in the data.
+        site: Weight of the site loss, "beta" in the paper.
+        site_on: Compare what the attention and the mixer answer (``output``), or the residual stream after it was
+            added (``residual``).
+        site_normalised: Divide every site's error by the teacher's mean square, and average over sites; otherwise
+            plain mean squared errors, summed.
+        timestep_weight: ``none``; ``min_snr`` (Hang et al., arXiv 2303.09556); ``paper``: min(gamma * SNR, 1).
+        gamma: Of the timestep weight.
+    """
+
+    to_teacher: float = 1.0
+    to_target: float = 0.0
+    site: float = 0.1
+    site_on: Literal["output", "residual"] = "output"
+    site_normalised: bool = True
+    timestep_weight: Literal["none", "min_snr", "paper"] = "none"
+    gamma: float = 5.0
+
+
+OBJECTIVES = {
+    "default": Objective(),
+    # arXiv 2504.21292: both output errors, min(gamma SNR, 1), beta = 0.001 on block outputs
+    "paper": Objective(to_target=1.0, site=1e-3, site_normalised=False, timestep_weight="paper"),
+    # the code released with it: no timestep weight, residual streams
+    "released": Objective(to_target=1.0, site=1e-3, site_normalised=False, site_on="residual"),
+}
+
+
+@dataclass
+class Stage:
+    """One stage of a distillation, with an optimiser of its own.
+
+    Args:
+        objective: ``layerwise``: every mixer regresses its site's output from the teacher's own input, all at once.
+            ``end_to_end``: the student's output and sites against the teacher's, each on its own stream.
+        steps: Optimiser steps.
+        loss: Terms of the end-to-end loss: a preset's name (default, paper, released) or the terms themselves.
+        optimizer: Optimiser class and options.
+        lr_schedule: A diffusers schedule, e.g. ``constant_with_warmup`` or ``cosine``.
+        warmup_steps: Steps over which the learning rate rises.
+
+    Raises:
+        ValueError: ``steps`` is not positive, or the preset is unknown.
+    """
+
+    objective: Literal["layerwise", "end_to_end"]
+    steps: int
+    loss: Literal["default", "paper", "released"] | Objective = "default"
+    optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=3e-4)
+    lr_schedule: str = "constant_with_warmup"
+    warmup_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"a stage needs at least one step, got {self.steps}")
+        if isinstance(self.loss, str) and self.loss not in OBJECTIVES:
+            raise ValueError(f"unknown loss preset {self.loss!r}; known are {', '.join(OBJECTIVES)}")
+
+    @property
+    def terms(self) -> Objective:
+        """The loss terms, with a preset resolved."""
+        return OBJECTIVES[self.loss] if isinstance(self.loss, str) else self.loss
+
+
+@dataclass
+class StageClock:
+    """Which stage an optimiser step belongs to."""
+
+    stages: Sequence[Stage]
+    ends: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.ends = [sum(stage.steps for stage in self.stages[: i + 1]) for i in range(len(self.stages))]
+
+    @property
+    def total(self) -> int:
+        """Steps of all stages."""
+        return self.ends[-1]
+
+    def index(self, step: int) -> int:
+        """Index of the stage that trains at ``step``; the last one afterwards."""
+        return next((i for i, end in enumerate(self.ends) if step < end), len(self.ends) - 1)
+
+
+def site_weight(weights: dict[str, float], path: str) -> float:
+    """Weight of a site's loss: that of the first pattern that its path matches, else 1."""
+    return next((weight for pattern, weight in weights.items() if fnmatch(path, pattern)), 1.0)

@@ -1,0 +1,1 @@
+"""Metrics of images: features and distances."""

@@ -1,0 +1,1 @@
+"""Surgery: finding self-attentions, replacing them, and recording what was changed."""

@@ -1,0 +1,130 @@
+"""The module that stands at a site once its self-attention is gone, and the hooks that tell it its grid.
+
+Imports torch and ``blocks.base`` only: exported models carry this file's text as it is.
+
+Shape legend: B batch, N tokens, C channels, h heads, d channels of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from blocks.base import CoreMixer, Grid, TokenMixer
+
+
+class StudentAttention(nn.Module):
+    """A mixer behind the signature of a diffusers attention.
+
+    Core mixers stand between query, key, value and output projections; feature mixers are alone. Mixers keep their
+    own dtype (fp32 while training): the hidden state is cast where it enters and leaves.
+
+    Args:
+        mixer: What mixes the tokens.
+        projections: ``to_q``, ``to_k``, ``to_v`` and ``to_out`` of a core mixer; empty for a feature mixer.
+        scale: Factor of the logits, the teacher's.
+        rescale_output_factor: The teacher's divisor of its output.
+        residual_connection: Whether the teacher adds its input to its output.
+    """
+
+    def __init__(
+        self,
+        mixer: TokenMixer,
+        projections: dict[str, nn.Module],
+        *,
+        scale: float,
+        rescale_output_factor: float = 1.0,
+        residual_connection: bool = False,
+    ) -> None:
+        super().__init__()
+        for name, projection in projections.items():
+            self.add_module(name, projection)
+        self.mixer: Any = mixer
+        self.scale = scale
+        self.rescale_output_factor = rescale_output_factor
+        self.residual_connection = residual_connection
+        self.grid: Grid | None = None
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        **cross_attention_kwargs: Any,
+    ) -> Tensor:
+        """Map (B, N, C) to (B, N, C).
+
+        Raises:
+            ValueError: A mask or an encoder state is given, or the tokens do not fill the grid.
+        """
+        if encoder_hidden_states is not None or attention_mask is not None:
+            raise ValueError(f"{self.mixer.site.path} replaces a self-attention: it takes no mask and no encoder state")
+        grid = checked_grid(self.grid, hidden_states, self.mixer.site.path)
+        if isinstance(self.mixer, CoreMixer):
+            mixed = self._mix_heads(hidden_states, grid)
+        else:
+            mixed = self._in_mixer_dtype(hidden_states, grid)
+        if self.residual_connection:
+            mixed = mixed + hidden_states
+        return mixed / self.rescale_output_factor if self.rescale_output_factor != 1.0 else mixed
+
+    def _mix_heads(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
+        q, k, v = (
+            projection(hidden_BNC).unflatten(-1, (self.mixer.site.heads, -1)).transpose(1, 2)
+            for projection in map(self.get_submodule, ("to_q", "to_k", "to_v"))
+        )
+        mixed_BhNd = self.mixer.mix(q, k, v, grid, self.scale)
+        out_BNC = mixed_BhNd.transpose(1, 2).flatten(2)
+        for layer in self.get_submodule("to_out").children():
+            out_BNC = layer(out_BNC)
+        return out_BNC
+
+    def _in_mixer_dtype(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
+        own = next((p.dtype for p in self.mixer.parameters()), hidden_BNC.dtype)
+        return self.mixer(hidden_BNC.to(own), grid).to(hidden_BNC.dtype)
+
+
+def checked_grid(grid: Grid | None, hidden_BNC: Tensor, path: str) -> Grid:
+    """The grid, if the tokens fill it.
+
+    Raises:
+        ValueError: No grid was delivered, or its number of tokens is another.
+    """
+    if grid is None:
+        raise ValueError(f"{path} was called outside its denoiser: no grid has reached it")
+    if grid.tokens != hidden_BNC.shape[1]:
+        raise ValueError(
+            f"{path} got {hidden_BNC.shape[1]} tokens for a grid of {grid.height}x{grid.width}; was it recomputed "
+            "after a forward at another size?"
+        )
+    return grid
+
+
+def deliver_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Forward pre-hook of a transformer stack: tell every site in it how its tokens are laid out.
+
+    It reads the input's height and width and the patch size, and uses the module it is given, so deep copies work.
+    """
+    hidden_BCHW = args[0] if args else kwargs["hidden_states"]
+    patch = getattr(stack.config, "patch_size", None) or 1
+    grid = Grid(hidden_BCHW.shape[-2] // patch, hidden_BCHW.shape[-1] // patch)
+    module: Any
+    for module in stack.modules():
+        if hasattr(module, "grid"):
+            module.grid = grid
+
+
+def install_grid_hooks(denoiser: nn.Module) -> None:
+    """Register :func:`deliver_grid` once on every transformer stack; hooks are not in a state dict."""
+    for stack in transformer_stacks(denoiser):
+        if deliver_grid not in stack._forward_pre_hooks.values():
+            stack.register_forward_pre_hook(deliver_grid, with_kwargs=True)
+
+
+STACKS = {"Transformer2DModel", "DiTTransformer2DModel", "PixArtTransformer2DModel"}
+
+
+def transformer_stacks(denoiser: nn.Module) -> list[nn.Module]:
+    """The modules that flatten an image into tokens: the denoiser itself, or the transformers inside a UNet."""
+    return [m for m in denoiser.modules() if not STACKS.isdisjoint(base.__name__ for base in type(m).__mro__)]

@@ -1,0 +1,245 @@
+"""A conformance test for token mixers, to run on your own: `check_mixer(MyMixer)` in a test file is enough.
+
+Shape legend: B batch, N tokens, C channels, h heads, d channels of a head (C = h * d).
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blocks.base import AttentionWeights, CoreMixer, FeatureMixer, Grid, Site, SiteSamples, TokenMixer
+
+SITE = Site("transformer_blocks.0.attn1", channels=16, heads=2, head_dim=8, grid=Grid(8, 8))
+GRIDS = (Grid(8, 8), Grid(5, 9), Grid(7, 3), Grid(1, 6), Grid(1, 1))
+
+
+def check_mixer(
+    factory: Callable[[Site], TokenMixer],
+    *,
+    site: Site = SITE,
+    grids: Sequence[Grid] = GRIDS,
+    dtypes: Sequence[torch.dtype] = (torch.bfloat16, torch.float16),
+    magnitude: float = 30.0,
+    transposable: bool = False,
+    tolerance: float = 1e-4,
+) -> None:
+    """Check that a mixer keeps every promise of :class:`blocks.TokenMixer`; takes seconds on a CPU.
+
+    Args:
+        factory: Makes a mixer for a site, e.g. the class itself or ``partial(MyMixer, kernel_size=5)``. It must be
+            deterministic in all but the values of parameters.
+        site: The site to build for; channels must equal heads * head_dim.
+        grids: Grids to run on, the first one the largest. Keep odd, non-square and one-token grids among them.
+        dtypes: Low precisions in which outputs must be finite.
+        magnitude: Largest absolute input for that, in units of the hidden state.
+        transposable: Claim that transposing the image of the input transposes the output; checked when claimed.
+        tolerance: Largest accepted relative L2 difference between outputs that must be equal.
+
+    Raises:
+        AssertionError: With the broken promise, and the grid, dtype or parameter that broke it.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        mixer = factory(site)
+        assert isinstance(mixer, CoreMixer | FeatureMixer), "a mixer subclasses blocks.CoreMixer or blocks.FeatureMixer"
+        _check_options(mixer)
+        _check_flops(mixer, grids)
+        for grid in grids:
+            _check_shape_and_batch(mixer, grid, tolerance)
+            _check_low_precision(mixer, grid, dtypes, magnitude)
+            if transposable:
+                _check_transposition(mixer, grid, tolerance)
+            _check_exact_limit(mixer, grid, tolerance)
+        _check_gradients(mixer, grids[0])
+        _check_determinism(mixer, grids[0])
+        _check_copies(mixer, factory(site), grids[0])
+        _check_teacher_start(mixer, grids[0])
+
+
+def apply_mixer(mixer: TokenMixer, inputs: Sequence[Tensor], grid: Grid) -> Tensor:
+    """Run a mixer of either kind; ``inputs`` is what :func:`random_inputs` returned for it."""
+    if isinstance(mixer, CoreMixer):
+        q, k, v = inputs
+        return mixer.mix(q, k, v, grid, mixer.site.head_dim**-0.5)
+    assert isinstance(mixer, FeatureMixer)
+    return mixer(inputs[0], grid)
+
+
+def random_inputs(mixer: TokenMixer, grid: Grid, *, batch: int = 2) -> list[Tensor]:
+    """Normal inputs of a mixer: q, k, v of shape (B, h, N, d) for a core mixer, else one hidden state (B, N, C)."""
+    site = mixer.site
+    if isinstance(mixer, CoreMixer):
+        return [torch.randn(batch, site.heads, grid.tokens, site.head_dim) for _ in range(3)]
+    return [torch.randn(batch, grid.tokens, site.channels)]
+
+
+def random_teacher(site: Site, grid: Grid, *, batch: int = 4) -> tuple[AttentionWeights, SiteSamples]:
+    """A random attention whose tokens prefer their like, on smooth random images, and what it answers."""
+    channels, inner = site.channels, site.heads * site.head_dim
+    query, value = (torch.randn(inner, channels) / channels**0.5 for _ in range(2))
+    key = 1.5 * query + 0.5 * torch.randn(inner, channels) / channels**0.5
+    out = torch.randn(channels, inner) / inner**0.5
+    biases = (torch.zeros(inner), torch.zeros(inner), 0.1 * torch.randn(inner), 0.1 * torch.randn(channels))
+    weights = AttentionWeights(query, key, value, out, *biases, scale=site.head_dim**-0.5)
+    coarse = torch.randn(batch, channels, max(1, grid.height // 2), max(1, grid.width // 2))
+    image_BCHW = F.interpolate(coarse, (grid.height, grid.width), mode="bilinear")
+    image_BCHW = image_BCHW + 0.3 * torch.randn_like(image_BCHW)
+    inputs_BNC = F.layer_norm(image_BCHW.flatten(2).transpose(1, 2), (channels,))
+    return weights, SiteSamples(inputs_BNC, attend(weights, inputs_BNC, site.heads), grid)
+
+
+def attend(weights: AttentionWeights, hidden_BNC: Tensor, heads: int) -> Tensor:
+    """The teacher itself: softmax self-attention with the given projections."""
+    parts = ((weights.query, weights.query_bias), (weights.key, weights.key_bias), (weights.value, weights.value_bias))
+    q, k, v = (F.linear(hidden_BNC, w, b).unflatten(-1, (heads, -1)).transpose(1, 2) for w, b in parts)
+    mixed_BhNd = F.scaled_dot_product_attention(q, k, v, scale=weights.scale)
+    return F.linear(mixed_BhNd.transpose(1, 2).flatten(2), weights.out, weights.out_bias)
+
+
+def relative_l2(value: Tensor, expected: Tensor) -> float:
+    """L2 norm of the difference over the L2 norm of what was expected."""
+    value, expected = value.detach().double(), expected.detach().double()
+    return float((value - expected).norm() / expected.norm().clamp(min=1e-12))
+
+
+def _check_options(mixer: TokenMixer) -> None:
+    """The constructor takes one site and keyword options whose defaults are plain data."""
+    first, *options = list(inspect.signature(type(mixer)).parameters.values())
+    assert first.name == "site", f"the first constructor argument of a mixer is 'site', found {first.name!r}"
+    for option in options:
+        assert option.kind is option.KEYWORD_ONLY, f"constructor argument {option.name!r} must be keyword-only"
+        if option.default is not option.empty:
+            json.dumps(option.default)  # raises TypeError on anything but plain data
+    resolved = json.dumps(mixer.options)
+    again = type(mixer)(mixer.site, **json.loads(resolved))
+    again.load_state_dict(mixer.state_dict())
+    assert json.dumps(again.options) == resolved, f"options {resolved} build a mixer with {json.dumps(again.options)}"
+    assert not hasattr(mixer, "grid"), "the attribute 'grid' belongs to the shell around a mixer"
+
+
+def _check_flops(mixer: TokenMixer, grids: Sequence[Grid]) -> None:
+    """FLOPs are positive integers that grow with the grid."""
+    for grid in grids:
+        small, large = mixer.flops(grid), mixer.flops(Grid(2 * grid.height, 2 * grid.width))
+        assert type(small) is int and small > 0, f"flops({grid}) is {small!r}, a positive int is needed"
+        assert large > small, f"flops do not grow: {small} on {grid}, {large} on twice the sides"
+
+
+@torch.no_grad()
+def _check_shape_and_batch(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
+    """The output looks like the input, and no image sees another one of its batch."""
+    inputs = random_inputs(mixer, grid, batch=3)
+    together = apply_mixer(mixer, inputs, grid)
+    assert together.shape == inputs[-1].shape, f"{grid}: output {tuple(together.shape)}, input {inputs[-1].shape}"
+    assert together.dtype == inputs[-1].dtype, f"{grid}: output in {together.dtype}, input in {inputs[-1].dtype}"
+    alone = torch.cat([apply_mixer(mixer, [part[i : i + 1] for part in inputs], grid) for i in range(3)])
+    error = relative_l2(together, alone)
+    assert error <= tolerance, f"{grid}: images of a batch are mixed with each other (relative L2 {error:.2e})"
+
+
+@torch.no_grad()
+def _check_low_precision(mixer: TokenMixer, grid: Grid, dtypes: Sequence[torch.dtype], magnitude: float) -> None:
+    """Large inputs give finite outputs of the same dtype."""
+    for dtype in dtypes:
+        low = copy.deepcopy(mixer).to(dtype)
+        for inputs in _large_inputs(mixer, grid, magnitude):
+            output = apply_mixer(low, [part.to(dtype) for part in inputs], grid)
+            assert output.dtype == dtype, f"{grid}: {dtype} in, {output.dtype} out"
+            assert output.isfinite().all(), f"{grid}, {dtype}: not finite for inputs up to {magnitude}"
+
+
+def _large_inputs(mixer: TokenMixer, grid: Grid, magnitude: float) -> Iterator[list[Tensor]]:
+    """Inputs at the limit: random signs, then all equal."""
+    inputs = random_inputs(mixer, grid)
+    yield [magnitude * part.sign() for part in inputs]
+    yield [torch.full_like(part, magnitude) for part in inputs]
+
+
+@torch.no_grad()
+def _check_transposition(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
+    """A transposed image gives a transposed output."""
+    inputs = random_inputs(mixer, grid)
+    expected = _transpose(apply_mixer(mixer, inputs, grid), grid)
+    flipped = Grid(grid.width, grid.height)
+    error = relative_l2(apply_mixer(mixer, [_transpose(part, grid) for part in inputs], flipped), expected)
+    assert error <= tolerance, f"{grid}: a transposed image gives another output (relative L2 {error:.2e})"
+
+
+def _transpose(tokens: Tensor, grid: Grid) -> Tensor:
+    """Swap rows and columns of the image that the second last axis holds."""
+    return tokens.unflatten(-2, (grid.height, grid.width)).transpose(-2, -3).flatten(-3, -2)
+
+
+@torch.no_grad()
+def _check_exact_limit(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
+    """At the declared exact limit the mixer is the teacher's attention."""
+    options = type(mixer).exact_limit(mixer.site, grid)
+    if options is None:
+        return
+    exact = type(mixer)(mixer.site, **options)
+    if isinstance(exact, CoreMixer):
+        inputs = random_inputs(exact, grid)
+        q, k, v = inputs
+        expected = F.scaled_dot_product_attention(q, k, v, scale=mixer.site.head_dim**-0.5)
+    else:
+        weights, samples = random_teacher(mixer.site, grid)
+        exact.init_from_teacher(weights, [samples])
+        inputs, expected = [samples.inputs], samples.outputs
+    error = relative_l2(apply_mixer(exact, inputs, grid), expected)
+    assert error <= tolerance, f"{grid}: not the teacher at its exact limit {options} (relative L2 {error:.2e})"
+
+
+def _check_gradients(mixer: TokenMixer, grid: Grid) -> None:
+    """Away from a start that may hold zeros, the loss reaches every parameter and every input."""
+    moved = copy.deepcopy(mixer)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    inputs = [part.requires_grad_() for part in random_inputs(moved, grid)]
+    apply_mixer(moved, inputs, grid).pow(2).sum().backward()
+    for i, part in enumerate(inputs):
+        assert part.grad is not None and part.grad.any(), f"no gradient reaches input {i}"
+    for name, parameter in moved.named_parameters():
+        assert parameter.grad is not None and parameter.grad.any(), f"no gradient reaches parameter {name!r}"
+        assert parameter.grad.isfinite().all(), f"the gradient of parameter {name!r} is not finite"
+
+
+@torch.no_grad()
+def _check_determinism(mixer: TokenMixer, grid: Grid) -> None:
+    """Two passes in train mode are equal: a recomputed activation must be the first one again."""
+    inputs = random_inputs(mixer, grid)
+    mixer.train()
+    first, second = (apply_mixer(mixer, inputs, grid) for _ in range(2))
+    assert torch.equal(first, second), "two passes with equal inputs differ in train mode"
+
+
+@torch.no_grad()
+def _check_copies(mixer: TokenMixer, other: TokenMixer, grid: Grid) -> None:
+    """A deep copy and a mixer with the loaded state answer alike, and a copy shares no memory."""
+    inputs = random_inputs(mixer, grid)
+    expected = apply_mixer(mixer, inputs, grid)
+    other.load_state_dict(mixer.state_dict())
+    assert torch.equal(apply_mixer(other, inputs, grid), expected), "loading the state dict gives another mixer"
+    twin = copy.deepcopy(mixer)
+    assert torch.equal(apply_mixer(twin, inputs, grid), expected), "a deep copy answers differently"
+    for parameter in twin.parameters():
+        parameter.zero_()
+    assert torch.equal(apply_mixer(mixer, inputs, grid), expected), "a deep copy shares memory with the original"
+
+
+@torch.no_grad()
+def _check_teacher_start(mixer: TokenMixer, grid: Grid) -> None:
+    """A start from a teacher keeps names and shapes and leaves finite parameters."""
+    started = copy.deepcopy(mixer)
+    weights, samples = random_teacher(mixer.site, grid)
+    started.init_from_teacher(weights, [samples])
+    assert {n: p.shape for n, p in started.state_dict().items()} == {n: p.shape for n, p in mixer.state_dict().items()}
+    for name, tensor in started.state_dict().items():
+        assert tensor.isfinite().all(), f"init_from_teacher left {name!r} not finite"

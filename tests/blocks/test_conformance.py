@@ -1,0 +1,137 @@
+"""Every mixer keeps the promises of `blocks.base`, a user's own too, and the check catches those that do not."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from blocks import CoreMixer, DeltaConvBlock, FeatureMixer, Grid, NeighborhoodAttention, Site, SoftmaxAttention
+from sparsight.testing import SITE, check_mixer
+
+MIXERS = {
+    "delta_conv": DeltaConvBlock,
+    "delta_conv_paper": partial(DeltaConvBlock, preset="paper_pixart", kernel_size=5),
+    "delta_conv_released": partial(DeltaConvBlock, preset="released_sd15", kernel_size=5),
+    "delta_conv_plain": partial(DeltaConvBlock, pool_branch=False, merge="sum", scales=[1, 1 / 3], kernel_size=0.5),
+    "neighborhood": partial(NeighborhoodAttention, kernel_size=3),
+    "neighborhood_even": partial(NeighborhoodAttention, kernel_size=(4, 2)),
+    "softmax": SoftmaxAttention,
+}
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_shipped_mixers_conform(name):
+    check_mixer(MIXERS[name])
+
+
+@pytest.mark.parametrize("name", ["neighborhood", "softmax"])
+def test_symmetric_mixers_commute_with_transposition(name):
+    check_mixer(MIXERS[name], transposable=True)
+
+
+class MeanMixer(FeatureMixer):
+    """What a user might write first: one linear map of the image's mean, with an option."""
+
+    def __init__(self, site: Site, *, gain: float = 1.0) -> None:
+        super().__init__(site)
+        self.gain = gain
+        self.linear = nn.Linear(site.channels, site.channels)
+
+    def flops(self, grid: Grid) -> int:
+        return 2 * grid.tokens * self.site.channels**2
+
+    def forward(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
+        return hidden_BNC + self.gain * self.linear(hidden_BNC.mean(1, keepdim=True))
+
+
+def test_own_mixer_conforms():
+    check_mixer(partial(MeanMixer, gain=0.5), transposable=True)
+
+
+class MixesBatch(MeanMixer):
+    def forward(self, hidden_BNC, grid):
+        return super().forward(hidden_BNC, grid) + hidden_BNC.mean(0)
+
+
+class DropsOut(MeanMixer):
+    def forward(self, hidden_BNC, grid):
+        return nn.functional.dropout(super().forward(hidden_BNC, grid), 0.5, self.training)
+
+    def __init__(self, site: Site, *, gain: float = 1.0) -> None:
+        super().__init__(site, gain=gain)
+        self.eval()  # what the check must not be fooled by
+
+
+class HasDeadParameter(MeanMixer):
+    def __init__(self, site: Site, *, gain: float = 1.0) -> None:
+        super().__init__(site, gain=gain)
+        self.dead = nn.Parameter(torch.ones(1))
+
+
+class Overflows(MeanMixer):
+    def forward(self, hidden_BNC, grid):
+        return super().forward(hidden_BNC, grid) + 0 * (100 * hidden_BNC) ** 2
+
+
+class ForgetsOption(MeanMixer):
+    def __init__(self, site: Site, *, gain: float = 1.0) -> None:
+        super().__init__(site, gain=2 * gain)
+
+
+class CountsConstantFlops(MeanMixer):
+    def flops(self, grid):
+        return 7
+
+
+class LooksAtColumnsOnly(MeanMixer):
+    def forward(self, hidden_BNC, grid):
+        image = hidden_BNC.unflatten(1, (grid.height, grid.width))
+        return super().forward((image + image.cumsum(2)).flatten(1, 2), grid)
+
+
+class ClaimsToBeExact(CoreMixer):
+    @classmethod
+    def exact_limit(cls, site, grid):
+        return {}
+
+    def flops(self, grid):
+        return grid.tokens
+
+    def mix(self, q, k, v, grid, scale):
+        return v + 0 * (q + k)
+
+
+BROKEN = {
+    MixesBatch: "mixed with each other",
+    DropsOut: "differ in train mode",
+    HasDeadParameter: "no gradient reaches parameter 'dead'",
+    Overflows: "not finite",
+    ForgetsOption: "build a mixer with",
+    CountsConstantFlops: "flops do not grow",
+    LooksAtColumnsOnly: "transposed image",
+    ClaimsToBeExact: "exact limit",
+}
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda c: c.__name__)
+def test_broken_mixers_are_caught(broken):
+    with pytest.raises(AssertionError, match=BROKEN[broken]):
+        check_mixer(broken, transposable=broken is LooksAtColumnsOnly)
+
+
+def test_positional_options_are_caught():
+    class Positional(MeanMixer):
+        def __init__(self, site: Site, gain: float = 1.0) -> None:
+            super().__init__(site, gain=gain)
+
+    with pytest.raises(AssertionError, match="'gain' must be keyword-only"):
+        check_mixer(Positional)
+
+
+def test_options_of_a_mixer_built_by_rule_are_resolved():
+    mixer = DeltaConvBlock(SITE, preset="released_sd15", kernel_size={"transformer_blocks.*": 0.6})
+    assert mixer.options["kernel_size"] == 5
+    assert mixer.options["entry_width"] == 8

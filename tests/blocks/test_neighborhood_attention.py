@@ -1,0 +1,86 @@
+"""Neighbourhood attention against a naive double loop."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from blocks import Grid, NeighborhoodAttention, Site
+from sparsight.testing import relative_l2
+
+
+def site(grid: Grid) -> Site:
+    return Site("attn1", channels=12, heads=3, head_dim=4, grid=grid)
+
+
+def inputs(grid: Grid, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, 3, grid.tokens, 4)
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+
+
+def window(position: int, side: int, length: int) -> range:
+    """Keys of a query along one axis, by the border rule of NATTEN: the centre is clamped, then `side` tokens."""
+    if side >= length:
+        return range(length)
+    centre = min(max(position, side // 2), length - 1 - (side // 2 + side % 2 - 1))
+    return range(centre - side // 2, centre - side // 2 + side)
+
+
+def reference(q, k, v, grid, sides, scale):
+    """Neighbourhood attention, one query at a time."""
+    out = []
+    for y in range(grid.height):
+        for x in range(grid.width):
+            rows, columns = window(y, sides[0], grid.height), window(x, sides[1], grid.width)
+            keys = [row * grid.width + column for row in rows for column in columns]
+            logits = (q[:, :, y * grid.width + x, None] * k[:, :, keys]).sum(-1) * scale
+            out.append((logits.softmax(-1)[..., None] * v[:, :, keys]).sum(2))
+    return torch.stack(out, 2)
+
+
+@pytest.mark.parametrize("sides", [3, 4, (2, 5), 1, 9], ids=str)
+@pytest.mark.parametrize("grid", [Grid(6, 9), Grid(5, 3), Grid(1, 4)], ids=lambda g: f"{g.height}x{g.width}")
+def test_equals_double_loop_in_values_and_gradients(grid, sides):
+    pair = (sides, sides) if isinstance(sides, int) else sides
+    fast, slow = inputs(grid), inputs(grid)
+    mixed = NeighborhoodAttention(site(grid), kernel_size=sides).mix(*fast, grid, 0.7)
+    expected = reference(*slow, grid, pair, 0.7)
+    assert relative_l2(mixed, expected) < 1e-5
+    upstream = torch.randn(mixed.shape, generator=torch.Generator().manual_seed(1))
+    (mixed * upstream).sum().backward()
+    (expected * upstream).sum().backward()
+    for one, other in zip(fast, slow, strict=True):
+        assert (one.grad - other.grad).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("sides", [3, 4, (2, 7)], ids=str)
+def test_every_query_has_the_same_number_of_keys(sides):
+    grid = Grid(5, 8)
+    mixer = NeighborhoodAttention(site(grid), kernel_size=sides)
+    keys = min(mixer.kernel_size[0], 5) * min(mixer.kernel_size[1], 8)
+    assert (mixer.mask(grid).sum(1) == keys).all()
+    assert mixer.flops(grid) == 4 * 40 * keys * 12
+
+
+def test_window_over_the_whole_grid_is_full_softmax():
+    grid = Grid(4, 7)
+    mixer = NeighborhoodAttention(site(grid), **NeighborhoodAttention.exact_limit(site(grid), grid))
+    q, k, v = inputs(grid)
+    assert mixer.mask(grid).all()
+    assert relative_l2(mixer.mix(q, k, v, grid, 0.5), F.scaled_dot_product_attention(q, k, v, scale=0.5)) < 1e-6
+
+
+def test_bfloat16_stays_close_to_float32():
+    grid = Grid(5, 6)
+    mixer = NeighborhoodAttention(site(grid), kernel_size=3)
+    low = mixer.mix(*inputs(grid, torch.bfloat16), grid, 0.5)
+    assert low.dtype == torch.bfloat16
+    assert relative_l2(low.float(), mixer.mix(*inputs(grid), grid, 0.5)) < 2e-2
+
+
+@pytest.mark.parametrize("bad", [0, (3, 0), (3, 3, 3)], ids=str)
+def test_impossible_windows_are_refused(bad):
+    with pytest.raises(ValueError, match="kernel_size"):
+        NeighborhoodAttention(site(Grid(4, 4)), kernel_size=bad)

@@ -1,0 +1,93 @@
+"""Loading, conditioning and sampling of pixel-space DiT pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+
+from sparsight.diffusion.conditioning import concatenate_conditions, drop_condition
+from sparsight.diffusion.model import DiffusionModel, load_pipeline, predict
+from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
+from sparsight.diffusion.sampling import deterministic_sampler, sample, starting_noise
+from tests import tiny
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> DiffusionModel:
+    return DiffusionModel.from_pretrained(str(tiny.save_pixel_pipeline(tmp_path / "teacher")))
+
+
+def test_missing_and_wrong_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no model_index\.json"):
+        load_pipeline(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_pipeline(str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="no/such"):
+        load_pipeline("no/such")
+
+
+def test_label_dropout_inside_the_denoiser_is_off(model: DiffusionModel) -> None:
+    model.denoiser.train()
+    x, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % 10
+    first, second = (predict(model.denoiser, x, torch.full((16,), 9), {"class_labels": labels}) for _ in range(2))
+    assert torch.equal(first, second)
+
+
+def test_batches_keep_the_contract(model: DiffusionModel) -> None:
+    batch = {"image": torch.randn(3, 1, 8, 8), "label": torch.tensor([1, 2, 3]), "index": torch.arange(3)}
+    prepared = model.prepare(batch)
+    assert set(prepared) == {"sample", "cond", "uncond", "index"}
+    assert torch.equal(prepared["sample"], batch["image"])
+    assert prepared["uncond"]["class_labels"].tolist() == [10, 10, 10]
+    dropped = drop_condition(prepared["cond"], prepared["uncond"], torch.tensor([True, False, True]))
+    assert dropped["class_labels"].tolist() == [10, 2, 10]
+    assert concatenate_conditions(prepared["cond"], dropped)["class_labels"].tolist() == [1, 2, 3, 10, 2, 10]
+    with pytest.raises(ValueError, match="conditioned on 'label'"):
+        model.prepare({"image": batch["image"], "caption": ["a"] * 3, "index": torch.arange(3)})
+    with pytest.raises(ValueError, match="do not fit a denoiser of 10 classes"):
+        model.prepare(batch | {"label": torch.tensor([1, 2, 12])})
+
+
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_sampling_equals_the_pipeline(model: DiffusionModel, guidance: float) -> None:
+    labels = [3, 1, 4]
+    noise = starting_noise(model.sample_shape(), seed=7, index=torch.arange(3))
+    latents = sample(model, {"label": torch.tensor(labels)}, noise, steps=4, guidance=guidance)
+    pipeline = PixelDiTPipeline(model.denoiser, deterministic_sampler(model.pipeline.scheduler))
+    pipeline.set_progress_bar_config(disable=True)
+    images = pipeline(labels, guidance_scale=guidance, num_inference_steps=4, latents=noise, output_type="pt").images
+    torch.testing.assert_close(model.decode(latents), images, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scheduler", [DDPMScheduler(prediction_type="epsilon"), FlowMatchEulerDiscreteScheduler()])
+def test_the_sampler_finds_the_data_when_the_denoiser_is_perfect(scheduler: object) -> None:
+    """A denoiser that knows x_0 must bring any noise back to it."""
+    pipeline = PixelDiTPipeline(tiny.dit(), scheduler)
+    model = DiffusionModel(pipeline)
+    clean = torch.rand(2, 1, 8, 8) * 2 - 1
+    process = model.process
+
+    class Perfect(torch.nn.Module):
+        config = model.denoiser.config
+        dtype = torch.float32
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, x: torch.Tensor, timestep: torch.Tensor, **_: object) -> tuple[torch.Tensor]:
+            level = process.level(timestep)
+            alpha = process._alpha_T[level].view(-1, 1, 1, 1)
+            sigma = process._sigma_T[level].view(-1, 1, 1, 1)
+            noise = (x - alpha * clean) / sigma
+            return (process.target(clean, noise, level),)
+
+    pipeline.register_modules(transformer=Perfect())
+    noise = starting_noise((1, 8, 8), seed=0, index=torch.arange(2))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sparsight.diffusion.model.conditioner_for", lambda *_: lambda batch, size: {})
+        found = sample(model, {}, noise, steps=10, guidance=1.0)
+    torch.testing.assert_close(found, clean, rtol=0, atol=0.05)

@@ -1,0 +1,191 @@
+"""Distillation: gradients, frozen teacher, stages, exact resume."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from blocks import DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention
+from callbacks import TrainableEMA
+from lightning_modules import AttentionDistillation
+from sparsight.distill.stages import OBJECTIVES, Objective, Stage
+from tests import tiny
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> str:
+    return str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
+
+
+def distillation(teacher: str, stages: list[Stage] | None = None, **options: Any) -> AttentionDistillation:
+    torch.manual_seed(0)
+    stages = stages or [Stage("layerwise", 3, warmup_steps=1), Stage("end_to_end", 3, warmup_steps=1)]
+    mixer = options.pop("mixer", partial(DeltaConvBlock, preset="released_pixart", kernel_size=3))
+    return AttentionDistillation(teacher, mixer, stages, **{"init_samples": 0, "sample_steps": 2} | options)
+
+
+def trainer(folder: Path, **options: Any) -> Trainer:
+    defaults = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": -1}
+    return Trainer(default_root_dir=folder, accelerator="cpu", **defaults | options)
+
+
+def noised_batch(module: AttentionDistillation, **extra: Any) -> dict[str, Any]:
+    batch = {"image": torch.randn(4, 1, 8, 8), "label": torch.arange(4), "index": torch.arange(4)}
+    return module.noised(batch, step=0, condition_dropout=0.0) | extra
+
+
+@pytest.mark.parametrize("term", ["layerwise", "to_teacher", "to_target", "site_output", "site_residual", "site_plain"])
+@pytest.mark.parametrize("timestep_weight", ["none", "min_snr", "paper"])
+def test_every_loss_term_reaches_every_mixer_and_nothing_else(teacher: str, term: str, timestep_weight: str) -> None:
+    off = {"to_teacher": 0.0, "to_target": 0.0, "site": 0.0, "timestep_weight": timestep_weight}
+    on = {
+        "layerwise": {},
+        "to_teacher": {"to_teacher": 1.0},
+        "to_target": {"to_target": 1.0},
+        "site_output": {"site": 1.0},
+        "site_residual": {"site": 1.0, "site_on": "residual"},
+        "site_plain": {"site": 1.0, "site_normalised": False},
+    }[term]
+    stage = Stage("layerwise" if term == "layerwise" else "end_to_end", 1, loss=Objective(**off | on))
+    module = distillation(teacher, [stage])
+    module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
+    noised = noised_batch(module)
+    terms = module._layerwise(noised) if term == "layerwise" else module._end_to_end(noised)
+    assert len(terms) == 1
+    next(iter(terms.values())).backward()
+    for name, parameter in module.named_parameters():
+        inside = ".student." in name
+        assert parameter.requires_grad == inside
+        assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == inside, name
+
+
+def test_presets_hold_what_was_published() -> None:
+    paper, released = OBJECTIVES["paper"], OBJECTIVES["released"]
+    assert (paper.to_teacher, paper.to_target, paper.site, paper.gamma) == (1.0, 1.0, 0.001, 5.0)
+    assert (paper.timestep_weight, paper.site_on) == ("paper", "output")
+    assert (released.timestep_weight, released.site_on, released.site) == ("none", "residual", 0.001)
+
+
+def test_training_leaves_the_teacher_bitwise_and_lowers_the_error(teacher: str, tmp_path: Path) -> None:
+    stages = [Stage("layerwise", 30, warmup_steps=1, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))]
+    module = distillation(teacher, [*stages, Stage("end_to_end", 4, warmup_steps=1)])
+    before = copy.deepcopy({n: p for n, p in module.denoiser.named_parameters() if ".student." not in n})
+    noised = noised_batch(module)
+    start = {path: float(error.detach()) for path, error in module.site_errors(noised).items()}
+    fit = trainer(tmp_path)
+    fit.fit(module, tiny.image_data(tmp_path))
+    assert fit.global_step == 34
+    for name, parameter in module.denoiser.named_parameters():
+        if ".student." not in name:
+            assert torch.equal(parameter, before[name]), name
+    after = {path: float(error.detach()) for path, error in module.site_errors(noised).items()}
+    assert all(after[path] < 0.5 * start[path] for path in start), (start, after)
+
+
+def test_layerwise_loss_vanishes_when_the_student_can_be_the_teacher(teacher: str) -> None:
+    whole_grid = partial(NeighborhoodAttention, kernel_size=4)
+    for mixer in (SoftmaxAttention, whole_grid):
+        module = distillation(teacher, mixer=mixer)
+        errors = module.site_errors(noised_batch(module))
+        assert all(float(error) < 1e-9 for error in errors.values())
+    narrow = distillation(teacher, mixer=partial(NeighborhoodAttention, kernel_size=2))
+    assert all(float(error) > 1e-6 for error in narrow.site_errors(noised_batch(narrow)).values())
+
+
+def test_two_training_forwards_with_equal_input_are_equal(teacher: str) -> None:
+    module = distillation(teacher)
+    module.train()
+    assert not module.denoiser.training
+    torch.manual_seed(5)
+    noised = noised_batch(module)
+    first, second = module.site_errors(noised), module.site_errors(noised)
+    assert all(torch.equal(first[path], second[path]) for path in first)
+
+
+class Watch(Callback):
+    """Notes what the module and its optimiser hold after every step."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, dict[str, torch.Tensor]] = {}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+        self.states[trainer.global_step] = {k: v.clone() for k, v in pl_module.state_dict().items()}
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resume_is_bitwise_from_any_step(teacher: str, tmp_path: Path, stop: int, accumulate: int) -> None:
+    data = partial(tiny.image_data, tmp_path, batch_size=4, count=20)
+    options: dict[str, Any] = {"accumulate_grad_batches": accumulate}
+    whole = Watch()
+    trainer(tmp_path, callbacks=[whole, TrainableEMA(0.9)], enable_checkpointing=False, **options).fit(
+        distillation(teacher), data()
+    )
+    saved = tmp_path / "saved.ckpt"
+    saver = SaveAt(stop, saved)
+    trainer(tmp_path, callbacks=[saver, TrainableEMA(0.9)], enable_checkpointing=False, **options).fit(
+        distillation(teacher), data()
+    )
+    resumed, ema = Watch(), TrainableEMA(0.9)
+    again = trainer(tmp_path, callbacks=[resumed, ema], enable_checkpointing=False, **options)
+    again.fit(distillation(teacher), data(), ckpt_path=saved)
+    assert sorted(resumed.states.keys() - {stop}) == list(range(stop + 1, 7))
+    for step, state in resumed.states.items():
+        for name, value in state.items():
+            assert torch.equal(value, whole.states[step][name]), (step, name)
+
+
+class SaveAt(Callback):
+    """Saves a checkpoint after one step."""
+
+    def __init__(self, step: int, path: Path) -> None:
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step and not self.path.exists():
+            trainer.save_checkpoint(self.path)
+
+
+def test_checkpoints_are_small_and_refuse_another_teacher(teacher: str, tmp_path: Path) -> None:
+    module = distillation(teacher)
+    fit = trainer(tmp_path, max_steps=1, enable_checkpointing=False)
+    fit.fit(module, tiny.image_data(tmp_path))
+    path = tmp_path / "one.ckpt"
+    fit.save_checkpoint(path)
+    names = set(torch.load(path, weights_only=True)["state_dict"])
+    assert names and all(".student.mixer." in name for name in names)
+    other = tiny.save_pixel_pipeline(tmp_path / "other", attention_bias=False)
+    with pytest.raises(ValueError, match="another teacher"):
+        trainer(tmp_path).fit(distillation(str(other)), tiny.image_data(tmp_path), ckpt_path=path)
+    larger = distillation(teacher, mixer=partial(DeltaConvBlock, preset="released_pixart", kernel_size=5))
+    with pytest.raises(ValueError, match="other mixers"):
+        trainer(tmp_path).fit(larger, tiny.image_data(tmp_path), ckpt_path=path)
+
+
+def test_a_teacher_in_bfloat16_trains_float32_mixers(teacher: str, tmp_path: Path) -> None:
+    module = distillation(teacher, teacher_dtype="bfloat16")
+    before = {n: p.clone() for n, p in module.named_parameters() if p.requires_grad}
+    trainer(tmp_path, precision="bf16-mixed", enable_checkpointing=False).fit(module, tiny.image_data(tmp_path))
+    for name, parameter in module.named_parameters():
+        if name in before:
+            assert parameter.dtype == torch.float32
+            assert not torch.equal(parameter, before[name]), name
+        else:
+            assert parameter.dtype == torch.bfloat16
+
+
+def test_no_stage_and_unknown_sites_are_refused(teacher: str) -> None:
+    with pytest.raises(ValueError, match="at least one stage"):
+        AttentionDistillation(teacher, DeltaConvBlock, [])
+    with pytest.raises(ValueError, match="at least one step"):
+        Stage("layerwise", 0)
+    with pytest.raises(ValueError, match="unknown loss preset"):
+        Stage("end_to_end", 1, loss="best")  # type: ignore[arg-type]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        AttentionDistillation("./nowhere", DeltaConvBlock, [Stage("layerwise", 1)])

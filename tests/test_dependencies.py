@@ -1,0 +1,101 @@
+"""Dependencies point one way: blocks <- sparsight <- datamodules, callbacks, lightning_modules <- sparsight.cli."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("blocks", "sparsight", "datamodules", "callbacks", "lightning_modules")
+MAY_IMPORT = {
+    "blocks": {"blocks"},
+    "sparsight": {"sparsight", "blocks"},
+    "datamodules": {"datamodules", "sparsight", "blocks"},
+    "callbacks": {"callbacks", "sparsight", "blocks"},
+    "lightning_modules": {"lightning_modules", "sparsight", "blocks"},
+}
+JOINS_ALL = "sparsight/cli.py"
+FILES = [path.relative_to(ROOT).as_posix() for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+BLOCKS = [file for file in FILES if file.startswith("blocks/") and file != "blocks/__init__.py"]
+
+
+def imported(source: str, package: str = "") -> Iterator[str]:
+    """Dotted names of all modules that ``source`` imports, wherever in it; relative ones belong to ``package``."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield ".".join(filter(None, [package if node.level else "", node.module]))
+
+
+def imports_of(file: str) -> set[str]:
+    return set(imported((ROOT / file).read_text(), file.split("/")[0]))
+
+
+def roots(names: set[str]) -> set[str]:
+    return {name.split(".")[0] for name in names}
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = "import a.b as c\ndef f():\n    from d.e import g\n    from . import h\n    from .i import j\n"
+    assert set(imported(source, "own")) == {"a.b", "d.e", "own", "own.i"}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_package_has_files_that_are_checked(package: str) -> None:
+    assert f"{package}/__init__.py" in FILES
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if file != JOINS_ALL])
+def test_file_imports_only_what_lies_below_it(file: str) -> None:
+    ours = roots(imports_of(file)) & set(PACKAGES)
+    assert ours <= MAY_IMPORT[file.split("/")[0]], f"{file} imports {sorted(ours - MAY_IMPORT[file.split('/')[0]])}"
+
+
+def test_only_the_command_joins_all_packages() -> None:
+    assert roots(imports_of(JOINS_ALL)) >= set(PACKAGES)
+
+
+@pytest.mark.parametrize("file", BLOCKS)
+def test_block_imports_torch_and_the_base_only_so_that_exports_can_carry_it(file: str) -> None:
+    foreign = {n for n in imports_of(file) if n.split(".")[0] not in sys.stdlib_module_names and n != "blocks.base"}
+    assert roots(foreign) <= {"torch"}, f"{file} imports {sorted(foreign)}"
+
+
+def declared() -> dict[str, str]:
+    """Canonical name of every declared dependency, with the extra that brings it ('' where none is needed)."""
+    requirements = map(Requirement, requires("sparsight") or [])
+    found = {canonicalize_name(r.name): re.search(r'extra == "(\w+)"', str(r.marker)) for r in requirements}
+    return {name: extra[1] if extra else "" for name, extra in found.items()}
+
+
+def test_every_third_party_import_is_declared() -> None:
+    distributions, dependencies = packages_distributions(), declared()
+    known = {*sys.stdlib_module_names, *PACKAGES}
+    undeclared = {
+        (file, module)
+        for file in FILES
+        for module in roots(imports_of(file)) - known
+        if not {canonicalize_name(d) for d in distributions.get(module, [module])} & set(dependencies)
+    }
+    assert not undeclared
+
+
+def test_module_level_imports_need_no_extra() -> None:
+    distributions, dependencies = packages_distributions(), declared()
+    for file in FILES:
+        tree = ast.parse((ROOT / file).read_text())
+        top = ast.Module([n for n in tree.body if isinstance(n, (ast.Import, ast.ImportFrom))], type_ignores=[])
+        for module in roots(set(imported(ast.unparse(top)))):
+            extras = {dependencies.get(canonicalize_name(d), "") for d in distributions.get(module, [module])}
+            assert "" in extras, (
+                f"{file} imports {module} of extra {extras} at module level: import it where it is used"
+            )
