@@ -21,15 +21,39 @@ from torch import Tensor, nn
 
 from blocks.base import AttentionWeights, FeatureMixer, Grid, Site, SiteSamples
 
-_PAPER = {"scales": (1 / 2, 1 / 4), "entry_width": "C/2n", "merge": "sum", "gate": "divide", "depthwise_bias": True}
-_RELEASED = {"scales": (1, 1 / 2), "entry_width": 0.5, "merge": "concat", "gate": "multiply", "depthwise_bias": False}
-_SD15_KERNELS = {"down_blocks.0.*": 7, "down_blocks.1.*": 9, "down_blocks.2.*": 5, "mid_block.*": 3} | {
+# SD2 has the levels of SD1.5; a level without self-attention has no entry
+_SD15_KERNELS = {
+    "down_blocks.0.*": 7,
+    "down_blocks.1.*": 9,
+    "down_blocks.2.*": 5,
+    "mid_block.*": 3,
     "up_blocks.1.*": 5,
     "up_blocks.2.*": 9,
     "up_blocks.3.*": 11,
 }
-_SDXL_KERNELS = {"down_blocks.1.*": 9, "down_blocks.2.*": 7, "mid_block.*": 9, "up_blocks.0.*": 9, "up_blocks.1.*": 13}
-
+_SDXL_KERNELS = {
+    "down_blocks.1.*": 9,
+    "down_blocks.2.*": 7,
+    "mid_block.*": 9,
+    "up_blocks.0.*": 9,
+    "up_blocks.1.*": 13,
+}
+_PAPER: dict[str, Any] = {
+    "scales": (1 / 2, 1 / 4),
+    "entry_width": "C/2n",
+    "merge": "sum",
+    "gate": "divide",
+    "pool_branch": True,
+    "depthwise_bias": True,  # not stated in the paper
+}
+_RELEASED: dict[str, Any] = {
+    "scales": (1, 1 / 2),
+    "entry_width": 0.5,
+    "merge": "concat",
+    "gate": "multiply",
+    "pool_branch": True,
+    "depthwise_bias": False,  # as of the later commits, the first one had it
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "default": {
         "scales": (1, 1 / 2, 1 / 4),
@@ -40,12 +64,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool_branch": True,
         "depthwise_bias": True,
     },
-    "paper_sd15": {**_PAPER, "pool_branch": True, "kernel_size": 9},
-    "paper_sdxl": {**_PAPER, "pool_branch": True, "kernel_size": 13},
-    "paper_pixart": {**_PAPER, "pool_branch": True, "kernel_size": 13},
-    "released_sd15": {**_RELEASED, "pool_branch": True, "kernel_size": _SD15_KERNELS},
-    "released_sdxl": {**_RELEASED, "pool_branch": True, "kernel_size": _SDXL_KERNELS},
-    "released_pixart": {**_RELEASED, "pool_branch": True, "kernel_size": 13, "gate": "sigmoid"},
+    "paper_sd15": {**_PAPER, "kernel_size": 9},
+    "paper_sdxl": {**_PAPER, "kernel_size": 13},
+    "paper_pixart": {**_PAPER, "kernel_size": 13},
+    "released_sd15": {**_RELEASED, "kernel_size": _SD15_KERNELS},
+    "released_sdxl": {**_RELEASED, "kernel_size": _SDXL_KERNELS},
+    "released_pixart": {**_RELEASED, "kernel_size": 13, "gate": "sigmoid"},
 }
 _GATES = ("divide", "multiply", "sigmoid")
 _MERGES = ("concat", "sum")
@@ -63,6 +87,9 @@ class DeltaConvBlock(FeatureMixer):
     ``entry`` reduces C to E channels. Every stage pools them to its scale, convolves each channel, multiplies one half
     by the other (the gate) and interpolates back. The stages are merged, ``exit`` maps them to C channels, and
     ``pool`` of the image's mean is added. Options left at ``None`` are taken from the preset.
+
+    Parameters start as torch's Linear and Conv2d do (the released code starts its kernels smaller), unless
+    :meth:`init_from_teacher` is called.
 
     Args:
         site: Where the mixer stands.

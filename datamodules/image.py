@@ -173,10 +173,11 @@ class ImageDataModule(LightningDataModule):
     def _needed(self, stage: str | None) -> dict[str, RecordSource]:
         held_out = self.sources["val"] is None and self.val_share > 0
         validation = "train" if held_out else "val"
-        names = {"fit": ("train", "val"), "validate": (validation,), "test": ("test",), "predict": ()}
+        predicted = validation if self.sources["test"] is None else "test"
+        names = {"fit": ("train", "val"), "validate": (validation,), "test": ("test",), "predict": (predicted,)}
         wanted = names["fit"] + names["test"] if stage is None else names[stage]
         found = {name: source for name in wanted if (source := self.sources[name]) is not None}
-        if stage in ("validate", "test") and not found:
+        if stage in ("validate", "test", "predict") and not found:
             remedy = "`test`" if stage == "test" else "`val` or val_share"
             raise ValueError(f"there are no records to {stage} on; set {remedy} of the datamodule")
         return found
@@ -216,6 +217,10 @@ class ImageDataModule(LightningDataModule):
     def test_dataloader(self) -> ReportingLoader | list[ReportingLoader]:
         """All test records in their order, none twice; an empty list if there are none."""
         return self._eval_loader("test")
+
+    def predict_dataloader(self) -> ReportingLoader | list[ReportingLoader]:
+        """What to draw images for: the labels or captions of the test records, or of the validation records."""
+        return self._eval_loader("test" if "test" in self.datasets else "val")
 
     def _eval_loader(self, name: str) -> ReportingLoader | list[ReportingLoader]:
         if name not in self.datasets:

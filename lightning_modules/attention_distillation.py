@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -34,6 +34,7 @@ class AttentionDistillation(DiffusionModule):
         stages: What is optimised, in this order, each with a fresh optimiser.
         sites: Which self-attentions are replaced; all if not given.
         site_weights: Weight of a site's loss by pattern of its path; the first match counts, others weigh 1.
+        optimizer: Optimiser class and options; every stage makes one with its own learning rate.
         train_projections: Train copies of the query, key, value and output projections of core mixers as well.
         init_samples: Samples of the training data that mixers may use to start from the teacher; 0 keeps their
             random start.
@@ -59,6 +60,7 @@ class AttentionDistillation(DiffusionModule):
         stages: Sequence[Stage],
         sites: SiteSelection | None = None,
         site_weights: dict[str, float] | None = None,
+        optimizer: Callable[[Iterable[torch.nn.Parameter], float], torch.optim.Optimizer] = torch.optim.AdamW,
         train_projections: bool = False,
         init_samples: int = 64,
         teacher_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
@@ -83,10 +85,12 @@ class AttentionDistillation(DiffusionModule):
         )
         self.denoiser: Any = self.diffusion.denoiser
         self.teacher_hash = state_hash(self.denoiser.state_dict())
-        self.denoiser.to(DTYPES[teacher_dtype])
+        if teacher_dtype != "float32":
+            self.denoiser.to(DTYPES[teacher_dtype])
         self.shells = replace(self.denoiser, mixer, sites, train_projections=train_projections)
         self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
         self.taps = ResidualTaps(self.denoiser, self.shells)
+        self.optimizer = optimizer
         self.init_samples = init_samples
         self.condition_dropout = condition_dropout
         if gradient_checkpointing:
@@ -153,7 +157,10 @@ class AttentionDistillation(DiffusionModule):
         """The current stage's optimiser and learning-rate schedule."""
         stage = self.stage
         return self.optimisers(
-            stage.optimizer, lr_schedule=stage.lr_schedule, warmup_steps=stage.warmup_steps, steps=stage.steps
+            lambda p: self.optimizer(p, stage.lr),
+            lr_schedule=stage.lr_schedule,
+            warmup_steps=stage.warmup_steps,
+            steps=stage.steps,
         )
 
     def on_train_start(self) -> None:

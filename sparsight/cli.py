@@ -83,7 +83,7 @@ class SparsightCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's verbs and ours, each with the arguments that the command fills in itself."""
-        ours = {"export": {"model", "datamodule"}, "benchmark": {"model", "datamodule"}}
+        ours: dict[str, set[str]] = {}
         return LightningCLI.subcommands() | ours
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -56,9 +56,7 @@ def count_flops(denoiser: nn.Module, *, size: tuple[int, int] | None = None, bat
     return _count(meta_student(denoiser), size, batch).get_total_flops()
 
 
-def count_site_flops(
-    denoiser: nn.Module, *, size: tuple[int, int] | None = None, batch: int = 1
-) -> dict[str, int]:
+def count_site_flops(denoiser: nn.Module, *, size: tuple[int, int] | None = None, batch: int = 1) -> dict[str, int]:
     """FLOPs that torch counts in every module, by path; as :func:`count_flops`."""
     counts = _count(meta_student(denoiser), size, batch).get_flop_counts()
     return {name.partition(".")[2]: sum(operators.values()) for name, operators in counts.items()}

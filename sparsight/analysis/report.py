@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 from torch import nn
 
@@ -118,7 +119,7 @@ def replacement_report(denoiser: nn.Module, *, size: tuple[int, int] | None = No
     if not replaced:
         raise ValueError("nothing to report: this denoiser has no mixers; replace self-attentions first")
     teacher, student = meta_twin(denoiser), meta_student(denoiser)
-    size = size or _own_size(denoiser)
+    size = size or own_size(denoiser)
     grids = probe_grids(denoiser, size)
     before = {site.path: site for site in find_sites(teacher)}
     sites = tuple(
@@ -153,7 +154,8 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _own_size(denoiser: nn.Module) -> tuple[int, int]:
+def own_size(denoiser: Any) -> tuple[int, int]:
+    """Height and width, in model space, that the denoiser was made for."""
     side = denoiser.config.sample_size
     return tuple(side) if isinstance(side, (tuple, list)) else (side, side)
 

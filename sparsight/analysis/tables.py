@@ -19,7 +19,10 @@ def format_table(rows: Sequence[Mapping[str, object]]) -> str:
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     text = [isinstance(value, str) and not value[:1].isdigit() for value in rows[0].values()]
     lines = [
-        "  ".join(cell.ljust(width) if left else cell.rjust(width) for cell, width, left in zip(line, widths, text, strict=True))
+        "  ".join(
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, width, left in zip(line, widths, text, strict=True)
+        )
         for line in cells
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))

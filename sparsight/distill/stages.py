@@ -7,9 +7,6 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Literal
 
-import torch
-from lightning.pytorch.cli import OptimizerCallable
-
 
 @dataclass
 class Objective:
@@ -47,14 +44,14 @@ OBJECTIVES = {
 
 @dataclass
 class Stage:
-    """One stage of a distillation, with an optimiser of its own.
+    """One stage of a distillation; it begins with a fresh optimiser.
 
     Args:
         objective: ``layerwise``: every mixer regresses its site's output from the teacher's own input, all at once.
             ``end_to_end``: the student's output and sites against the teacher's, each on its own stream.
         steps: Optimiser steps.
         loss: Terms of the end-to-end loss: a preset's name (default, paper, released) or the terms themselves.
-        optimizer: Optimiser class and options.
+        lr: Learning rate at its highest.
         lr_schedule: A diffusers schedule, e.g. ``constant_with_warmup`` or ``cosine``.
         warmup_steps: Steps over which the learning rate rises.
 
@@ -65,7 +62,7 @@ class Stage:
     objective: Literal["layerwise", "end_to_end"]
     steps: int
     loss: Literal["default", "paper", "released"] | Objective = "default"
-    optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=3e-4)
+    lr: float = 3e-4
     lr_schedule: str = "constant_with_warmup"
     warmup_steps: int = 100
 

@@ -30,12 +30,11 @@ class OnGrid(nn.Module):
         return self.mixer(hidden, self.size)
 
 
-@pytest.mark.parametrize("preset", ["default", "paper_pixart", "released_pixart"])
+@pytest.mark.parametrize("preset", ["default", "paper_pixart"])
 def test_compiles_to_one_graph(preset):
     mixer, hidden = DeltaConvBlock(SITE, preset=preset), torch.randn(2, 35, 16)
     compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(hidden, Grid(7, 5)), mixer(hidden, Grid(7, 5)))
-    torch.testing.assert_close(compiled(hidden, Grid(5, 7)), mixer(hidden, Grid(5, 7)))
 
 
 def test_recomputation_gives_the_same_gradients():

@@ -73,7 +73,7 @@ def test_presets_hold_what_was_published() -> None:
 
 
 def test_training_leaves_the_teacher_bitwise_and_lowers_the_error(teacher: str, tmp_path: Path) -> None:
-    stages = [Stage("layerwise", 30, warmup_steps=1, optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2))]
+    stages = [Stage("layerwise", 30, warmup_steps=1, lr=1e-2)]
     module = distillation(teacher, [*stages, Stage("end_to_end", 4, warmup_steps=1)])
     before = copy.deepcopy({n: p for n, p in module.denoiser.named_parameters() if ".student." not in n})
     noised = noised_batch(module)

@@ -1,0 +1,1 @@
+"""Drivers whose printed figures stand in README and docs."""

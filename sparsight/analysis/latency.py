@@ -1,0 +1,90 @@
+"""Wall-clock time of calls: medians after warm-up, candidates in turn, so that drift of the machine meets all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+
+Call = Callable[[], object]
+
+MIN_RUNS = 3
+WARM_UPS = 2
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call over ``runs`` timed runs."""
+
+    median: float
+    p10: float
+    p90: float
+    runs: int
+
+
+@dataclass(frozen=True)
+class TooSlow:
+    """Seconds of the one run of a call that will not finish its runs in the time it has."""
+
+    seconds: float
+
+
+def time_in_turn(
+    calls: Mapping[str, Call], *, device: torch.device, runs: int = 20, max_seconds: float = 20.0
+) -> dict[str, Timing | TooSlow]:
+    """Time every call, one run of each after the other, after warm-up.
+
+    Args:
+        calls: What to time, by name. Asynchronous devices are synchronised before every reading of the clock.
+        device: Where the calls compute.
+        runs: Timed runs of each; fewer, but at least 3, when a call's seconds are spent.
+        max_seconds: Time for all runs of one call. One whose first run takes more than a quarter of it is given up.
+
+    Returns:
+        By name, the timing, or the length of the run that was too slow.
+    """
+    outcome: dict[str, Timing | TooSlow] = {}
+    for name, call in calls.items():
+        first = seconds_of(call, device)
+        if first > longest_run(max_seconds):
+            outcome[name] = TooSlow(first)
+        elif first < max_seconds / runs:
+            for _ in range(WARM_UPS):
+                seconds_of(call, device)
+    samples: dict[str, list[float]] = {name: [] for name in calls if name not in outcome}
+    for _ in range(runs):
+        for name, seconds in samples.items():
+            if len(seconds) < MIN_RUNS or sum(seconds) < max_seconds:
+                seconds.append(seconds_of(calls[name], device))
+    return outcome | {name: timing_of(seconds) for name, seconds in samples.items()}
+
+
+def longest_run(max_seconds: float) -> float:
+    """Longest run, in seconds, with which the warm-up and the fewest timed runs fit into ``max_seconds``."""
+    return max_seconds / (MIN_RUNS + 1)
+
+
+def seconds_of(call: Call, device: torch.device) -> float:
+    """Seconds of one run, until the device is done."""
+    synchronize(device)
+    begin = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - begin
+
+
+def timing_of(seconds: list[float]) -> Timing:
+    """Median and percentiles of runs; with fewer than 10 runs the percentiles are close to the extremes."""
+    if len(seconds) == 1:
+        return Timing(seconds[0], seconds[0], seconds[0], 1)
+    deciles = statistics.quantiles(seconds, n=10, method="inclusive")
+    return Timing(statistics.median(seconds), deciles[0], deciles[-1], len(seconds))
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for all work on an accelerator; a CPU is always done."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)

@@ -1,0 +1,138 @@
+"""The command: config lookup, help, errors in one line, what may change against a checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sparsight.cli import SparsightCLI, config_folders, find_config, main, resolve_configs
+from sparsight.hyperparameters import FLAG_WINS, flatten
+from tests import tiny
+
+CONFIGS = sorted(str(p.relative_to("configs").with_suffix("")) for p in Path("configs").rglob("*.yaml"))
+
+
+def distillation_config(folder: Path, **model: Any) -> Path:
+    """A complete config of a distillation that takes a second."""
+    teacher = folder / "teacher"
+    if not teacher.exists():
+        tiny.save_pixel_pipeline(teacher)
+    images, labels = tiny.save_idx(folder)
+    records = {"class_path": "IdxRecords", "init_args": {"images": str(images), "labels": str(labels)}}
+    stage = {"objective": "layerwise", "steps": 2, "warmup_steps": 1}
+    config = {
+        "trainer": {"accelerator": "cpu", "default_root_dir": str(folder / "runs"), "enable_progress_bar": False},
+        "model": {
+            "class_path": "AttentionDistillation",
+            "init_args": {
+                "teacher": str(teacher),
+                "mixer": {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3}},
+                "stages": [stage, {**stage, "objective": "end_to_end"}],
+                "sample_steps": 2,
+            }
+            | model,
+        },
+        "data": {
+            "class_path": "ImageDataModule",
+            "init_args": {"train": records, "val": records, "image_size": 8, "channels": 1, "batch_size": 4},
+        },
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_shipped_config_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", name, "--print_config"])
+    assert stop.value.code == 0
+    assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"]
+
+
+def test_configs_are_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert CONFIGS
+    monkeypatch.chdir(tmp_path)
+    assert Path(find_config(CONFIGS[0])).is_file()
+    (tmp_path / "mine.yaml").write_text("{}")
+    assert find_config("mine") == "mine.yaml"
+    with pytest.raises(FileNotFoundError, match=f"(?s)no config 'experiment/nothing'.*{CONFIGS[0]}"):
+        find_config("experiment/nothing")
+    assert Path(resolve_configs(["fit", f"--config={CONFIGS[0]}"])[1].partition("=")[2]).is_file()
+    assert resolve_configs(["fit", "--model", "DenoiserTraining"]) == ["fit", "--model", "DenoiserTraining"]
+    assert config_folders()
+
+
+def test_fit_validate_and_predict_read_the_same_config(tmp_path: Path) -> None:
+    config = str(distillation_config(tmp_path))
+    cli = main(["fit", "--config", config])
+    assert cli.trainer.global_step == 4
+    checkpoint = next(Path(cli.trainer.log_dir).rglob("*.ckpt"))
+    assert (Path(cli.trainer.log_dir) / "config.yaml").is_file()
+    validated = main(["validate", "--config", config, "--ckpt_path", str(checkpoint)])
+    assert 0 < float(validated.trainer.callback_metrics["val/output_relative_l2"])
+    main(["predict", "--config", config, "--ckpt_path", str(checkpoint), "--images.folder", str(tmp_path / "drawn")])
+    assert len(list((tmp_path / "drawn").glob("*.png"))) == 24
+
+
+def test_a_checkpoint_beats_no_flag_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(distillation_config(tmp_path))
+    cli = main(["fit", "--config", config])
+    checkpoint = str(next(Path(cli.trainer.log_dir).rglob("*.ckpt")))
+    changed = main(["validate", "--config", config, "--ckpt_path", checkpoint, "--model.sample_steps", "7"])
+    assert changed.model.sample_steps == 7
+    with pytest.raises(SystemExit, match=r"(?s)condition_dropout: 0\.1 in the checkpoint, 0\.3 in the configuration"):
+        main(["validate", "--config", config, "--ckpt_path", checkpoint, "--model.condition_dropout", "0.3"])
+    with pytest.raises(SystemExit, match=r"(?s)kernel_size: 3 in the checkpoint, 5 in the configuration"):
+        mixer = '{"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 5}}'
+        main(["validate", "--config", config, "--ckpt_path", checkpoint, "--model.mixer", mixer])
+    assert "sample_steps" in FLAG_WINS and "condition_dropout" not in FLAG_WINS
+    assert torch.load(checkpoint, weights_only=True)["hyper_parameters"]["sample_steps"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model.no_such_option", "1"], "no_such_option"),
+        (["--model.mixer", "NoSuchBlock"], "NoSuchBlock"),
+        (["--model.teacher", "./nowhere"], "nowhere"),
+        (["--model.mixer.kernel_size", "4"], "kernel_size in tokens is odd"),
+        (["--model.sites", '{"include": ["nothing*"]}'], "no self-attention matches 'nothing*'"),
+        (["--model.stages", "[]"], "at least one stage"),
+        (["--config", "no/such/config"], "no config 'no/such/config'"),
+        (["--trainer.max_stepz", "3"], "max_stepz"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_mistakes_end_in_one_readable_message(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = str(distillation_config(tmp_path))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", config, *arguments])
+    said = capsys.readouterr().err + str(stop.value)
+    assert message in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "runs").exists(), "nothing may be written before the configuration stands"
+
+
+def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
+    config = str(distillation_config(tmp_path))
+    with pytest.raises(SystemExit, match="gone"):
+        main(["fit", "--config", config, "--data.train.images", str(tmp_path / "gone")])
+
+
+def test_every_verb_has_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for verb in SparsightCLI.subcommands():
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--help"])
+        assert stop.value.code == 0
+        assert "--model" in capsys.readouterr().out
+
+
+def test_flatten_names_every_leaf() -> None:
+    assert flatten({"a": {"b": [1, {"c": None}]}, "d": {}}) == {"a.b.0": 1, "a.b.1.c": None, "d": {}}
