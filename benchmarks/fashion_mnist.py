@@ -80,7 +80,5 @@ def _train(model: Classifier, images: Tensor, labels: Tensor, *, epochs: int) ->
 @torch.no_grad()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     """Share of images that the classifier puts into their class."""
-    hits = [
-        (model(x).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500), strict=True)
-    ]
+    hits = [(model(x).argmax(1) == y).sum() for x, y in zip(images.split(500), labels.split(500), strict=True)]
     return float(torch.stack(hits).sum()) / len(images)

@@ -5,6 +5,7 @@ from datamodules.huggingface import HuggingFaceRecords
 from datamodules.idx import IdxRecords
 from datamodules.image import ImageDataModule
 from datamodules.records import CorruptRecord, Record, RecordSource
+from datamodules.teacher_samples import TeacherSamplesDataModule
 
 __all__ = [
     "CorruptRecord",
@@ -14,4 +15,5 @@ __all__ = [
     "ImageDataModule",
     "Record",
     "RecordSource",
+    "TeacherSamplesDataModule",
 ]

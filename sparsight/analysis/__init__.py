@@ -1,0 +1,1 @@
+"""Measuring denoisers and mixers: FLOPs, parameters, time, memory."""

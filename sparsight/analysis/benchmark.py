@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from blocks.base import Grid
 from sparsight.analysis import candidates
 from sparsight.analysis.contest import Contest, Measured
 from sparsight.analysis.environment import environment
@@ -25,6 +24,7 @@ from sparsight.analysis.report import own_size, replacement_report
 from sparsight.analysis.rows import Row, table
 from sparsight.analysis.tables import csv_text, json_text, write_text, write_whole
 from sparsight.analysis.verify import Verdict, verify
+from sparsight.hyperparameters import ConfigurationError
 from sparsight.surgery.sites import meta_twin, probe_grids, students
 from sparsight.surgery.student import StudentAttention
 
@@ -40,27 +40,31 @@ class Settings:
         tokens: Sizes: tokens of a site, and of the denoiser's largest site.
         dtypes: Precisions: float32, bfloat16, float16.
         batch: Samples B.
+        backward: Measure forward and backward pass together too, not forward alone.
         runs: Timed runs of each candidate, taken in turn.
         max_seconds: Time for all runs of one candidate at one size; sizes at which the first run alone takes more
             than a quarter of it are skipped.
 
     Raises:
-        ValueError: A size, precision or number is out of range.
+        ConfigurationError: A size, precision or number is out of range.
     """
 
     tokens: Sequence[int] = TOKENS
     dtypes: Sequence[str] = ("float32",)
     batch: int = 1
+    backward: bool = True
     runs: int = 20
     max_seconds: float = 20.0
 
     def __post_init__(self) -> None:
         if not self.tokens or min(self.tokens) < 1:
-            raise ValueError(f"tokens are one or more positive numbers, e.g. 256 1024 4096; got {list(self.tokens)}")
+            raise ConfigurationError(
+                f"tokens are one or more positive numbers, e.g. 256 1024 4096; got {list(self.tokens)}"
+            )
         if not self.dtypes or not set(self.dtypes) <= set(DTYPES):
-            raise ValueError(f"dtypes are one or more of {', '.join(DTYPES)}; got {list(self.dtypes)}")
+            raise ConfigurationError(f"dtypes are one or more of {', '.join(DTYPES)}; got {list(self.dtypes)}")
         if min(self.batch, self.runs) < 1 or self.max_seconds <= 0:
-            raise ValueError(f"batch, runs and max_seconds are positive; got {self}")
+            raise ConfigurationError(f"batch, runs and max_seconds are positive; got {self}")
 
 
 def benchmark_sites(denoiser: nn.Module, settings: Settings, device: torch.device) -> Iterator[Row]:
@@ -149,7 +153,8 @@ def benchmark_denoiser(denoiser: nn.Module, settings: Settings, device: torch.de
 
 
 def _contests(settings: Settings, device: torch.device) -> dict[str, Contest]:
-    return {name: Contest(device, settings.runs, settings.max_seconds) for name in candidates.PASSES}
+    passes = candidates.PASSES if settings.backward else candidates.PASSES[:1]
+    return {name: Contest(device, settings.runs, settings.max_seconds) for name in passes}
 
 
 def _measure(
@@ -200,3 +205,23 @@ def run_benchmark(
     title = f"{around['device']}, {around['threads']} threads, torch {around['torch']}, batch {settings.batch}"
     write_whole(folder / "benchmark.png", lambda path: plot_rows(rows, path, title=title))
     return rows
+
+
+def benchmark_model(model: nn.Module, settings: Settings, *, device: torch.device, folder: Path) -> None:
+    """:func:`run_benchmark` of a LightningModule's denoiser, printing rows as they come and the table at the end.
+
+    Raises:
+        ConfigurationError: The module has no denoiser with mixers in it.
+    """
+    denoiser = getattr(model, "denoiser", None)
+    if not isinstance(denoiser, nn.Module) or not students(denoiser):
+        raise ConfigurationError(
+            f"{type(model).__name__} has no mixers to measure: benchmark lightning_modules.AttentionDistillation"
+        )
+    rows = run_benchmark(denoiser, settings, device=device, folder=folder, on_row=_announce)
+    print("\n" + table(rows))
+    print(f"\nTable, CSV, JSON and plot are in {folder}")
+
+
+def _announce(row: Row) -> None:
+    print(f"measured {row.name}, {row.tokens} tokens, {row.dtype}, {row.direction}", flush=True)

@@ -59,7 +59,7 @@ class Contest:
         """Why a candidate would fail at this size, judging by the smaller ones; empty if it would not."""
         seconds = extrapolate(self._seconds.get(name, []), tokens)
         if seconds > longest_run(self.max_seconds):
-            return f"one run would take about {seconds:.0f} s; {self._allowed()}"
+            return f"one run would take about {seconds:.1f} s, {self._allowed()}"
         wanted, free = extrapolate(self._bytes.get(name, []), tokens), free_bytes(self.device)
         if wanted > free:
             return f"would need about {wanted / 2**30:.1f} GiB; {free / 2**30:.1f} GiB are free"
@@ -75,11 +75,11 @@ class Contest:
         seconds = timing.seconds if isinstance(timing, TooSlow) else timing.median
         self._seconds.setdefault(name, []).append((tokens, seconds))
         if isinstance(timing, TooSlow):
-            return Measured(None, peak, f"one run takes {seconds:.0f} s; {self._allowed()}")
+            return Measured(None, peak, f"one run takes {seconds:.1f} s, {self._allowed()}")
         return Measured(timing, peak)
 
     def _allowed(self) -> str:
-        return f"max_seconds is {self.max_seconds:g} for all runs"
+        return f"more than a quarter of max_seconds ({self.max_seconds:g})"
 
 
 def extrapolate(points: Points, at: int) -> float:

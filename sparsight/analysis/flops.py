@@ -78,7 +78,7 @@ def _twin_of(mixer: TokenMixer) -> TokenMixer:
 
 
 def _count(twin: nn.Module, size: tuple[int, int] | None, batch: int) -> FlopCounterMode:
-    counter = FlopCounterMode(display=False, depth=None)
+    counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         twin(**example_inputs(twin, size=size, batch=batch, device="meta"))
     return counter

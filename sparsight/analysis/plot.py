@@ -16,7 +16,7 @@ STYLES = {"forward": "-", "forward+backward": "--"}
 
 
 def plot_rows(rows: Sequence[Row], path: Path, *, title: str) -> None:
-    """Write a PNG of log-log panels: a column for every site and the whole denoiser, a line of them for every precision.
+    """Write a PNG of log-log panels: a column for every site and the denoiser, a row for every precision.
 
     Bars span the 10th to the 90th percentile of the runs; what was skipped has no point.
     """
@@ -38,6 +38,8 @@ def _panel(panel: Any, rows: Sequence[Row]) -> None:
     for direction, style in STYLES.items():
         for name, colour in COLOURS.items():
             chosen = [row for row in rows if row.direction == direction]
+            if not chosen:
+                continue
             points = [(row.tokens, measured.timing) for row in chosen if (measured := _of(row, name)).timing]
             x = [tokens for tokens, _ in points]
             y = [1e3 * timing.median for _, timing in points if timing]

@@ -90,7 +90,7 @@ class Row:
 
     def readable(self) -> dict[str, str]:
         """Short texts by column, for a table."""
-        notes = [f"{who}: {m.skipped}" for who, m in (("attention", self.attention), ("mixer", self.mixed)) if m.skipped]
+        pair = (("attention", self.attention), ("mixer", self.mixed))
         return {
             "tokens": f"{self.tokens} ({self.height}x{self.width})",
             "pass": self.direction,
@@ -101,7 +101,7 @@ class Row:
             "attention MiB": _mebibytes(self.attention),
             "mixer MiB": _mebibytes(self.mixed),
             "less memory": _times(self.memory_ratio),
-            "skipped": "; ".join(notes),
+            "skipped": "; ".join(f"{who}: {measured.skipped}" for who, measured in pair if measured.skipped),
         }
 
 

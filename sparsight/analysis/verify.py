@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -51,10 +52,10 @@ def verify(mixer: TokenMixer, *, dtype: torch.dtype, device: torch.device, grids
         for grid in grids:
             inputs = [part.to(dtype) for part in random_inputs(mixer, grid)]
             moved, exact = [part.to(device) for part in inputs], [part.double() for part in inputs]
-            answer = _attempt(lambda moved=moved, grid=grid: apply_mixer(fast, moved, grid))
+            answer = _attempt(partial(apply_mixer, fast, moved, grid))
             if isinstance(answer, str):
                 return Verdict(against, float("inf"), f"does not run in {dtype} on {device.type}: {answer}")
-            expected = _attempt(lambda exact=exact, grid=grid: _reference(slow, exact, grid))
+            expected = _attempt(partial(_reference, slow, exact, grid))
             if isinstance(expected, str):
                 remedy = "give it a `reference` method that runs in float64 on a CPU"
                 return Verdict("nothing", float("inf"), f"unverified, {remedy}: {expected}")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import importlib.util
 import inspect
 import symtable
 import sys
@@ -44,6 +43,7 @@ class CodeFile:
 
     def write(self, folder: Path) -> Path:
         """Write it to ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{self.stem}.py"
         path.write_text(self.text, encoding="utf-8")
         return path
@@ -77,8 +77,8 @@ def student_file(mixers: Collection[type[TokenMixer]], base: str) -> CodeFile:
         base: Name of the diffusers class that it derives from.
 
     Raises:
-        ValueError: A mixer's file imports something else than the standard library, torch and ``blocks.base``, two files
-            give one name to different things, or a mixer is not defined at the top of a file.
+        ValueError: A mixer's file imports more than the standard library, torch and ``blocks.base``, two files give one
+            name to different things, or a mixer is not defined at the top of a file.
     """
     ordered = sorted(mixers, key=class_path)
     sources = list(dict.fromkeys(source_of(mixer) for mixer in ordered))
@@ -97,7 +97,7 @@ MIXERS: dict[str, type[TokenMixer]] = {{
 
 
 class {name}(ExportedStudent, {base}):
-    """A {base} whose self-attentions are the mixers that the entry ``student`` of its configuration names."""
+    """{base} with the mixers that ``student`` in its configuration names in place of self-attention."""
 
     __module__ = Path(__file__).stem
 
@@ -108,7 +108,8 @@ class {name}(ExportedStudent, {base}):
 
     __init__.__signature__ = signature_with_student({base}.__init__)
 '''
-    return _assemble("modeling", pieces, tail, name, [f"from diffusers import {base}"])
+    own = ("_EARLIER", "MIXERS", name, base)
+    return _assemble("modeling", pieces, tail, name, imports=[f"from diffusers import {base}"], own=own)
 
 
 def pipeline_file() -> CodeFile:
@@ -123,17 +124,16 @@ class PixelDiTPipeline(ExportedPipeline, PixelDiTPipeline):
 
     __module__ = Path(__file__).stem
 '''
-    return _assemble("pipeline", pieces, tail, "PixelDiTPipeline", [])
+    return _assemble("pipeline", pieces, tail, "PixelDiTPipeline")
 
 
 def load_class(code: CodeFile, folder: Path) -> type:
-    """Write the file to ``folder``, run it, and answer with its class."""
+    """Write the file to ``folder``, run it, and answer with its class; what is saved of that class needs the file."""
     path = code.write(folder)
-    spec = importlib.util.spec_from_file_location(code.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = ModuleType(code.stem)
+    module.__file__ = str(path)
     sys.modules[code.stem] = module
-    spec.loader.exec_module(module)
+    exec(compile(code.text, str(path), "exec"), module.__dict__)
     return getattr(module, code.class_name)
 
 
@@ -154,34 +154,38 @@ def source_of(mixer: type[TokenMixer]) -> Path:
         path = Path()
     if not path.is_file() or "." in mixer.__qualname__:
         raise ValueError(
-            f"{class_path(mixer)} cannot travel in an export: define it at the top level of a file of its own, not in a "
-            "function, class or notebook"
+            f"{class_path(mixer)} cannot travel in an export: define it at the top level of a file of its own, not in "
+            "a function, class or notebook"
         )
     return path
 
 
-def _assemble(kind: str, pieces: Sequence[Piece], tail: str, class_name: str, imports: Iterable[str]) -> CodeFile:
-    statements, owners, parts = set(imports), dict[str, tuple[str, str]](), []
+def _assemble(
+    kind: str, pieces: Sequence[Piece], tail: str, class_name: str, *, imports: Iterable[str] = (), own: Sequence[str] = ()
+) -> CodeFile:
+    statements, parts = set(imports), list[str]()
+    owners = {name: ("every export", "its own") for name in own}
     for piece in pieces:
         body, piece_imports, names = _take(piece)
         for name, meaning in names.items():
             owner, known = owners.setdefault(name, (piece.title, meaning))
             if known != meaning:
                 raise ValueError(
-                    f"{owner} and {piece.title} both define {name!r}, and an export puts them in one file: rename it in "
-                    "one of them"
+                    f"{owner} and {piece.title} both define {name!r}, and an export puts them in one file: rename it "
+                    "in one of them"
                 )
         statements |= piece_imports
         parts.append(f"# ---- {piece.title}\n\n{body.strip()}\n")
     header = (
-        f'"""{class_name}, with all that it needs besides torch and diffusers. Written by Sparsight from:\n\n'
+        f'"""{class_name}, with all that it needs besides torch and diffusers.\n\n'
+        "Put together by Sparsight from the files below; its own ones are under the Apache License, version 2.0.\n\n"
         + "".join(f"- {piece.title}\n" for piece in pieces)
         + '"""\n\nfrom __future__ import annotations\n\n'
-        + "\n".join(sorted(statements, key=lambda line: (line.split()[1].split(".")[0], line)))
+        + "\n".join(sorted(statements, key=lambda line: (line.startswith("from"), line)))
         + '\n\n_EARLIER = dict(globals()) if "settle" in globals() else {}\n'
     )
     text = "\n\n".join([header, *parts, f"{tail}\n\nsettle(_EARLIER, globals())\n"])
-    missing = owners.keys() - set(_globals(text))
+    missing = owners.keys() - _globals(text, imports=True)
     assert not missing, f"lost on the way: {missing}"
     return CodeFile(f"{kind}_{hashlib.sha256(text.encode()).hexdigest()[:12]}", text, class_name)
 
@@ -191,21 +195,17 @@ def _take(piece: Piece) -> tuple[str, set[str], dict[str, str]]:
     text = piece.path.read_text(encoding="utf-8")
     tree = ast.parse(text)
     _refuse_imports(piece, tree)
-    lines = text.splitlines()
+    lines = text.split("\n")
     if piece.names:
         wanted = [node for node in tree.body if getattr(node, "name", None) in piece.names]
         assert len(wanted) == len(piece.names), f"{piece.title} lacks one of {piece.names}"
         body = "\n\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in wanted)
     else:
-        dropped = {
-            number
-            for node in tree.body
-            if isinstance(node, ast.Import | ast.ImportFrom)
-            for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)
-        }
+        imports_at = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        dropped = {number for node in imports_at for number in range(node.lineno, (node.end_lineno or 0) + 1)}
         body = "\n".join(line for number, line in enumerate(lines, 1) if number not in dropped)
-    used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)} | _annotated(body)
-    imports, meanings = set(), {name: piece.title for name in _globals(body)}
+    used = {node.id for node in ast.walk(ast.parse(body)) if isinstance(node, ast.Name)}
+    imports, meanings = set[str](), {name: str(piece.path) for name in _globals(body)}
     for node in tree.body:
         for statement, name, meaning in _bindings(node):
             if not piece.names or name in used:
@@ -243,22 +243,20 @@ def _refuse_imports(piece: Piece, tree: ast.Module) -> None:
             if base and (name == "blocks.base" or (not piece.strict and package in (*OURS, "diffusers"))):
                 continue
             raise ValueError(
-                f"{piece.title} imports {name} (line {node.lineno}), so its mixers cannot travel in an export: the file "
-                "may import the standard library, torch and, at its top and without 'as', names from blocks.base; put "
-                "whatever else it needs into it"
+                f"{piece.title} imports {name} (line {node.lineno}), so its mixers cannot travel in an export: the "
+                "file may import the standard library, torch and, at its top and without 'as', names from blocks.base; "
+                "put whatever else it needs into it"
             )
 
 
-def _globals(text: str) -> list[str]:
-    """Names that a file's text binds at its top level, other than by imports."""
+def _globals(text: str, *, imports: bool = False) -> set[str]:
+    """Names that a file's text binds at its top level."""
     symbols = symtable.symtable(text, "export", "exec").get_symbols()
-    return [s.get_name() for s in symbols if (s.is_assigned() or s.is_namespace()) and not s.is_imported()]
-
-
-def _annotated(text: str) -> set[str]:
-    """Names in annotations that are written as strings."""
-    strings = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
-    return {word for value in strings if isinstance(value, str) and value.isidentifier() for word in [value]}
+    return {
+        symbol.get_name()
+        for symbol in symbols
+        if symbol.is_assigned() or symbol.is_namespace() or (imports and symbol.is_imported())
+    }
 
 
 def _first_line(node: ast.stmt) -> int:

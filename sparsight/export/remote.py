@@ -1,7 +1,7 @@
 """What makes an exported class out of a diffusers class; this file's text travels inside the exports.
 
-It must stay free of imports that a plain diffusers installation lacks; ``sparsight.export.modeling`` takes imports of this
-project away, and puts the text of what they name in the same file.
+It must stay free of imports that a plain diffusers installation lacks: ``sparsight.export.modeling`` takes imports of
+this project away, and puts the text of what they name in the same file.
 """
 
 from __future__ import annotations
@@ -86,4 +86,4 @@ def settle(earlier: Mapping[str, Any], module: dict[str, Any]) -> None:
     """
     module.update(earlier)
     # exported classes go by the file's name, so that saved pipelines name a file and not a place in a cache
-    sys.modules.setdefault(Path(__file__).stem, sys.modules[__name__])
+    sys.modules[Path(__file__).stem] = sys.modules[__name__]

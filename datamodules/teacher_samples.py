@@ -1,0 +1,257 @@
+"""Batches that a teacher made itself: distillation without any data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+from safetensors import safe_open
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from datamodules.sampler import ResumableLoader, ResumableSampler, epoch_batches, even_batch_size
+from sparsight.diffusion.model import DiffusionModel
+from sparsight.distill.sample_cache import SampleCache
+from sparsight.distill.teacher_plan import TeacherPlan
+from sparsight.distill.teacher_samples import fill_cache
+
+
+class TeacherSamplesDataModule(LightningDataModule):
+    """Samples of a teacher, or states along its sampling trajectories, drawn once and kept on disk.
+
+    A batch holds ``"label": int64 (B,)`` or ``"caption": list[str]``, unique ``"index": int64 (B,)`` and
+
+    - ``mode: samples``: ``"sample": float32 (B, C, H, W)``, finished samples in model space, to be noised again;
+    - ``mode: trajectory``: ``"xt": float32 (B, C, H, W)`` with ``"timestep": (B,)``, what the denoiser is asked about
+      while sampling. There is no clean sample and so no target besides the teacher's own answer.
+
+    With guidance the denoiser meets every state both with and without its condition; batches carry the condition, the
+    training module's ``condition_dropout`` takes it away. Classes are equally frequent, captions are dealt in turn.
+    Starting noise is never that of metrics and sample grids, whatever the seeds.
+
+    The cache lies in ``<cache_dir>/<key>``, where the key covers the teacher's weights and all settings of the sampler.
+    Finished shards are kept when a run is stopped or ``count`` grows; damaged ones are reported and made again.
+
+    Args:
+        teacher: Pipeline folder, shipped model or hub id.
+        mode: ``samples`` or ``trajectory``.
+        count: Samples, or trajectories, to train on.
+        val_count: Further ones to validate on.
+        steps: Sampler steps.
+        guidance_scale: Guidance scale; 1 is none and halves the work.
+        states_per_trajectory: States kept of each trajectory, one from each of as many equal parts of it; over all
+            trajectories every noise level is there. ``null`` keeps all.
+        captions: Captions for text-to-image teachers: a list, or a text file with one in each line.
+        size: Height and width in model space; ``null`` is what the teacher was made for.
+        cache_dir: Folder of caches, or the folder of one, which must then have been made with these settings.
+        shard_size: Samples of a file.
+        batch_size: States (or samples) a batch and process.
+        sample_batch_size: Samples drawn together; changes rounding only.
+        num_workers: Loader processes; 0 loads in the main process.
+        seed: Decides starting noise and the order of training.
+        dtype: Of the tensors on disk, ``float32`` or ``float16``; batches are float32.
+        device: Where the teacher samples: ``cpu``, ``cuda`` ..., or ``auto``, which is the first GPU if there is one.
+        revision: Git revision of a hub teacher.
+        variant: Weight variant of the teacher, e.g. ``fp16``.
+        trust_remote_code: Run code that comes with the teacher.
+
+    Raises:
+        FileNotFoundError: The caption file is missing.
+        ValueError: An option is out of range, options contradict each other, or there is less than one batch.
+    """
+
+    def __init__(
+        self,
+        teacher: str,
+        *,
+        mode: Literal["samples", "trajectory"] = "trajectory",
+        count: int = 256,
+        val_count: int = 32,
+        steps: int = 20,
+        guidance_scale: float = 2.0,
+        states_per_trajectory: int | None = None,
+        captions: list[str] | str | None = None,
+        size: tuple[int, int] | None = None,
+        cache_dir: str = "runs/teacher_samples",
+        shard_size: int = 64,
+        batch_size: int = 64,
+        sample_batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        dtype: Literal["float32", "float16"] = "float32",
+        device: str = "auto",
+        revision: str | None = None,
+        variant: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.pretrained_options = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
+        self.plan = TeacherPlan(
+            mode=mode,
+            steps=steps,
+            guidance=guidance_scale,
+            states_per_trajectory=states_per_trajectory,
+            captions=_captions(captions),
+            size=None if size is None else (size[0], size[1]),
+            seed=seed,
+            dtype=dtype,
+            shard_size=shard_size,
+        )
+        self.count, self.val_count = count, val_count
+        self.cache_dir = Path(cache_dir)
+        self.batch_size, self.sample_batch_size, self.num_workers = batch_size, sample_batch_size, num_workers
+        self.seed = seed
+        self.device = device
+        self.datasets: dict[str, TeacherDataset] = {}
+        self._cache: SampleCache | None = None
+        self._check_options()
+
+    def _check_options(self) -> None:
+        least = {"count": 1, "val_count": 0, "batch_size": 1, "sample_batch_size": 1, "num_workers": 0}
+        for name, minimum in least.items():
+            if getattr(self, name) < minimum:
+                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {minimum} or more")
+        if self.count * self.plan.kept < self.batch_size:
+            raise ValueError(
+                f"count={self.count} with {self.plan.kept} states each do not fill one batch of {self.batch_size}: "
+                "raise count or lower batch_size"
+            )
+        self.plan.check_coverage(self.count)
+
+    # ------------------------------------------------------------------------------------------------------ samples
+    def prepare_data(self) -> None:
+        """Draw what the cache lacks, in one process a machine.
+
+        Raises:
+            FileNotFoundError: There is no such teacher.
+            ValueError: The cache was made with other settings or cannot be written, or the teacher's conditions do not
+                go with ``captions``.
+            FloatingPointError: The teacher yields NaN.
+        """
+        model = DiffusionModel.from_pretrained(self.teacher, **self.pretrained_options)
+        self.plan.condition(torch.arange(1), model)
+        cache = SampleCache(self.cache_dir, self.plan.settings(model))
+        model.to(_device(self.device))
+        model.denoiser.eval().to(_device(self.device))
+        total = self.count + self.val_count
+        fill_cache(cache, model, self.plan, total=total, sample_batch_size=self.sample_batch_size)
+        self._cache = cache
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the shards; other processes are told by the first where they are.
+
+        Raises:
+            RuntimeError: ``prepare_data`` has not run.
+        """
+        cache = self._cache if self.trainer is None else self.trainer.strategy.broadcast(self._cache)
+        if cache is None:
+            raise RuntimeError("call prepare_data before setup: it makes the samples, or finds them in the cache")
+        self.datasets = {"train": TeacherDataset(cache, self.plan, first=0, count=self.count)}
+        if self.val_count:
+            self.datasets["val"] = TeacherDataset(cache, self.plan, first=self.count, count=self.val_count)
+
+    # ------------------------------------------------------------------------------------------------------ loaders
+    def train_dataloader(self) -> ResumableLoader:
+        """Shuffled batches of equal size; the states that do not fill a last one are left out.
+
+        Raises:
+            ValueError: The states do not fill one batch on every process.
+        """
+        dataset = self.datasets["train"]
+        sampler = ResumableSampler(dataset, num_replicas=self._world, rank=self._rank, seed=self.seed)
+        loader = ResumableLoader(
+            dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True, **self._loader_options()
+        )
+        if len(loader) == 0:
+            raise ValueError(
+                f"{len(dataset)} states do not fill one batch of {self.batch_size} on each of {self._world} processes: "
+                "lower batch_size or raise count"
+            )
+        if self.trainer is not None:
+            loader.epoch_batches = epoch_batches(len(loader), self.trainer.limit_train_batches)
+        return loader
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        """All states of the validation trajectories, none twice; an empty list if there are none."""
+        if "val" not in self.datasets:
+            return []
+        dataset = self.datasets["val"]
+        batch_size = even_batch_size(len(dataset), batch_size=self.batch_size, processes=self._world)
+        sampler = ResumableSampler(dataset, num_replicas=self._world, rank=self._rank, shuffle=False, drop_last=False)
+        return DataLoader(dataset, sampler=sampler, batch_size=batch_size, **self._loader_options())
+
+    def _loader_options(self) -> dict[str, Any]:
+        return {
+            "num_workers": self.num_workers,
+            "collate_fn": default_collate,
+            "pin_memory": torch.cuda.is_available(),
+        }
+
+    @property
+    def _world(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    @property
+    def _rank(self) -> int:
+        return 0 if self.trainer is None else self.trainer.global_rank
+
+
+class TeacherDataset(Dataset):
+    """States or samples in a cache, read one by one from memory-mapped files.
+
+    Args:
+        cache: Filled cache.
+        plan: What was sampled.
+        first: Id of the first sample.
+        count: Number of samples.
+    """
+
+    def __init__(self, cache: SampleCache, plan: TeacherPlan, *, first: int, count: int) -> None:
+        self.cache = cache
+        self.plan = plan
+        self.first, self.count = first, count
+        self._shards: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        """Number of states, or samples."""
+        return self.count * self.plan.kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_shards": {}}  # open files stay in the process that opened them
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        """State ``position % K`` of sample ``position // K``, or the sample itself."""
+        sample, state = divmod(position, self.plan.kept)
+        sample += self.first
+        number, row = divmod(sample, self.plan.shard_size)
+        shard = self._open(number)
+        if self.plan.mode == "samples":
+            item = {"sample": shard.get_slice("sample")[row].float(), "index": sample}
+        else:
+            item = {name: shard.get_slice(name)[row, state] for name in ("xt", "timestep")}
+            item["xt"] = item["xt"].float()
+            item["index"] = sample * self.plan.steps + int(shard.get_slice("step")[row, state])
+        if self.plan.captions is None:
+            return item | {"label": shard.get_slice("label")[row]}
+        return item | {"caption": self.plan.captions[sample % len(self.plan.captions)]}
+
+    def _open(self, number: int) -> Any:
+        if number not in self._shards:
+            self._shards[number] = safe_open(self.cache.path(number), framework="pt")
+        return self._shards[number]
+
+
+def _captions(given: list[str] | str | None) -> tuple[str, ...] | None:
+    if isinstance(given, str):
+        if not Path(given).is_file():
+            raise FileNotFoundError(f"captions: there is no file {given}; give a text file or a list of captions")
+        given = [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return None if given is None else tuple(given)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)

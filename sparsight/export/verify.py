@@ -1,0 +1,89 @@
+"""Loading an export where this project is not, and comparing its answers with those of the student in memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparsight.export import reload
+
+EXACT = 1e-4
+"""Largest relative L2 difference when everything is computed in fp32 on the CPU."""
+ROUNDED = 5e-2
+"""The same where weights or arithmetic on one side are of lower precision, or on another device."""
+REFUSED = ("sparsight", "blocks", "callbacks", "datamodules", "lightning_modules", "lightning", "pytorch_lightning")
+
+
+def verify(
+    folder: Path, part: str, inputs: dict[str, Any], expected: Tensor, *, exact: bool, has_code: bool, mixers: Sequence[str]
+) -> dict[str, float]:
+    """Load an exported folder in a fresh process and compare.
+
+    Args:
+        folder: Pipeline folder.
+        part: ``unet`` or ``transformer``.
+        inputs: Keyword arguments of the denoiser.
+        expected: What it must answer, (B, C, H, W).
+        exact: Whether ``expected`` was computed in fp32 on the CPU.
+        has_code: Whether the folder comes with code for the denoiser.
+        mixers: Modules that the mixers were defined in; they must not be needed either.
+
+    Returns:
+        Relative L2 difference of the ``pipeline``'s denoiser, the ``model`` alone and its ``fp16`` weights.
+
+    Raises:
+        RuntimeError: The folder does not load, or its answers differ.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        questions, answers = Path(scratch, "questions.safetensors"), Path(scratch, "answers.safetensors")
+        _write(inputs, questions)
+        refused = ",".join(sorted({*REFUSED, *(name.split(".")[0] for name in mixers)}))
+        command = [sys.executable, "-P", str(reload.__file__), str(folder.resolve()), part, str(questions), str(answers)]
+        surroundings = {key: value for key, value in os.environ.items() if key != "DIFFUSERS_DISABLE_REMOTE_CODE"}
+        surroundings |= {"HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
+        process = subprocess.run(
+            [*command, str(int(has_code)), refused], cwd=scratch, env=surroundings, capture_output=True, text=True
+        )
+        if process.returncode != 0:
+            raise RuntimeError(f"the export does not load in a fresh process:\n{process.stderr[-3000:]}")
+        errors = {name: relative_l2(answer, expected) for name, answer in load_file(answers).items()}
+    for name, error in errors.items():
+        allowed = EXACT if exact and name != "fp16" else ROUNDED
+        if not error <= allowed:  # catches nan as well
+            raise RuntimeError(
+                f"the export answers differently after reloading ({name}): relative L2 {error:.2e}, allowed {allowed:.0e}"
+            )
+    return errors
+
+
+def relative_l2(answer: Tensor, expected: Tensor) -> float:
+    """Norm of the difference over the norm of what is expected; the plain norm if that is zero."""
+    difference, scale = torch.linalg.vector_norm(answer.float() - expected), torch.linalg.vector_norm(expected)
+    return float(difference / scale) if scale > 0 else float(difference)
+
+
+def is_exact(denoiser: nn.Module) -> bool:
+    """Whether a denoiser computes in fp32 on the CPU."""
+    return all(p.dtype == torch.float32 and p.device.type == "cpu" for p in denoiser.parameters())
+
+
+def _write(inputs: dict[str, Any], path: Path) -> None:
+    named = {}
+    for name, value in inputs.items():
+        named |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
+    tensors = {
+        name: value.float().contiguous() if value.is_floating_point() else value.contiguous()
+        for name, value in named.items()
+        if value is not None
+    }
+    save_file(tensors, path, {"none": json.dumps([name for name, value in named.items() if value is None])})
