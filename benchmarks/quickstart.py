@@ -120,9 +120,9 @@ def summary(module: Any, rows: list[dict[str, Any]], count: int) -> str:
         )
     return (
         format_table(lines)
-        + f"\nDistance: root mean square of pixels in [0, 1], same seeds, {count} images. KID: EfficientNet-Lite0 features "
-        f"at 112 px, {count} images against {count} others of the teacher: a small sample, fit for comparing these rows "
-        "only."
+        + f"\nDistance: root mean square of pixels in [0, 1], same seeds, {count} images. KID: EfficientNet-Lite0 "
+        f"features at 112 px, {count} images against {count} others of the teacher: a small sample, fit for comparing "
+        "these rows only."
     )
 
 
@@ -167,7 +167,8 @@ Done in {time.perf_counter() - start:.0f} s. Here it is:
 
 Next:
   look at   tensorboard --logdir {arguments.output}
-  your own model    sparsight fit --config experiment/quickstart --model.teacher FOLDER_OR_HUB_ID --data.teacher FOLDER_OR_HUB_ID
+  your own model    sparsight fit --config experiment/quickstart --model.teacher YOURS --data.teacher YOURS
+                    where YOURS is a diffusers pipeline, a folder or a hub id
   your own block    docs/your_own_block.md"""
     )
 

@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from blocks.base import Site, TokenMixer
 from lightning_modules.base import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
+from sparsight.analysis.report import replacement_report
 from sparsight.diffusion.identity import state_hash
 from sparsight.diffusion.model import DiffusionModel, predict
 from sparsight.distill.capture import capture_site
@@ -162,6 +164,10 @@ class AttentionDistillation(DiffusionModule):
             warmup_steps=stage.warmup_steps,
             steps=stage.steps,
         )
+
+    def on_fit_start(self) -> None:
+        """Say what is replaced, and what that saves."""
+        rank_zero_info(f"replaced self-attention:\n{replacement_report(self.denoiser).text()}")
 
     def on_train_start(self) -> None:
         """Let mixers start from the teacher, unless training was begun before."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,47 @@ def save_pixel_pipeline(folder: Path, **options: Any) -> Path:
     """A pixel-space DiT pipeline folder."""
     scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", clip_sample=False)
     PixelDiTPipeline(dit(**options), scheduler).save_pretrained(folder)
+    return folder
+
+
+def save_sd_pipeline(folder: Path, **options: Any) -> Path:
+    """A Stable Diffusion folder over :func:`unet`; its text encoder reads 8 tokens, one for every letter."""
+    # only the tests that draw from captions pay for these imports
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    letters = [*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase), "<|startoftext|>", "<|endoftext|>"]
+    start, end = len(letters) - 2, len(letters) - 1
+    denoiser = unet(**options)
+    text_config = CLIPTextConfig(
+        vocab_size=len(letters),
+        hidden_size=denoiser.config.cross_attention_dim,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        bos_token_id=start,
+        eos_token_id=end,
+        pad_token_id=end,
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(text_config),
+        tokenizer=CLIPTokenizer(vocab={token: i for i, token in enumerate(letters)}, merges=[], model_max_length=8),
+        unet=denoiser,
+        scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(folder)
     return folder
 
 

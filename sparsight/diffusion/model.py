@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from sparsight.diffusion.conditioning import Condition, Conditioner, conditioner_for
 from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
 from sparsight.diffusion.process import NoiseProcess
+from sparsight.export.load import find_student, load_student
 
 ASSETS = Path(__file__).parent.parent / "assets"
 
@@ -31,6 +32,9 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """Load a pipeline from a local folder, a shipped model's name or a hub id.
 
+    A folder that Sparsight exported is loaded with the code installed here, unless ``trust_remote_code`` asks for the code
+    in the folder.
+
     Raises:
         FileNotFoundError: The folder holds no ``model_index.json``, or neither folder nor hub knows the name.
     """
@@ -42,6 +46,11 @@ def load_pipeline(
         class_name = json.loads(index.read_text())["_class_name"]
         if (class_name[1] if isinstance(class_name, list) else class_name) == PixelDiTPipeline.__name__:
             return _load_pixel_pipeline(Path(source), variant=variant, trust_remote_code=trust_remote_code)
+        student = None if trust_remote_code else find_student(Path(source))
+        if student is not None:
+            rest = DiffusionPipeline.from_pretrained(source, variant=variant, **{student: None})
+            loaded = load_student(Path(source) / student, variant=variant)
+            return type(rest).from_pipe(rest, **{student: loaded})
     elif source.startswith((".", "/")) or source.count("/") > 1:
         raise FileNotFoundError(f"no model at {source!r}")
     try:
@@ -63,7 +72,9 @@ def _load_pixel_pipeline(folder: Path, *, variant: str | None, trust_remote_code
         options: dict[str, Any] = {"subfolder": part}
         if part == "transformer":
             options |= {"variant": variant, "torch_dtype": None}
-        if library == "diffusers":
+        if part == find_student(folder) and not trust_remote_code:
+            parts[part] = load_student(folder / part, variant=variant)
+        elif library == "diffusers":
             parts[part] = getattr(diffusers, class_name).from_pretrained(folder, **options)
         else:
             parts[part] = diffusers.AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)

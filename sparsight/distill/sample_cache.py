@@ -13,11 +13,11 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
+import diffusers
 import torch
 from huggingface_hub.utils import WeakFileLock
 from safetensors.torch import save
@@ -197,4 +197,4 @@ def file_hash(path: Path) -> str:
 def _versions() -> dict[str, str]:
     # Told, not part of the key: a newer sampler of the same name walks the same trajectory up to rounding or a bug fix,
     # and the teacher is asked again about every state when training.
-    return {package: version(package) for package in ("diffusers", "torch")}
+    return {"diffusers": diffusers.__version__, "torch": torch.__version__}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsight.diffusion.conditioning import ClassLabels
+from sparsight.diffusion.examples import family
 from sparsight.diffusion.identity import state_hash
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.sampling import deterministic_sampler
@@ -108,13 +109,15 @@ class TeacherPlan:
         """(C, H, W) of a sample.
 
         Raises:
-            ValueError: The size cannot be cut into the denoiser's patches.
+            ValueError: The denoiser cannot work at this size.
         """
         channels, height, width = model.sample_shape()
         height, width = self.size or (height, width)
         patch = getattr(model.denoiser.config, "patch_size", None) or 1
         if min(height, width) < patch or height % patch or width % patch:
             raise ValueError(f"size {(height, width)} must be multiples of the denoiser's patch size {patch}")
+        if height != width and family(model.denoiser) == "DiTTransformer2DModel":
+            raise ValueError(f"size {(height, width)} must be square: diffusers' DiT lays its tokens out as a square")
         return channels, height, width
 
     def condition(self, ids_N: Tensor, model: DiffusionModel) -> dict[str, Any]:

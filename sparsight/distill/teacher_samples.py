@@ -47,7 +47,9 @@ def fill_cache(
         rank_zero_info(f"teacher samples: all {total} are in {cache.folder}")
         return
     with cache.writing():
-        missing = cache.unusable(wanted)
+        missing = cache.unusable(wanted)  # another process may have made them while this one waited
+        if not missing:
+            return
         for shard, reason in missing.items():
             if reason != NOT_MADE:
                 _log.warning("%s is made again: %s", cache.folder / shard.name, reason)

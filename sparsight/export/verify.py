@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -48,7 +49,8 @@ def verify(
         questions, answers = Path(scratch, "questions.safetensors"), Path(scratch, "answers.safetensors")
         _write(inputs, questions)
         refused = ",".join(sorted({*REFUSED, *(name.split(".")[0] for name in mixers)}))
-        command = [sys.executable, "-P", str(reload.__file__), str(folder.resolve()), part, str(questions), str(answers)]
+        script = shutil.copy(reload.__file__, scratch)  # a script's own folder is on its import path
+        command = [sys.executable, script, str(folder.resolve()), part, str(questions), str(answers)]
         surroundings = {key: value for key, value in os.environ.items() if key != "DIFFUSERS_DISABLE_REMOTE_CODE"}
         surroundings |= {"HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
         process = subprocess.run(

@@ -1,0 +1,153 @@
+"""The model card of an export."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import yaml
+from huggingface_hub import ModelCardData
+
+from sparsight.export.facts import Base, Model, Run, versions
+
+LICENCE = ("license", "license_name", "license_link")
+CONFIG = "training.yaml"
+
+
+def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> None:
+    """Write ``README.md``, and the run's configuration beside it if it is known.
+
+    Args:
+        folder: The export.
+        model: What was exported.
+        run: How it came about.
+        base: What it was made from; none if it was trained from scratch.
+    """
+    if run.config is not None:
+        (folder / CONFIG).write_text(run.config, encoding="utf-8")
+    sections = {
+        "Use": _use(model, base),
+        "What was changed": _changes(model),
+        "Training": _training(run),
+        "Measured": _measured(run),
+        "Precision": _precision(model),
+        "Limits": _limits(model),
+    }
+    body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
+    head = f"---\n{_metadata(model, base).to_yaml()}\n---\n\n# {model.name.rpartition('/')[2]}\n\n{_summary(model, base)}"
+    (folder / "README.md").write_text(f"{head}\n\n{body}\n", encoding="utf-8")
+
+
+def _metadata(model: Model, base: Base | None) -> ModelCardData:
+    licence = {key: base.metadata[key] for key in LICENCE if key in base.metadata} if base is not None else {}
+    return ModelCardData(
+        library_name="diffusers",
+        pipeline_tag=None if model.class_conditional else "text-to-image",
+        base_model=base.name if base is not None and base.on_hub else None,
+        tags=["sparsight", "attention-distillation"] if model.sites else ["sparsight"],
+        **licence,
+    )
+
+
+def _summary(model: Model, base: Base | None) -> str:
+    made = "trained from scratch" if base is None else f"made from `{base.name}`"
+    changed = f"with {len(model.sites)} of its {model.all_sites} self-attentions replaced by token mixers, "
+    text = f"A `{model.denoiser}`, {changed if model.sites else ''}{made} with Sparsight."
+    if base is None:
+        return f"{text} No licence is chosen yet."
+    if "license" not in base.metadata:
+        return f"{text} The licence of `{base.name}` could not be read from its card: look it up before you share this."
+    name = base.metadata.get("license_name", base.metadata["license"])
+    return f"{text} The licence of `{base.name}` is `{name}`; what is made from it stays under it."
+
+
+def _use(model: Model, base: Base | None) -> str:
+    trust = ", trust_remote_code=True" if model.sites or model.pipeline_code else ""
+    call = "class_labels=[0, 1, 2, 3]" if model.class_conditional else '"a lighthouse in the rain"'
+    alone = f'"{model.name}", subfolder="{model.part}"{", trust_remote_code=True" if model.sites else ""}'
+    text = (
+        "```python\nfrom diffusers import AutoModel, DiffusionPipeline\n\n"
+        f'pipeline = DiffusionPipeline.from_pretrained("{model.name}"{trust})\n'
+        f"image = pipeline({call}).images[0]\n\n"
+        f"denoiser = AutoModel.from_pretrained({alone})  # by itself\n```\n"
+    )
+    if trust:
+        text += (
+            "\nThis needs nothing but what the pipeline needs anyway. `trust_remote_code` runs the Python files in this "
+            "repository: read them first.\n"
+        )
+    if model.delta and base is not None:
+        text += (
+            f"\nThe folder `delta` holds only what differs from `{base.name}`. With Sparsight installed, and the "
+            f"repository downloaded to `{model.name.rpartition('/')[2]}`, no code of it is run:\n\n"
+            "```python\nfrom sparsight.export.delta import mount\n\n"
+            f'pipeline = DiffusionPipeline.from_pretrained("{base.name}")\n'
+            f'mount(pipeline, "{model.name.rpartition("/")[2]}/delta")\n```\n'
+        )
+    return text.strip()
+
+
+def _changes(model: Model) -> str:
+    if not model.sites:
+        return ""
+    kinds: dict[tuple[str, str], list[str]] = {}
+    for path, entry in model.sites.items():
+        options = ", ".join(f"{name}={json.dumps(value)}" for name, value in entry["options"].items())
+        kinds.setdefault((entry["class_path"].rpartition(".")[2], options), []).append(f"`{path}`")
+    rows = ["| mixer | options | in place of |", "|---|---|---|"]
+    for (name, options), paths in kinds.items():
+        rows.append(f"| {name} | {f'`{options}`' if options else '-'} | {', '.join(paths)} |")
+    before, now = model.parameters
+    return "\n".join([*rows, "", f"The denoiser has {now:,} parameters; before, it had {before:,}."])
+
+
+def _training(run: Run) -> str:
+    lines = []
+    if run.stages:
+        lines += ["| stage | steps | learning rate |", "|---|---|---|"]
+        lines += [f"| {objective} | {steps} | {schedule} |" for objective, steps, schedule in run.stages]
+        lines += [""]
+    lines += [f"- Optimiser steps taken: {'not recorded' if run.steps is None else run.steps}"]
+    lines += [f"- Weights: {run.weights}"]
+    lines += [f"- Hardware: {run.hardware or 'not recorded'}"]
+    lines += ["- Versions at export: " + ", ".join(f"{name} {value}" for name, value in versions().items())]
+    if run.config is None:
+        return "\n".join([*lines, "- The run's configuration was not recorded."])
+    data = yaml.safe_load(run.config).get("data")
+    if data is not None:
+        lines += ["- Data:", "", "```yaml", yaml.safe_dump(data, sort_keys=False).strip(), "```"]
+    lines += ["", f"To repeat it, with the complete configuration in `{CONFIG}`:", ""]
+    return "\n".join([*lines, "```sh", f"sparsight fit --config {CONFIG}", "```"])
+
+
+def _measured(run: Run) -> str:
+    if not run.metrics:
+        return "Nothing was measured for this export."
+    rows = [f"| {m.name} | {m.value:.4g} | {m.protocol} |" for m in run.metrics]
+    return "\n".join(["| metric | value | protocol |", "|---|---|---|", *rows])
+
+
+def _precision(model: Model) -> str:
+    whole = max(value for name, value in model.reloaded.items() if name != "fp16")
+    text = (
+        f"Weights are in fp32. Loaded in a fresh process, the denoiser answers like the one that was exported (relative "
+        f"L2 {whole:.1e}, fixed random inputs, {model.size[0]}x{model.size[1]}, CPU)."
+    )
+    if model.fp16:
+        text += (
+            f' With the weights rounded to half precision (`variant="fp16"`) and fp32 arithmetic it differs by '
+            f"{model.reloaded['fp16']:.1e}. Arithmetic in fp16 was not checked: its range ends at 65504, so prefer "
+            "`torch_dtype=torch.bfloat16` where there is a choice, or if images come out black."
+        )
+    return text
+
+
+def _limits(model: Model) -> str:
+    height, width = model.size
+    lines = [f"- Made for {height}x{width} in the denoiser's space; other sizes run, but were not measured here."]
+    if model.sites:
+        lines += [
+            "- The replaced places hold no softmax attention any more. LoRA, IP-Adapter, attention processors and backends "
+            "that address them do nothing there, and attention masks are refused.",
+        ]
+    return "\n".join([*lines, "- What the model cannot do, and the biases of its data, are those of its base at least."])

@@ -1,0 +1,147 @@
+"""What the card of an export tells, as plain data: the model, the run, and what was measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelCard, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+from sparsight import __version__
+from sparsight.diffusion.model import resolve
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured value, with how it was measured: of what, against what, how many, by which command."""
+
+    name: str
+    value: float
+    protocol: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that an export comes from.
+
+    Args:
+        steps: Optimiser steps taken; none if that is not known.
+        stages: (objective, steps, learning-rate schedule) of each stage of a distillation.
+        weights: Which weights were exported, in words.
+        hardware: Where it was trained; none if that is not known.
+        config: Text of the run's configuration.
+        metrics: What was measured.
+    """
+
+    steps: int | None = None
+    stages: Sequence[tuple[str, int, str]] = ()
+    weights: str = "as they were in memory"
+    hardware: str | None = None
+    config: str | None = None
+    metrics: Sequence[Metric] = ()
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that an export was made from.
+
+    Args:
+        name: Hub id, or the bare name of a local folder.
+        on_hub: Whether the name is a hub id.
+        revision: Git revision on the hub.
+        variant: Weight variant.
+        metadata: Its card's metadata.
+    """
+
+    name: str
+    on_hub: bool = False
+    revision: str | None = None
+    variant: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Model:
+    """The exported model.
+
+    Args:
+        name: How its folder is loaded: a hub id, or the folder's own name.
+        denoiser: Name of the diffusers class.
+        part: ``unet`` or ``transformer``.
+        size: Height and width that the denoiser was made for, in model space.
+        class_conditional: Whether it draws classes rather than captions.
+        sites: Recorded mixers by the path of the self-attention that they replace.
+        all_sites: Number of self-attentions before.
+        parameters: Number of the denoiser's parameters before and now.
+        pipeline_code: Whether the pipeline's class travels in the folder.
+        fp16: Whether there are half-precision weights.
+        delta: Whether there is a ``delta`` folder.
+        reloaded: Relative L2 differences found after loading it again.
+    """
+
+    name: str
+    denoiser: str
+    part: str
+    size: tuple[int, int]
+    class_conditional: bool
+    sites: Mapping[str, Any]
+    all_sites: int
+    parameters: tuple[int, int]
+    pipeline_code: bool
+    fp16: bool
+    delta: bool
+    reloaded: Mapping[str, float]
+
+
+def describe_base(source: str, *, revision: str | None = None, variant: str | None = None) -> Base:
+    """What is known of a base model by its folder, shipped name or hub id; its card is read if it can be reached."""
+    path = Path(resolve(source))
+    options: dict[str, Any] = {"revision": revision, "variant": variant}
+    if path.exists():
+        readme = path / "README.md"
+        return Base(path.resolve().name, metadata=_metadata(readme) if readme.is_file() else {}, **options)
+    try:
+        metadata = _metadata(Path(hf_hub_download(source, "README.md", revision=revision)))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
+        metadata = {}
+    return Base(source, on_hub=True, metadata=metadata, **options)
+
+
+def _metadata(readme: Path) -> dict[str, Any]:
+    return ModelCard.load(readme, ignore_metadata_errors=True).data.to_dict()
+
+
+def read_metrics(path: str | Path) -> list[Metric]:
+    """Metrics from a JSON file: a list of objects with ``name``, ``value`` and ``protocol``.
+
+    Raises:
+        FileNotFoundError: No such file.
+        ValueError: It holds something else.
+    """
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return [Metric(str(entry["name"]), float(entry["value"]), str(entry["protocol"])) for entry in json.loads(text)]
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = '[{"name": ..., "value": ..., "protocol": ...}, ...]'
+        raise ValueError(f"{path} must hold a JSON list like {wanted}, but: {error!r}") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions that decide what a run computes."""
+    packages = ("torch", "diffusers", "transformers", "lightning", "safetensors")
+    return {"sparsight": __version__, "python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def hardware() -> str:
+    """This machine in a few words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"

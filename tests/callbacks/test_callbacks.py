@@ -1,0 +1,95 @@
+"""Pictures, throughput and predictions of a short run."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
+
+from blocks import SoftmaxAttention
+from callbacks import ImageWriter, SampleGrid, Throughput, TrainableEMA
+from lightning_modules import AttentionDistillation
+from sparsight.distill.stages import Stage
+from tests import tiny
+
+
+@pytest.fixture
+def module(tmp_path: Path) -> AttentionDistillation:
+    teacher = tiny.save_pixel_pipeline(tmp_path / "teacher")
+    stages = [Stage("end_to_end", 4, warmup_steps=1)]
+    return AttentionDistillation(str(teacher), SoftmaxAttention, stages, sample_steps=2, train_projections=True)
+
+
+def fit(folder: Path, module: Any, callbacks: list[Any], **options: Any) -> Trainer:
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_epochs=-1,
+        callbacks=callbacks,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        **options,
+    )
+    trainer.fit(module, tiny.image_data(folder))
+    return trainer
+
+
+def test_grids_show_the_teacher_above_an_equal_student(tmp_path: Path, module: AttentionDistillation) -> None:
+    module.clock.stages[0].lr = 0.0  # the student is the teacher from the start, and stays so
+    trainer = fit(tmp_path, module, [SampleGrid(labels=[0, 3, 9], every_n_steps=2)], logger=CSVLogger(tmp_path))
+    folder = Path(str(trainer.log_dir)) / "samples"
+    assert sorted(p.name for p in folder.iterdir()) == ["step_0000002.png", "step_0000004.png"]
+    picture = Image.open(folder / "step_0000004.png").convert("L")
+    assert picture.size == (3 * 10 + 2, 2 * 10 + 2)
+    teacher, student = (picture.crop((0, 10 * row + 2, 32, 10 * row + 10)) for row in (0, 1))
+    difference = torch.tensor(list(teacher.getdata())).float() - torch.tensor(list(student.getdata())).float()
+    assert difference.abs().max() <= 1
+    assert torch.tensor(list(teacher.getdata())).float().std() > 10
+
+
+def test_grids_of_the_average_leave_training_alone(tmp_path: Path, module: AttentionDistillation) -> None:
+    weights = []
+    for callbacks in ([TrainableEMA(0.9)], [TrainableEMA(0.9), SampleGrid(labels=[1], every_n_steps=1)]):
+        torch.manual_seed(0)
+        twin = AttentionDistillation(
+            module.teacher, SoftmaxAttention, module.clock.stages, sample_steps=2, train_projections=True
+        )
+        fit(tmp_path, twin, callbacks, logger=False)
+        weights.append(twin.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_labels_or_captions() -> None:
+    for arguments in ({}, {"labels": [1], "captions": ["a"]}):
+        with pytest.raises(ValueError, match="labels or captions"):
+            SampleGrid(**arguments)
+
+
+def test_throughput_and_every_term_are_logged(tmp_path: Path, module: AttentionDistillation) -> None:
+    trainer = fit(tmp_path, module, [Throughput()], logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    trainer.logger.save()  # type: ignore[union-attr]
+    columns = (Path(str(trainer.log_dir)) / "metrics.csv").read_text().splitlines()[0].split(",")
+    sites = [f"train/relative_l2/{path}" for path in module.shells]
+    expected = {"train/loss", "train/to_teacher", "train/site", "train/samples_per_second", "train/peak_memory_mib"}
+    assert expected | set(sites) <= set(columns)
+    assert float(trainer.callback_metrics["train/peak_memory_mib"]) > 50
+    assert 0 < float(trainer.callback_metrics["train/samples_per_second"]) < 1e5
+
+
+def test_predictions_are_written_one_file_a_sample(tmp_path: Path, module: AttentionDistillation) -> None:
+    data = tiny.image_data(tmp_path, count=6)
+    writer = ImageWriter(str(tmp_path / "drawn"))
+    options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
+    predict = partial(Trainer(callbacks=[writer], **options).predict, module, datamodule=data)
+    predict(return_predictions=False)
+    assert sorted(p.name for p in (tmp_path / "drawn").iterdir()) == [f"{i:08d}.png" for i in range(6)]
+    first = (tmp_path / "drawn" / "00000003.png").read_bytes()
+    predict(return_predictions=False)
+    assert (tmp_path / "drawn" / "00000003.png").read_bytes() == first
