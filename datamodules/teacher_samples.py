@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from safetensors import safe_open
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from datamodules.sampler import ResumableLoader, ResumableSampler, epoch_batches, even_batch_size
 from sparsight.diffusion.model import DiffusionModel
@@ -181,6 +181,18 @@ class TeacherSamplesDataModule(LightningDataModule):
         batch_size = even_batch_size(len(dataset), batch_size=self.batch_size, processes=self._world)
         sampler = ResumableSampler(dataset, num_replicas=self._world, rank=self._rank, shuffle=False, drop_last=False)
         return DataLoader(dataset, sampler=sampler, batch_size=batch_size, **self._loader_options())
+
+    def test_dataloader(self) -> DataLoader | list[DataLoader]:
+        """The validation trajectories: there is nothing else that was held out."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader | list[DataLoader]:
+        """What to draw images for: the condition of every validation sample, once."""
+        if "val" not in self.datasets:
+            return []
+        dataset = self.datasets["val"]
+        once = Subset(dataset, range(0, len(dataset), self.plan.kept))
+        return DataLoader(once, batch_size=self.batch_size, **self._loader_options())
 
     def _loader_options(self) -> dict[str, Any]:
         return {

@@ -19,6 +19,7 @@ from sparsight.distill.capture import capture_site
 from sparsight.distill.losses import min_snr_weight, normalised_mse, snr_over_gamma_weight
 from sparsight.distill.residual import ResidualTaps
 from sparsight.distill.stages import Objective, Stage, StageClock, site_weight
+from sparsight.hyperparameters import ConfigurationError
 from sparsight.surgery.record import record_of
 from sparsight.surgery.replace import attention_weights, replace, set_mode
 from sparsight.surgery.shell import Mode
@@ -176,7 +177,16 @@ class AttentionDistillation(DiffusionModule):
             self.initialise_mixers(iter(data.train_dataloader()))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """A new stage begins with a fresh optimiser."""
+        """A new stage begins with a fresh optimiser.
+
+        Raises:
+            ConfigurationError: A later or the current stage wants a target that the data cannot give.
+        """
+        if "xt" in batch and any(s.objective == "end_to_end" and s.terms.to_target for s in self.clock.stages):
+            raise ConfigurationError(
+                "to_target needs clean samples, but the data holds trajectory states: set to_target to 0 (the paper and "
+                "released losses have it at 1), or use images or mode: samples"
+            )
         index = self.clock.index(self.global_step)
         if index != self._stage_index:
             self._stage_index = index
@@ -236,11 +246,6 @@ class AttentionDistillation(DiffusionModule):
         if objective.to_teacher:
             terms["to_teacher"] = objective.to_teacher * self._output_loss(student_output, teacher_output, noised)
         if objective.to_target:
-            if "target" not in noised:
-                raise ValueError(
-                    "to_target needs clean samples, but the data holds trajectory states: set to_target to 0 or use "
-                    "images or mode: samples"
-                )
             terms["to_target"] = objective.to_target * self._output_loss(student_output, noised["target"], noised)
         if objective.site:
             terms["site"] = objective.site * self._site_loss(student_sites, teacher_sites, objective)

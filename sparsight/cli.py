@@ -16,6 +16,7 @@ import callbacks
 import datamodules  # noqa: F401
 import lightning_modules  # noqa: F401
 from sparsight.hyperparameters import ConfigurationError, check_against_checkpoint
+from sparsight.quiet import quieten
 from sparsight.trainer import SparsightTrainer
 
 CONFIG_OPTIONS = ("-c", "--config", "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
@@ -117,6 +118,7 @@ class SparsightCLI(LightningCLI):
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Run the command; configuration mistakes end with one readable message instead of a traceback."""
+    quieten()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     sys.argv = sys.argv[:1]  # LightningCLI warns about arguments that stand in both places
     try:

@@ -9,10 +9,56 @@ from typing import Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from sparsight.analysis.benchmark import TOKENS, Settings, benchmark_model
+from sparsight.export.export import export_and_push
 
 
 class SparsightTrainer(Trainer):
     """Lightning's Trainer; its further methods are the command's further verbs."""
+
+    def export(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | None = None,
+        output: str | None = None,
+        weights: Literal["ema", "raw"] = "ema",
+        fp16: bool = True,
+        overwrite: bool = False,
+        metrics: str | None = None,
+        licence: str | None = None,
+        push_to_hub: str | None = None,
+        private: bool = True,
+    ) -> Path:
+        """Write a trained model as a Hugging Face folder, and compare its answers after loading it again.
+
+        Args:
+            model: The module that was trained.
+            datamodule: Not used; configurations of other verbs have one.
+            ckpt_path: Checkpoint to export; the module as it is if not given.
+            output: Folder to make; ``export`` in the trainer's root folder if not given.
+            weights: The checkpoint's moving average (``ema``, needs TrainableEMA in the run) or its last weights.
+            fp16: Write half-precision weights as well.
+            overwrite: Replace an earlier export.
+            metrics: JSON file of measured values for the model card: a list of objects with name, value and protocol.
+            licence: Identifier of the licence on the hub, e.g. apache-2.0; that of the base model if not given.
+            push_to_hub: Repository id to upload the folder to.
+            private: Make a new repository private.
+
+        Returns:
+            The folder.
+        """
+        return export_and_push(
+            model,
+            Path(self.default_root_dir, "export") if output is None else Path(output),
+            checkpoint=ckpt_path,
+            weights=weights,
+            metrics=metrics,
+            repo=push_to_hub,
+            private=private,
+            fp16=fp16,
+            overwrite=overwrite,
+            licence=licence,
+        )
 
     def benchmark(
         self,

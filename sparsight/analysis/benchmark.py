@@ -82,7 +82,8 @@ def benchmark_sites(denoiser: nn.Module, settings: Settings, device: torch.devic
             for tokens in sorted(settings.tokens):
                 grid = candidates.grid_of(tokens)
                 site = student.mixer.site
-                calls = [candidates.site_calls(m, site.channels, grid, batch=settings.batch) for m in modules]
+                shape, options = (settings.batch, site.channels), {"device": device, "dtype": DTYPES[dtype]}
+                calls = [candidates.site_calls(module, shape, grid, **options) for module in modules]
                 for name, contest in contests.items():
                     measured = _measure(contest, tokens, calls[0][name], calls[1][name], [verdict])
                     yield Row(

@@ -39,12 +39,14 @@ def ready(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
     return nn.Module.to(copy.deepcopy(module), device, dtype).requires_grad_().eval()
 
 
-def site_calls(module: nn.Module, channels: int, grid: Grid, *, batch: int) -> dict[str, Call]:
-    """Forward and forward+backward of an attention or a student on a random hidden state (B, N, C)."""
-    like = next(module.parameters())
+def site_calls(module: nn.Module, shape: tuple[int, int], grid: Grid, **options: Any) -> dict[str, Call]:
+    """Forward and forward+backward of an attention or a student on a random hidden state (B, N, C).
+
+    ``shape`` is (B, C); ``options`` are the tensor's device and dtype.
+    """
     if isinstance(module, StudentAttention):
         module.grid = grid
-    hidden_BNC = torch.randn(batch, grid.tokens, channels, device=like.device, dtype=like.dtype, requires_grad=True)
+    hidden_BNC = torch.randn(shape[0], grid.tokens, shape[1], requires_grad=True, **options)
     return _passes(lambda: module(hidden_BNC), (hidden_BNC, *module.parameters()))
 
 

@@ -41,7 +41,7 @@ def time_in_turn(
         calls: What to time, by name. Asynchronous devices are synchronised before every reading of the clock.
         device: Where the calls compute.
         runs: Timed runs of each; fewer, but at least 3, when a call's seconds are spent.
-        max_seconds: Time for all runs of one call. One whose first run takes more than a quarter of it is given up.
+        max_seconds: Time for all runs of one call. One that takes more than a quarter of it for a run is given up.
 
     Returns:
         By name, the timing, or the length of the run that was too slow.
@@ -49,6 +49,8 @@ def time_in_turn(
     outcome: dict[str, Timing | TooSlow] = {}
     for name, call in calls.items():
         first = seconds_of(call, device)
+        if longest_run(max_seconds) < first <= max_seconds:
+            first = seconds_of(call, device)  # the first one may have been a cold start
         if first > longest_run(max_seconds):
             outcome[name] = TooSlow(first)
         elif first < max_seconds / runs:

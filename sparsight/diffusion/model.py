@@ -32,8 +32,7 @@ def load_pipeline(
 ) -> DiffusionPipeline:
     """Load a pipeline from a local folder, a shipped model's name or a hub id.
 
-    A folder that Sparsight exported is loaded with the code installed here, unless ``trust_remote_code`` asks for the code
-    in the folder.
+    A folder that Sparsight exported is loaded with the code installed here; ``trust_remote_code`` runs its own instead.
 
     Raises:
         FileNotFoundError: The folder holds no ``model_index.json``, or neither folder nor hub knows the name.
@@ -48,9 +47,7 @@ def load_pipeline(
             return _load_pixel_pipeline(Path(source), variant=variant, trust_remote_code=trust_remote_code)
         student = None if trust_remote_code else find_student(Path(source))
         if student is not None:
-            rest = DiffusionPipeline.from_pretrained(source, variant=variant, **{student: None})
-            loaded = load_student(Path(source) / student, variant=variant)
-            return type(rest).from_pipe(rest, **{student: loaded})
+            return _load_student_pipeline(Path(source), student, variant=variant)
     elif source.startswith((".", "/")) or source.count("/") > 1:
         raise FileNotFoundError(f"no model at {source!r}")
     try:
@@ -62,6 +59,12 @@ def load_pipeline(
             f"{name!r} is neither a local pipeline folder, nor a model shipped with Sparsight, nor reachable on the "
             f"hub ({error})"
         ) from error
+
+
+def _load_student_pipeline(folder: Path, part: str, *, variant: str | None) -> DiffusionPipeline:
+    rest = DiffusionPipeline.from_pretrained(folder, variant=variant, **{part: None})
+    options = {key: value for key, value in rest.config.items() if key not in rest.components and key[0] != "_"}
+    return type(rest)(**rest.components | {part: load_student(folder / part, variant=variant)}, **options)
 
 
 def _load_pixel_pipeline(folder: Path, *, variant: str | None, trust_remote_code: bool) -> PixelDiTPipeline:
@@ -77,7 +80,7 @@ def _load_pixel_pipeline(folder: Path, *, variant: str | None, trust_remote_code
         elif library == "diffusers":
             parts[part] = getattr(diffusers, class_name).from_pretrained(folder, **options)
         else:
-            parts[part] = diffusers.AutoModel.from_pretrained(folder, trust_remote_code=trust_remote_code, **options)
+            parts[part] = diffusers.AutoModel.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **options)
     return PixelDiTPipeline(**parts, id2label=index.get("id2label"))
 
 

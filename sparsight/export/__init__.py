@@ -1,0 +1,1 @@
+"""Writing trained models as Hugging Face folders that load without this project."""

@@ -34,12 +34,13 @@ def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> No
         "Limits": _limits(model),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    head = f"---\n{_metadata(model, base).to_yaml()}\n---\n\n# {model.name.rpartition('/')[2]}\n\n{_summary(model, base)}"
-    (folder / "README.md").write_text(f"{head}\n\n{body}\n", encoding="utf-8")
+    title, metadata = model.name.rpartition("/")[2], _metadata(model, base).to_yaml()
+    text = f"---\n{metadata}\n---\n\n# {title}\n\n{_summary(model, base)}\n\n{body}\n"
+    (folder / "README.md").write_text(text, encoding="utf-8")
 
 
 def _metadata(model: Model, base: Base | None) -> ModelCardData:
-    licence = {key: base.metadata[key] for key in LICENCE if key in base.metadata} if base is not None else {}
+    licence = {key: model.licence[key] for key in LICENCE if key in model.licence}
     return ModelCardData(
         library_name="diffusers",
         pipeline_tag=None if model.class_conditional else "text-to-image",
@@ -50,15 +51,14 @@ def _metadata(model: Model, base: Base | None) -> ModelCardData:
 
 
 def _summary(model: Model, base: Base | None) -> str:
-    made = "trained from scratch" if base is None else f"made from `{base.name}`"
+    made = "trained from scratch" if base is None else f"{'distilled' if model.delta else 'trained'} from `{base.name}`"
     changed = f"with {len(model.sites)} of its {model.all_sites} self-attentions replaced by token mixers, "
     text = f"A `{model.denoiser}`, {changed if model.sites else ''}{made} with Sparsight."
-    if base is None:
-        return f"{text} No licence is chosen yet."
-    if "license" not in base.metadata:
-        return f"{text} The licence of `{base.name}` could not be read from its card: look it up before you share this."
-    name = base.metadata.get("license_name", base.metadata["license"])
-    return f"{text} The licence of `{base.name}` is `{name}`; what is made from it stays under it."
+    name = model.licence.get("license_name", model.licence.get("license"))
+    if name is not None:
+        return f"{text} Licence: `{name}`{'' if base is None else ', as its base'}."
+    where = "" if base is None else f", and none could be read from the card of `{base.name}`"
+    return f"{text} No licence was stated{where}: settle that before you share it."
 
 
 def _use(model: Model, base: Base | None) -> str:
@@ -73,16 +73,19 @@ def _use(model: Model, base: Base | None) -> str:
     )
     if trust:
         text += (
-            "\nThis needs nothing but what the pipeline needs anyway. `trust_remote_code` runs the Python files in this "
-            "repository: read them first.\n"
+            "\nThis needs nothing but what the pipeline needs anyway. `trust_remote_code` runs the Python files in "
+            "this repository: read them first."
         )
+    if model.sites and not model.pipeline_code:
+        text += " diffusers says that it ignores `auto_map`; that entry is for `AutoModel`."
+    text += "\n"
     if model.delta and base is not None:
         text += (
             f"\nThe folder `delta` holds only what differs from `{base.name}`. With Sparsight installed, and the "
             f"repository downloaded to `{model.name.rpartition('/')[2]}`, no code of it is run:\n\n"
-            "```python\nfrom sparsight.export.delta import mount\n\n"
-            f'pipeline = DiffusionPipeline.from_pretrained("{base.name}")\n'
-            f'mount(pipeline, "{model.name.rpartition("/")[2]}/delta")\n```\n'
+            "```python\nfrom sparsight.diffusion.model import load_pipeline\n"
+            "from sparsight.export.delta import mount\n\n"
+            f'pipeline = mount(load_pipeline("{base.name}"), "{model.name.rpartition("/")[2]}/delta")\n```\n'
         )
     return text.strip()
 
@@ -130,8 +133,8 @@ def _measured(run: Run) -> str:
 def _precision(model: Model) -> str:
     whole = max(value for name, value in model.reloaded.items() if name != "fp16")
     text = (
-        f"Weights are in fp32. Loaded in a fresh process, the denoiser answers like the one that was exported (relative "
-        f"L2 {whole:.1e}, fixed random inputs, {model.size[0]}x{model.size[1]}, CPU)."
+        f"Weights are in fp32. Loaded in a fresh process, the denoiser answers like the one that was exported "
+        f"(relative L2 {whole:.1e}, fixed random inputs, {model.size[0]}x{model.size[1]}, CPU)."
     )
     if model.fp16:
         text += (
@@ -144,10 +147,10 @@ def _precision(model: Model) -> str:
 
 def _limits(model: Model) -> str:
     height, width = model.size
-    lines = [f"- Made for {height}x{width} in the denoiser's space; other sizes run, but were not measured here."]
+    lines = [f"- Made for {height}x{width} in the space of the denoiser; nothing is said here about other sizes."]
     if model.sites:
         lines += [
-            "- The replaced places hold no softmax attention any more. LoRA, IP-Adapter, attention processors and backends "
-            "that address them do nothing there, and attention masks are refused.",
+            "- The replaced places hold no diffusers attention any more. LoRA, IP-Adapter, attention processors and "
+            "backends that address them do nothing there, and attention masks are refused.",
         ]
-    return "\n".join([*lines, "- What the model cannot do, and the biases of its data, are those of its base at least."])
+    return "\n".join([*lines, "- What its base cannot do, and the biases of the data, it has inherited."])

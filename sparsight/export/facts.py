@@ -78,6 +78,7 @@ class Model:
         part: ``unet`` or ``transformer``.
         size: Height and width that the denoiser was made for, in model space.
         class_conditional: Whether it draws classes rather than captions.
+        licence: Entries of a card's metadata that begin with ``license``.
         sites: Recorded mixers by the path of the self-attention that they replace.
         all_sites: Number of self-attentions before.
         parameters: Number of the denoiser's parameters before and now.
@@ -92,6 +93,7 @@ class Model:
     part: str
     size: tuple[int, int]
     class_conditional: bool
+    licence: Mapping[str, Any]
     sites: Mapping[str, Any]
     all_sites: int
     parameters: tuple[int, int]

@@ -35,7 +35,7 @@ def write_pipeline(model: DiffusionModel, folder: Path, *, fp16: bool) -> None:
 
 
 def _point_to_code(folder: Path, part: str) -> None:
-    """``AutoModel`` with a subfolder looks for a model's code in the pipeline's index, not in the model's configuration."""
+    """``AutoModel`` with a subfolder looks for a model's code in the index of the pipeline, not beside the model."""
     address = json.loads((folder / part / "config.json").read_text(encoding="utf-8")).get("auto_map")
     if address is not None:
         _edit(folder / "model_index.json", {"auto_map": address})

@@ -161,7 +161,13 @@ def source_of(mixer: type[TokenMixer]) -> Path:
 
 
 def _assemble(
-    kind: str, pieces: Sequence[Piece], tail: str, class_name: str, *, imports: Iterable[str] = (), own: Sequence[str] = ()
+    kind: str,
+    pieces: Sequence[Piece],
+    tail: str,
+    class_name: str,
+    *,
+    imports: Iterable[str] = (),
+    own: Sequence[str] = (),
 ) -> CodeFile:
     statements, parts = set(imports), list[str]()
     owners = {name: ("every export", "its own") for name in own}

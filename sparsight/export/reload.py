@@ -3,9 +3,10 @@
     python reload.py FOLDER PART QUESTIONS ANSWERS CODE REFUSED
 
 PART is ``unet`` or ``transformer``. QUESTIONS is a safetensors file of the denoiser's inputs, with dots in the names of
-nested ones and a JSON list of absent ones under ``none``. CODE is 1 if the folder comes with code for PART. REFUSED are the
-names, with commas between, of packages that must not be imported. ANSWERS will hold the outputs of the ``pipeline``'s
-denoiser, of the ``model`` loaded alone and, if the folder has such weights, of its ``fp16`` variant, all computed in fp32.
+nested ones and a JSON list of absent ones under ``none``. CODE is 1 if the folder comes with code for PART. REFUSED are
+the names, with commas between, of packages that must not be imported. ANSWERS will hold the outputs of the
+``pipeline``'s denoiser, of the ``model`` loaded alone and, if there are such weights, of its ``fp16`` variant, all
+computed in fp32.
 """
 
 from __future__ import annotations

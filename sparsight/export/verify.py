@@ -26,7 +26,14 @@ REFUSED = ("sparsight", "blocks", "callbacks", "datamodules", "lightning_modules
 
 
 def verify(
-    folder: Path, part: str, inputs: dict[str, Any], expected: Tensor, *, exact: bool, has_code: bool, mixers: Sequence[str]
+    folder: Path,
+    part: str,
+    inputs: dict[str, Any],
+    expected: Tensor,
+    *,
+    exact: bool,
+    has_code: bool,
+    mixers: Sequence[str],
 ) -> dict[str, float]:
     """Load an exported folder in a fresh process and compare.
 
@@ -63,7 +70,8 @@ def verify(
         allowed = EXACT if exact and name != "fp16" else ROUNDED
         if not error <= allowed:  # catches nan as well
             raise RuntimeError(
-                f"the export answers differently after reloading ({name}): relative L2 {error:.2e}, allowed {allowed:.0e}"
+                f"the export answers differently after reloading ({name}): relative L2 difference {error:.2e}, allowed "
+                f"{allowed:.0e}"
             )
     return errors
 
@@ -80,7 +88,7 @@ def is_exact(denoiser: nn.Module) -> bool:
 
 
 def _write(inputs: dict[str, Any], path: Path) -> None:
-    named = {}
+    named: dict[str, Tensor | None] = {}
     for name, value in inputs.items():
         named |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}
     tensors = {

@@ -152,6 +152,13 @@ def test_kept_states_cover_all_noise_levels_and_lie_apart(teacher: str, tmp_path
     assert len(few.datasets["train"]) == 16
 
 
+def test_prediction_asks_for_every_held_out_sample_once(teacher: str, tmp_path: Path) -> None:
+    module = ready(teacher, tmp_path, val_count=3)
+    batches = list(module.predict_dataloader())
+    assert [int(label) for batch in batches for label in batch["label"]] == [6, 7, 8]
+    assert torch.equal(next(iter(module.test_dataloader()))["index"], next(iter(module.val_dataloader()))["index"])
+
+
 def test_half_precision_files_give_float32_batches(teacher: str, tmp_path: Path) -> None:
     exact = items(ready(teacher, tmp_path))
     module = ready(teacher, tmp_path, dtype="float16")
@@ -371,6 +378,13 @@ def test_a_teacher_that_yields_nan_stops_and_leaves_no_shard(teacher: str, tmp_p
         with pytest.raises(FloatingPointError, match=r"states of samples \[0, 1, 2\] are NaN, infinite"):
             data(str(tmp_path / "broken"), tmp_path / "cache", mode=mode, steps=1).prepare_data()
     assert not shards(tmp_path / "cache")
+    steps: list[int] = []
+    model = DiffusionModel.from_pretrained(str(tmp_path / "broken"))
+    with pytest.raises(FloatingPointError):
+        teacher_samples.draw(
+            model, data(teacher, tmp_path).plan, torch.arange(2), sample_batch_size=2, on_step=steps.append
+        )
+    assert steps == [2]  # the first broken state ends it, not the last step
     with pytest.raises(FloatingPointError, match="too large for float16"):
         data(teacher, tmp_path / "cache", guidance_scale=1e8, dtype="float16").prepare_data()
 

@@ -1,0 +1,90 @@
+"""Export at the end of training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from sparsight.export.checkpoint import stages_of
+from sparsight.export.export import check_destination, export_and_push
+from sparsight.export.facts import Metric, Run, hardware
+
+
+class ExportAtEnd(Callback):
+    """Writes the trained model as a Hugging Face folder once ``fit`` has ended; see ``sparsight export``.
+
+    With TrainableEMA in the run the folder holds its average, since that is what the module keeps. A run that was
+    broken off, or a ``fast_dev_run``, exports nothing.
+
+    Args:
+        output: Folder to make; refused before training begins if it exists.
+        fp16: Write half-precision weights as well.
+        overwrite: Replace an earlier export.
+        metrics: JSON file of measured values for the model card, read when training has ended.
+        licence: Identifier of the licence on the hub; that of the base model if not given.
+        push_to_hub: Repository id to upload the folder to.
+        private: Make a new repository private.
+    """
+
+    def __init__(
+        self,
+        output: str,
+        fp16: bool = True,
+        overwrite: bool = False,
+        metrics: str | None = None,
+        licence: str | None = None,
+        push_to_hub: str | None = None,
+        private: bool = True,
+    ) -> None:
+        self.output = Path(output)
+        self.overwrite = overwrite
+        self.options: dict[str, Any] = {
+            "fp16": fp16,
+            "metrics": metrics,
+            "licence": licence,
+            "repo": push_to_hub,
+            "private": private,
+        }
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Fail now rather than after training.
+
+        Raises:
+            ValueError: The output exists and is not to be overwritten.
+        """
+        if stage == "fit":
+            check_destination(self.output, overwrite=self.overwrite)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Export on rank 0, once all processes have ended training."""
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        trainer.strategy.barrier()
+        if trainer.is_global_zero:
+            export_and_push(pl_module, self.output, run=run_of(trainer), overwrite=self.overwrite, **self.options)
+
+
+def run_of(trainer: Trainer) -> Run:
+    """What a trainer knows of the run that it has just ended."""
+    module = trainer.lightning_module
+    averaged = any(type(callback).__name__ == "TrainableEMA" for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    protocol = f"last value logged while training, on the run's own data, step {trainer.global_step}"
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.count("/") == 1}
+    return Run(
+        steps=trainer.global_step,
+        stages=stages_of(module),
+        weights="moving average" if averaged else "those of the last step",
+        hardware=f"{hardware()}; {trainer.world_size} process(es), precision {trainer.precision}",
+        config=_config_of(trainer),
+        metrics=[Metric(name, value, protocol) for name, value in logged.items() if name.startswith("val/")],
+    )
+
+
+def _config_of(trainer: Trainer) -> str | None:
+    """The run's configuration, if the command made the trainer."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    saver = next((callback for callback in callbacks if isinstance(callback, SaveConfigCallback)), None)
+    return None if saver is None else saver.parser.dump(saver.config, skip_none=False)

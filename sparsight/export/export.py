@@ -1,0 +1,218 @@
+"""From a trained module to a verified folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from sparsight.diffusion.conditioning import ClassLabels
+from sparsight.diffusion.examples import family
+from sparsight.diffusion.model import DiffusionModel
+from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
+from sparsight.export.card import write_card
+from sparsight.export.checkpoint import restore, stages_of
+from sparsight.export.delta import write_delta
+from sparsight.export.facts import Base, Model, Run, describe_base, read_metrics
+from sparsight.export.folder import write_pipeline
+from sparsight.export.hub import push
+from sparsight.export.standalone import reference_answer, student_state
+from sparsight.export.verify import is_exact, verify
+from sparsight.surgery.record import record_of
+from sparsight.surgery.replace import shells_of
+from sparsight.surgery.sites import find_sites, meta_twin
+
+
+def export(
+    module: Any,
+    output: str | Path,
+    *,
+    run: Run | None = None,
+    fp16: bool = True,
+    overwrite: bool = False,
+    name: str | None = None,
+    licence: str | None = None,
+) -> Path:
+    """Write a pipeline folder, load it in a fresh process, compare, and only then let it appear.
+
+    The folder holds the pipeline, in it the denoiser with its code, ``delta`` (for a distilled student) and a model
+    card. ``module`` stays as it is.
+
+    Args:
+        module: A module with a ``diffusion`` model, e.g. AttentionDistillation or DenoiserTraining.
+        output: The folder to make.
+        run: What the card tells about the training.
+        fp16: Write half-precision weights as well, as ``variant="fp16"``.
+        overwrite: Replace an earlier export at ``output``.
+        name: How the card says that the export is loaded, e.g. a hub id; the folder's name if not given.
+        licence: Hugging Face's identifier of the licence; that of the base model's card if not given.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: ``output`` exists, a mixer cannot travel, or the module has no diffusion model.
+        RuntimeError: The folder does not load, or its answers differ; nothing is left at ``output``.
+    """
+    if not isinstance(getattr(module, "diffusion", None), DiffusionModel):
+        raise ValueError(f"{type(module).__name__} has no diffusion model to export")
+    destination = check_destination(output, overwrite=overwrite)
+    base = base_of(module)
+    partial = _sibling(destination, "partial")
+    try:
+        partial.mkdir(parents=True)
+        write_pipeline(module.diffusion, partial, fp16=fp16)
+        if base is not None and shells_of(module.denoiser):
+            _write_delta(module, base, partial / "delta")
+        reloaded = _verified(module.diffusion, partial)
+        facts = _describe(module.diffusion, partial, name or destination.name, reloaded, _licence(licence, base))
+        write_card(partial, model=facts, run=run or Run(), base=base)
+        _appear(partial, destination)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return destination
+
+
+def export_and_push(
+    module: Any,
+    output: Path,
+    *,
+    checkpoint: str | None = None,
+    weights: Literal["ema", "raw"] = "ema",
+    run: Run | None = None,
+    metrics: str | None = None,
+    repo: str | None = None,
+    private: bool = True,
+    overwrite: bool = False,
+    **options: Any,
+) -> Path:
+    """What the ``export`` verb does: weights from a checkpoint, folder, upload.
+
+    Args:
+        module: The module to export.
+        output: The folder to make.
+        checkpoint: Checkpoint to take weights from; none exports the module as it is.
+        weights: Which of the checkpoint's weights.
+        run: What is known of the run, if there is no checkpoint.
+        metrics: File of :func:`sparsight.export.facts.read_metrics`.
+        repo: Hub repository to upload to.
+        private: Make a new repository private.
+        overwrite: Replace an earlier export.
+        **options: The other options of :func:`export`.
+
+    Returns:
+        The folder.
+    """
+    check_destination(output, overwrite=overwrite)
+    if checkpoint is not None:
+        run = restore(module, checkpoint, weights=weights)
+    run = run or Run(stages=stages_of(module))
+    if metrics is not None:
+        run = replace(run, metrics=[*run.metrics, *read_metrics(metrics)])
+    folder = export(module, output, run=run, overwrite=overwrite, name=repo, **options)
+    rank_zero_info(f"Exported to {folder}")
+    if repo is not None:
+        rank_zero_info(f"Pushed to {push(folder, repo, private=private)}")
+    return folder
+
+
+def check_destination(output: str | Path, *, overwrite: bool) -> Path:
+    """The absolute path of ``output``, if an export may be written there.
+
+    Raises:
+        ValueError: It exists and is not to be overwritten, or is something else than an export.
+    """
+    path = Path(os.path.abspath(output))
+    if path.exists() and not overwrite:
+        raise ValueError(f"{output} exists: give another output, or overwrite")
+    if path.exists() and not (path / "model_index.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
+        raise ValueError(f"{output} is no earlier export, so it is not overwritten: give another output")
+    return path
+
+
+def base_of(module: Any) -> Base | None:
+    """What a module started from, by its hyper-parameters."""
+    source = module.hparams.get("teacher") or module.hparams.get("pretrained")
+    if source is None:
+        return None
+    return describe_base(source, revision=module.hparams.get("revision"), variant=module.hparams.get("variant"))
+
+
+def _write_delta(module: Any, base: Base, folder: Path) -> None:
+    write_delta(
+        module.denoiser,
+        folder,
+        teacher=base.name,
+        revision=base.revision,
+        variant=base.variant,
+        teacher_hash=module.teacher_hash,
+    )
+
+
+def _verified(model: DiffusionModel, folder: Path) -> dict[str, float]:
+    inputs, expected = reference_answer(model.denoiser)
+    sites = record_of(model.denoiser)["sites"].values()
+    return verify(
+        folder,
+        model.component,
+        inputs,
+        expected,
+        exact=is_exact(model.denoiser),
+        has_code=bool(sites),
+        mixers=[entry["class_path"] for entry in sites],
+    )
+
+
+def _licence(given: str | None, base: Base | None) -> dict[str, Any]:
+    if given is not None:
+        return {"license": given}
+    return {} if base is None else dict(base.metadata)
+
+
+def _describe(
+    model: DiffusionModel, folder: Path, name: str, reloaded: dict[str, float], licence: dict[str, Any]
+) -> Model:
+    twin = meta_twin(model.denoiser)
+    return Model(
+        name=name,
+        denoiser=family(model.denoiser),
+        part=model.component,
+        size=model.sample_shape()[1:],
+        class_conditional=isinstance(model.conditioner, ClassLabels),
+        licence=licence,
+        sites=record_of(model.denoiser)["sites"],
+        all_sites=len(find_sites(twin)),
+        parameters=(_count(twin.state_dict()), _count(student_state(model.denoiser))),
+        pipeline_code=type(model.pipeline).__name__ == PixelDiTPipeline.__name__,
+        fp16="fp16" in reloaded,
+        delta=(folder / "delta").is_dir(),
+        reloaded=reloaded,
+    )
+
+
+def _count(state: dict[str, Any]) -> int:
+    return sum(tensor.numel() for tensor in state.values())
+
+
+def _sibling(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{suffix}")
+
+
+def _appear(partial: Path, destination: Path) -> None:
+    """Rename ``partial`` to ``destination``; what stood there is deleted last."""
+    if not destination.exists():
+        partial.rename(destination)
+        return
+    earlier = _sibling(destination, "earlier")
+    destination.rename(earlier)
+    try:
+        partial.rename(destination)
+    except OSError:
+        earlier.rename(destination)
+        raise
+    shutil.rmtree(earlier)

@@ -1,0 +1,130 @@
+"""FLOPs: formulas against torch's counter, and published networks at their real size."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from blocks import DeltaConvBlock, Grid, NeighborhoodAttention, SoftmaxAttention
+from sparsight.analysis.flops import attention_flops, count_flops, count_site_flops, mixer_flops
+from sparsight.diffusion.examples import example_inputs
+from sparsight.surgery.replace import replace
+from sparsight.surgery.sites import SiteSelection, find_sites, meta_twin, probe_grids, students
+from tests import tiny
+
+# configurations as published with Stable Diffusion 1.5, Stable Diffusion XL and PixArt-Sigma XL/2
+SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
+SDXL: dict[str, Any] = {
+    "sample_size": 128,
+    "block_out_channels": (320, 640, 1280),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 10),
+    "attention_head_dim": (5, 10, 20),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+PIXART: dict[str, Any] = {
+    "sample_size": 128,
+    "num_layers": 28,
+    "caption_channels": 4096,
+    "out_channels": 8,
+    "interpolation_scale": 2,
+    "use_additional_conditions": False,
+}
+MODELS = {
+    "sd15": (UNet2DConditionModel, SD15),
+    "sdxl": (UNet2DConditionModel, SDXL),
+    "pixart": (PixArtTransformer2DModel, PIXART),
+}
+
+
+def on_meta(name: str) -> nn.Module:
+    kind, options = MODELS[name]
+    with torch.device("meta"):
+        return kind(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "latent", "total", "attention"),
+    [
+        ("sd15", 64, 803.3, 173.7),
+        ("sd15", 128, 4674.0, 2164.6),
+        ("sd15", 512, 545118, 505013),
+        ("sdxl", 128, 6761.2, 1691.1),
+        ("pixart", 64, 1288.7, 439.7),
+        ("pixart", 128, 6633.6, 3382.3),
+    ],
+)
+def test_published_networks(name: str, latent: int, total: float, attention: float) -> None:
+    """Giga-FLOPs of one forward pass, batch 1, worked out by hand for diffusion_mixers.md, section 5.3."""
+    denoiser = on_meta(name)
+    grids = probe_grids(denoiser, (latent, latent))
+    of_sites = sum(attention_flops(site, grids[site.path]) for site in find_sites(denoiser))
+    assert count_flops(denoiser, size=(latent, latent)) / 1e9 == pytest.approx(total, rel=1e-4)
+    assert of_sites / 1e9 == pytest.approx(attention, rel=3e-4)
+
+
+def test_delta_conv_in_stable_diffusion_costs_what_the_specification_says() -> None:
+    denoiser = on_meta("sd15")
+    with torch.device("meta"):
+        replace(denoiser, partial(DeltaConvBlock, preset="released_sd15"))
+    for size, giga in ((64, 14.0), (128, 55.8)):
+        grids = probe_grids(denoiser, (size, size))
+        flops = sum(mixer_flops(student.mixer, grids[path]) for path, student in students(denoiser).items())
+        assert flops / 1e9 == pytest.approx(giga, rel=5e-3)
+
+
+MIXERS = {
+    "softmax": SoftmaxAttention,
+    "default": DeltaConvBlock,
+    "paper": partial(DeltaConvBlock, preset="paper_pixart", kernel_size=3),
+    "released": partial(DeltaConvBlock, preset="released_pixart", kernel_size=3, scales=(1, 1 / 3), pool_branch=False),
+}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("mixer", MIXERS)
+def test_formulas_equal_the_counter_at_every_site(family: str, mixer: str) -> None:
+    denoiser, batch = tiny.FAMILIES[family](), 3
+    first, *others = find_sites(denoiser)
+    size = (24, 16) if family != "dit" else (16, 16)
+    grids = probe_grids(denoiser, size)
+    replace(denoiser, MIXERS[mixer], SiteSelection(exclude=[first.path]))
+    counted = count_site_flops(denoiser, size=size, batch=batch)
+    assert counted[first.path] == batch * attention_flops(first, grids[first.path])
+    for path, student in students(denoiser).items():
+        assert counted[path] == batch * mixer_flops(student.mixer, grids[path])
+    assert len(others) == len(students(denoiser))
+
+
+def test_reference_form_of_neighbourhood_attention_computes_more_than_its_method() -> None:
+    denoiser = tiny.dit()
+    replace(denoiser, partial(NeighborhoodAttention, kernel_size=3))
+    path, student = next(iter(students(denoiser).items()))
+    assert mixer_flops(student.mixer, Grid(4, 4)) < count_site_flops(denoiser)[path]
+    assert mixer_flops(student.mixer, Grid(3, 3)) == attention_flops(student.mixer.site, Grid(3, 3))
+
+
+def test_counting_on_a_cpu_would_miss_attention() -> None:
+    denoiser = tiny.dit().eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as on_cpu:
+        denoiser(**example_inputs(denoiser, batch=2))
+    core = 2 * sum(4 * site.grid.tokens**2 * site.channels for site in find_sites(denoiser))
+    assert count_flops(denoiser, batch=2) == on_cpu.get_total_flops() + core
+
+
+def test_a_student_is_counted_without_its_teachers() -> None:
+    denoiser = tiny.unet()
+    before = count_flops(denoiser)
+    replace(denoiser, partial(DeltaConvBlock, kernel_size=3))
+    assert count_flops(denoiser) < before == count_flops(meta_twin(denoiser))

@@ -1,0 +1,80 @@
+"""Run as a script in a process of its own: what a user without Sparsight does with exports. See test_export.py."""
+
+from __future__ import annotations
+
+import copy
+import importlib.abc
+import sys
+from pathlib import Path
+
+PROJECT = ("sparsight", "blocks", "callbacks", "datamodules", "lightning_modules", "lightning", "wave")
+
+
+class Absent(importlib.abc.MetaPathFinder):
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        if fullname.split(".")[0] in PROJECT:
+            raise ImportError(f"{fullname} must not be needed")
+
+
+sys.meta_path.insert(0, Absent())
+
+import torch
+from accelerate import cpu_offload_with_hook
+from diffusers import AutoModel, DiffusionPipeline, DiTTransformer2DModel, UNet2DConditionModel
+from safetensors.torch import load_file
+
+torch.set_num_threads(1)
+ROOT = Path(sys.argv[1])
+TENSORS = load_file(ROOT / "expected.safetensors")
+
+
+def check(denoiser: torch.nn.Module, name: str, tolerance: float = 1e-5) -> None:
+    """Same question, same answer."""
+    inputs = {key.partition(".")[2]: value for key, value in TENSORS.items() if key.startswith(f"{name}.")}
+    wanted = inputs.pop("answer")
+    dtype = denoiser.dtype
+    inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in inputs.items()}
+    with torch.no_grad():
+        answer = denoiser(**inputs, return_dict=False)[0].float()
+    error = float((answer - wanted).norm() / wanted.norm())
+    assert error <= tolerance, f"{name}: {error}"
+
+
+def student(name: str, part: str, base: type) -> None:
+    """Every way of loading and copying, all alive at once, since the file of code is run again at each load."""
+    first = AutoModel.from_pretrained(f"{ROOT}/{name}", subfolder=part, trust_remote_code=True)
+    second = AutoModel.from_pretrained(f"{ROOT}/{name}/{part}", trust_remote_code=True, low_cpu_mem_usage=False)
+    pipeline = DiffusionPipeline.from_pretrained(ROOT / name, trust_remote_code=True)
+    loaded = getattr(pipeline, part)
+    assert type(first) is type(second) is type(loaded) and isinstance(first, base)
+    for denoiser in (first, second, loaded, copy.deepcopy(first)):
+        check(denoiser, name)
+    half = DiffusionPipeline.from_pretrained(
+        ROOT / name, trust_remote_code=True, variant="fp16", torch_dtype=torch.float16
+    )
+    assert getattr(half, part).dtype == torch.float16
+    check(getattr(half, part), name, tolerance=2e-2)
+    check(second.to(torch.bfloat16), name, tolerance=5e-2)
+    offloaded, hook = cpu_offload_with_hook(copy.deepcopy(first), execution_device="cpu")
+    check(offloaded, name)
+    hook.offload()
+    half.save_pretrained(ROOT / f"{name}_half_again")
+    assert {p.name for p in (ROOT / f"{name}_half_again").rglob("*.py")} == {p.name for p in (ROOT / name).rglob("*.py")}
+
+
+student("student", "transformer", DiTTransformer2DModel)
+student("sd", "unet", UNet2DConditionModel)
+
+for name, part in (("student", "transformer"), ("sd", "unet")):  # saved again by test_export.py, with diffusers alone
+    check(getattr(DiffusionPipeline.from_pretrained(ROOT / f"{name}_again", trust_remote_code=True), part), name)
+
+again = AutoModel.from_pretrained(f"{ROOT}/student_again", subfolder="transformer", trust_remote_code=True)
+check(again, "student")
+
+teacher = DiffusionPipeline.from_pretrained(ROOT / "teacher", trust_remote_code=True)
+check(teacher.transformer, "teacher")
+check(AutoModel.from_pretrained(f"{ROOT}/teacher", subfolder="transformer"), "teacher")
+seed = torch.Generator().manual_seed(0)
+images = teacher(class_labels=["coat", 3], num_inference_steps=2, output_type="pt", generator=seed).images
+torch.testing.assert_close(images, TENSORS["images"])
+print("all loaded")
