@@ -48,9 +48,10 @@ def arm(
 ) -> dict[str, Any]:
     """One mixer, one start, one seed."""
     torch.manual_seed(seed)
-    mixer = partial(DeltaConvBlock, preset=preset, kernel_size=7)
+    mixer: Any = partial(DeltaConvBlock, preset=preset, kernel_size=7)  # type: ignore[arg-type]
     module = AttentionDistillation(teacher, mixer, [Stage("layerwise", steps)], init_samples=128, seed=seed)
-    held_out = module.noised(next(iter(data.val_dataloader())), step=HELD_OUT_STEP, condition_dropout=0.0)
+    held_out_images: Any = data.val_dataloader()
+    held_out = module.noised(next(iter(held_out_images)), step=HELD_OUT_STEP, condition_dropout=0.0)
     batches: Iterator[Mapping[str, Any]] = iter(data.train_dataloader())
     start_batches = [next(batches) for _ in range(4)]
     if fitted:

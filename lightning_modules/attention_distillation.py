@@ -184,8 +184,8 @@ class AttentionDistillation(DiffusionModule):
         """
         if "xt" in batch and any(s.objective == "end_to_end" and s.terms.to_target for s in self.clock.stages):
             raise ConfigurationError(
-                "to_target needs clean samples, but the data holds trajectory states: set to_target to 0 (the paper and "
-                "released losses have it at 1), or use images or mode: samples"
+                "to_target needs clean samples, but the data holds trajectory states: set to_target to 0 (it is 1 in "
+                "the losses paper and released), or use images or mode: samples"
             )
         index = self.clock.index(self.global_step)
         if index != self._stage_index:

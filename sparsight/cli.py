@@ -84,7 +84,7 @@ class SparsightCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's verbs and ours, each with the arguments that the command fills in itself."""
-        ours: dict[str, set[str]] = {}
+        ours: dict[str, set[str]] = {"export": {"model", "datamodule"}, "benchmark": {"model", "datamodule"}}
         return LightningCLI.subcommands() | ours
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

@@ -203,7 +203,7 @@ def run_benchmark(
     write_text(folder / "benchmark.json", json_text(everything))
     write_text(folder / "benchmark.csv", csv_text([row.flat() for row in rows]))
     write_text(folder / "benchmark.txt", "\n".join([report.text(), "", table(rows), *notes, ""]))
-    title = f"{around['device']}, {around['threads']} threads, torch {around['torch']}, batch {settings.batch}"
+    title = f"{around['device']}, {around['threads']} thread(s), torch {around['torch']}, batch {settings.batch}"
     write_whole(folder / "benchmark.png", lambda path: plot_rows(rows, path, title=title))
     return rows
 

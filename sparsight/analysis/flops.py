@@ -1,7 +1,8 @@
 """FLOPs of denoisers and of their sites, by formula and by torch's own counter on the meta device.
 
-A multiply-accumulate counts as 2 FLOPs. On a CPU torch's counter reports nothing for fused attention; on the meta
-device, where tensors have shapes but no memory, it sees every product and takes less than a second for any size.
+A multiply-accumulate counts as 2 FLOPs. Counting runs on the meta device, where tensors have shapes but no memory: it
+takes less than a second at any size, and sees every product, whichever fused kernel a real device would choose (older
+versions of torch count nothing for the fused attention of CPUs).
 
 Shape legend: N tokens of a site, C its channels, h heads, d channels of a head.
 """

@@ -24,7 +24,7 @@ def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> No
         base: What it was made from; none if it was trained from scratch.
     """
     if run.config is not None:
-        (folder / CONFIG).write_text(run.config, encoding="utf-8")
+        (folder / CONFIG).write_text(_without_places(run.config), encoding="utf-8")
     sections = {
         "Use": _use(model, base),
         "What was changed": _changes(model),
@@ -37,6 +37,13 @@ def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> No
     title, metadata = model.name.rpartition("/")[2], _metadata(model, base).to_yaml()
     text = f"---\n{metadata}\n---\n\n# {title}\n\n{_summary(model, base)}\n\n{body}\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _without_places(config: str) -> str:
+    """The run's configuration but for where its files went on the machine that ran it."""
+    content = yaml.safe_load(config)
+    content.get("trainer", {}).pop("default_root_dir", None)
+    return yaml.safe_dump(content, sort_keys=False)
 
 
 def _metadata(model: Model, base: Base | None) -> ModelCardData:
@@ -153,4 +160,4 @@ def _limits(model: Model) -> str:
             "- The replaced places hold no diffusers attention any more. LoRA, IP-Adapter, attention processors and "
             "backends that address them do nothing there, and attention masks are refused.",
         ]
-    return "\n".join([*lines, "- What its base cannot do, and the biases of the data, it has inherited."])
+    return "\n".join([*lines, "- The biases of its data, and of the base model if it has one, are its own as well."])

@@ -93,7 +93,7 @@ def test_a_mixer_that_does_not_match_its_reference_is_not_timed(tmp_path: Path) 
     assert "mixer: does not match its reference" in (tmp_path / "benchmark.txt").read_text()
 
 
-@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("family", ["dit", "sdxl", "pixart"])
 def test_whole_denoisers_of_every_family_with_and_without_teachers(family: str) -> None:
     denoiser = tiny.FAMILIES[family]()
     shells = replace(denoiser, partial(NeighborhoodAttention, kernel_size=3))

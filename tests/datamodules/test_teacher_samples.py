@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from threading import Lock
 from types import SimpleNamespace
 from typing import Any
 
@@ -252,6 +253,14 @@ def test_runs_started_together_make_the_samples_once(
     teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = drawn_ids(monkeypatch)
+    # diffusers loads under a global patch that two threads would leave behind; processes have one each
+    load, lock = DiffusionModel.from_pretrained, Lock()
+
+    def load_alone(*args: Any, **options: Any) -> DiffusionModel:
+        with lock:
+            return load(*args, **options)
+
+    monkeypatch.setattr(DiffusionModel, "from_pretrained", load_alone)
     with ThreadPoolExecutor(2) as pool:
         for finished in [pool.submit(data(teacher, tmp_path).prepare_data) for _ in range(2)]:
             finished.result()

@@ -15,6 +15,7 @@ from blocks import DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention
 from callbacks import TrainableEMA
 from lightning_modules import AttentionDistillation
 from sparsight.distill.stages import OBJECTIVES, Objective, Stage
+from sparsight.hyperparameters import ConfigurationError
 from tests import tiny
 
 
@@ -106,6 +107,23 @@ def test_two_training_forwards_with_equal_input_are_equal(teacher: str) -> None:
     noised = noised_batch(module)
     first, second = module.site_errors(noised), module.site_errors(noised)
     assert all(torch.equal(first[path], second[path]) for path in first)
+
+
+def test_site_weights_turn_sites_up_and_off(teacher: str) -> None:
+    first, second = "transformer_blocks.0.attn1", "transformer_blocks.1.attn1"
+    module = distillation(teacher, site_weights={"*.0.attn1": 3.0, "*.1.*": 0.0})
+    assert module.site_weights == {first: 3.0, second: 0.0}
+    errors = {path: error.detach() for path, error in module.site_errors(noised_batch(module)).items()}
+    torch.testing.assert_close(module._weighted(errors, mean=True), errors[first])
+    torch.testing.assert_close(module._weighted(errors, mean=False), 3 * errors[first])
+    assert distillation(teacher, site_weights={"*.1.*": 2.0}).site_weights == {first: 1.0, second: 2.0}
+
+
+def test_impossible_targets_are_refused_before_the_first_step(teacher: str, tmp_path: Path) -> None:
+    module = distillation(teacher, [Stage("layerwise", 5), Stage("end_to_end", 1, loss="released")])
+    batch = {"xt": torch.zeros(4, 1, 8, 8), "timestep": torch.zeros(4), "index": torch.arange(4)}
+    with pytest.raises(ConfigurationError, match="to_target needs clean samples"):
+        module.on_train_batch_start(batch, 0)
 
 
 class Watch(Callback):
