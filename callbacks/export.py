@@ -20,7 +20,8 @@ class ExportAtEnd(Callback):
     broken off, or a ``fast_dev_run``, exports nothing.
 
     Args:
-        output: Folder to make; refused before training begins if it exists.
+        output: Folder to make, refused before training begins if it exists; ``student`` in the trainer's root folder
+            if not given.
         fp16: Write half-precision weights as well.
         overwrite: Replace an earlier export.
         metrics: JSON file of measured values for the model card, read when training has ended.
@@ -31,7 +32,7 @@ class ExportAtEnd(Callback):
 
     def __init__(
         self,
-        output: str,
+        output: str | None = None,
         fp16: bool = True,
         overwrite: bool = False,
         metrics: str | None = None,
@@ -39,7 +40,7 @@ class ExportAtEnd(Callback):
         push_to_hub: str | None = None,
         private: bool = True,
     ) -> None:
-        self.output = Path(output)
+        self.output = output
         self.overwrite = overwrite
         self.options: dict[str, Any] = {
             "fp16": fp16,
@@ -56,7 +57,7 @@ class ExportAtEnd(Callback):
             ValueError: The output exists and is not to be overwritten.
         """
         if stage == "fit":
-            check_destination(self.output, overwrite=self.overwrite)
+            check_destination(self._folder(trainer), overwrite=self.overwrite)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Export on rank 0, once all processes have ended training."""
@@ -64,7 +65,12 @@ class ExportAtEnd(Callback):
             return
         trainer.strategy.barrier()
         if trainer.is_global_zero:
-            export_and_push(pl_module, self.output, run=run_of(trainer), overwrite=self.overwrite, **self.options)
+            export_and_push(
+                pl_module, self._folder(trainer), run=run_of(trainer), overwrite=self.overwrite, **self.options
+            )
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(trainer.default_root_dir, "student") if self.output is None else Path(self.output)
 
 
 def run_of(trainer: Trainer) -> Run:

@@ -9,7 +9,7 @@ import pickle
 import sys
 from pathlib import Path
 
-PROJECT = ("sparsight", "blocks", "callbacks", "datamodules", "lightning_modules", "lightning", "wave")
+PROJECT = ("sparsight", "blocks", "callbacks", "datamodules", "lightning_modules", "lightning", "wave_mixer")
 
 
 class Absent(importlib.abc.MetaPathFinder):
