@@ -22,7 +22,7 @@ from torchvision.utils import save_image
 from benchmarks.fashion_mnist import accuracy, fashion_mnist, trained_classifier
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.sampling import sample, starting_noise
-from sparsight.metrics.distances import frechet_distance
+from sparsight.metrics.distances import FrechetDistance
 from sparsight.metrics.features import EfficientNetLite0Features
 
 
@@ -51,15 +51,15 @@ def main() -> None:
 
     classifier, test_accuracy = trained_classifier(arguments.data, arguments.output / "classifier.safetensors")
     print(f"classifier: {test_accuracy:.1%} of the real test images")
-    extractor = EfficientNetLite0Features()
     real, _ = fashion_mnist(arguments.data, train=False)
+    distance = FrechetDistance(real.split(500), EfficientNetLite0Features())
     train, _ = fashion_mnist(arguments.data, train=True)
     count = arguments.samples
     rows: list[dict[str, Any]] = [
         {
             "model": "real training images",
             "accuracy": None,
-            "frechet_distance": frechet_distance(real.split(500), train[:count].split(500), extractor),
+            "frechet_distance": distance(train[:count].split(500)),
         }
     ]
     labels = torch.arange(count) % 10
@@ -74,7 +74,7 @@ def main() -> None:
                     "model": name,
                     "seed": seed,
                     "accuracy": accuracy(classifier, images, labels),
-                    "frechet_distance": frechet_distance(real.split(500), images.split(500), extractor),
+                    "frechet_distance": distance(images.split(500)),
                     "seconds": time.perf_counter() - start,
                 }
             )

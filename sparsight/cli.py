@@ -66,7 +66,7 @@ def _resolve(option: str, value: str) -> str:
 class SparsightCLI(LightningCLI):
     """One command for all modules: every verb reads the same YAML."""
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self) -> None:
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -78,7 +78,6 @@ class SparsightCLI(LightningCLI):
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "sparsight"},
-            args=list(args),
         )
 
     @staticmethod
@@ -119,9 +118,12 @@ class SparsightCLI(LightningCLI):
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Run the command; configuration mistakes end with one readable message instead of a traceback."""
     quieten()
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    sys.argv = sys.argv[:1]  # LightningCLI warns about arguments that stand in both places
+    before = list(sys.argv)
     try:
-        return SparsightCLI(resolve_configs(arguments))
+        # Lightning starts the other processes of a multi-GPU run with what stands in sys.argv
+        sys.argv[1:] = resolve_configs(before[1:] if arguments is None else arguments)
+        return SparsightCLI()
     except (FileNotFoundError, ConfigurationError) as error:
         raise SystemExit(f"sparsight: {error}") from error
+    finally:
+        sys.argv[:] = before

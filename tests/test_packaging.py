@@ -70,7 +70,14 @@ def test_every_package_in_the_wheel_says_that_it_is_typed(wheel: ZipFile) -> Non
 def test_wheel_holds_every_config_where_the_command_looks_for_it(wheel: ZipFile) -> None:
     shipped = {f"sparsight/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert shipped
-    assert {name for name in wheel.namelist() if name.endswith(".yaml")} == shipped
+    assert {name for name in wheel.namelist() if name.startswith("sparsight/configs/")} == shipped
+
+
+def test_wheel_holds_the_teacher_that_the_quickstart_distils(wheel: ZipFile) -> None:
+    folder = "sparsight/assets/fashion_mnist_dit"
+    weights = wheel.getinfo(f"{folder}/transformer/diffusion_pytorch_model.safetensors")
+    assert 1_000_000 < weights.file_size < 12_000_000
+    assert f"{folder}/model_index.json" in wheel.namelist()
 
 
 def test_wheel_names_version_licence_and_bars_uploads(metadata: Message) -> None:

@@ -80,7 +80,9 @@ def _load_pixel_pipeline(folder: Path, *, variant: str | None, trust_remote_code
         elif library == "diffusers":
             parts[part] = getattr(diffusers, class_name).from_pretrained(folder, **options)
         else:
-            parts[part] = diffusers.AutoModel.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **options)
+            parts[part] = diffusers.AutoModel.from_pretrained(
+                str(folder), trust_remote_code=trust_remote_code, **options
+            )
     return PixelDiTPipeline(**parts, id2label=index.get("id2label"))
 
 

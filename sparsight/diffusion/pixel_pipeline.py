@@ -6,6 +6,7 @@ This file imports torch and diffusers alone and travels inside exported folders,
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,9 +64,11 @@ class PixelDiTPipeline(DiffusionPipeline):
         sample = randn_tensor(shape, generator, device, dtype) if latents is None else latents.to(device, dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         sample = sample * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        accepts = inspect.signature(self.scheduler.step).parameters  # some samplers draw noise of their own
+        noise_source = {"generator": generator} if "generator" in accepts else {}
         for timestep in self.progress_bar(self.scheduler.timesteps):
             prediction = self._predict(sample, timestep, labels, guidance_scale)
-            sample = self.scheduler.step(prediction, timestep, sample).prev_sample
+            sample = self.scheduler.step(prediction, timestep, sample, **noise_source).prev_sample
         images = VaeImageProcessor(do_normalize=True).postprocess(sample.float(), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 

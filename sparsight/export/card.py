@@ -9,6 +9,7 @@ import yaml
 from huggingface_hub import ModelCardData
 
 from sparsight.export.facts import Base, Model, Run, versions
+from sparsight.export.verify import EXACT
 
 LICENCE = ("license", "license_name", "license_link")
 CONFIG = "training.yaml"
@@ -143,6 +144,8 @@ def _precision(model: Model) -> str:
         f"Weights are in fp32. Loaded in a fresh process, the denoiser answers like the one that was exported "
         f"(relative L2 {whole:.1e}, fixed random inputs, {model.size[0]}x{model.size[1]}, CPU)."
     )
+    if whole > EXACT:
+        text += " The difference is that of precision or device: the original did not compute in fp32 on a CPU."
     if model.fp16:
         text += (
             f' With the weights rounded to half precision (`variant="fp16"`) and fp32 arithmetic it differs by '

@@ -12,13 +12,25 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from sparsight.metrics.images import to_uint8
 
 
-def frechet_distance(real: Iterable[Tensor], fake: Iterable[Tensor], extractor: nn.Module) -> float:
-    """Frechet distance (Heusel et al., arXiv 1706.08500) of two sets of images in [0, 1], given in batches."""
-    metric = FrechetInceptionDistance(feature=extractor)
-    for batches, is_real in ((real, True), (fake, False)):
+class FrechetDistance:
+    """Frechet distance (Heusel et al., arXiv 1706.08500) of sets of images to one reference set.
+
+    Args:
+        reference: Images in [0, 1], in batches (B, C, H, W); their features are computed once.
+        extractor: Maps uint8 images to features, see :mod:`sparsight.metrics.features`.
+    """
+
+    def __init__(self, reference: Iterable[Tensor], extractor: nn.Module) -> None:
+        self._metric = FrechetInceptionDistance(feature=extractor, reset_real_features=False)
+        for images in reference:
+            self._metric.update(to_uint8(images), real=True)
+
+    def __call__(self, batches: Iterable[Tensor]) -> float:
+        """Distance of a set of images in [0, 1], in batches, to the reference."""
+        self._metric.reset()
         for images in batches:
-            metric.update(to_uint8(images), real=is_real)
-    return float(metric.compute())
+            self._metric.update(to_uint8(images), real=False)
+        return float(self._metric.compute())
 
 
 def kernel_distance(

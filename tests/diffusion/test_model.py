@@ -62,6 +62,18 @@ def test_sampling_equals_the_pipeline(model: DiffusionModel, guidance: float) ->
     torch.testing.assert_close(model.decode(latents), images, rtol=1e-4, atol=1e-5)
 
 
+def test_a_generator_makes_noisy_samplers_repeatable(model: DiffusionModel) -> None:
+    pipeline = model.pipeline
+    pipeline.set_progress_bar_config(disable=True)
+
+    def draw(seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return pipeline([3, 1], num_inference_steps=3, generator=generator, output_type="pt").images
+
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.allclose(draw(0), draw(1))
+
+
 @pytest.mark.parametrize("scheduler", [DDPMScheduler(prediction_type="epsilon"), FlowMatchEulerDiscreteScheduler()])
 def test_the_sampler_finds_the_data_when_the_denoiser_is_perfect(scheduler: object) -> None:
     """A denoiser that knows x_0 must bring any noise back to it."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsight.metrics.distances import frechet_distance, image_distance, kernel_distance
+from sparsight.metrics.distances import FrechetDistance, image_distance, kernel_distance
 from sparsight.metrics.features import EfficientNetLite0Features
 from sparsight.metrics.images import to_uint8
 
@@ -38,9 +38,10 @@ def test_frechet_distance_is_that_of_two_normal_distributions() -> None:
     root = vectors @ values.clamp_min(0).sqrt().diag() @ vectors.T
     cross = torch.linalg.eigvalsh(root @ covariances[1] @ root).clamp_min(0).sqrt().sum()
     expected = (x.mean(0) - y.mean(0)).square().sum() + covariances[0].trace() + covariances[1].trace() - 2 * cross
-    found = frechet_distance(first.split(100), second.split(70), extractor)
-    assert found == pytest.approx(float(expected), rel=1e-3)
-    assert frechet_distance([first], [first], extractor) == pytest.approx(0, abs=1e-6)
+    distance = FrechetDistance(first.split(100), extractor)
+    assert distance(second.split(70)) == pytest.approx(float(expected), rel=1e-3)
+    assert distance([first]) == pytest.approx(0, abs=1e-6)
+    assert distance([second]) == pytest.approx(float(expected), rel=1e-3)
 
 
 def test_kernel_distance_is_the_unbiased_polynomial_mmd() -> None:

@@ -8,6 +8,7 @@ Put together by Sparsight from the files below; its own ones are under the Apach
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 import torch
@@ -83,9 +84,11 @@ class PixelDiTPipeline(DiffusionPipeline):
         sample = randn_tensor(shape, generator, device, dtype) if latents is None else latents.to(device, dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         sample = sample * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        accepts = inspect.signature(self.scheduler.step).parameters  # some samplers draw noise of their own
+        noise_source = {"generator": generator} if "generator" in accepts else {}
         for timestep in self.progress_bar(self.scheduler.timesteps):
             prediction = self._predict(sample, timestep, labels, guidance_scale)
-            sample = self.scheduler.step(prediction, timestep, sample).prev_sample
+            sample = self.scheduler.step(prediction, timestep, sample, **noise_source).prev_sample
         images = VaeImageProcessor(do_normalize=True).postprocess(sample.float(), output_type=output_type)
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
