@@ -70,7 +70,7 @@ def quality(images: dict[str, Tensor]) -> list[dict[str, Any]]:
     rows = []
     for name in ("teacher", "untrained student", "student"):
         kid, deviation = kernel_distance(
-            images["reference"].split(64), images[name].split(64), extractor, subset_size=count // 2
+            images["reference"].split(50), images[name].split(50), extractor, subset_size=count // 2
         )
         rows.append(
             {
@@ -131,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="experiment/quickstart")
     parser.add_argument("--output", type=Path, default=Path("runs/quickstart"), help="as in the config")
-    parser.add_argument("--samples", type=int, default=64, help="images of each candidate")
+    parser.add_argument("--samples", type=int, default=100, help="images of each candidate")
     parser.add_argument("overrides", nargs="*", help="further options of `sparsight fit`, after --")
     arguments = parser.parse_args()
     start = time.perf_counter()

@@ -175,6 +175,10 @@ class AttentionDistillation(DiffusionModule):
         if not self._restored and self.init_samples > 0:
             data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  set by fit, unknown to the class
             self.initialise_mixers(iter(data.train_dataloader()))
+            if self.trainer.world_size > 1:  # every process saw other samples; the first one's mixers count
+                for shell in self.shells.values():
+                    for tensor in shell.student.mixer.state_dict().values():
+                        torch.distributed.broadcast(tensor, src=0)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """A new stage begins with a fresh optimiser.

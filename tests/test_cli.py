@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,23 @@ def test_fit_validate_and_predict_read_the_same_config(tmp_path: Path) -> None:
     assert float(validated.trainer.callback_metrics["val/output_relative_l2"]) > 0
     main(["predict", "--config", config, "--ckpt_path", str(checkpoint), "--images.folder", str(tmp_path / "drawn")])
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 24
+
+
+def test_two_processes_from_the_command_end_with_the_weights_of_one(tmp_path: Path) -> None:
+    config = str(distillation_config(tmp_path, init_samples=0))
+    states = []
+    for processes, batch_size in ((1, 4), (2, 2)):
+        root = tmp_path / f"processes_{processes}"
+        run = [sys.executable, "-m", "sparsight", "fit", "--config", config, f"--data.batch_size={batch_size}"]
+        run += [f"--trainer.devices={processes}", "--trainer.strategy=ddp", f"--trainer.default_root_dir={root}"]
+        done = subprocess.run(
+            run, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        states.append(torch.load(next(root.rglob("*.ckpt")), weights_only=True)["state_dict"])
+    assert states[0].keys() == states[1].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-5)
 
 
 def test_a_checkpoint_beats_no_flag_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
