@@ -65,13 +65,15 @@ def arm(
         loss.backward()
         optimizer.step()
     errors.append(mean_error(module, held_out))
-    return {
+    row = {
         "preset": preset,
         "start": "teacher" if fitted else "random",
         "seed": seed,
         "before": errors[0],
         "after": errors[1],
     }
+    print(json.dumps(row), flush=True)
+    return row
 
 
 def main() -> None:
