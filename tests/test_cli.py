@@ -85,7 +85,8 @@ def test_fit_validate_and_predict_read_the_same_config(tmp_path: Path) -> None:
 def test_two_processes_from_the_command_end_with_the_weights_of_one(tmp_path: Path) -> None:
     # a loss without the site term, whose normaliser each process takes from its own half of the batch; and no Adam,
     # which turns the rounding of a tiny gradient into a whole step
-    stage = {"objective": "end_to_end", "steps": 4, "lr": 1.0, "warmup_steps": 1, "loss": {"to_teacher": 1.0, "site": 0.0}}
+    loss = {"to_teacher": 1.0, "site": 0.0}
+    stage = {"objective": "end_to_end", "steps": 4, "lr": 1.0, "warmup_steps": 1, "loss": loss}
     config = str(distillation_config(tmp_path, init_samples=0, stages=[stage], optimizer="torch.optim.SGD"))
     states = []
     for processes, batch_size in ((1, 4), (2, 2)):
