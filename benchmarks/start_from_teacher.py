@@ -39,8 +39,8 @@ def images(folder: Path, *, batch_size: int) -> ImageDataModule:
 
 def mean_error(module: AttentionDistillation, noised: Mapping[str, Any]) -> float:
     """Relative L2 error, mean over sites."""
-    errors = module.site_errors(noised)
-    return float(torch.stack([error.detach().sqrt() for error in errors.values()]).mean())
+    module.distiller.layerwise(noised)
+    return float(torch.stack(list(module.distiller.errors.values())).sqrt().mean())
 
 
 def arm(
@@ -60,7 +60,7 @@ def arm(
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=lr)
     for step in range(steps):
         noised = module.noised(next(batches), step=step, condition_dropout=0.1)
-        loss = torch.stack(list(module.site_errors(noised).values())).mean()
+        loss = module.distiller.layerwise(noised)["site"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -95,8 +95,7 @@ def noised_batch(module: AttentionDistillation, batch: int) -> Noised:
 
 def layerwise_step(module: AttentionDistillation, noised: Noised) -> None:
     """Sparsight's step without the optimiser."""
-    errors = module.site_errors(noised)
-    torch.stack(list(errors.values())).mean().backward()
+    module.distiller.layerwise(noised)["site"].backward()
     module.zero_grad()
 
 

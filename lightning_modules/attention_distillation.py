@@ -14,17 +14,20 @@ from blocks.base import Site, TokenMixer
 from lightning_modules.base import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
 from sparsight.analysis.report import replacement_report
 from sparsight.diffusion.identity import state_hash
-from sparsight.diffusion.model import DiffusionModel, predict
+from sparsight.diffusion.model import DiffusionModel
 from sparsight.distill.capture import capture_site
-from sparsight.distill.losses import min_snr_weight, normalised_mse, snr_over_gamma_weight
-from sparsight.distill.residual import ResidualTaps
-from sparsight.distill.stages import Objective, Stage, StageClock, site_weight
+from sparsight.distill.distiller import Distiller
+from sparsight.distill.losses import mean_squares
+from sparsight.distill.processes import gathered, process_count
+from sparsight.distill.relative_errors import RelativeErrors
+from sparsight.distill.stages import Stage, StageClock, site_weight
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.surgery.record import record_of
 from sparsight.surgery.replace import attention_weights, replace, set_mode
 from sparsight.surgery.shell import Mode
 from sparsight.surgery.sites import SiteSelection
 
+OUTPUT = "output"  # beside the sites' paths
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -92,7 +95,7 @@ class AttentionDistillation(DiffusionModule):
             self.denoiser.to(DTYPES[teacher_dtype])
         self.shells = replace(self.denoiser, mixer, sites, train_projections=train_projections)
         self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
-        self.taps = ResidualTaps(self.denoiser, self.shells)
+        self.distiller = Distiller(self.denoiser, self.shells, self.site_weights, self.diffusion.process)
         self.optimizer = optimizer
         self.init_samples = init_samples
         self.condition_dropout = condition_dropout
@@ -103,6 +106,7 @@ class AttentionDistillation(DiffusionModule):
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
         self._stage_index = 0
         self._restored = False
+        self._relative_errors = RelativeErrors()
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -175,7 +179,7 @@ class AttentionDistillation(DiffusionModule):
         if not self._restored and self.init_samples > 0:
             data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  set by fit, unknown to the class
             self.initialise_mixers(iter(data.train_dataloader()))
-            if self.trainer.world_size > 1:  # every process saw other samples; the first one's mixers count
+            if self.trainer.world_size > 1:  # the same up to rounding: now to the bit
                 for shell in self.shells.values():
                     for tensor in shell.student.mixer.state_dict().values():
                         torch.distributed.broadcast(tensor, src=0)
@@ -202,113 +206,61 @@ class AttentionDistillation(DiffusionModule):
         for batch in batches:
             batch = self.trainer.strategy.batch_to_device(batch) if self._trainer is not None else batch
             chosen.append(self.noised(batch, step=0, condition_dropout=self.condition_dropout))
-            count += len(batch["index"])
+            count += len(batch["index"]) * process_count()
             if count >= self.init_samples:
                 break
-        set_mode(self.shells.values(), Mode.TEACHER)
         for shell in self.shells.values():
             with torch.no_grad(), capture_site(shell) as samples:
                 for batch in chosen:
-                    self._predict(batch)
-            shell.student.mixer.init_from_teacher(attention_weights(shell.teacher), samples)
+                    self.distiller.predict(batch, Mode.TEACHER)
+            seen = [gathered(sample) for sample in samples]
+            shell.student.mixer.init_from_teacher(attention_weights(shell.teacher), seen)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The stage's loss; logs every term and every site's relative L2 error."""
         noised = self.noised(batch, step=self.global_step, condition_dropout=self.condition_dropout)
-        terms = self._layerwise(noised) if self.stage.objective == "layerwise" else self._end_to_end(noised)
+        if self.stage.objective == "layerwise":
+            terms = self.distiller.layerwise(noised)
+        else:
+            terms = self.distiller.end_to_end(noised, self.stage.terms)
         loss = torch.stack(list(terms.values())).sum()
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         self.log_dict({"train/loss": loss.detach()} | {f"train/{k}": v.detach() for k, v in terms.items()})
+        self.log_dict({f"train/relative_l2/{path}": error.sqrt() for path, error in self.distiller.errors.items()})
         self.log("train/stage", float(self._stage_index))
         return loss
-
-    def _layerwise(self, noised: Mapping[str, Any]) -> dict[str, Tensor]:
-        errors = self.site_errors(noised)
-        self.log_dict({f"train/relative_l2/{path}": error.detach().sqrt() for path, error in errors.items()})
-        return {"site": self._weighted(errors, mean=True)}
-
-    def site_errors(self, noised: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Every mixer's squared error over its teacher's mean square, on the teacher's own input.
-
-        One forward pass through the frozen network; gradients reach the mixers alone.
-        """
-        set_mode(self.shells.values(), Mode.LAYERWISE)
-        with torch.no_grad():
-            self._predict(noised)
-        errors = {}
-        for path, shell in self.shells.items():
-            assert shell.error is not None
-            errors[path], shell.error = shell.error, None
-        return errors
-
-    def _end_to_end(self, noised: Mapping[str, Any]) -> dict[str, Tensor]:
-        objective = self.stage.terms
-        with torch.no_grad():
-            teacher_output, teacher_sites = self._observe(noised, Mode.TEACHER, objective)
-        student_output, student_sites = self._observe(noised, Mode.STUDENT, objective)
-        terms = {}
-        if objective.to_teacher:
-            terms["to_teacher"] = objective.to_teacher * self._output_loss(student_output, teacher_output, noised)
-        if objective.to_target:
-            terms["to_target"] = objective.to_target * self._output_loss(student_output, noised["target"], noised)
-        if objective.site:
-            terms["site"] = objective.site * self._site_loss(student_sites, teacher_sites, objective)
-        return terms
-
-    def _observe(self, noised: Mapping[str, Any], mode: Mode, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
-        set_mode(self.shells.values(), mode)
-        if objective.site_on == "residual":
-            with self.taps.listening() as streams:
-                return self._predict(noised), streams
-        output = self._predict(noised)
-        return output, {path: shell.take_output() for path, shell in self.shells.items()}
-
-    def _output_loss(self, student: Tensor, wanted: Tensor, noised: Mapping[str, Any]) -> Tensor:
-        error_B = (student - wanted.float()).square().flatten(1).mean(1)
-        objective, process = self.stage.terms, self.diffusion.process
-        if objective.timestep_weight == "none":
-            return error_B.mean()
-        snr_B = process.snr(noised["level"]).to(error_B.device)
-        if objective.timestep_weight == "paper":
-            return (snr_over_gamma_weight(snr_B, objective.gamma) * error_B).mean()
-        return (min_snr_weight(snr_B, objective.gamma, process.prediction_type) * error_B).mean()
-
-    def _site_loss(self, student: dict[str, Tensor], teacher: dict[str, Tensor], objective: Objective) -> Tensor:
-        normalised = {path: normalised_mse(student[path], teacher[path]) for path in self.shells}
-        self.log_dict({f"train/relative_l2/{path}": error.detach().sqrt() for path, error in normalised.items()})
-        if objective.site_normalised:
-            return self._weighted(normalised, mean=True)
-        plain = {path: (student[path].float() - teacher[path].float()).square().mean() for path in self.shells}
-        return self._weighted(plain, mean=False)
-
-    def _weighted(self, errors: Mapping[str, Tensor], *, mean: bool) -> Tensor:
-        total = torch.stack([self.site_weights[path] * error for path, error in errors.items()]).sum()
-        return total / sum(self.site_weights.values()) if mean else total
-
-    def _predict(self, noised: Mapping[str, Any]) -> Tensor:
-        return predict(self.denoiser, noised["xt"], noised["timestep"], noised["cond"])
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Relative L2 error of the output and of every site, at draws that are the same in every validation."""
-        self._evaluate(batch, "val")
+        """Compare output and sites with the teacher's, at draws that are the same in every validation."""
+        self._evaluate(batch)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The same on the test data."""
-        self._evaluate(batch, "test")
+        self._evaluate(batch)
 
-    def _evaluate(self, batch: Mapping[str, Any], prefix: str) -> None:
+    def on_validation_epoch_end(self) -> None:
+        """Relative L2 error of the output and of every site, over all batches and processes."""
+        self._log_errors("val")
+
+    def on_test_epoch_end(self) -> None:
+        """The same on the test data."""
+        self._log_errors("test")
+
+    def _evaluate(self, batch: Mapping[str, Any]) -> None:
         noised = self.noised(batch, step=STREAM_OFFSET_EVAL, condition_dropout=0.0)
-        options: dict[str, Any] = {"batch_size": len(batch["index"]), "sync_dist": True}
-        errors = {path: error.sqrt() for path, error in self.site_errors(noised).items()}
-        self.log_dict({f"{prefix}/relative_l2/{path}": error for path, error in errors.items()}, **options)
-        self.log(f"{prefix}/site_relative_l2", torch.stack(list(errors.values())).mean(), prog_bar=True, **options)
-        set_mode(self.shells.values(), Mode.TEACHER)
-        wanted = self._predict(noised)
-        set_mode(self.shells.values(), Mode.STUDENT)
-        output_error = normalised_mse(self._predict(noised), wanted).sqrt()
-        self.log(f"{prefix}/output_relative_l2", output_error, prog_bar=True, **options)
+        squares = self.distiller.compare_sites(noised)
+        wanted = self.distiller.predict(noised, Mode.TEACHER)
+        squares[OUTPUT] = mean_squares(self.distiller.predict(noised, Mode.STUDENT), wanted)
+        self._relative_errors.update(squares, len(batch["index"]))
+
+    def _log_errors(self, prefix: str) -> None:
+        errors = self._relative_errors.compute()
+        output = errors.pop(OUTPUT)
+        self.log_dict({f"{prefix}/relative_l2/{path}": error for path, error in errors.items()})
+        self.log(f"{prefix}/site_relative_l2", sum(errors.values()) / len(errors), prog_bar=True)
+        self.log(f"{prefix}/output_relative_l2", output, prog_bar=True)
 
     def draw(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
         """The student's images."""

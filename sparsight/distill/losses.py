@@ -8,14 +8,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+TINY = 1e-12  # a teacher that answers zero must not make an error infinite
 
-def normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error over the teacher's mean square over batch, tokens and channels: 1 means "as bad as zero".
 
-    Both tensors have one shape, e.g. (B, N, C); computed in fp32. Its square root is the relative L2 error.
+def mean_squares(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean square of the student's error, and of the teacher itself, over batch, tokens and channels.
+
+    Both tensors have one shape, e.g. (B, N, C); computed in fp32.
     """
     student, teacher = student.float(), teacher.float()
-    return (student - teacher).square().mean() / teacher.square().mean().clamp_min(1e-12)
+    return (student - teacher).square().mean(), teacher.square().mean()
+
+
+def normalised_mse(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared error over the teacher's mean square: 1 means "as bad as zero"; its square root is the relative L2."""
+    error, power = mean_squares(student, teacher)
+    return error / power.clamp_min(TINY)
 
 
 def min_snr_weight(snr_B: Tensor, gamma: float, prediction_type: str) -> Tensor:

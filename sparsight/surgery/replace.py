@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
@@ -91,10 +92,16 @@ def attention_weights(attention: Any) -> AttentionWeights:
     )
 
 
-def set_mode(shells: Iterable[AttentionShell], mode: Mode) -> None:
-    """Let teacher, student or both answer at these sites from the next forward pass on."""
+def set_mode(shells: Iterable[AttentionShell], mode: Mode, *, idle: Mode = Mode.TEACHER) -> None:
+    """Let teacher, student or both answer at these sites from the next forward pass on.
+
+    Args:
+        shells: The sites.
+        mode: Who answers.
+        idle: Who answers instead of the student at sites that have not been handed over to it.
+    """
     for shell in shells:
-        shell.mode = mode
+        shell.mode = idle if mode is Mode.STUDENT and not shell.handed_over else mode
 
 
 def restore(denoiser: nn.Module) -> None:
@@ -109,9 +116,29 @@ def restore(denoiser: nn.Module) -> None:
 
 
 def finalize(denoiser: nn.Module) -> None:
-    """Put every student in the place of its shell and let go of the teachers."""
+    """Put every student in the place of its shell, or the teacher where it was not handed over to the student."""
     for path, shell in shells_of(denoiser).items():
-        put(denoiser, path, shell.student)
+        put(denoiser, path, shell.student if shell.handed_over else shell.teacher)
+
+
+@contextmanager
+def without_idle(denoiser: nn.Module) -> Iterator[None]:
+    """The denoiser with plain teachers at the sites that were not handed over, as exports want it.
+
+    Raises:
+        ValueError: There are shells, and none of them was handed over.
+    """
+    shells = shells_of(denoiser)
+    idle = {path: shell for path, shell in shells.items() if not shell.handed_over}
+    if shells and len(idle) == len(shells):
+        raise ValueError("no site has been handed over to its mixer: train on, until the pruning schedule has begun")
+    for path, shell in idle.items():
+        put(denoiser, path, shell.teacher)
+    try:
+        yield
+    finally:
+        for path, shell in idle.items():
+            put(denoiser, path, shell)
 
 
 def shells_of(denoiser: nn.Module) -> dict[str, AttentionShell]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blocks.base import Grid
-from sparsight.distill.losses import normalised_mse
+from sparsight.distill.losses import mean_squares
 from sparsight.surgery.student import StudentAttention, checked_grid
 
 
@@ -22,7 +22,7 @@ class Mode(IntEnum):
     TEACHER = 0
     STUDENT = 1
     LAYERWISE = 2
-    """The teacher answers, and the student is compared with it on the same input."""
+    """The teacher answers, and the student is compared with it on the same input, which gets no gradient from that."""
 
 
 class AttentionShell(nn.Module):
@@ -34,9 +34,10 @@ class AttentionShell(nn.Module):
 
     Attributes:
         mode: Who answers; written by :func:`sparsight.surgery.replace.set_mode`.
+        handed_over: Whether the student has the site for good; while not, it learns beside the teacher.
         grid: Written before every forward pass by the hook of the owning stack.
         output: (B, N, C) that the site last answered in teacher or student mode.
-        error: Squared error of the student over the teacher's mean square, from the last layer-wise pass.
+        squares: Mean square of the student's error and of the teacher's answer, from the last layer-wise pass.
     """
 
     def __init__(self, teacher: nn.Module, student: StudentAttention) -> None:
@@ -44,9 +45,10 @@ class AttentionShell(nn.Module):
         self.teacher = teacher
         self.student = student
         self.mode = Mode.TEACHER
+        self.handed_over = True
         self.grid: Grid | None = None
         self.output: Tensor | None = None
-        self.error: Tensor | None = None
+        self.squares: tuple[Tensor, Tensor] | None = None
 
     def forward(
         self,
@@ -60,16 +62,16 @@ class AttentionShell(nn.Module):
         Raises:
             ValueError: A mask or an encoder state is given, or the tokens do not fill the grid.
         """
-        if self.mode is Mode.LAYERWISE:
-            return self._compare(hidden_states, attention_mask)
         if self.mode is Mode.STUDENT:
             output = self.student(hidden_states, encoder_hidden_states, attention_mask)
         else:
             output = self.teacher(hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs)
+        if self.mode is Mode.LAYERWISE:
+            self._compare(hidden_states, output)
         if torch.is_grad_enabled() and output.requires_grad:
             grid = checked_grid(self.grid, hidden_states, self.student.mixer.site.path)
             output = _Stamp.apply(output, int(self.mode), grid.height, grid.width)
-        self.output = output
+        self.output = None if self.mode is Mode.LAYERWISE else output
         return output
 
     def take_output(self) -> Tensor:
@@ -78,12 +80,15 @@ class AttentionShell(nn.Module):
         output, self.output = self.output, None
         return output
 
-    def _compare(self, hidden_BNC: Tensor, attention_mask: Tensor | None) -> Tensor:
-        with torch.no_grad():
-            target_BNC = self.teacher(hidden_BNC)
+    def take_squares(self) -> tuple[Tensor, Tensor]:
+        """Mean squares of the last layer-wise pass: the student's error, with gradients, and the teacher's answer."""
+        assert self.squares is not None, "no layer-wise pass has reached this site"
+        squares, self.squares = self.squares, None
+        return squares
+
+    def _compare(self, hidden_BNC: Tensor, target_BNC: Tensor) -> None:
         with torch.enable_grad():
-            self.error = normalised_mse(self.student(hidden_BNC.detach(), None, attention_mask), target_BNC)
-        return target_BNC
+            self.squares = mean_squares(self.student(hidden_BNC.detach()), target_BNC.detach())
 
 
 class _Stamp(torch.autograd.Function):

@@ -55,9 +55,11 @@ def test_every_loss_term_reaches_every_mixer_and_nothing_else(teacher: str, term
     }[term]
     stage = Stage("layerwise" if term == "layerwise" else "end_to_end", 1, loss=Objective(**off | on))
     module = distillation(teacher, [stage])
-    module.log = module.log_dict = lambda *args, **kwargs: None  # type: ignore[method-assign]
     noised = noised_batch(module)
-    terms = module._layerwise(noised) if term == "layerwise" else module._end_to_end(noised)
+    if term == "layerwise":
+        terms = module.distiller.layerwise(noised)
+    else:
+        terms = module.distiller.end_to_end(noised, module.stage.terms)
     assert len(terms) == 1
     next(iter(terms.values())).backward()
     for name, parameter in module.named_parameters():
@@ -78,14 +80,14 @@ def test_training_leaves_the_teacher_bitwise_and_lowers_the_error(teacher: str, 
     module = distillation(teacher, [*stages, Stage("end_to_end", 4, warmup_steps=1)])
     before = copy.deepcopy({n: p for n, p in module.denoiser.named_parameters() if ".student." not in n})
     noised = noised_batch(module)
-    start = {path: float(error.detach()) for path, error in module.site_errors(noised).items()}
+    start = {path: float(error) for path, error in site_errors(module, noised).items()}
     fit = trainer(tmp_path)
     fit.fit(module, tiny.image_data(tmp_path))
     assert fit.global_step == 34
     for name, parameter in module.denoiser.named_parameters():
         if ".student." not in name:
             assert torch.equal(parameter, before[name]), name
-    after = {path: float(error.detach()) for path, error in module.site_errors(noised).items()}
+    after = {path: float(error) for path, error in site_errors(module, noised).items()}
     assert all(after[path] < 0.5 * start[path] for path in start), (start, after)
 
 
@@ -93,10 +95,10 @@ def test_layerwise_loss_vanishes_when_the_student_can_be_the_teacher(teacher: st
     whole_grid = partial(NeighborhoodAttention, kernel_size=4)
     for mixer in (SoftmaxAttention, whole_grid):
         module = distillation(teacher, mixer=mixer)
-        errors = module.site_errors(noised_batch(module))
+        errors = site_errors(module, noised_batch(module))
         assert all(float(error) < 1e-9 for error in errors.values())
     narrow = distillation(teacher, mixer=partial(NeighborhoodAttention, kernel_size=2))
-    assert all(float(error) > 1e-6 for error in narrow.site_errors(noised_batch(narrow)).values())
+    assert all(float(error) > 1e-6 for error in site_errors(narrow, noised_batch(narrow)).values())
 
 
 def test_two_training_forwards_with_equal_input_are_equal(teacher: str) -> None:
@@ -105,7 +107,7 @@ def test_two_training_forwards_with_equal_input_are_equal(teacher: str) -> None:
     assert not module.denoiser.training
     torch.manual_seed(5)
     noised = noised_batch(module)
-    first, second = module.site_errors(noised), module.site_errors(noised)
+    first, second = site_errors(module, noised), site_errors(module, noised)
     assert all(torch.equal(first[path], second[path]) for path in first)
 
 
@@ -113,9 +115,9 @@ def test_site_weights_turn_sites_up_and_off(teacher: str) -> None:
     first, second = "transformer_blocks.0.attn1", "transformer_blocks.1.attn1"
     module = distillation(teacher, site_weights={"*.0.attn1": 3.0, "*.1.*": 0.0})
     assert module.site_weights == {first: 3.0, second: 0.0}
-    errors = {path: error.detach() for path, error in module.site_errors(noised_batch(module)).items()}
-    torch.testing.assert_close(module._weighted(errors, mean=True), errors[first])
-    torch.testing.assert_close(module._weighted(errors, mean=False), 3 * errors[first])
+    errors = site_errors(module, noised_batch(module))
+    torch.testing.assert_close(module.distiller._weighted(errors, mean=True), errors[first])
+    torch.testing.assert_close(module.distiller._weighted(errors, mean=False), 3 * errors[first])
     assert distillation(teacher, site_weights={"*.1.*": 2.0}).site_weights == {first: 1.0, second: 2.0}
 
 
@@ -124,6 +126,11 @@ def test_impossible_targets_are_refused_before_the_first_step(teacher: str, tmp_
     batch = {"xt": torch.zeros(4, 1, 8, 8), "timestep": torch.zeros(4), "index": torch.arange(4)}
     with pytest.raises(ConfigurationError, match="to_target needs clean samples"):
         module.on_train_batch_start(batch, 0)
+
+
+def site_errors(module: AttentionDistillation, noised: dict[str, Any]) -> dict[str, torch.Tensor]:
+    module.distiller.layerwise(noised)
+    return module.distiller.errors
 
 
 class Watch(Callback):

@@ -1,0 +1,46 @@
+"""What several processes must agree on, so that they train as one.
+
+Shape legend: B batch, N tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from blocks.base import SiteSamples
+
+
+def process_count() -> int:
+    """Number of processes of the run; 1 if it is not distributed."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum of a tensor over all processes; gradients do not pass."""
+    values = values.detach().clone()
+    if process_count() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def averaged(values: Tensor) -> Tensor:
+    """The mean of a tensor over all processes; gradients do not pass."""
+    return summed(values) / process_count()
+
+
+def gathered(samples: SiteSamples) -> SiteSamples:
+    """The samples of all processes, in the order in which one process alone would have met them.
+
+    Global batches are dealt out sample by sample, see :class:`datamodules.sampler.ResumableSampler`.
+    """
+    if process_count() == 1:
+        return samples
+    return SiteSamples(_dealt(samples.inputs), _dealt(samples.outputs), samples.grid)
+
+
+def _dealt(share_BNC: Tensor) -> Tensor:
+    shares = [torch.empty_like(share_BNC) for _ in range(process_count())]
+    dist.all_gather(shares, share_BNC.contiguous())
+    return torch.stack(shares, 1).flatten(0, 1)
