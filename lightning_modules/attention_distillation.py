@@ -13,6 +13,7 @@ from torch import Tensor
 from blocks.base import Site, TokenMixer
 from lightning_modules.base import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
 from sparsight.analysis.report import replacement_report
+from sparsight.analysis.run_memory import announce_memory
 from sparsight.diffusion.identity import state_hash
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.distill.capture import capture_site
@@ -27,6 +28,7 @@ from sparsight.surgery.replace import attention_weights, replace, set_mode
 from sparsight.surgery.shell import Mode
 from sparsight.surgery.sites import SiteSelection
 
+RECENT = 0.95  # share of the running mean of site errors that a step keeps
 OUTPUT = "output"  # beside the sites' paths
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,7 +46,7 @@ class AttentionDistillation(DiffusionModule):
         train_projections: Train copies of the query, key, value and output projections of core mixers as well.
         init_samples: Samples of the training data that mixers may use to start from the teacher; 0 keeps their
             random start.
-        teacher_dtype: Precision of the frozen part; mixers are always trained in fp32.
+        teacher_dtype: Precision of the frozen denoiser and the text encoders; mixers are always trained in fp32.
         condition_dropout: Share of samples without their condition.
         gradient_checkpointing: Recompute blocks in the end-to-end backward pass to save memory.
         compile: Compile every transformer block.
@@ -92,7 +94,7 @@ class AttentionDistillation(DiffusionModule):
         self.denoiser: Any = self.diffusion.denoiser
         self.teacher_hash = state_hash(self.denoiser.state_dict())
         if teacher_dtype != "float32":
-            self.denoiser.to(DTYPES[teacher_dtype])
+            self.diffusion.cast_frozen(DTYPES[teacher_dtype])
         self.shells = replace(self.denoiser, mixer, sites, train_projections=train_projections)
         self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
         self.distiller = Distiller(self.denoiser, self.shells, self.site_weights, self.diffusion.process)
@@ -107,6 +109,7 @@ class AttentionDistillation(DiffusionModule):
         self._stage_index = 0
         self._restored = False
         self._relative_errors = RelativeErrors()
+        self._recent_errors: dict[str, Tensor] = {}
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -129,7 +132,12 @@ class AttentionDistillation(DiffusionModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the stage, the base model's identity and what was changed in it."""
-        checkpoint["sparsight"] = {"stage": self._stage_index, "teacher_hash": self.teacher_hash} | self._plan()
+        checkpoint["sparsight"] = self._plan() | {
+            "stage": self._stage_index,
+            "teacher_hash": self.teacher_hash,
+            "handed_over": [path for path, shell in self.shells.items() if shell.handed_over],
+            "recent_errors": {path: error.cpu() for path, error in self._recent_errors.items()},
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the stage; refuse a checkpoint of another base model or of other mixers.
@@ -146,10 +154,27 @@ class AttentionDistillation(DiffusionModule):
         if saved["record"] != record_of(self.denoiser):
             raise ValueError("the checkpoint holds other mixers than the configuration asks for")
         self._stage_index = saved["stage"]
+        self._recent_errors = {path: error.to(self.device) for path, error in saved["recent_errors"].items()}
+        self.retire(saved["handed_over"])
         self._restored = True
 
     def _plan(self) -> dict[str, Any]:
         return {"teacher": self.teacher, "revision": self.revision, "record": record_of(self.denoiser)}
+
+    # -- sites that are handed over one after the other: see callbacks.PruningSchedule --------------------------------
+
+    def sites(self) -> list[str]:
+        """Paths of the self-attentions that have a mixer beside them."""
+        return list(self.shells)
+
+    def score(self) -> dict[str, float]:
+        """Relative L2 error of every mixer over the last steps of training, on all processes alike."""
+        return {path: float(error) for path, error in self._recent_errors.items()}
+
+    def retire(self, names: Sequence[str]) -> None:
+        """Let mixers answer at these sites, and attention at all others; all of them until this is first called."""
+        for path, shell in self.shells.items():
+            shell.handed_over = path in names
 
     # -- optimisation ----------------------------------------------------------------------------------------------
 
@@ -175,7 +200,8 @@ class AttentionDistillation(DiffusionModule):
         rank_zero_info(f"replaced self-attention:\n{replacement_report(self.denoiser).text()}")
 
     def on_train_start(self) -> None:
-        """Let mixers start from the teacher, unless training was begun before."""
+        """Say what memory is needed; let mixers start from the teacher, unless training was begun before."""
+        announce_memory(self)
         if not self._restored and self.init_samples > 0:
             data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  set by fit, unknown to the class
             self.initialise_mixers(iter(data.train_dataloader()))
@@ -226,9 +252,14 @@ class AttentionDistillation(DiffusionModule):
         loss = torch.stack(list(terms.values())).sum()
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         self.log_dict({"train/loss": loss.detach()} | {f"train/{k}": v.detach() for k, v in terms.items()})
-        self.log_dict({f"train/relative_l2/{path}": error.sqrt() for path, error in self.distiller.errors.items()})
+        self._note_errors({path: error.sqrt() for path, error in self.distiller.errors.items()})
         self.log("train/stage", float(self._stage_index))
         return loss
+
+    def _note_errors(self, errors: Mapping[str, Tensor]) -> None:
+        self.log_dict({f"train/relative_l2/{path}": error for path, error in errors.items()})
+        for path, error in errors.items():
+            self._recent_errors[path] = torch.lerp(error, self._recent_errors.get(path, error), RECENT)
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
@@ -262,12 +293,16 @@ class AttentionDistillation(DiffusionModule):
         self.log(f"{prefix}/site_relative_l2", sum(errors.values()) / len(errors), prog_bar=True)
         self.log(f"{prefix}/output_relative_l2", output, prog_bar=True)
 
-    def draw(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
-        """The student's images."""
+    def draw_latents(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
+        """The student's samples in model space."""
         set_mode(self.shells.values(), Mode.STUDENT)
-        return super().draw(batch, index)
+        return super().draw_latents(batch, index)
 
     def draw_teacher(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
         """The teacher's images, from the same starting noise."""
+        return self.diffusion.decode(self.draw_teacher_latents(batch, index))
+
+    def draw_teacher_latents(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
+        """The same in model space."""
         set_mode(self.shells.values(), Mode.TEACHER)
-        return super().draw(batch, index)
+        return super().draw_latents(batch, index)

@@ -18,6 +18,7 @@ from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.randomness import Stream, sample_normal, sample_uniform
 from sparsight.diffusion.sampling import sample, starting_noise
 
+VARIANTS = 8  # compilations of one block
 STREAM_OFFSET_EVAL = 1_000_003  # evaluation draws must not repeat those of training
 
 
@@ -92,9 +93,12 @@ class DiffusionModule(LightningModule):
 
     def draw(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
         """Sample images in [0, 1] for the labels or captions of ``batch``; equal ids give equal starting noise."""
+        return self.diffusion.decode(self.draw_latents(batch, index))
+
+    def draw_latents(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
+        """The same in model space."""
         noise = starting_noise(self.diffusion.sample_shape(), seed=self.seed, index=index)
-        latents = sample(self.diffusion, batch, noise, steps=self.sample_steps, guidance=self.guidance_scale)
-        return self.diffusion.decode(latents)
+        return sample(self.diffusion, batch, noise, steps=self.sample_steps, guidance=self.guidance_scale)
 
     # -- optimisers ----------------------------------------------------------------------------------------------
 
@@ -142,6 +146,10 @@ def _is_plain(value: Any) -> bool:
 
 def compile_blocks(denoiser: torch.nn.Module) -> None:
     """Compile every transformer block in place, which keeps parameter names and shares one compilation."""
-    for module in denoiser.modules():
-        if type(module).__name__ == "BasicTransformerBlock":
-            module.compile()
+    blocks = [module for module in denoiser.modules() if type(module).__name__ == "BasicTransformerBlock"]
+    for block in blocks:
+        block.compile()
+    # all blocks are one piece of code to the compiler: each may be of another shape, and is met by teacher and student,
+    # with and without gradients, before and after its hand-over
+    config: Any = torch._dynamo.config
+    config.recompile_limit = max(config.recompile_limit, VARIANTS * len(blocks))

@@ -24,7 +24,7 @@ from sparsight.export.hub import push
 from sparsight.export.standalone import reference_answer, student_state
 from sparsight.export.verify import is_exact, verify
 from sparsight.surgery.record import record_of
-from sparsight.surgery.replace import shells_of
+from sparsight.surgery.replace import shells_of, without_idle
 from sparsight.surgery.sites import find_sites, meta_twin
 
 
@@ -56,7 +56,8 @@ def export(
         The folder.
 
     Raises:
-        ValueError: ``output`` exists, a mixer cannot travel, or the module has no diffusion model.
+        ValueError: ``output`` exists, a mixer cannot travel, no site was handed over to its mixer yet, or the module
+            has no diffusion model.
         RuntimeError: The folder does not load, or its answers differ; nothing is left at ``output``.
     """
     if not isinstance(getattr(module, "diffusion", None), DiffusionModel):
@@ -66,16 +67,25 @@ def export(
     partial = _sibling(destination, "partial")
     try:
         partial.mkdir(parents=True)
-        write_pipeline(module.diffusion, partial, fp16=fp16)
-        if base is not None and shells_of(module.denoiser):
-            _write_delta(module, base, partial / "delta")
-        reloaded = _verified(module.diffusion, partial)
-        facts = _describe(module.diffusion, partial, name or destination.name, reloaded, _licence(licence, base))
-        write_card(partial, model=facts, run=run or Run(), base=base)
+        with without_idle(module.diffusion.denoiser):
+            _write(
+                module, partial, base=base, run=run or Run(), licence=licence, fp16=fp16, name=name or destination.name
+            )
         _appear(partial, destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return destination
+
+
+def _write(
+    module: Any, folder: Path, name: str, *, run: Run, base: Base | None, licence: str | None, fp16: bool
+) -> None:
+    write_pipeline(module.diffusion, folder, fp16=fp16)
+    if base is not None and shells_of(module.denoiser):
+        _write_delta(module, base, folder / "delta")
+    reloaded = _verified(module.diffusion, folder)
+    facts = _describe(module.diffusion, folder, name, reloaded, _licence(licence, base))
+    write_card(folder, model=facts, run=run, base=base)
 
 
 def export_and_push(

@@ -1,0 +1,100 @@
+"""Retiring sites while a model trains: attention is handed over to mixers, layers leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from sparsight.hyperparameters import ConfigurationError
+from sparsight.schedule import Prunable, Schedule, Shape, in_order
+
+ORDERS = ("score", "first", "last")
+
+
+class PruningSchedule(Callback):
+    """Retires the sites of a module along a schedule; see :class:`sparsight.schedule.Schedule`.
+
+    In AttentionDistillation a retired site is one where the mixer answers instead of the attention. The others learn
+    beside their attention until then, so every parameter trains from the first step on, as DDP needs it. With an
+    ``amount`` below all, the rest keeps its attention: a hybrid, in exports too.
+
+    The order is made in the first process, told to the others, and kept in checkpoints.
+
+    Args:
+        shape: ``one_shot``, ``linear``, ``cubic`` or ``exponential``.
+        begin: Optimiser step at which it begins.
+        end: Optimiser step at which it is done; not needed by ``one_shot``.
+        amount: Sites to retire: a number (int) or a share (float, 1.0 is all).
+        order: ``score`` (what costs least first, asked again before every retirement), ``first`` or ``last`` (in the
+            order of the model), or names of sites; sites that are not named stay.
+
+    Raises:
+        ValueError: An option is out of range.
+    """
+
+    def __init__(
+        self,
+        shape: Shape = "cubic",
+        begin: int = 0,
+        end: int = 0,
+        amount: int | float = 1.0,
+        order: str | list[str] = "score",
+    ) -> None:
+        self.schedule = Schedule(shape, begin, end)
+        if amount < 0 or (isinstance(amount, float) and amount > 1):
+            raise ValueError(f"amount is a number of sites (int) or a share up to 1.0 (float); got {amount!r}")
+        if isinstance(order, str) and order not in ORDERS:
+            raise ValueError(f"order is one of {', '.join(ORDERS)}, or a list of sites; got {order!r}")
+        self.amount = amount
+        self.order = order
+        self.retired: list[str] = []
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take up what was retired before.
+
+        Raises:
+            ConfigurationError: The module has no sites, or amount or order do not fit them.
+        """
+        if not isinstance(pl_module, Prunable):
+            raise ConfigurationError(f"PruningSchedule needs a module with sites; {type(pl_module).__name__} has none")
+        sites = pl_module.sites()
+        if not isinstance(self.order, str) and (not set(self.order) <= set(sites) or _repeats(self.order)):
+            wrong = [name for name in self.order if name not in sites] or _repeats(self.order)
+            raise ConfigurationError(f"order names {wrong[0]!r}, unknown or twice; sites are: {', '.join(sites)}")
+        if self.order == "score" and self.schedule.begin == 0:
+            raise ConfigurationError("order: score knows nothing at step 0: set begin to a later step")
+        if self._total(pl_module) > len(sites if isinstance(self.order, str) else self.order):
+            raise ConfigurationError(f"amount is {self.amount}, but there are only {len(sites)} sites (or names)")
+        pl_module.retire(self.retired)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Retire what is due before the step is trained."""
+        assert isinstance(pl_module, Prunable)
+        due = self.schedule(trainer.global_step, self._total(pl_module)) - len(self.retired)
+        if due > 0:
+            scores = pl_module.score() if self.order == "score" else None
+            left = [name for name in in_order(pl_module.sites(), self.order, scores) if name not in self.retired]
+            chosen: Sequence[str] = trainer.strategy.broadcast(left[:due])
+            self.retired = [*self.retired, *chosen]
+            pl_module.retire(self.retired)
+            rank_zero_info(f"step {trainer.global_step}: retired {', '.join(chosen)}; {len(self.retired)} in all")
+        pl_module.log("train/retired_sites", float(len(self.retired)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was retired, in order."""
+        return {"retired": list(self.retired)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        self.retired = list(state_dict["retired"])
+
+    def _total(self, module: Prunable) -> int:
+        count = len(module.sites() if isinstance(self.order, str) else self.order)
+        return round(self.amount * count) if isinstance(self.amount, float) else self.amount
+
+
+def _repeats(names: Sequence[str]) -> list[str]:
+    return [name for position, name in enumerate(names) if name in names[:position]]
