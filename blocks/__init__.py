@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from blocks.base import AttentionWeights, CoreMixer, FeatureMixer, Grid, Site, SiteSamples, TokenMixer
 from blocks.delta_conv import DeltaConvBlock
+from blocks.linear_attention import LinearAttention
 from blocks.neighborhood_attention import NeighborhoodAttention
+from blocks.no_mixing import NoMixing
 from blocks.softmax_attention import SoftmaxAttention
 
 __all__ = [
@@ -13,7 +15,9 @@ __all__ = [
     "DeltaConvBlock",
     "FeatureMixer",
     "Grid",
+    "LinearAttention",
     "NeighborhoodAttention",
+    "NoMixing",
     "Site",
     "SiteSamples",
     "SoftmaxAttention",

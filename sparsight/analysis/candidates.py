@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import diffusers
@@ -47,17 +47,18 @@ def site_calls(module: nn.Module, shape: tuple[int, int], grid: Grid, **options:
     if isinstance(module, StudentAttention):
         module.grid = grid
     hidden_BNC = torch.randn(shape[0], grid.tokens, shape[1], requires_grad=True, **options)
-    return _passes(lambda: module(hidden_BNC), (hidden_BNC, *module.parameters()))
+    return passes(lambda: module(hidden_BNC), (hidden_BNC, *module.parameters()))
 
 
 def denoiser_calls(denoiser: nn.Module, size: tuple[int, int], *, batch: int) -> dict[str, Call]:
     """Forward and forward+backward of a whole denoiser on random inputs; ``size`` is in model space."""
     like = next(denoiser.parameters())
     inputs = example_inputs(denoiser, batch=batch, size=size, device=like.device, dtype=like.dtype)
-    return _passes(lambda: denoiser(**inputs, return_dict=False)[0], tuple(denoiser.parameters()))
+    return passes(lambda: denoiser(**inputs, return_dict=False)[0], tuple(denoiser.parameters()))
 
 
-def _passes(call: Any, sources: Iterable[Tensor]) -> dict[str, Call]:
+def passes(call: Callable[[], Tensor], sources: Iterable[Tensor]) -> dict[str, Call]:
+    """Forward pass without gradients, and forward and backward pass with those of ``sources``."""
     sources = tuple(sources)
 
     def forward() -> None:

@@ -31,11 +31,13 @@ class Contest:
         device: Where the candidates compute.
         runs: Timed runs of each.
         max_seconds: Time for all runs of one candidate at one size.
+        cold_start: Run every candidate once before its memory is measured, for those that compile or tune themselves.
     """
 
     device: torch.device
     runs: int
     max_seconds: float
+    cold_start: bool = False
     _seconds: dict[str, Points] = field(default_factory=dict)
     _bytes: dict[str, Points] = field(default_factory=dict)
 
@@ -46,6 +48,8 @@ class Contest:
         for name, call in calls.items():
             if not refused[name] and not isinstance(call, str):
                 try:
+                    if self.cold_start:
+                        call()
                     peaks[name] = peak_bytes(call, self.device)
                 except RuntimeError as error:
                     if not is_out_of_memory(error):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import subprocess
 from datetime import datetime, timezone
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,12 +27,35 @@ def environment(device: torch.device) -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "cuda": torch.version.cuda if device.type == "cuda" else None,
+        **(gpu_facts(device) if device.type == "cuda" else {}),
         "diffusers": version("diffusers"),
         "sparsight": __version__,
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
         "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
     }
+
+
+def gpu_facts(device: torch.device) -> dict[str, object]:
+    """What else a number on a CUDA device depends on."""
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "gpu_bytes": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
+        "cache_bytes": properties.L2_cache_size,
+        "driver": _driver_version(),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "triton": version("triton") if find_spec("triton") else None,
+    }
+
+
+def _driver_version() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
+    return lines[0].strip() if lines else None
 
 
 def device_name(device: torch.device) -> str:

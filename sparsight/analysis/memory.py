@@ -63,7 +63,8 @@ def held_bytes(*modules: nn.Module) -> int:
 def free_bytes(device: torch.device) -> int:
     """Memory, in bytes, that can still be allocated on the device."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch's own cache
+        return torch.cuda.mem_get_info(device)[0] + kept
     meminfo = Path("/proc/meminfo")  # Linux: knows about caches that would be given up
     if meminfo.exists():
         lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())

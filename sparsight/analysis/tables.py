@@ -29,6 +29,12 @@ def format_table(rows: Sequence[Mapping[str, object]]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of equal keys as a Markdown table."""
+    cells = [[str(value).replace("|", "/") for value in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in [list(rows[0]), ["---"] * len(rows[0]), *cells])
+
+
 def short(number: float) -> str:
     """Three significant digits and a decimal prefix: 24826900000 is ``24.8 G``."""
     for factor, unit in UNITS:

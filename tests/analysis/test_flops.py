@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from typing import Any
 
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
 from blocks import DeltaConvBlock, Grid, NeighborhoodAttention, SoftmaxAttention
 from sparsight.analysis.flops import attention_flops, count_flops, count_site_flops, mixer_flops
+from sparsight.diffusion.published import published
 from sparsight.surgery.replace import replace
 from sparsight.surgery.sites import SiteSelection, find_sites, meta_twin, probe_grids, students
 from tests import tiny
 
-# configurations as published with Stable Diffusion 1.5, Stable Diffusion XL and PixArt-Sigma XL/2
-SD15: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
-SDXL: dict[str, Any] = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-PIXART: dict[str, Any] = {
-    "sample_size": 128,
-    "num_layers": 28,
-    "caption_channels": 4096,
-    "out_channels": 8,
-    "interpolation_scale": 2,
-    "use_additional_conditions": False,
-}
-MODELS = {
-    "sd15": (UNet2DConditionModel, SD15),
-    "sdxl": (UNet2DConditionModel, SDXL),
-    "pixart": (PixArtTransformer2DModel, PIXART),
-}
-
 
 @cache
 def on_meta(name: str) -> nn.Module:
-    kind, options = MODELS[name]
     with torch.device("meta"):
-        return kind(**options)
+        return published(name)
 
 
 @pytest.mark.parametrize(
@@ -60,8 +29,8 @@ def on_meta(name: str) -> nn.Module:
         ("sd15", 128, 4674.0, 2164.6),
         ("sd15", 512, 545118, 505013),
         ("sdxl", 128, 6761.2, 1691.1),
-        ("pixart", 64, 1288.7, 439.7),
-        ("pixart", 128, 6633.6, 3382.3),
+        ("pixart_sigma", 64, 1288.7, 439.7),
+        ("pixart_sigma", 128, 6633.6, 3382.3),
     ],
 )
 def test_published_networks(name: str, latent: int, total: float, attention: float) -> None:

@@ -119,6 +119,14 @@ def test_a_contest_foresees_memory() -> None:
     assert "GiB are free" in contest.measure(10**4, call)["large"].skipped  # as a square: 100 TiB
 
 
+def test_a_cold_start_is_not_in_the_memory() -> None:
+    for cold_start, expected in ((True, 2**20), (False, 2**23)):
+        calls = iter([2**21])  # floats of the first call; 2^18 after that
+        contest = Contest(CPU, runs=3, max_seconds=60, cold_start=cold_start)
+        measured = contest.measure(1, {"tunes itself": lambda calls=calls: torch.zeros(next(calls, 2**18))})  # type: ignore[misc]
+        assert measured["tunes itself"].peak == expected
+
+
 def test_other_errors_are_not_swallowed() -> None:
     def broken() -> None:
         raise RuntimeError("shape mismatch")

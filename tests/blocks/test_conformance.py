@@ -8,7 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blocks import CoreMixer, DeltaConvBlock, FeatureMixer, Grid, NeighborhoodAttention, Site, SoftmaxAttention
+from blocks import (
+    CoreMixer,
+    DeltaConvBlock,
+    FeatureMixer,
+    Grid,
+    LinearAttention,
+    NeighborhoodAttention,
+    NoMixing,
+    Site,
+    SoftmaxAttention,
+)
 from sparsight.testing import SITE, check_mixer
 
 MIXERS = {
@@ -16,8 +26,12 @@ MIXERS = {
     "delta_conv_paper": partial(DeltaConvBlock, preset="paper_pixart", kernel_size=5),
     "delta_conv_released": partial(DeltaConvBlock, preset="released_sd15", kernel_size=5),
     "delta_conv_plain": partial(DeltaConvBlock, pool_branch=False, merge="sum", scales=[1, 1 / 3], kernel_size=0.5),
+    "linear": LinearAttention,
+    "linear_narrow": partial(LinearAttention, branch_dim=1 / 4),
+    "linear_plain": partial(LinearAttention, branch_dim=None),
     "neighborhood": partial(NeighborhoodAttention, kernel_size=3),
     "neighborhood_even": partial(NeighborhoodAttention, kernel_size=(4, 2)),
+    "no_mixing": NoMixing,
     "softmax": SoftmaxAttention,
 }
 
@@ -27,7 +41,7 @@ def test_shipped_mixers_conform(name):
     check_mixer(MIXERS[name])
 
 
-@pytest.mark.parametrize("name", ["neighborhood", "softmax"])
+@pytest.mark.parametrize("name", ["linear", "neighborhood", "no_mixing", "softmax"])
 def test_symmetric_mixers_commute_with_transposition(name):
     check_mixer(MIXERS[name], transposable=True)
 

@@ -9,7 +9,15 @@ from types import ModuleType
 import pytest
 import torch
 
-from blocks import DeltaConvBlock, FeatureMixer, Grid, NeighborhoodAttention, SoftmaxAttention, TokenMixer
+from blocks import (
+    DeltaConvBlock,
+    FeatureMixer,
+    Grid,
+    LinearAttention,
+    NeighborhoodAttention,
+    SoftmaxAttention,
+    TokenMixer,
+)
 from sparsight.diffusion.examples import example_inputs
 from sparsight.export.modeling import load_class, pipeline_file, student_file
 from sparsight.surgery.record import record_of
@@ -52,7 +60,7 @@ def define(folder: Path, name: str, text: str) -> type[TokenMixer]:
 
 
 def test_the_shipped_mixers_fit_in_one_file_that_needs_no_other(tmp_path: Path) -> None:
-    mixers = [DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention]
+    mixers = [DeltaConvBlock, LinearAttention, NeighborhoodAttention, SoftmaxAttention]
     code = student_file(mixers, "UNet2DConditionModel")
     assert code == student_file(list(reversed(mixers)), "UNet2DConditionModel")
     assert code.stem != student_file(mixers[:2], "UNet2DConditionModel").stem
@@ -62,11 +70,13 @@ def test_the_shipped_mixers_fit_in_one_file_that_needs_no_other(tmp_path: Path) 
     assert found.count("from diffusers import UNet2DConditionModel") == 1
 
 
-def test_the_travelling_class_answers_like_the_original(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mixer", [NeighborhoodAttention, LinearAttention])
+def test_the_travelling_class_answers_like_the_original(tmp_path: Path, mixer: type[TokenMixer]) -> None:
+    options = {"kernel_size": 3} if mixer is NeighborhoodAttention else {}
     denoiser = tiny.pixart().eval()
-    replace(denoiser, lambda site: NeighborhoodAttention(site, kernel_size=3))
+    replace(denoiser, lambda site: mixer(site, **options))
     finalize(denoiser)
-    model = load_class(student_file([NeighborhoodAttention], "PixArtTransformer2DModel"), tmp_path)(
+    model = load_class(student_file([mixer], "PixArtTransformer2DModel"), tmp_path)(
         **{key: value for key, value in denoiser.config.items() if key[0] != "_"}, student=record_of(denoiser)
     )
     model.load_state_dict(denoiser.state_dict())

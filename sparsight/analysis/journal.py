@@ -1,0 +1,50 @@
+"""A file of finished work, one JSON line each, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sparsight.analysis.tables import write_text
+
+
+class Journal:
+    """Results by key, on disk as soon as they are there.
+
+    A line that was cut off when the run was killed is dropped, and its work is done again.
+
+    Args:
+        path: JSON lines; made if missing. The first line is ``about``.
+        about: Plain data on what all results depend on; its ``date`` may differ between runs.
+
+    Raises:
+        ValueError: The file holds results that depend on something else.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        self.about: dict[str, Any] = json.loads(lines[0]) if lines else json.loads(json.dumps(about))
+        self._refuse_other(about)
+        self.results: dict[str, Any] = {}
+        for line in lines[1:]:
+            entry = json.loads(line)
+            self.results[entry["key"]] = entry["result"]
+        write_text(path, "".join(f"{line}\n" for line in lines or [json.dumps(self.about)]))
+
+    def add(self, key: str, result: Any) -> None:
+        """Keep a result."""
+        self.results[key] = result
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"key": key, "result": result}) + "\n")
+
+    def _refuse_other(self, about: Mapping[str, Any]) -> None:
+        now = json.loads(json.dumps(about))
+        for name in sorted({*now, *self.about} - {"date"}):
+            if now.get(name) != self.about.get(name):
+                raise ValueError(
+                    f"{self.path} was begun with {name} {self.about.get(name)!r}, now it is {now.get(name)!r}: "
+                    "results would not compare; choose another folder or delete the file"
+                )
