@@ -14,14 +14,19 @@ MEBIBYTE = 2**20
 
 
 class Throughput(Callback):
-    """Logs samples per second over all processes, and peak memory in MiB, at every logging step.
+    """Logs samples per second over all processes, peak memory in MiB and the share of waiting, at every logging step.
 
     Peak memory is what the allocator of the GPU reached, or the resident set of the process on a CPU.
+
+    ``train/data_wait_share`` is the share of the time since the last logging step, 0 to 1, that a process stood still
+    until its loader had the next batch, averaged over processes; moving batches to the device, validation and callbacks
+    are not in it. The loaders of ``datamodules`` measure it, as nothing else can tell fetching from what Lightning does
+    between two batches; with other loaders it is not logged.
     """
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
-        self._restart()
+        self._restart(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -30,13 +35,22 @@ class Throughput(Callback):
         self._samples += len(batch["index"]) * trainer.world_size
         if (trainer.global_step + 1) % getattr(trainer, "log_every_n_steps", 50):
             return
-        speed = self._samples / (time.perf_counter() - self._begin)
+        seconds = time.perf_counter() - self._begin
+        speed = self._samples / seconds
         pl_module.log("samples/s", speed, prog_bar=True, logger=False)
         pl_module.log_dict({"train/samples_per_second": speed, "train/peak_memory_mib": peak_memory_mib()})
-        self._restart()
+        waited = seconds_waited(trainer)
+        if waited is not None and self._waited is not None:
+            pl_module.log("train/data_wait_share", (waited - self._waited) / seconds, sync_dist=True)
+        self._restart(trainer)
 
-    def _restart(self) -> None:
-        self._begin, self._samples = time.perf_counter(), 0
+    def _restart(self, trainer: Trainer) -> None:
+        self._begin, self._samples, self._waited = time.perf_counter(), 0, seconds_waited(trainer)
+
+
+def seconds_waited(trainer: Trainer) -> float | None:
+    """Seconds that this process has waited for training batches so far, if its loader tells."""
+    return getattr(trainer.train_dataloader, "waited", None)
 
 
 def peak_memory_mib() -> float:

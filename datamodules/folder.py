@@ -18,6 +18,9 @@ from datamodules.records import (
     RecordSource,
     check_max_pixels,
     decode_image,
+    digest,
+    file_stamps,
+    image_size,
     number_labels,
 )
 
@@ -82,6 +85,19 @@ class FolderRecords(RecordSource):
         image = decode_image(self.root / entry.name, max_pixels=self.max_pixels)
         caption = _read_caption(entry.caption) if isinstance(entry.caption, Path) else entry.caption
         return Record(id=entry.name, image=image, label=entry.label, caption=caption)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a picture, from its header."""
+        self.open()
+        return image_size(self.root / self._entries[index].name)
+
+    def fingerprint(self) -> str:
+        """Covers names, labels and captions, and size and time of change of every file."""
+        self.open()
+        rows = [(entry.name, entry.label, _text(entry.caption)) for entry in self._entries]
+        texts = [entry.caption for entry in self._entries if isinstance(entry.caption, Path)]
+        pictures = [path for entry in self._entries if (path := self.root / entry.name).is_file()]
+        return digest([*rows, *file_stamps(pictures), *file_stamps(texts)])
 
     def _open(self) -> None:
         if not self.root.is_dir():
@@ -161,6 +177,10 @@ class FolderRecords(RecordSource):
     def _refuse_outside(self, name: str, *, named_by: str) -> None:
         if not (self._real_root / name).resolve().is_relative_to(self._real_root):
             raise ValueError(f"{named_by} leads to {name!r}, outside {self.root}; copy the file into the folder")
+
+
+def _text(caption: str | Path | None) -> str | None:
+    return None if isinstance(caption, Path) else caption
 
 
 def _read_caption(path: Path) -> str:

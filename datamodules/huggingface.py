@@ -12,6 +12,7 @@ from datamodules.records import (
     RecordSource,
     check_max_pixels,
     decode_image,
+    image_size,
     number_labels,
 )
 
@@ -80,7 +81,20 @@ class HuggingFaceRecords(RecordSource):
         if self.caption_column is not None and caption is None:
             raise CorruptRecord(f"column {self.caption_column!r} is empty")
         label = None if self._labels is None else self._labels[index]
-        return Record(id=str(index), image=self._decode(row[self.image_column]), label=label, caption=caption)
+        image = decode_image(self._picture(row[self.image_column]), max_pixels=self.max_pixels)
+        return Record(id=str(index), image=image, label=label, caption=caption)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a picture, from its header."""
+        self.open()
+        assert self._rows is not None
+        return image_size(self._picture(self._rows[int(index)][self.image_column]))
+
+    def fingerprint(self) -> str:
+        """The fingerprint that ``datasets`` keeps of the chosen columns."""
+        self.open()
+        assert self._rows is not None
+        return str(self._rows._fingerprint)
 
     def _open(self) -> None:
         from datasets import Image
@@ -121,7 +135,8 @@ class HuggingFaceRecords(RecordSource):
                     f"{option} is {column!r}, which data set {self.path!r} does not have; it has {rows.column_names}"
                 )
         feature = rows.features[self.image_column]
-        if not isinstance(feature, Image) and feature != Value("binary"):
+        encoded = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
+        if not isinstance(feature, Image) and feature != Value("binary") and not encoded:
             raise ValueError(f"column {self.image_column!r} of {self.path!r} holds {feature}, not pictures")
         if self.caption_column is not None:
             feature = rows.features[self.caption_column]
@@ -138,15 +153,15 @@ class HuggingFaceRecords(RecordSource):
         names = list(feature.names) if isinstance(feature, ClassLabel) else None
         self._labels, self._classes = number_labels(rows[self.label_column][:], classes=names, where=where)
 
-    def _decode(self, value: dict[str, Any] | None) -> Any:
+    def _picture(self, value: dict[str, Any] | None) -> Path | bytes:
         if value is None or (value["bytes"] is None and value["path"] is None):
             raise CorruptRecord(f"column {self.image_column!r} is empty")
         if value["bytes"] is not None:
-            return decode_image(value["bytes"], max_pixels=self.max_pixels)
+            return bytes(value["bytes"])
         path = Path(value["path"]).resolve()
         if not any(path.is_relative_to(root) for root in self._allowed_folders()):
             raise CorruptRecord(f"picture {value['path']!r} lies outside the data set; copy it into the folder")
-        return decode_image(path, max_pixels=self.max_pixels)
+        return path
 
     def _allowed_folders(self) -> list[Path]:
         from datasets import config

@@ -12,7 +12,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from PIL import Image
 
-from datamodules.records import Record, RecordSource, check_labels
+from datamodules.records import Record, RecordSource, array_digest, check_labels, digest
 
 
 def read_idx(path: str | Path, *, dims: int) -> np.ndarray:
@@ -111,3 +111,9 @@ class IdxRecords(RecordSource):
         self.open()
         label = None if self._labels_N is None else int(self._labels_N[index])
         return Record(id=str(index), image=Image.fromarray(self._images_NHW[index]), label=label)
+
+    def fingerprint(self) -> str:
+        """Covers every pixel and label."""
+        self.open()
+        arrays = [self._images_NHW] if self._labels_N is None else [self._images_NHW, self._labels_N]
+        return digest([(array.shape, array_digest(array)) for array in arrays])

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import copy
 import logging
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from datamodules.buckets import AspectBuckets, trained_model
 from datamodules.image_dataset import (
     Fit,
     ImageDataset,
     ImageTransform,
     TooManyCorruptRecords,
-    collate,
     corrupt_message,
 )
 from datamodules.records import RecordSource
 from datamodules.sampler import (
+    GroupSampler,
     ReportingLoader,
     ResumableLoader,
     ResumableSampler,
@@ -48,11 +51,13 @@ class ImageDataModule(LightningDataModule):
     checkpoint written in the middle of an epoch goes on with the next batch of that epoch.
 
     Args:
-        train: Where training records come from.
+        train: Where training records come from; ``None`` if there is no training.
         val: Where validation records come from; ``None`` takes ``val_share`` of ``train``.
         test: Where test records come from.
         val_share: Share of ``train``, 0 to 1, held out for validation when ``val`` is not given.
         image_size: Side, or (height, width), of the images in pixels.
+        buckets: Bring each training image to the size of this area that is nearest to its own proportions; every batch
+            then has one size. Validation and test images have ``image_size``.
         channels: 1 (grey) or 3 (RGB).
         fit: How images of other sizes get there: ``crop``, ``pad`` or ``stretch`` (see ``ImageTransform``).
         background: Value, 0 to 255, of padding and behind transparent pixels.
@@ -70,7 +75,7 @@ class ImageDataModule(LightningDataModule):
 
     def __init__(
         self,
-        train: RecordSource,
+        train: RecordSource | None,
         val: RecordSource | None = None,
         test: RecordSource | None = None,
         val_share: float = 0.0,
@@ -84,6 +89,7 @@ class ImageDataModule(LightningDataModule):
         seed: int = 0,
         max_corrupt_share: float = 0.01,
         limit: int | None = None,
+        buckets: AspectBuckets | None = None,
     ) -> None:
         super().__init__()
         self.sources = {"train": train, "val": val, "test": test}
@@ -96,7 +102,8 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self.max_corrupt_share = max_corrupt_share
         self.limit = limit
-        self.datasets: dict[str, ImageDataset] = {}
+        self.buckets = buckets
+        self.datasets: dict[str, Any] = {}
         self.corrupt: dict[str, dict[int, str]] = {name: {} for name in self.sources}
         self._check_options()
 
@@ -121,8 +128,7 @@ class ImageDataModule(LightningDataModule):
     def classes(self) -> list[str] | None:
         """Names of the training classes in the order of their numbers; known after ``setup``."""
         source = self.sources["train"]
-        assert source is not None
-        return source.classes
+        return None if source is None else source.classes
 
     def prepare_data(self) -> None:
         """Download what the sources need, in one process a machine."""
@@ -143,6 +149,9 @@ class ImageDataModule(LightningDataModule):
             if len(source) == 0:
                 raise ValueError(f"the {name} source {type(source).__name__} has no records; check its path and split")
         self._check_classes(opened)
+        model = trained_model(self.trainer)
+        if self.buckets is not None and "train" in opened and model is not None:
+            self.buckets.check_fits(model)
         for name, source in opened.items():
             order = torch.randperm(len(source), generator=torch.Generator().manual_seed(derive_seed(self.seed)))
             if name == "train" and self.val_share > 0:
@@ -162,10 +171,16 @@ class ImageDataModule(LightningDataModule):
 
     def _add_dataset(self, name: str, source: RecordSource, chosen: Tensor) -> None:
         indices = chosen[: self.limit].sort().values.numpy()
+        transforms, groups = [self.transform], np.zeros(len(indices), dtype=np.int64)
+        if self.buckets is not None and name == "train":
+            sizes = self.buckets.sizes(self.transform.height, self.transform.width)
+            groups = self.buckets.assign(self.buckets.measure(source)[indices], sizes)
+            transforms = [replace(self.transform, height=height, width=width) for height, width in sizes]
         self.datasets[name] = ImageDataset(
             source,
             indices=indices,
-            transform=self.transform,
+            transforms=transforms,
+            groups=groups,
             flip_seed=self.seed if self.horizontal_flip and name == "train" else None,
             max_corrupt=int(self.max_corrupt_share * len(indices)),
         )
@@ -193,22 +208,42 @@ class ImageDataModule(LightningDataModule):
         """Shuffled batches of equal size; the records that do not fill a last one are left out.
 
         Raises:
-            ValueError: If the records do not fill one batch on every process.
+            ValueError: If there are none, or they do not fill one batch on every process.
         """
+        if "train" not in self.datasets:
+            raise ValueError("there are no records to fit on; set `train` of the datamodule")
         dataset = copy.copy(self.datasets["train"])  # a second loader must not change the epoch of the first
-        sampler = ResumableSampler(dataset, num_replicas=self._world, rank=self._rank, seed=self.seed)
         loader = ResumableLoader(
-            dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True, **self._loader_options()
+            dataset,
+            sampler=self._train_sampler(dataset),
+            batch_size=self.batch_size,
+            drop_last=True,
+            **self._loader_options(dataset),
         )
         loader.receive = partial(self._receive, "train")
         if len(loader) == 0:
+            of_a_size = "" if self.buckets is None else " of one size"
             raise ValueError(
-                f"{len(dataset)} training records do not fill one batch of {self.batch_size} on each of {self._world} "
-                "processes; lower batch_size or give more data"
+                f"{len(dataset)} training records do not fill one batch of {self.batch_size}{of_a_size} on each of "
+                f"{self._world} processes; lower batch_size or give more data"
             )
         if self.trainer is not None:
             loader.epoch_batches = epoch_batches(len(loader), self.trainer.limit_train_batches)
         return loader
+
+    def _train_sampler(self, dataset: Any) -> ResumableSampler:
+        share: dict[str, Any] = {"num_replicas": self._world, "rank": self._rank, "seed": self.seed}
+        if self.buckets is None:
+            return ResumableSampler(dataset, **share)
+        global_batch = self.batch_size * self._world
+        too_few = [count for count in np.bincount(dataset.groups) if 0 < count < global_batch]
+        if too_few:
+            _log.warning(
+                "%d images of %d sizes are never trained on: no size of them fills a batch of %d; lower batch_size, "
+                "buckets.max_ratio or raise buckets.cell",
+                *(sum(too_few), len(too_few), global_batch),
+            )
+        return GroupSampler(dataset.groups.tolist(), global_batch=global_batch, **share)
 
     def val_dataloader(self) -> ReportingLoader | list[ReportingLoader]:
         """All validation records in their order, none twice; an empty list if there are none."""
@@ -228,14 +263,14 @@ class ImageDataModule(LightningDataModule):
         dataset = self.datasets[name]
         batch_size = even_batch_size(len(dataset), batch_size=self.batch_size, processes=self._world)
         sampler = ResumableSampler(dataset, num_replicas=self._world, rank=self._rank, shuffle=False, drop_last=False)
-        loader = ReportingLoader(dataset, sampler=sampler, batch_size=batch_size, **self._loader_options())
+        loader = ReportingLoader(dataset, sampler=sampler, batch_size=batch_size, **self._loader_options(dataset))
         loader.receive = partial(self._receive, name)
         return loader
 
-    def _loader_options(self) -> dict[str, Any]:
+    def _loader_options(self, dataset: Any) -> dict[str, Any]:
         return {
             "num_workers": self.num_workers,
-            "collate_fn": collate,
+            "collate_fn": dataset.collate,
             "pin_memory": torch.cuda.is_available(),
         }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,29 +84,48 @@ def flips(seed: int, epoch: int, index: int) -> bool:
     return bool(hashlib.blake2b(f"{seed}/{epoch}/{index}".encode(), digest_size=1).digest()[0] & 1)
 
 
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stack samples into a batch; keys that no sample has are left out."""
+    batch: dict[str, Any] = {
+        "image": torch.stack([sample["image"] for sample in samples]),
+        "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
+        "corrupt": {index: reason for sample in samples for index, reason in sample["corrupt"].items()},
+    }
+    if samples[0]["label"] is not None:
+        batch["label"] = torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)
+    if samples[0]["caption"] is not None:
+        batch["caption"] = [sample["caption"] for sample in samples]
+    return batch
+
+
 class ImageDataset(Dataset):
     """Chosen records of a source as tensors; an unreadable record is replaced by the next readable one.
 
     Args:
         source: Opened source.
         indices: Records that belong to the data set, as positions in the source.
-        transform: Makes the tensor.
+        transforms: Make tensors, one transform for every size that images are brought to.
+        groups: Number of the transform of every chosen record.
         flip_seed: Seed of random horizontal flips, or ``None`` for none.
         max_corrupt: Number of unreadable records that is tolerated.
     """
+
+    collate = staticmethod(collate)
 
     def __init__(
         self,
         source: RecordSource,
         *,
         indices: np.ndarray,
-        transform: ImageTransform,
+        transforms: Sequence[ImageTransform],
+        groups: np.ndarray,
         flip_seed: int | None,
         max_corrupt: int,
     ) -> None:
         self.source = source
         self.indices = indices
-        self.transform = transform
+        self.transforms = transforms
+        self.groups = groups
         self.flip_seed = flip_seed
         self.max_corrupt = max_corrupt
         self.epoch = 0
@@ -128,33 +148,19 @@ class ImageDataset(Dataset):
         for step in range(len(self.indices)):
             index = int(self.indices[(position + step) % len(self.indices)])
             try:
-                return {**self._sample(index), "corrupt": corrupt}
+                return {**self._sample(index, group=self.groups[position]), "corrupt": corrupt}
             except CorruptRecord as error:
                 corrupt[index] = str(error)
             if len(corrupt) > self.max_corrupt:
                 break
         raise TooManyCorruptRecords(corrupt_message(corrupt, total=len(self), allowed=self.max_corrupt))
 
-    def _sample(self, index: int) -> dict[str, Any]:
+    def _sample(self, index: int, *, group: int) -> dict[str, Any]:
         record: Record = self.source[index]
-        image = self.transform(record.image)
+        image = self.transforms[group](record.image)
         if self.flip_seed is not None and flips(self.flip_seed, self.epoch, index):
             image = image.flip(-1)
         return {"image": image, "label": record.label, "caption": record.caption, "index": index}
-
-
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples into a batch; keys that no sample has are left out."""
-    batch: dict[str, Any] = {
-        "image": torch.stack([sample["image"] for sample in samples]),
-        "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
-        "corrupt": {index: reason for sample in samples for index, reason in sample["corrupt"].items()},
-    }
-    if samples[0]["label"] is not None:
-        batch["label"] = torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)
-    if samples[0]["caption"] is not None:
-        batch["caption"] = [sample["caption"] for sample in samples]
-    return batch
 
 
 def corrupt_message(corrupt: dict[int, str], *, total: int, allowed: int) -> str:

@@ -1,4 +1,4 @@
-"""Record sources: one interface over idx files, image folders and Hugging Face data sets.
+"""Record sources and streams: one interface over idx files, folders, parquet, tar shards and Hugging Face data sets.
 
 A source is cheap to build (it only keeps its options, so a config can be parsed without the data), is opened once by
 the datamodule, and decodes each record only when it is asked for.
@@ -6,19 +6,25 @@ the datamodule, and decodes each record only when it is asked for.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image, ImageOps
 
 # Formats that Pillow decodes itself: EPS, for one, would start an external interpreter.
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 MAX_PIXELS = 89_478_485
+_ORIENTATION = 0x0112  # EXIF tag; values of 5 and above turn the picture on its side
 
 
 class CorruptRecord(ValueError):
@@ -42,11 +48,8 @@ class Record:
     caption: str | None = None
 
 
-class RecordSource(ABC):
-    """A finite list of records in a fixed order; subclass it to read another kind of data.
-
-    Subclasses keep their options in ``__init__`` and read files in ``_open``, which runs once.
-    """
+class Records(ABC):
+    """What sources and streams share: they keep their options in ``__init__`` and find files in ``_open``, once."""
 
     _opened = False
 
@@ -74,6 +77,10 @@ class RecordSource(ABC):
     def classes(self) -> list[str] | None:
         """Names of the classes, in the order of their numbers, or ``None`` where they have no names."""
 
+
+class RecordSource(Records):
+    """A finite list of records in a fixed order; subclass it to read another kind of data."""
+
     @abstractmethod
     def __len__(self) -> int:
         """Number of records, readable ones or not."""
@@ -86,6 +93,85 @@ class RecordSource(ABC):
             CorruptRecord: If this record cannot be read.
         """
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of one picture; sources that can tell from its header override this.
+
+        Raises:
+            CorruptRecord: If this record cannot be read.
+        """
+        image = self[index].image
+        return image.height, image.width
+
+    def fingerprint(self) -> str:
+        """Text that changes when the records do, by which caches know theirs; here it covers the options alone.
+
+        Sources whose data can change under equal options override this.
+        """
+        options = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return digest([type(self).__name__, len(self), *sorted(options.items())])
+
+
+class RecordStream(Records):
+    """Records that are read one after the other, for data sets too large to index; subclass it to read another kind.
+
+    They come in shards, such as files, which processes share out among themselves.
+    """
+
+    @property
+    @abstractmethod
+    def shards(self) -> int:
+        """Number of shards, once the stream is open."""
+
+    @abstractmethod
+    def read(self, shard: int, start: int) -> Iterator[Any]:
+        """Records of a shard from position ``start`` on, always in the same order, to be decoded when needed.
+
+        What cannot be read is a :class:`CorruptRecord` in its place.
+        """
+
+    @abstractmethod
+    def decode(self, raw: Any) -> Record:
+        """Decode one record of :meth:`read`.
+
+        Raises:
+            CorruptRecord: If this record cannot be read.
+        """
+
+
+def digest(parts: Iterable[object]) -> str:
+    """SHA-256 over the texts of ``parts``."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(f"{part!r}\n".encode())
+    return found.hexdigest()
+
+
+def array_digest(array: np.ndarray) -> str:
+    """SHA-256 over the numbers of an array."""
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def find_files(files: str | list[str], *, what: str) -> list[Path]:
+    """Files by path or pattern (``data/*.tar``), or a list of such; each pattern's in the order of their names.
+
+    Raises:
+        FileNotFoundError: A path or pattern has none.
+    """
+    found: list[Path] = []
+    for pattern in [files] if isinstance(files, str) else files:
+        matches = sorted(path for path in map(Path, glob(pattern, recursive=True)) if path.is_file())
+        if not matches:
+            raise FileNotFoundError(f"{what}: there is no file {pattern}")
+        found += matches
+    if not found:
+        raise FileNotFoundError(f"{what}: no file is given")
+    return found
+
+
+def file_stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """Name, bytes and time of change of files: what a fingerprint of many files can afford to look at."""
+    return [(path.name, stat.st_size, stat.st_mtime_ns) for path in paths if (stat := path.stat())]
+
 
 def decode_image(data: Path | bytes, *, max_pixels: int) -> Image.Image:
     """Decode one picture, turned the way its EXIF data says.
@@ -97,15 +183,33 @@ def decode_image(data: Path | bytes, *, max_pixels: int) -> Image.Image:
     Raises:
         CorruptRecord: If the data is no picture in one of ``IMAGE_FORMATS``, damaged, missing or too large.
     """
+    with _opened_image(data) as image:
+        if image.width * image.height > max_pixels:
+            raise CorruptRecord(f"{image.width} x {image.height} pixels are more than max_pixels={max_pixels}")
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def image_size(data: Path | bytes) -> tuple[int, int]:
+    """Height and width of a picture, turned the way its EXIF data says, from its header alone.
+
+    Raises:
+        CorruptRecord: If the data is no picture in one of ``IMAGE_FORMATS``, damaged or missing.
+    """
+    with _opened_image(data) as image:
+        # Pillow decodes a whole PNG to look for EXIF data behind its pixels; there it is next to unknown
+        turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) >= 5
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+@contextmanager
+def _opened_image(data: Path | bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check below raises instead
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # decode_image raises instead
             image = Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=IMAGE_FORMATS)
         with image:
-            if image.width * image.height > max_pixels:
-                raise CorruptRecord(f"{image.width} x {image.height} pixels are more than max_pixels={max_pixels}")
-            image.load()
-            return ImageOps.exif_transpose(image)
+            yield image
     except CorruptRecord:
         raise
     except Exception as error:  # a decoder may raise anything on damaged data

@@ -7,7 +7,8 @@ batches as one process with B.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sized
+import time
+from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
@@ -76,13 +77,50 @@ class ResumableSampler(DistributedSampler):
         return len(range(self.rank, total, self.num_replicas))
 
     def _indices(self) -> list[int]:
+        return self._global_order()[self.rank :: self.num_replicas][: len(self)]
+
+    def _global_order(self) -> list[int]:
         total = len(self.dataset)  # type: ignore[arg-type]
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
-            order = torch.randperm(total, generator=generator).tolist()
-        else:
-            order = list(range(total))
-        return order[self.rank :: self.num_replicas][: len(self)]
+        if not self.shuffle:
+            return list(range(total))
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        return torch.randperm(total, generator=generator).tolist()
+
+
+class GroupSampler(ResumableSampler):
+    """Indices in which every global batch comes from one group, such as the images of one size.
+
+    Each epoch shuffles every group, cuts it into batches, shuffles those, and deals each out to the processes. What
+    does not fill a last batch of its group is left out, by chance another part in every epoch.
+
+    Args:
+        groups: Group of every sample.
+        global_batch: Samples of a batch over all processes.
+        num_replicas: Number of processes W; it divides ``global_batch``.
+        rank: Number of this process.
+        seed: Seed of the order.
+    """
+
+    def __init__(
+        self, groups: Sequence[int], *, global_batch: int, num_replicas: int = 1, rank: int = 0, seed: int = 0
+    ) -> None:
+        super().__init__(groups, num_replicas=num_replicas, rank=rank, seed=seed)
+        self.global_batch = global_batch
+        self.members = [torch.nonzero(torch.as_tensor(groups) == g).flatten() for g in sorted(set(groups))]
+
+    def __len__(self) -> int:
+        """Number of indices of this process in a whole epoch, skipped ones included."""
+        batches = sum(len(members) // self.global_batch for members in self.members)
+        return batches * self.global_batch // self.num_replicas
+
+    def _global_order(self) -> list[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
+        batches = []
+        for members in self.members:
+            shuffled = members[torch.randperm(len(members), generator=generator)]
+            batches += [batch for batch in shuffled.split(self.global_batch) if len(batch) == self.global_batch]
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        return [index for batch in order for index in batches[batch].tolist()]
 
 
 class ReportingLoader(DataLoader):
@@ -91,18 +129,23 @@ class ReportingLoader(DataLoader):
     Attributes:
         epoch_batches: Batches after which the caller ends an epoch; ``None`` means all of them.
         receive: Called with each batch and whether it ends the epoch; its result is delivered.
+        waited: Seconds that the main process has spent waiting for batches, of all epochs.
     """
 
     epoch_batches: int | None = None
     receive: Callable[[Any, bool], Any] | None = None
+    waited = 0.0
     _delivered = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Deliver the batches; no worker starts before the first one is asked for."""
+        asked = time.perf_counter()
         self._begin()
         for batch in super().__iter__():
             self._delivered += 1
+            self.waited += time.perf_counter() - asked
             yield batch if self.receive is None else self.receive(batch, self._epoch_ended())
+            asked = time.perf_counter()
 
     def _begin(self) -> None:
         self._delivered = 0

@@ -7,12 +7,12 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from safetensors import safe_open
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from datamodules.sampler import ResumableLoader, ResumableSampler, epoch_batches, even_batch_size
+from sparsight.captions import read_captions
 from sparsight.diffusion.model import DiffusionModel
-from sparsight.distill.sample_cache import SampleCache
+from sparsight.distill.sample_cache import SampleCache, ShardReader
 from sparsight.distill.teacher_plan import TeacherPlan
 from sparsight.distill.teacher_samples import fill_cache
 
@@ -93,7 +93,7 @@ class TeacherSamplesDataModule(LightningDataModule):
             steps=steps,
             guidance=guidance_scale,
             states_per_trajectory=states_per_trajectory,
-            captions=_captions(captions),
+            captions=read_captions(captions),
             size=None if size is None else (size[0], size[1]),
             seed=seed,
             dtype=dtype,
@@ -224,43 +224,27 @@ class TeacherDataset(Dataset):
         self.cache = cache
         self.plan = plan
         self.first, self.count = first, count
-        self._shards: dict[int, Any] = {}
+        self._shards = ShardReader(cache)
 
     def __len__(self) -> int:
         """Number of states, or samples."""
         return self.count * self.plan.kept
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_shards": {}}  # open files stay in the process that opened them
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         """State ``position % K`` of sample ``position // K``, or the sample itself."""
         sample, state = divmod(position, self.plan.kept)
         sample += self.first
         number, row = divmod(sample, self.plan.shard_size)
-        shard = self._open(number)
+        item: dict[str, Any]
         if self.plan.mode == "samples":
-            item = {"sample": shard.get_slice("sample")[row].float(), "index": sample}
+            item = {"sample": self._shards.row(number, row, "sample").float(), "index": sample}
         else:
-            item = {name: shard.get_slice(name)[row, state] for name in ("xt", "timestep")}
+            item = {name: self._shards.row(number, (row, state), name) for name in ("xt", "timestep")}
             item["xt"] = item["xt"].float()
-            item["index"] = sample * self.plan.steps + int(shard.get_slice("step")[row, state])
+            item["index"] = sample * self.plan.steps + int(self._shards.row(number, (row, state), "step"))
         if self.plan.captions is None:
-            return item | {"label": shard.get_slice("label")[row]}
+            return item | {"label": self._shards.row(number, row, "label")}
         return item | {"caption": self.plan.captions[sample % len(self.plan.captions)]}
-
-    def _open(self, number: int) -> Any:
-        if number not in self._shards:
-            self._shards[number] = safe_open(self.cache.path(number), framework="pt")
-        return self._shards[number]
-
-
-def _captions(given: list[str] | str | None) -> tuple[str, ...] | None:
-    if isinstance(given, str):
-        if not Path(given).is_file():
-            raise FileNotFoundError(f"captions: there is no file {given}; give a text file or a list of captions")
-        given = [line.strip() for line in Path(given).read_text(encoding="utf-8").splitlines() if line.strip()]
-    return None if given is None else tuple(given)
 
 
 def _device(name: str) -> torch.device:

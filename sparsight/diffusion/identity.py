@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
@@ -17,3 +19,34 @@ def state_hash(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def codec_identity(pipeline: Any) -> dict[str, Any]:
+    """All parts of a pipeline that decide latents and text embeddings; a part that was taken out is left out.
+
+    Hashes of the weights stand for name and revision: the same model elsewhere is the same, another revision is not.
+    """
+    identity: dict[str, Any] = {"pipeline": type(pipeline).__name__}
+    for name, part in pipeline.components.items():
+        if name == "vae" and part is not None:
+            scaling = {key: getattr(part.config, key, None) for key in ("scaling_factor", "shift_factor")}
+            identity[name] = _weights(part) | scaling
+        elif name.startswith("text_encoder") and isinstance(part, nn.Module):
+            identity[name] = _weights(part)
+        elif name.startswith("tokenizer") and part is not None:
+            identity[name] = {"rules": _tokenizer_hash(part)}
+    config = getattr(getattr(pipeline, "transformer", None), "config", {})
+    return identity | {"size_conditions": bool(config.get("use_additional_conditions"))}
+
+
+def _weights(part: Any) -> dict[str, Any]:
+    return {"weights": state_hash(part.state_dict()), "dtype": str(part.dtype)}
+
+
+def _tokenizer_hash(tokenizer: Any) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    for changed_by_use in ("padding", "truncation"):
+        rules.pop(changed_by_use, None)
+    rules = {"class": type(tokenizer).__name__, "length": tokenizer.model_max_length, "rules": rules}
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()

@@ -43,7 +43,7 @@ def sample(
 
     Args:
         model: Pipeline parts.
-        batch: Labels or captions, one for every sample.
+        batch: Labels, captions or their embeddings (``cond`` and ``uncond``), one for every sample.
         noise: Start (B, C, H, W).
         steps: Sampler steps.
         guidance: Guidance scale; 1 is none and costs one denoiser call a step instead of two.
@@ -56,9 +56,9 @@ def sample(
     sampler.set_timesteps(steps, device=model.device)
     state = noise.to(model.device)
     size = (state.shape[-2] * model.pixels_per_cell, state.shape[-1] * model.pixels_per_cell)
-    cond = model.conditioner(batch, size)
+    cond = model.condition(batch, size)
     if guidance != 1.0:
-        cond = concatenate_conditions(cond, model.conditioner.unconditional(len(state), size))
+        cond = concatenate_conditions(cond, model.unconditional(batch, len(state), size))
     for timestep in sampler.timesteps:
         if on_state is not None:
             on_state(state, timestep)

@@ -1,18 +1,22 @@
-"""Teacher samples on disk: safetensors shards, and a manifest of their checksums and the settings behind them.
+"""Computed samples on disk: safetensors shards beside a manifest of the settings behind them.
 
 A folder of caches holds one folder for every key, which is a hash of the settings:
 
-    <root>/<key>/manifest.json       the settings; samples, SHA-256 and versions of every finished shard
-    <root>/<key>/00000.safetensors   samples 0 to shard_size - 1, one row each
+    <root>/<key>/manifest.json       the settings
+    <root>/<key>/00000.safetensors   samples 0 to shard_size - 1, one row each; checksum and versions in its header
+    <root>/<key>/.00000.lock         held by the process that makes the shard
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -20,15 +24,20 @@ from typing import Any
 import diffusers
 import torch
 from huggingface_hub.utils import WeakFileLock
-from safetensors.torch import save
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsight.analysis.tables import json_text, write_text, write_whole
+from sparsight.diffusion.identity import state_hash
 from sparsight.hyperparameters import flatten
 
 MANIFEST = "manifest.json"
 NOT_MADE = "not made yet"
 _SHOWN_DIFFERENCES = 8
+_SECOND = 10**9
+_LOCK_SECONDS = 0.05  # how long to try for a shard before turning to the next one
 
 
 @dataclass(frozen=True)
@@ -50,12 +59,23 @@ class Shard:
         return torch.arange(self.first, self.first + self.count)
 
 
+def cut(*groups: int, size: int) -> list[Shard]:
+    """Shards of at most ``size`` consecutive samples; those of different groups, given by their counts, share none."""
+    shards: list[Shard] = []
+    start = 0
+    for count in groups:
+        for first in range(start, start + count, size):
+            shards.append(Shard(len(shards), first, min(size, start + count - first)))
+        start += count
+    return shards
+
+
 class SampleCache:
     """The cache of one set of settings.
 
     Args:
         root: Folder of caches, or one cache's own folder, which is then used or refused, never ignored.
-        settings: All that decides what the shards hold, as JSON data; ``shard_size`` is the samples of a shard.
+        settings: All that decides what the shards hold, as JSON data.
 
     Attributes:
         folder: Where manifest and shards are.
@@ -68,89 +88,166 @@ class SampleCache:
         self.root = root
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.folder = root if (root / MANIFEST).is_file() else root / cache_key(self.settings)
-        self._read_manifest()
-
-    def shards(self, total: int) -> list[Shard]:
-        """Shards of samples 0 to ``total - 1``; the last one may be smaller."""
-        size = self.settings["shard_size"]
-        return [Shard(number, first, min(size, total - first)) for number, first in enumerate(range(0, total, size))]
+        self._check_manifest()
 
     def path(self, number: int) -> Path:
         """File of a shard."""
         return self.folder / shard_name(number)
 
-    def unusable(self, wanted: list[Shard]) -> dict[Shard, str]:
-        """Shards that must be made, with the reason; every file that is there is read and its checksum compared."""
+    def unusable(self, wanted: Sequence[Shard]) -> dict[Shard, str]:
+        """Shards that must be made, with the reason; what has changed on disk since it was written is read whole."""
         return {shard: reason for shard in wanted if (reason := self._fault(shard)) is not None}
 
     def _fault(self, shard: Shard) -> str | None:
-        finished, path = self._finished.get(shard.name), self.path(shard.number)
-        if finished is None or finished["samples"] < shard.count:
-            return NOT_MADE
+        path = self.path(shard.number)
         if not path.is_file():
-            return "its file is gone"
-        return None if file_hash(path) == finished["sha256"] else "its checksum is wrong: truncated or changed on disk"
+            return NOT_MADE
+        try:
+            with safe_open(path, framework="pt") as file:
+                facts = file.metadata() or {}
+                if int(facts["samples"]) < shard.count:
+                    return NOT_MADE
+                if path.stat().st_mtime_ns == int(facts["written"]):
+                    return None
+                intact = state_hash({name: file.get_tensor(name) for name in file.keys()}) == facts["hash"]  # noqa: SIM118
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            return f"it is damaged: {error}"
+        return None if intact else "its checksum is wrong: changed on disk"
 
     # -- writing -------------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Hold the cache alone, so that runs started together make it once; others wait.
+    def begin(self) -> None:
+        """Make the folder and its manifest.
 
         Raises:
-            ValueError: The folder cannot be written.
+            ValueError: The folder cannot be written, or was made with other settings meanwhile.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=self.folder).close()
         except OSError as error:
             raise ValueError(f"cannot write to {self.folder} ({error}): choose another cache_dir") from error
-        with WeakFileLock(self.folder / ".lock"):
-            self._read_manifest()
-            for left_over in self.folder.glob(".*.part*"):  # of a process that was killed while it wrote
-                left_over.unlink()
-            yield
+        if not (self.folder / MANIFEST).is_file():
+            write_text(self.folder / MANIFEST, json_text({"settings": self.settings}))
 
-    def write(self, shard: Shard, tensors: Mapping[str, Tensor]) -> None:
-        """Add a shard; inside :meth:`writing`.
+    def fill(self, missing: Iterable[Shard], make: Callable[[Shard], Mapping[str, Tensor]]) -> None:
+        """Make what is missing, and return when all is there; after :meth:`begin`.
+
+        Any number of processes may do this at once, of one run or of several, on one machine or on many that share the
+        folder: a shard is made by whoever holds its lock, and one that was given up in the middle by the next.
 
         Args:
-            shard: Which one.
-            tensors: Tensors with one row for every sample.
+            missing: What :meth:`unusable` found.
+            make: Makes a shard's tensors, with one row for every sample.
         """
+        left = list(missing)
+        for wait in (False, True):
+            taken: list[Shard] = []
+            for shard in left:
+                with self._lock(shard, wait=wait) as held:
+                    if not held:
+                        taken.append(shard)
+                    elif self._fault(shard) is not None:
+                        self._write(shard, make(shard))
+            left = taken
+
+    @contextmanager
+    def _lock(self, shard: Shard, *, wait: bool) -> Iterator[bool]:
+        with ExitStack() as stack:
+            try:
+                lock = self.folder / f".{self.path(shard.number).stem}.lock"
+                stack.enter_context(WeakFileLock(lock, timeout=None if wait else _LOCK_SECONDS))
+            except TimeoutError:
+                yield False
+                return
+            yield True
+
+    def _write(self, shard: Shard, tensors: Mapping[str, Tensor]) -> None:
         assert all(len(tensor) == shard.count for tensor in tensors.values())
-        content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
-        write_whole(self.path(shard.number), lambda part: part.write_bytes(content))
-        checksum = hashlib.sha256(content).hexdigest()
-        self._finished[shard.name] = {"samples": shard.count, "sha256": checksum, "made_with": _versions()}
-        write_text(self.folder / MANIFEST, json_text({"settings": self.settings, "shards": self._finished}))
+        path = self.path(shard.number)
+        for left_over in self.folder.glob(f".{path.stem}.*.part*"):  # of a process that was killed while it wrote
+            left_over.unlink()
+        content = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        written = int(time.time()) * _SECOND  # whole seconds, which every file system keeps
+        facts = {"samples": str(shard.count), "hash": state_hash(content), "written": str(written)} | _versions()
+
+        def write(part: Path) -> None:
+            save_file(content, part, metadata=facts)
+            os.utime(part, ns=(written, written))
+
+        write_whole(path, write)
 
     # -- settings ------------------------------------------------------------------------------------------------
 
-    def _read_manifest(self) -> None:
+    def _check_manifest(self) -> None:
         path = self.folder / MANIFEST
-        self._finished: dict[str, dict[str, Any]] = {}
         if not path.is_file():
             return
-        manifest = read_manifest(path)
-        if manifest is None:
+        theirs = read_settings(path)
+        if theirs is None:
             raise ValueError(f"{path} is unreadable: delete {self.folder} to make it anew, or choose another cache_dir")
-        if manifest["settings"] != self.settings:
+        if theirs != self.settings:
             raise ValueError(
                 f"{self.folder} was made with other settings and is not used:\n"
-                f"{differences(manifest['settings'], self.settings)}\n"
+                f"{differences(theirs, self.settings)}\n"
                 "Choose another cache_dir, or the settings that it was made with"
             )
-        self._finished = manifest["shards"]
 
-    def others(self) -> dict[Path, str]:
-        """Caches beside this one, and in what their settings differ."""
-        manifests = {path.parent: read_manifest(path) for path in sorted(self.root.glob(f"*/{MANIFEST}"))}
+    def others(self, *, same: str | None = None) -> dict[Path, str]:
+        """Caches beside this one, and in what their settings differ.
+
+        Args:
+            same: A setting; caches that differ in it are for something else and left out.
+        """
+        found = {path.parent: read_settings(path) for path in sorted(self.root.glob(f"*/{MANIFEST}"))}
         return {
-            folder: differences(manifest["settings"], self.settings)
-            for folder, manifest in manifests.items()
-            if manifest is not None and folder != self.folder
+            folder: differences(theirs, self.settings)
+            for folder, theirs in found.items()
+            if theirs is not None
+            and folder != self.folder
+            and (same is None or theirs.get(same) == self.settings[same])
         }
+
+
+class ShardReader:
+    """Rows of shards, read from memory-mapped files, which are opened when they are first asked for.
+
+    Args:
+        cache: Filled cache.
+        open_files: How many shards stay open.
+    """
+
+    def __init__(self, cache: SampleCache, *, open_files: int = 128) -> None:
+        self.cache, self.open_files = cache, open_files
+        self._open = lru_cache(open_files)(self._open_shard)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _reader, (self.cache, self.open_files)  # open files stay in the process that opened them
+
+    def _open_shard(self, number: int) -> Any:
+        return safe_open(self.cache.path(number), framework="pt")
+
+    def row(self, number: int, row: int | tuple[int, ...], name: str) -> Tensor:
+        """One sample's tensor, or what lies at further indices in it."""
+        return self._open(number).get_slice(name)[row]
+
+    def names(self, number: int) -> list[str]:
+        """Names of a shard's tensors."""
+        return list(self._open(number).keys())
+
+    def column(self, number: int, name: str) -> Tensor:
+        """One tensor of all samples of a shard."""
+        return self._open(number).get_tensor(name)
+
+
+def _reader(cache: SampleCache, open_files: int) -> ShardReader:
+    return ShardReader(cache, open_files=open_files)
+
+
+def fill_progress(unit: str) -> Progress:
+    """A bar for what :meth:`SampleCache.fill` makes in this process."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+    return Progress(*columns, TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
 
 
 def shard_name(number: int) -> str:
@@ -163,14 +260,14 @@ def cache_key(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read_manifest(path: Path) -> dict[str, Any] | None:
-    """A manifest, or ``None`` if the file is none."""
+def read_settings(path: Path) -> dict[str, Any] | None:
+    """Settings of a manifest, or ``None`` if the file is none."""
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    whole = isinstance(manifest, dict) and all(isinstance(manifest.get(key), dict) for key in ("settings", "shards"))
-    return manifest if whole else None
+    settings = manifest.get("settings") if isinstance(manifest, dict) else None
+    return settings if isinstance(settings, dict) else None
 
 
 def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
@@ -183,15 +280,6 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
     ]
     more = len(lines) - _SHOWN_DIFFERENCES
     return "\n".join(lines[:_SHOWN_DIFFERENCES] + ([f"  and {more} more"] if more > 0 else []))
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _versions() -> dict[str, str]:

@@ -14,12 +14,11 @@ from functools import partial
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.sampling import sample, starting_noise
-from sparsight.distill.sample_cache import NOT_MADE, SampleCache
+from sparsight.distill.sample_cache import NOT_MADE, SampleCache, cut, fill_progress
 from sparsight.distill.teacher_plan import DTYPES, TeacherPlan
 
 NOISE_OFFSET = 1 << 32  # metrics and grids draw noise 0, 1, 2 ...: it must be new to a student trained on the cache
@@ -42,30 +41,29 @@ def fill_cache(
         ValueError: The folder cannot be written, or the disk is too full.
         FloatingPointError: The teacher's states are not finite.
     """
-    wanted = cache.shards(total)
-    if not cache.unusable(wanted):
+    wanted = cut(total, size=plan.shard_size)
+    missing = cache.unusable(wanted)
+    if not missing:
         rank_zero_info(f"teacher samples: all {total} are in {cache.folder}")
         return
-    with cache.writing():
-        missing = cache.unusable(wanted)  # another process may have made them while this one waited
-        if not missing:
-            return
-        for shard, reason in missing.items():
-            if reason != NOT_MADE:
-                _log.warning("%s is made again: %s", cache.folder / shard.name, reason)
-        if len(missing) == len(wanted):
-            for folder, lines in cache.others().items():
-                rank_zero_info(f"teacher samples: {folder} is not used, it was made with other settings:\n{lines}")
-        samples = sum(shard.count for shard in missing)
-        _check_space(cache, plan, model, samples)
-        started = time.monotonic()
-        with _progress() as progress:
-            task = progress.add_task(f"{plan.mode} of the teacher", total=samples * plan.steps)
-            for shard in missing:
-                advance = partial(progress.advance, task)
-                tensors = draw(model, plan, shard.ids, sample_batch_size=sample_batch_size, on_step=advance)
-                cache.write(shard, tensors)
-        rank_zero_info(f"teacher samples: made {samples} in {time.monotonic() - started:.0f} s")
+    cache.begin()
+    for shard, reason in missing.items():
+        if reason != NOT_MADE:
+            _log.warning("%s is made again: %s", cache.folder / shard.name, reason)
+    if len(missing) == len(wanted):
+        for folder, lines in cache.others().items():
+            rank_zero_info(f"teacher samples: {folder} is not used, it was made with other settings:\n{lines}")
+    samples = sum(shard.count for shard in missing)
+    _check_space(cache, plan, model, samples)
+    started = time.monotonic()
+    with fill_progress("states") as progress:  # the unit is one sample's step: the bar moves within a batch too
+        task = progress.add_task(f"{plan.mode} of the teacher", total=samples * plan.steps)
+        advance = partial(progress.advance, task)
+        cache.fill(
+            missing,
+            lambda shard: draw(model, plan, shard.ids, sample_batch_size=sample_batch_size, on_step=advance),
+        )
+    rank_zero_info(f"teacher samples: made {samples} in {time.monotonic() - started:.0f} s")
 
 
 def _check_space(cache: SampleCache, plan: TeacherPlan, model: DiffusionModel, samples: int) -> None:
@@ -79,12 +77,6 @@ def _check_space(cache: SampleCache, plan: TeacherPlan, model: DiffusionModel, s
             f"the samples need {needed / 1e9:.1f} GB, {cache.folder} has {free / 1e9:.1f} GB left: lower count or "
             "states_per_trajectory, set dtype to float16, or choose another cache_dir"
         )
-
-
-def _progress() -> Progress:
-    # the unit is one sample's step, so that the bar moves within a batch too
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("states"))
-    return Progress(*columns, TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
 
 
 def draw(

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
 from blocks import SoftmaxAttention
 from callbacks import ImageWriter, SampleGrid, Throughput, TrainableEMA
+from datamodules import IdxRecords, ImageDataModule, Record
 from lightning_modules import AttentionDistillation
 from sparsight.distill.stages import Stage
 from tests import tiny
@@ -78,9 +80,69 @@ def test_throughput_and_every_term_are_logged(tmp_path: Path, module: AttentionD
     columns = (Path(str(trainer.log_dir)) / "metrics.csv").read_text().splitlines()[0].split(",")
     sites = [f"train/relative_l2/{path}" for path in module.shells]
     expected = {"train/loss", "train/to_teacher", "train/site", "train/samples_per_second", "train/peak_memory_mib"}
+    expected.add("train/data_wait_share")
     assert expected | set(sites) <= set(columns)
     assert float(trainer.callback_metrics["train/peak_memory_mib"]) > 50
     assert 0 < float(trainer.callback_metrics["train/samples_per_second"]) < 1e5
+
+
+class SlowRecords(IdxRecords):
+    """Takes a while to find a record, and notes how long."""
+
+    spent = 0.0
+
+    def __getitem__(self, index: int) -> Record:
+        begin = time.perf_counter()
+        time.sleep(0.05)
+        record = super().__getitem__(index)
+        self.spent += time.perf_counter() - begin
+        return record
+
+
+class Watch(Callback):
+    """Works in every step and before every validation, and notes true and logged shares of time spent on records."""
+
+    def __init__(self, records: SlowRecords) -> None:
+        self.records = records
+        self.shares: list[tuple[float, float]] = []
+
+    def on_train_start(self, *_: Any) -> None:
+        self.begin, self.spent = time.perf_counter(), self.records.spent
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        time.sleep(0.1)
+
+    def on_validation_start(self, *_: Any) -> None:
+        time.sleep(0.1)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        true = (self.records.spent - self.spent) / (time.perf_counter() - self.begin)
+        self.shares.append((true, float(trainer.callback_metrics["train/data_wait_share"])))
+        self.on_train_start()
+
+
+def test_the_share_of_waiting_is_the_time_that_records_take(tmp_path: Path, module: AttentionDistillation) -> None:
+    files = tuple(map(str, tiny.save_idx(tmp_path)))
+    slow = SlowRecords(*files)
+    data = ImageDataModule(slow, val=IdxRecords(*files), image_size=8, channels=1, batch_size=4)
+    watch = Watch(slow)
+    trainer = Trainer(
+        default_root_dir=tmp_path,
+        accelerator="cpu",
+        max_epochs=-1,
+        callbacks=[Throughput(), watch],
+        logger=False,
+        log_every_n_steps=1,
+        limit_val_batches=1,
+        val_check_interval=1,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, data)
+    assert len(watch.shares) == 4
+    for true, logged in watch.shares[1:]:
+        assert logged == pytest.approx(true, rel=0.3, abs=0.02) and 0 < logged < 0.75
 
 
 def test_predictions_are_written_one_file_a_sample(tmp_path: Path, module: AttentionDistillation) -> None:

@@ -1,0 +1,117 @@
+"""Hugging Face data sets that are read while they are fetched, or from files too many to convert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from datamodules.records import (
+    MAX_PIXELS,
+    CorruptRecord,
+    Record,
+    RecordStream,
+    check_max_pixels,
+    decode_image,
+    find_files,
+)
+
+if TYPE_CHECKING:
+    from datasets import IterableDataset
+
+
+class HuggingFaceStream(RecordStream):
+    """Rows of one split of a Hugging Face data set, streamed; pictures must lie in its files, as bytes.
+
+    Its shards are its files. Resuming in the middle of one reads over the rows that were seen.
+
+    Args:
+        path: Hub id, local folder, or ``parquet`` and the like together with ``files``.
+        files: Local files by path or pattern, or a list of them, for ``path: parquet`` and the like.
+        name: Configuration of a data set that has several.
+        split: Split.
+        revision: Branch, tag or commit of a hub data set; give a commit for a run that can be repeated.
+        image_column: Column of pictures.
+        label_column: Column of labels (class labels or whole numbers), or ``None``.
+        caption_column: Column of captions, or ``None``.
+        max_pixels: Pictures with more pixels are refused.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        files: str | list[str] | None = None,
+        name: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        image_column: str = "image",
+        label_column: str | None = None,
+        caption_column: str | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        self.path = path
+        self.files = files
+        self.name = name
+        self.split = split
+        self.revision = revision
+        self.image_column = image_column
+        self.label_column = label_column
+        self.caption_column = caption_column
+        self.max_pixels = check_max_pixels(max_pixels)
+        self._classes: list[str] | None = None
+        self._rows: IterableDataset | None = None
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the class labels, once the stream is open."""
+        return self._classes
+
+    @property
+    def shards(self) -> int:
+        """Number of files."""
+        assert self._rows is not None
+        return self._rows.num_shards
+
+    def _open(self) -> None:
+        from datasets import ClassLabel, Image, load_dataset  # slow to import: only when it is used
+
+        found = None if self.files is None else [str(path) for path in find_files(self.files, what="files")]
+        try:
+            rows = load_dataset(
+                self.path, self.name, data_files=found, split=self.split, revision=self.revision, streaming=True
+            )
+        except (ConnectionError, FileNotFoundError) as error:
+            raise FileNotFoundError(
+                f"data set {self.path!r} was found neither as a folder with data nor on the hub: {error}"
+            ) from error
+        features: Any = rows.features or next(iter(rows.take(1)), {})
+        for option in ("image_column", "label_column", "caption_column"):
+            column = getattr(self, option)
+            if column is not None and column not in features:
+                raise ValueError(
+                    f"{option} is {column!r}, which data set {self.path!r} does not have; it has {list(features)}"
+                )
+        if self.label_column is not None and isinstance(features[self.label_column], ClassLabel):
+            self._classes = list(features[self.label_column].names)
+        self._rows = rows.cast_column(self.image_column, Image(decode=False))
+
+    def read(self, shard: int, start: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Rows of a file, pictures still encoded."""
+        assert self._rows is not None
+        rows = self._rows.shard(num_shards=self.shards, index=shard)
+        for number, row in enumerate(rows.skip(start) if start else rows, start=start):
+            yield f"{shard}/{number}", row
+
+    def decode(self, raw: tuple[str, dict[str, Any]]) -> Record:
+        """Decode one row."""
+        key, row = raw
+        picture = row[self.image_column]
+        if picture is None or picture["bytes"] is None:
+            raise CorruptRecord(f"column {self.image_column!r} holds no picture's bytes")
+        label = None if self.label_column is None else row[self.label_column]
+        if self.label_column is not None and (type(label) is not int or label < 0):
+            raise CorruptRecord(f"column {self.label_column!r} holds {label!r}, not the number of a class")
+        caption = None if self.caption_column is None else row[self.caption_column]
+        if self.caption_column is not None and not isinstance(caption, str):
+            raise CorruptRecord(f"column {self.caption_column!r} holds {caption!r}, not a text")
+        image = decode_image(picture["bytes"], max_pixels=self.max_pixels)
+        return Record(id=key, image=image, label=label, caption=caption)

@@ -1,0 +1,174 @@
+"""Batches of images from data sets too large to index."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from datamodules.image import ImageDataModule
+from datamodules.image_dataset import Fit, ImageTransform, TooManyCorruptRecords, corrupt_message
+from datamodules.records import RecordSource, RecordStream
+from datamodules.sampler import ReportingLoader, epoch_batches
+from datamodules.stream_dataset import StreamDataset, StreamLoader
+
+_log = logging.getLogger(__name__)
+_LOGGED_RECORDS = 20
+_FIRST_RECORDS = 1000  # too few to tell the share of unreadable ones
+
+
+class StreamingImageDataModule(LightningDataModule):
+    """Training images from a stream, without an end; validation and test images from record sources.
+
+    Batches are those of ``ImageDataModule``; ``index`` tells shard and position, so it is the same in every run.
+
+    In each pass over the data every record is met once, whatever the number of processes and workers: whole shards are
+    shared out among them in an order drawn from (seed, pass), and ``shuffle_buffer`` consecutive records are shuffled
+    together. A resumed run goes on with the next batch, exactly, if processes and workers are as many as before;
+    otherwise it starts the next pass. As shards differ in length, processes may be in different passes.
+
+    Args:
+        train: Where training records come from.
+        val: Where validation records come from, or ``None``.
+        test: Where test records come from, or ``None``.
+        batches_per_epoch: Batches of what Lightning calls an epoch: how often validation and the like happen.
+        shuffle_buffer: Records that each worker reads, still encoded, and shuffles together; 1 keeps their order.
+        image_size: Side, or (height, width), of the images in pixels.
+        channels: 1 (grey) or 3 (RGB).
+        fit: How images of other sizes get there: ``crop``, ``pad`` or ``stretch`` (see ``ImageTransform``).
+        background: Value, 0 to 255, of padding and behind transparent pixels.
+        horizontal_flip: Mirror each training image with probability 1/2.
+        batch_size: Records a batch and process.
+        num_workers: Loader processes; 0 loads in the main process.
+        seed: Seed of order and flips.
+        max_corrupt_share: Share of unreadable records, 0 to 1, above which the run fails; after the first 1000.
+
+    Attributes:
+        corrupt: Unreadable training records that this process has met, with the reason.
+    """
+
+    def __init__(
+        self,
+        train: RecordStream,
+        val: RecordSource | None = None,
+        test: RecordSource | None = None,
+        batches_per_epoch: int = 1000,
+        shuffle_buffer: int = 1000,
+        image_size: int | tuple[int, int] = 32,
+        channels: Literal[1, 3] = 3,
+        fit: Fit = "crop",
+        background: int = 0,
+        horizontal_flip: bool = False,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        max_corrupt_share: float = 0.01,
+    ) -> None:
+        super().__init__()
+        for name, number in (("batches_per_epoch", batches_per_epoch), ("shuffle_buffer", shuffle_buffer)):
+            if number < 1:
+                raise ValueError(f"{name} is {number}; allowed: 1 or more")
+        self.stream = train
+        self.batches_per_epoch, self.shuffle_buffer = batches_per_epoch, shuffle_buffer
+        # checks the options, and serves what is evaluated
+        self.evaluated = ImageDataModule(
+            train=None,
+            val=val,
+            test=test,
+            image_size=image_size,
+            channels=channels,
+            fit=fit,
+            background=background,
+            horizontal_flip=horizontal_flip,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            max_corrupt_share=max_corrupt_share,
+        )
+        self.corrupt: dict[int, str] = {}
+        self._seen = 0
+
+    @property
+    def transform(self) -> ImageTransform:
+        """What is done to every image."""
+        return self.evaluated.transform
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the training classes in the order of their numbers; known after ``setup``."""
+        return self.stream.classes
+
+    def prepare_data(self) -> None:
+        """Download what the sources need, in one process a machine."""
+        self.stream.prepare()
+        self.evaluated.prepare_data()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open what the stage needs.
+
+        Raises:
+            FileNotFoundError: If files are missing.
+            ValueError: If the stage has no source or the data is not what the options say.
+        """
+        if stage in (None, "fit"):
+            self.stream.open()
+        self.evaluated.trainer = self.trainer
+        self.evaluated.setup(stage)
+
+    # ------------------------------------------------------------------------------------------------------ loaders
+    def train_dataloader(self) -> StreamLoader:
+        """Batches of the stream.
+
+        Raises:
+            ValueError: If the stream has fewer shards than there are processes times workers.
+        """
+        options = self.evaluated
+        world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+        dataset = StreamDataset(
+            self.stream,
+            transform=self.transform,
+            flip_seed=options.seed if options.horizontal_flip else None,
+            seed=options.seed,
+            block=self.shuffle_buffer,
+            rank=rank,
+            processes=world,
+            workers=max(1, options.num_workers),
+        )
+        loader = StreamLoader(
+            dataset,
+            batches=self.batches_per_epoch,
+            batch_size=options.batch_size,
+            num_workers=options.num_workers,
+            collate_fn=dataset.collate,
+            pin_memory=torch.cuda.is_available(),
+        )
+        loader.receive = lambda batch, last: self._receive(loader.deliver(batch))
+        if self.trainer is not None:
+            loader.epoch_batches = epoch_batches(len(loader), self.trainer.limit_train_batches)
+        return loader
+
+    def val_dataloader(self) -> ReportingLoader | list[ReportingLoader]:
+        """All validation records in their order, none twice; an empty list if there are none."""
+        return self.evaluated.val_dataloader()
+
+    def test_dataloader(self) -> ReportingLoader | list[ReportingLoader]:
+        """All test records in their order, none twice; an empty list if there are none."""
+        return self.evaluated.test_dataloader()
+
+    def predict_dataloader(self) -> ReportingLoader | list[ReportingLoader]:
+        """What to draw images for: the labels or captions of the test records, or of the validation records."""
+        return self.evaluated.predict_dataloader()
+
+    def _receive(self, batch: dict[str, Any]) -> dict[str, Any]:
+        found = batch.pop("corrupt")
+        self._seen += len(batch["index"]) + len(found)
+        for index, reason in found.items():
+            if index not in self.corrupt and len(self.corrupt) < _LOGGED_RECORDS:
+                _log.warning("skipped train record %d: %s", index, reason)
+            self.corrupt[index] = reason
+        allowed = int(self.evaluated.max_corrupt_share * max(self._seen, _FIRST_RECORDS))
+        if len(self.corrupt) > allowed:
+            raise TooManyCorruptRecords(corrupt_message(self.corrupt, total=self._seen, allowed=allowed))
+        return batch

@@ -1,0 +1,319 @@
+"""Streams: every record once in a pass, for any number of processes and workers, and exact resuming."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from PIL import Image
+from torch import multiprocessing as mp
+
+from datamodules import (
+    CorruptRecord,
+    HuggingFaceStream,
+    Record,
+    RecordStream,
+    StreamingImageDataModule,
+    TarRecords,
+    TarStream,
+)
+from datamodules.image_dataset import TooManyCorruptRecords
+from datamodules.stream_dataset import SHARD_BITS, Position, StreamLoader
+from tests.datamodules.test_tar import write_parquet, write_shard
+
+
+class MemoryStream(RecordStream):
+    """Shards of unequal length; a picture's value is its shard's number, its caption tells the rest."""
+
+    def __init__(self, lengths: list[int], *, corrupt: tuple[tuple[int, int], ...] = ()) -> None:
+        self.lengths = lengths
+        self.corrupt = corrupt
+
+    def _open(self) -> None:
+        return
+
+    @property
+    def classes(self) -> list[str] | None:
+        return None
+
+    @property
+    def shards(self) -> int:
+        return len(self.lengths)
+
+    def read(self, shard: int, start: int) -> Iterator[Any]:
+        for position in range(start, self.lengths[shard]):
+            yield CorruptRecord("torn") if (shard, position) in self.corrupt else (shard, position)
+
+    def decode(self, raw: tuple[int, int]) -> Record:
+        shard, position = raw
+        return Record(id="", image=Image.new("L", (2, 2), shard), caption=f"{shard}/{position}")
+
+
+LENGTHS = [5, 3, 7, 4, 6, 2]
+
+
+def make(stream: RecordStream | None = None, **options: Any) -> StreamingImageDataModule:
+    defaults: dict[str, Any] = {"image_size": 2, "channels": 1, "batch_size": 3, "shuffle_buffer": 4}
+    module = StreamingImageDataModule(MemoryStream(LENGTHS) if stream is None else stream, **defaults | options)
+    module.prepare_data()
+    module.setup("fit")
+    return module
+
+
+def loader_of(processes: int = 1, rank: int = 0, **options: Any) -> StreamLoader:
+    module = make(**options)
+    loader = module.train_dataloader()
+    if processes > 1:
+        loader.dataset.processes, loader.dataset.rank = processes, rank
+    return loader
+
+
+def captions(loader: StreamLoader, batches: int) -> list[list[str]]:
+    """The next batches, over the ends of Lightning's epochs."""
+    found: list[list[str]] = []
+    while len(found) < batches:
+        for batch in loader:
+            found.append(batch["caption"])
+            if len(found) == batches:
+                break
+    return found
+
+
+# --------------------------------------------------------------------------------------------------------------- order
+@pytest.mark.parametrize(("processes", "workers"), [(1, 0), (2, 0), (1, 2), (3, 2)])
+def test_a_pass_meets_every_record_once(processes: int, workers: int) -> None:
+    everything = sorted(f"{shard}/{position}" for shard, length in enumerate(LENGTHS) for position in range(length))
+    first_pass: list[str] = []
+    for rank in range(processes):
+        dataset = loader_of(processes, rank, batch_size=1, num_workers=workers).dataset
+        for worker in range(max(1, workers)):
+            dataset.turn = worker  # in this process, without a loader
+            for sample in dataset:
+                if sample["position"][0] > 0:
+                    break
+                first_pass.append(sample["caption"])
+    assert sorted(first_pass) == everything
+
+
+def test_order_depends_on_seed_and_pass_and_is_shuffled_within_blocks_only() -> None:
+    def order(**options: Any) -> list[str]:
+        return [caption for batch in captions(loader_of(batch_size=1, **options), 27) for caption in batch]
+
+    assert order() == order() != order(seed=1)
+    plain = order(shuffle_buffer=1)
+    assert [plain[i] for i in range(27)] != order() and sorted(plain) == sorted(order())
+    shards = [int(caption.split("/")[0]) for caption in plain]
+    assert list(dict.fromkeys(shards)) != sorted(set(shards))
+    blocks = order(shuffle_buffer=4)
+    for start in range(0, 27, 4):
+        assert set(blocks[start : start + 4]) == set(plain[start : start + 4])
+    two = [caption for batch in captions(loader_of(batch_size=1), 54) for caption in batch]
+    assert sorted(two[:27]) == sorted(two[27:]) and two[:27] != two[27:]
+
+
+def test_index_names_shard_and_position_and_flips_follow_the_pass() -> None:
+    loader = loader_of()
+    batch = next(iter(loader))
+    assert set(batch) == {"image", "caption", "index"}
+    for index, caption, image in zip(batch["index"].tolist(), batch["caption"], batch["image"], strict=True):
+        shard, position = divmod(index, 1 << SHARD_BITS)
+        assert caption == f"{shard}/{position}"
+        torch.testing.assert_close(image, torch.full((1, 2, 2), shard / 127.5 - 1))
+
+
+# -------------------------------------------------------------------------------------------------------------- resume
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_loader_delivers_what_the_first_would_have(workers: int) -> None:
+    options: dict[str, Any] = {"num_workers": workers, "batches_per_epoch": 5}
+    whole = captions(loader_of(**options), 22)
+    for stop in (1, 4, 5, 9, 13):
+        loader = loader_of(**options)
+        assert captions(loader, stop) == whole[:stop]
+        state = loader.state_dict()
+        assert state["delivered"] == stop % 5
+        resumed = loader_of(**options)
+        resumed.load_state_dict(state)
+        assert len(list(resumed)) == 5 - stop % 5  # the rest of Lightning's epoch
+        again = loader_of(**options)
+        again.load_state_dict(state)
+        assert captions(again, 22 - stop) == whole[stop:], stop
+
+
+class Watcher(LightningModule):
+    """Notes the records that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 1)
+        self.seen: list[list[str]] = []
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch["caption"])
+        return self.layer(batch["image"].flatten(1)).mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+def fit(folder: Path, steps: int, checkpoint: Path | None = None, **options: Any) -> tuple[list[list[str]], Trainer]:
+    watcher = Watcher()
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        max_steps=steps,
+        max_epochs=-1,
+        default_root_dir=folder,
+    )
+    trainer.fit(watcher, make(batches_per_epoch=4, **options), ckpt_path=checkpoint)
+    return watcher.seen, trainer
+
+
+@pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|LeafSpec).*")
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_resumes_with_the_next_batch(tmp_path: Path, workers: int) -> None:
+    whole, _ = fit(tmp_path, 11, num_workers=workers)
+    for stop in (3, 4, 6):
+        first, trainer = fit(tmp_path, stop, num_workers=workers)
+        trainer.save_checkpoint(tmp_path / "stop.ckpt")
+        rest, _ = fit(tmp_path, 11, tmp_path / "stop.ckpt", num_workers=workers)
+        assert first + rest == whole
+
+
+def _state_of_a_process(rank: int, port: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{port}", rank=rank, world_size=2)
+    loader = loader_of(2, rank)
+    before = captions(loader, 3)
+    state = loader.state_dict()  # what process 0 writes must serve both
+    torch.save((before, captions(loader, 3), state), Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_a_checkpoint_of_process_0_resumes_all_processes_and_others_start_the_next_pass(tmp_path: Path) -> None:
+    context = mp.get_context("fork")
+    arguments = (str(tmp_path / "rendezvous"), str(tmp_path))
+    processes = [context.Process(target=_state_of_a_process, args=(rank, *arguments)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+        assert process.exitcode == 0
+    saved = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
+    state = saved[0][2]
+    for rank in range(2):
+        resumed = loader_of(2, rank)
+        resumed.load_state_dict(state)
+        assert captions(resumed, 3) == saved[rank][1]
+    assert not {c for batch in saved[0][0] for c in batch} & {c for batch in saved[1][0] for c in batch}
+    other = loader_of(1)
+    with pytest.warns(UserWarning, match="2 processes and 1 workers each, this run has 1 and 1: .* starts pass 1"):
+        other.load_state_dict(state)
+    assert other.dataset.positions == [Position(1)]
+
+
+# ------------------------------------------------------------------------------------------------------ what goes wrong
+@pytest.mark.parametrize("workers", [0, 1])
+def test_unreadable_records_are_left_out_and_counted(workers: int, caplog: pytest.LogCaptureFixture) -> None:
+    module = make(MemoryStream([20], corrupt=((0, 3), (0, 19))), num_workers=workers)
+    seen = [caption for batch in captions(module.train_dataloader(), 12) for caption in batch]
+    assert set(seen) == {f"0/{position}" for position in range(20) if position not in (3, 19)}
+    assert module.corrupt == {3: "torn", 19: "torn"} and caplog.text.count("skipped train record 3: torn") == 1
+    many = make(MemoryStream([40], corrupt=tuple((0, p) for p in range(12))), num_workers=workers)
+    with pytest.raises(TooManyCorruptRecords, match="12 of 15 records are unreadable, 10 are allowed"):
+        captions(many.train_dataloader(), 14)
+    none = make(MemoryStream([200], corrupt=tuple((0, p) for p in range(200))), num_workers=workers)
+    with pytest.raises(TooManyCorruptRecords, match="101 unreadable records in a row"):
+        captions(none.train_dataloader(), 1)
+
+
+def test_what_cannot_work_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="6 shards cannot be shared out among 1 processes with 7 workers"):
+        make(num_workers=7).train_dataloader()
+    with pytest.raises(ValueError, match="hold no records"):
+        next(iter(make(MemoryStream([0, 0])).train_dataloader()))
+    for option in ("shuffle_buffer", "batches_per_epoch"):
+        with pytest.raises(ValueError, match=f"{option} is 0"):
+            make(**{option: 0})
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        make(batch_size=0)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        make(TarStream(str(tmp_path / "*.tar")))
+    with pytest.raises(ValueError, match="caption_column is 'caption'"):
+        write_parquet(tmp_path / "0.parquet", 0, 2)
+        make(HuggingFaceStream("parquet", str(tmp_path / "*.parquet"), caption_column="caption"))
+
+
+# --------------------------------------------------------------------------------------------------------------- files
+def test_tar_shards_stream_what_they_hold_and_a_damaged_one_costs_its_end(tmp_path: Path) -> None:
+    for shard in range(3):
+        write_shard(tmp_path / f"{shard}.tar", 10 * shard, 4)
+    stream = TarStream(str(tmp_path / "*.tar"), caption="txt", label="cls")
+    module = make(stream, val=TarRecords(str(tmp_path / "0.tar"), caption="txt", label="cls"), image_size=4)
+    batches = [batch for _, batch in zip(range(4), module.train_dataloader(), strict=False)]
+    numbers = {10 * shard + i for shard in range(3) for i in range(4)}
+    assert {c for batch in batches for c in batch["caption"]} == {f"picture {n}" for n in numbers}
+    for batch in batches:
+        for caption, label in zip(batch["caption"], batch["label"].tolist(), strict=True):
+            assert label == int(caption.split()[1]) % 3
+    assert [c for batch in module.val_dataloader() for c in batch["caption"]] == [f"picture {n}" for n in range(4)]
+    path = tmp_path / "1.tar"
+    path.write_bytes(path.read_bytes()[: 512 * 9])
+    damaged = make(stream, image_size=4)
+    seen = {c for batch in captions(damaged.train_dataloader(), 8) for c in batch}
+    assert {f"picture {n}" for n in numbers if n < 10 or n >= 20} <= seen and "picture 13" not in seen
+    assert any("1.tar is damaged or cut off" in reason for reason in damaged.corrupt.values())
+
+
+def test_parquet_streams_from_a_position(tmp_path: Path) -> None:
+    for shard in range(2):
+        write_parquet(tmp_path / f"{shard}.parquet", 4 * shard, 4)
+    stream = HuggingFaceStream("parquet", str(tmp_path / "*.parquet"), caption_column="text")
+    module = make(stream, batch_size=2, image_size=(4, 6))
+    assert stream.shards == 2
+    whole = captions(module.train_dataloader(), 8)
+    assert sorted(c for batch in whole[:4] for c in batch) == [f"picture {n}" for n in range(8)]
+    loader = module.train_dataloader()
+    captions(loader, 3)
+    resumed = make(stream, batch_size=2, image_size=(4, 6)).train_dataloader()
+    resumed.load_state_dict(loader.state_dict())
+    assert captions(resumed, 5) == whole[3:]
+
+
+def test_yaml_builds_it(tmp_path: Path) -> None:
+    write_shard(tmp_path / "0.tar", 0, 4)
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    text = f"""
+data:
+  class_path: datamodules.StreamingImageDataModule
+  init_args:
+    train: {{class_path: datamodules.TarStream, init_args: {{files: {tmp_path}/*.tar, caption: txt}}}}
+    val: {{class_path: datamodules.TarRecords, init_args: {{files: {tmp_path}/*.tar, caption: txt}}}}
+    image_size: 4
+    channels: 1
+    batch_size: 2
+"""
+    module = parser.instantiate(parser.parse_string(text)).data
+    module.prepare_data()
+    module.setup("fit")
+    assert next(iter(module.train_dataloader()))["image"].shape == (2, 1, 4, 4)
+    assert len(list(module.val_dataloader())) == 2 and module.test_dataloader() == []
+
+
+def test_the_yaml_of_the_guide_builds() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    snippets = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
+    assert len(snippets) == 4
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    for snippet in snippets:
+        parser.instantiate(parser.parse_string(snippet))
