@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from sparsight.sharding import fill, whole
+
 
 class TrainableEMA(Callback):
     """Averages the trainable parameters in fp32 and puts the average in place for validation, test and prediction.
@@ -33,12 +35,14 @@ class TrainableEMA(Callback):
         self._raw: dict[str, Tensor] | None = None
         self._step = -1
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin from the parameters, or from the restored average."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin from the parameters, or from the restored average (FSDP2 restores it after ``on_fit_start``)."""
         named = dict(_trainable(pl_module))
         for name, parameter in named.items():
-            start = self.average.get(name, parameter.detach().float())
-            self.average[name] = start.to(parameter.device, torch.float32, copy=True)
+            start = parameter.detach().float().clone()
+            if name in self.average:
+                fill(start, self.average[name])
+            self.average[name] = start
         self.average = {name: self.average[name] for name in named}
         self._step = trainer.global_step
 
@@ -85,7 +89,7 @@ class TrainableEMA(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The average, for the checkpoint."""
-        return {"average": {name: value.cpu() for name, value in self.average.items()}}
+        return {"average": {name: whole(value).cpu() for name, value in self.average.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the average from a checkpoint."""

@@ -53,7 +53,7 @@ class PruningSchedule(Callback):
         self.retired: list[str] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take up what was retired before.
+        """Check that options and module fit, and let no site be retired that is not to be.
 
         Raises:
             ConfigurationError: The module has no sites, or amount or order do not fit them.
@@ -68,6 +68,10 @@ class PruningSchedule(Callback):
             raise ConfigurationError("order: score knows nothing at step 0: set begin to a later step")
         if self._total(pl_module) > len(sites if isinstance(self.order, str) else self.order):
             raise ConfigurationError(f"amount is {self.amount}, but there are only {len(sites)} sites (or names)")
+        pl_module.retire(self.retired)
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Take up what a checkpoint says (FSDP2 restores it after ``on_fit_start``)."""
         pl_module.retire(self.retired)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

@@ -22,9 +22,11 @@ from sparsight.distill.losses import mean_squares
 from sparsight.distill.processes import gathered, process_count
 from sparsight.distill.relative_errors import RelativeErrors
 from sparsight.distill.stages import Stage, StageClock, site_weight
+from sparsight.distill.start import start_from_teacher
 from sparsight.hyperparameters import ConfigurationError
+from sparsight.sharding import is_sharded
 from sparsight.surgery.record import record_of
-from sparsight.surgery.replace import attention_weights, replace, set_mode
+from sparsight.surgery.replace import replace, set_mode
 from sparsight.surgery.shell import Mode
 from sparsight.surgery.sites import SiteSelection
 
@@ -205,7 +207,7 @@ class AttentionDistillation(DiffusionModule):
         if not self._restored and self.init_samples > 0:
             data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  set by fit, unknown to the class
             self.initialise_mixers(iter(data.train_dataloader()))
-            if self.trainer.world_size > 1:  # the same up to rounding: now to the bit
+            if self.trainer.world_size > 1 and not is_sharded(self.denoiser):  # the same up to rounding: now to the bit
                 for shell in self.shells.values():
                     for tensor in shell.student.mixer.state_dict().values():
                         torch.distributed.broadcast(tensor, src=0)
@@ -239,8 +241,7 @@ class AttentionDistillation(DiffusionModule):
             with torch.no_grad(), capture_site(shell) as samples:
                 for batch in chosen:
                     self.distiller.predict(batch, Mode.TEACHER)
-            seen = [gathered(sample) for sample in samples]
-            shell.student.mixer.init_from_teacher(attention_weights(shell.teacher), seen)
+            start_from_teacher(shell, [gathered(sample) for sample in samples])
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The stage's loss; logs every term and every site's relative L2 error."""

@@ -17,6 +17,7 @@ from sparsight.diffusion.conditioning import drop_condition
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.randomness import Stream, sample_normal, sample_uniform
 from sparsight.diffusion.sampling import sample, starting_noise
+from sparsight.sharding import is_sharded, shard
 
 VARIANTS = 8  # compilations of one block
 STREAM_OFFSET_EVAL = 1_000_003  # evaluation draws must not repeat those of training
@@ -43,6 +44,11 @@ class DiffusionModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Move text encoders and VAE beside the denoiser."""
         self.diffusion.to(self.device)
+
+    def configure_model(self) -> None:
+        """Split the denoiser over the processes of a ModelParallelStrategy (FSDP2); nothing under other strategies."""
+        if self.device_mesh is not None and not is_sharded(self.diffusion.denoiser):
+            shard(self.diffusion.denoiser, self.device_mesh)
 
     def keep_hyperparameters(self, *, ignore: Sequence[str] = ()) -> None:
         """Save the constructor's arguments that are plain data, so that checkpoints load with ``weights_only``.

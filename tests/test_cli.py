@@ -52,8 +52,9 @@ def distillation_config(folder: Path, **model: Any) -> Path:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_config_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    below = [] if name.startswith("experiment/") else ["--config", "experiment/quickstart"]  # for fragments
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", name, "--print_config"])
+        main(["fit", *below, "--config", name, "--print_config"])
     assert stop.value.code == 0
     assert yaml.safe_load(capsys.readouterr().out)["model"]["class_path"]
 
@@ -108,7 +109,7 @@ def logged(root: Path) -> dict[str, float]:
 
 
 def test_two_processes_from_the_command_are_one(tmp_path: Path) -> None:
-    # no Adam, which turns the rounding of a tiny gradient into a whole step; no stage of a single token, whose kernel is
+    # no Adam, which turns the rounding of a tiny gradient into a whole step; no stage of one token, whose kernel is
     # fitted to nothing but rounding
     mixer = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3, "scales": [1, 0.5]}}
     stages = [{"objective": o, "steps": 3, "lr": 0.1, "warmup_steps": 1} for o in ("layerwise", "end_to_end")]

@@ -105,35 +105,14 @@ def save_pixel_pipeline(folder: Path, **options: Any) -> Path:
 def save_sd_pipeline(folder: Path, **options: Any) -> Path:
     """A Stable Diffusion folder over :func:`unet`; its text encoder reads 8 tokens, one for every letter."""
     # only the tests that draw from captions pay for these imports
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextModel
 
-    letters = [*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase), "<|startoftext|>", "<|endoftext|>"]
-    start, end = len(letters) - 2, len(letters) - 1
     denoiser = unet(**options)
-    text_config = CLIPTextConfig(
-        vocab_size=len(letters),
-        hidden_size=denoiser.config.cross_attention_dim,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=8,
-        bos_token_id=start,
-        eos_token_id=end,
-        pad_token_id=end,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(8, 8),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=4,
-        norm_num_groups=4,
-        sample_size=32,
-    )
     StableDiffusionPipeline(
-        vae=vae,
-        text_encoder=CLIPTextModel(text_config),
-        tokenizer=CLIPTokenizer(vocab={token: i for i, token in enumerate(letters)}, merges=[], model_max_length=8),
+        vae=vae(),
+        text_encoder=CLIPTextModel(_clip_config(denoiser.config.cross_attention_dim)),
+        tokenizer=_clip_tokenizer(),
         unet=denoiser,
         scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
         safety_checker=None,
@@ -141,6 +120,96 @@ def save_sd_pipeline(folder: Path, **options: Any) -> Path:
         requires_safety_checker=False,
     ).save_pretrained(folder)
     return folder
+
+
+def save_sdxl_pipeline(folder: Path, **options: Any) -> Path:
+    """A Stable Diffusion XL folder over :func:`sdxl_unet`; two text encoders read as in :func:`save_sd_pipeline`."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    denoiser = sdxl_unet(**options)
+    width = denoiser.config.cross_attention_dim // 2  # the encoders' embeddings stand side by side
+    StableDiffusionXLPipeline(
+        vae=vae(force_upcast=True),
+        text_encoder=CLIPTextModel(_clip_config(width)),
+        text_encoder_2=CLIPTextModelWithProjection(_clip_config(width, projection_dim=width)),
+        tokenizer=_clip_tokenizer(),
+        tokenizer_2=_clip_tokenizer(),
+        unet=denoiser,
+        scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1),
+        add_watermarker=False,
+    ).save_pretrained(folder)
+    return folder
+
+
+def save_pixart_pipeline(folder: Path, **options: Any) -> Path:
+    """A PixArt-Sigma folder over :func:`pixart`; its T5 reads one token for every letter."""
+    from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline
+    from transformers import T5Config, T5EncoderModel, T5Tokenizer
+
+    denoiser = pixart(**options)
+    space = "\u2581"
+    letters = ["<pad>", "</s>", "<unk>", space, *ascii_lowercase]
+    text_config = T5Config(
+        vocab_size=len(letters),
+        d_model=denoiser.config.caption_channels,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        feed_forward_proj="gated-gelu",
+    )
+    PixArtSigmaPipeline(
+        tokenizer=T5Tokenizer(vocab=[(letter, -float(i > 2)) for i, letter in enumerate(letters)], extra_ids=0),
+        text_encoder=T5EncoderModel(text_config),
+        vae=vae(),
+        transformer=denoiser,
+        scheduler=DPMSolverMultistepScheduler(beta_schedule="linear"),
+    ).save_pretrained(folder)
+    return folder
+
+
+def vae(**options: Any) -> Any:
+    """An image codec of half the images' side."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    defaults: dict[str, Any] = {
+        "block_out_channels": (8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "latent_channels": 4,
+        "norm_num_groups": 4,
+        "sample_size": 32,
+    }
+    return AutoencoderKL(**defaults | options)
+
+
+CLIP_LETTERS = [*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase), "<|startoftext|>", "<|endoftext|>"]
+
+
+def _clip_tokenizer() -> Any:
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer(vocab={token: i for i, token in enumerate(CLIP_LETTERS)}, merges=[], model_max_length=8)
+
+
+def _clip_config(width: int, **options: Any) -> Any:
+    from transformers import CLIPTextConfig
+
+    start, end = len(CLIP_LETTERS) - 2, len(CLIP_LETTERS) - 1
+    return CLIPTextConfig(
+        vocab_size=len(CLIP_LETTERS),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        bos_token_id=start,
+        eos_token_id=end,
+        pad_token_id=end,
+        **options,
+    )
 
 
 def save_idx(folder: Path, count: int = 24, side: int = 8) -> tuple[Path, Path]:
@@ -163,3 +232,27 @@ def image_data(folder: Path, *, batch_size: int = 4, count: int = 24, side: int 
         channels=1,
         batch_size=batch_size,
     )
+
+
+def save_clip(folder: Path) -> Path:
+    """A CLIP of 8 features with tokenizer and image processor; it sees 16x16 pixels and reads 8 letters."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": 16, "patch_size": 4}
+    config = CLIPConfig(text_config=_clip_config(16).to_dict(), vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(folder)
+    _clip_tokenizer().save_pretrained(folder)
+    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def save_timm(file: Path, model: str = "test_vit") -> Path:
+    """Random weights of one of timm's test models (64 features, 160x160 pixels), as safetensors."""
+    import timm
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    save_file(timm.create_model(model, pretrained=False).state_dict(), file)
+    return file

@@ -160,7 +160,14 @@ def _limits(model: Model) -> str:
     lines = [f"- Made for {height}x{width} in the space of the denoiser; nothing is said here about other sizes."]
     if model.sites:
         lines += [
-            "- The replaced places hold no diffusers attention any more. LoRA, IP-Adapter, attention processors and "
-            "backends that address them do nothing there, and attention masks are refused.",
+            "- The replaced places hold no diffusers attention any more: attention processors and backends do nothing "
+            "there, attention masks are refused, and a LoRA's weights for them have nowhere to go unless the mixer "
+            "kept the projections. "
+            + (
+                "Loading such a LoRA, or a Face ID IP-Adapter, is an error that lists them; set "
+                '`on_dead_keys = "warn"` on the denoiser to go on without them.'
+                if model.denoiser == "UNet2DConditionModel"
+                else "PEFT leaves them out without saying so."
+            ),
         ]
     return "\n".join([*lines, "- The biases of its data, and of the base model if it has one, are its own as well."])

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from sparsight.diffusion.conditioning import ClassLabels
 from sparsight.diffusion.examples import family
 from sparsight.diffusion.model import DiffusionModel
-from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
+from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES
 from sparsight.export.card import write_card
 from sparsight.export.checkpoint import restore, stages_of
 from sparsight.export.delta import write_delta
@@ -198,7 +198,7 @@ def _describe(
         sites=record_of(model.denoiser)["sites"],
         all_sites=len(find_sites(twin)),
         parameters=(_count(twin.state_dict()), _count(student_state(model.denoiser))),
-        pipeline_code=type(model.pipeline).__name__ == PixelDiTPipeline.__name__,
+        pipeline_code=type(model.pipeline).__name__ in PIXEL_PIPELINES,
         fp16="fp16" in reloaded,
         delta=(folder / "delta").is_dir(),
         reloaded=reloaded,

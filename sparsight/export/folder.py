@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
 
 from sparsight.diffusion.model import DiffusionModel
-from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
+from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES
 from sparsight.export.modeling import load_class, pipeline_file
 from sparsight.export.standalone import standalone
 
@@ -21,17 +25,30 @@ def write_pipeline(model: DiffusionModel, folder: Path, *, fp16: bool) -> None:
         fp16: Write a second copy of the denoiser's weights as ``variant="fp16"``.
     """
     denoiser = standalone(model.denoiser, folder / model.component)
-    if type(model.pipeline).__name__ == PixelDiTPipeline.__name__:
-        options = {"scheduler": model.pipeline.scheduler, "id2label": model.pipeline.config.get("id2label")}
-        pipeline = load_class(pipeline_file(), folder)(transformer=denoiser, **options)
+    parts = model.pipeline.components | {model.component: denoiser}
+    parts = {name: _in_fp32(part) for name, part in parts.items()}
+    kind = type(model.pipeline).__name__
+    if kind in PIXEL_PIPELINES:
+        options = {key: value for key, value in model.pipeline.config.items() if key not in parts and key[0] != "_"}
+        pipeline = load_class(pipeline_file(kind), folder)(**parts, **options)
     else:
         pipeline = copy.copy(model.pipeline)
-        pipeline.register_modules(**{model.component: denoiser})
+        pipeline.register_modules(**parts)
     pipeline.save_pretrained(folder)
     if fp16:
         denoiser.half().save_pretrained(folder / model.component, variant="fp16")
     _point_to_code(folder, model.component)
     _forget_places(folder)
+
+
+def _in_fp32(part: Any) -> Any:
+    """Text encoders that were held in half precision, as all else in the folder is fp32; the original stays."""
+    if not isinstance(part, nn.Module) or all(p.dtype == torch.float32 for p in part.parameters()):
+        return part
+    device = next(part.parameters()).device
+    whole = copy.deepcopy(part.to("cpu")).float()  # a GPU may have no room for the copy
+    part.to(device)
+    return whole
 
 
 def _point_to_code(folder: Path, part: str) -> None:

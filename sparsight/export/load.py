@@ -12,11 +12,19 @@ from diffusers.models.modeling_utils import no_init_weights
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sparsight.export.adapters import AdapterGuard
 from sparsight.export.modeling import student_file
 from sparsight.surgery.record import apply_record
 from sparsight.surgery.sites import students
 
 PREFIX = "Student"
+
+
+class StudentUNet(AdapterGuard, diffusers.UNet2DConditionModel):
+    """A UNet with mixers of this installation."""
+
+
+CLASSES: dict[str, Any] = {"UNet2DConditionModel": StudentUNet}
 
 
 def find_student(folder: Path) -> str | None:
@@ -39,7 +47,7 @@ def load_student(folder: Path, *, variant: str | None = None) -> Any:
     options = {key: value for key, value in config.items() if not key.startswith("_")}
     record, code = options.pop("student"), options.pop("auto_map")["AutoModel"].partition(".")[0]
     with no_init_weights():
-        model = getattr(diffusers, base).from_config(options)
+        model = CLASSES.get(base, getattr(diffusers, base)).from_config(options)
         apply_record(model, record)
     ours = student_file({type(student.mixer) for student in students(model).values()}, base)
     if ours.stem != code:

@@ -18,6 +18,7 @@ from types import ModuleType
 
 import blocks.base
 import sparsight.diffusion.pixel_pipeline
+import sparsight.export.adapters
 import sparsight.export.remote
 import sparsight.surgery.replace
 import sparsight.surgery.student
@@ -89,6 +90,9 @@ def student_file(mixers: Collection[type[TokenMixer]], base: str) -> CodeFile:
         Piece(_path(sparsight.surgery.replace), ("make_student", "put")),
         Piece(_path(sparsight.export.remote)),
     ]
+    guard = "AdapterGuard, " if base == "UNet2DConditionModel" else ""  # other classes of diffusers load no adapters
+    if guard:
+        pieces.append(Piece(_path(sparsight.export.adapters)))
     table = "".join(f"    {class_path(mixer)!r}: {mixer.__name__},\n" for mixer in ordered)
     name = f"Student{base}"
     tail = f'''\
@@ -96,7 +100,7 @@ MIXERS: dict[str, type[TokenMixer]] = {{
 {table}}}
 
 
-class {name}(ExportedStudent, {base}):
+class {name}(ExportedStudent, {guard}{base}):
     """{base} with the mixers that ``student`` in its configuration names in place of self-attention."""
 
     __module__ = Path(__file__).stem
@@ -112,19 +116,19 @@ class {name}(ExportedStudent, {base}):
     return _assemble("modeling", pieces, tail, name, imports=[f"from diffusers import {base}"], own=own)
 
 
-def pipeline_file() -> CodeFile:
-    """The file of the pixel-space pipeline."""
+def pipeline_file(kind: str) -> CodeFile:
+    """The file of a pixel-space pipeline, whose class is called ``kind``."""
     pieces = [
         Piece(_path(sparsight.diffusion.pixel_pipeline)),
         Piece(_path(sparsight.export.remote), ("SavedWithCode", "ExportedPipeline", "settle")),
     ]
-    tail = '''\
-class PixelDiTPipeline(ExportedPipeline, PixelDiTPipeline):
+    tail = f'''\
+class {kind}(ExportedPipeline, {kind}):
     """The pipeline above, which takes this file along when it is saved."""
 
     __module__ = Path(__file__).stem
 '''
-    return _assemble("pipeline", pieces, tail, "PixelDiTPipeline")
+    return _assemble("pipeline", pieces, tail, kind)
 
 
 def load_class(code: CodeFile, folder: Path) -> type:

@@ -102,7 +102,7 @@ def test_ema_follows_its_formula(tmp_path: Path) -> None:
     class Clock:
         global_step = 0
 
-    ema.on_fit_start(Clock, layer)  # type: ignore[arg-type]
+    ema.on_train_start(Clock, layer)  # type: ignore[arg-type]
     expected = 0.0
     for step in range(1, 5):
         Clock.global_step = step

@@ -1,0 +1,91 @@
+"""FSDP2 on two CPU processes: the weights of one process, checkpoints that resume, mixers that know their teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from tests.test_cli import distillation_config, run_command
+
+
+def strategy(**options: Any) -> dict[str, Any]:
+    sizes = {"data_parallel_size": 2, "tensor_parallel_size": 1}
+    return {"class_path": "lightning.pytorch.strategies.ModelParallelStrategy", "init_args": sizes | options}
+
+
+WHOLE_FILES = strategy(save_distributed_checkpoint=False)
+
+
+def config_of(folder: Path, mixer: dict[str, Any], **model: Any) -> Path:
+    stages = [{"objective": o, "steps": 2, "lr": 0.1, "warmup_steps": 1} for o in ("layerwise", "end_to_end")]
+    # no Adam, which turns the rounding of a tiny gradient into a whole step; Lightning cannot load an empty state
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.5}}
+    path = distillation_config(folder, mixer=mixer, stages=stages, optimizer=optimizer, init_samples=24, **model)
+    config = yaml.safe_load(path.read_text())
+    saver = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
+    config["trainer"] |= {
+        "logger": False,
+        "callbacks": [
+            {"class_path": "callbacks.TrainableEMA"},
+            {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver},
+        ],
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def fit(config: Path, root: Path, *, processes: int, strategy: object, resume: Path | None = None) -> None:
+    overlay = root.with_suffix(".yaml")
+    overlay.write_text(yaml.safe_dump({"trainer": {"devices": processes, "strategy": strategy}}))
+    run_command(
+        [
+            *("fit", "--config", str(config), "--config", str(overlay), f"--trainer.default_root_dir={root}"),
+            f"--data.batch_size={4 // processes}",
+            *([] if resume is None else [f"--ckpt_path={resume}"]),
+        ]
+    )
+
+
+def checkpoint(root: Path, step: int) -> Path:
+    return next(root.rglob(f"step={step}.ckpt"))
+
+
+CONV = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3, "scales": [1, 0.5]}}
+WINDOW = {"class_path": "NeighborhoodAttention", "init_args": {"kernel_size": 3}}
+
+
+@pytest.mark.parametrize("mixer", [CONV, WINDOW], ids=["delta_conv", "own_projections"])
+def test_sharded_training_is_that_of_one_process_and_resumes(tmp_path: Path, mixer: dict[str, Any]) -> None:
+    config = config_of(tmp_path, mixer, train_projections=mixer is WINDOW)
+    alone, split, resumed = tmp_path / "alone", tmp_path / "split", tmp_path / "resumed"
+    fit(config, alone, processes=1, strategy="auto")
+    fit(config, split, processes=2, strategy=WHOLE_FILES)
+    fit(config, resumed, processes=2, strategy=WHOLE_FILES, resume=checkpoint(split, 1))
+    wanted = torch.load(checkpoint(alone, 4), weights_only=True)
+    for root in (split, resumed):
+        got = torch.load(checkpoint(root, 4), weights_only=True)
+        assert got["state_dict"].keys() == wanted["state_dict"].keys()
+        for name, value in wanted["state_dict"].items():
+            torch.testing.assert_close(got["state_dict"][name], value, rtol=1e-3, atol=1e-5)
+        averages = [next(v for k, v in c["callbacks"].items() if "TrainableEMA" in k)["average"] for c in (got, wanted)]
+        for name, value in averages[1].items():
+            torch.testing.assert_close(averages[0][name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_checkpoints_in_parts_resume_too(tmp_path: Path) -> None:
+    config = config_of(tmp_path, CONV)
+    root = tmp_path / "split"
+    fit(config, root, processes=2, strategy=strategy())
+    assert checkpoint(root, 2).is_dir()
+    fit(config, tmp_path / "resumed", processes=2, strategy=strategy(), resume=checkpoint(root, 2))
+    assert checkpoint(tmp_path / "resumed", 4).is_dir()
+
+
+def test_lightnings_default_sizes_are_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, CONV)
+    with pytest.raises(AssertionError, match="data_parallel_size: the number of processes"):
+        fit(config, tmp_path / "default", processes=2, strategy=strategy(data_parallel_size=1, tensor_parallel_size=2))

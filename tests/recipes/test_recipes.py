@@ -1,0 +1,167 @@
+"""The shipped recipes, walked through with tiny models of the same classes: what users of the real ones will do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sparsight.cli import main
+from sparsight.diffusion.model import DiffusionModel, load_pipeline
+from tests import tiny
+
+FAMILIES: dict[str, Callable[[Path], Path]] = {
+    "sd15": tiny.save_sd_pipeline,
+    "sdxl": tiny.save_sdxl_pipeline,
+    "pixart_sigma": tiny.save_pixart_pipeline,
+}
+CAPTIONS = ["a cat", "a dog", "a boat", "a hat", "a tree", "a bee"]
+
+
+def captioned_images(folder: Path, side: int) -> Path:
+    folder.mkdir()
+    lines = ["file_name,text"]
+    for number, caption in enumerate(CAPTIONS):
+        Image.new("RGB", (side, side), (40 * number, 20, 90)).save(folder / f"{number}.png")
+        lines.append(f"{number}.png,{caption}")
+    (folder / "metadata.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def shrunk(name: str, teacher: Path, folder: Path) -> Path:
+    """What is laid over a recipe: another teacher, and smaller numbers; nothing else is changed."""
+    recipe = yaml.safe_load(Path(f"configs/experiment/{name}.yaml").read_text())
+    callbacks = recipe["trainer"]["callbacks"]
+    for callback in callbacks:
+        options = callback.get("init_args", {})
+        fewer: dict[str, Any] = {"every_n_steps": 4, "every_n_train_steps": 2, "captions": CAPTIONS[:2]}
+        options |= {key: value for key, value in fewer.items() if key in options}
+    stages = [stage | {"steps": 2, "warmup_steps": 1} for stage in recipe["model"]["init_args"]["stages"]]
+    model = DiffusionModel.from_pretrained(str(teacher))
+    small: dict[str, Any] = {
+        "trainer": {
+            "accelerator": "cpu",
+            "default_root_dir": str(folder / "run"),
+            "enable_progress_bar": False,
+            "val_check_interval": 2,
+            "limit_val_batches": 1,
+            "num_sanity_val_steps": 0,
+            "limit_test_batches": 1,
+            "callbacks": callbacks,
+        },
+        "model": {
+            "init_args": {
+                "teacher": str(teacher),
+                "mixer": {"init_args": {"kernel_size": 3}},
+                "stages": stages,
+                "init_samples": min(2, recipe["model"]["init_args"]["init_samples"]),
+                "sample_steps": 2,
+            }
+        },
+    }
+    if model.component == "unet":  # convolutions in bfloat16 take seconds on a CPU; PixArt keeps it
+        small["trainer"]["precision"] = "32-true"
+        small["model"]["init_args"]["teacher_dtype"] = "float32"
+    data: dict[str, Any] = {"batch_size": 2}
+    if recipe["data"]["class_path"] == "datamodules.TeacherSamplesDataModule":
+        data |= {"teacher": str(teacher), "count": 2, "val_count": 2, "steps": 3, "device": "cpu"}
+        data |= {"cache_dir": str(folder / "cache"), "captions": CAPTIONS}
+    else:
+        images = captioned_images(folder / "images", model.sample_shape()[1] * model.pixels_per_cell)
+        source = recipe["data"]["init_args"]["train"]
+        place = "path" if "path" in source["init_args"] else "root"
+        held_out = {"class_path": "datamodules.FolderRecords", "init_args": {"root": str(images)}}
+        data |= {"train": {"init_args": {place: str(images)}}, "val_share": 0.34, "num_workers": 0, "test": held_out}
+        data |= {"image_size": model.sample_shape()[1] * model.pixels_per_cell}
+    small["data"] = {"init_args": data}
+    path = folder / "small.yaml"
+    path.write_text(yaml.safe_dump(small))
+    return path
+
+
+def draw(pipeline: Any) -> torch.Tensor:
+    """One image from fixed noise, as a user of diffusers draws it."""
+    options = {"use_resolution_binning": False} if hasattr(pipeline, "transformer") else {}
+    noise = torch.Generator().manual_seed(0)
+    return pipeline("a cat", num_inference_steps=2, generator=noise, output_type="pt", **options).images
+
+
+def command(verb: str, name: str, small: Path, *options: str) -> Any:
+    return main([verb, "--config", f"experiment/{name}", "--config", str(small), *options])
+
+
+def without_export(small: Path) -> str:
+    """A run that is broken off exports nothing; here it ends early instead."""
+    settings = yaml.safe_load(small.read_text())
+    callbacks = [c for c in settings["trainer"]["callbacks"] if c["class_path"] != "callbacks.ExportAtEnd"]
+    path = small.with_name("without_export.yaml")
+    path.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def walks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders by family, filled by the walks below."""
+    return {}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fit_resume_test_and_export(
+    family: str, walks: dict[str, Path], tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path_factory.mktemp(family)
+    name = f"{family}_24gb"
+    small = shrunk(name, FAMILIES[family](folder / "teacher"), folder)
+    command("fit", name, small, "--config", without_export(small), "--trainer.max_steps", "2")
+    first = folder / "run" / "lightning_logs" / "version_0"
+    half = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)
+    assert half["global_step"] == 2 and half["sparsight"]["stage"] == 0
+
+    resumed = command("fit", name, small, "--ckpt_path", str(first / "checkpoints" / "last.ckpt"))
+    second = first.with_name("version_1")
+    assert resumed.trainer.global_step == 4
+    whole = torch.load(second / "checkpoints" / "last.ckpt", weights_only=True)
+    assert whole["global_step"] == 4 and whole["sparsight"]["stage"] == 1
+    assert any(not torch.equal(whole["state_dict"][key], value) for key, value in half["state_dict"].items())
+    assert Image.open(second / "samples" / "step_0000004.png").getbbox()
+
+    tested = command("test", name, small, "--ckpt_path", str(second / "checkpoints" / "last.ckpt"))
+    assert 0 < float(tested.trainer.callback_metrics["test/output_relative_l2"]) < 10
+    assert (folder / "run" / "student" / "model_index.json").is_file()
+    walks[family] = folder / "run" / "student"
+
+
+def test_paper_recipes_train(tmp_path: Path) -> None:
+    for family, make in FAMILIES.items():
+        folder = tmp_path / family
+        name = f"{family}_paper"
+        small = shrunk(name, make(folder / "teacher"), folder)
+        ended = command("fit", name, small, "--trainer.fast_dev_run", "2")
+        steps = 2 // ended.trainer.accumulate_grad_batches
+        assert ended.trainer.global_step == steps
+        assert {"train/to_teacher", "train/to_target", "train/site"} <= ended.trainer.callback_metrics.keys()
+        mixers = [shell.student.mixer for shell in ended.model.shells.values()]
+        assert {mixer.preset for mixer in mixers} == {f"paper_{family.removesuffix('_sigma')}"}
+
+
+def test_plain_diffusers_draws_with_every_student(walks: dict[str, Path], tmp_path: Path) -> None:
+    """A process that cannot import this project loads each export and answers with the same image."""
+    assert set(walks) == set(FAMILIES), "needs the walks above"
+    (tmp_path / "wanted").mkdir()
+    for family, folder in walks.items():
+        torch.save(draw(load_pipeline(str(folder))), tmp_path / "wanted" / f"{family}.pt")
+        (tmp_path / family).symlink_to(folder)
+    script = Path(__file__).with_name("draw_with_plain_diffusers.py")
+    surroundings = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    process = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], cwd=tmp_path, env=surroundings, capture_output=True, text=True
+    )
+    assert process.returncode == 0 and "all drawn" in process.stdout, process.stderr
