@@ -1,0 +1,252 @@
+"""What each token mixer is worth on the shipped Fashion-MNIST teacher, under one training budget.
+
+    python -m benchmarks.fashion_mnist_study                       everything; what was done before is kept
+    python -m benchmarks.fashion_mnist_study --only train --arms no_mixing
+    python -m benchmarks.fashion_mnist_study --only draw judge report --arms teacher delta_conv_default
+
+Steps: ``train`` (config experiment/fashion_mnist_study with another mixer for each arm), ``draw`` (samples of every
+arm from the same noise), ``judge`` (distances and classifier accuracy), ``cost`` (time and FLOPs over sizes) and
+``report`` (tables and plots). Each can be broken off and started again. Needs the four idx files (Debian: apt-get
+install dataset-fashion-mnist) and the demo extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from benchmarks.fashion_mnist import accuracy, fashion_mnist, trained_classifier
+from benchmarks.fashion_mnist_report import write_report
+from sparsight.analysis.tables import json_text, write_text
+from sparsight.cli import main as sparsight
+from sparsight.diffusion.model import DiffusionModel
+from sparsight.diffusion.sampling import sample, starting_noise
+from sparsight.metrics import EfficientNetLite0Features, FrechetDistance, Reference, in_batches
+from sparsight.metrics.images import to_uint8
+
+CONFIG = "experiment/fashion_mnist_study"
+TEACHER = "fashion_mnist_dit"
+LONG = "delta_conv_default_long"
+HYBRID = "delta_conv_default_hybrid"
+KEPT_BY_HYBRID = 2
+CLASSES = 10
+STEPS = ("train", "draw", "judge", "cost", "report")
+
+
+def mixer(class_path: str, **options: object) -> list[str]:
+    """Command-line options that choose a mixer."""
+    return ["--model.mixer", json.dumps({"class_path": f"blocks.{class_path}", "init_args": options})]
+
+
+ARMS: dict[str, list[str]] = {
+    "delta_conv_default": mixer("DeltaConvBlock", preset="default"),
+    "delta_conv_paper": mixer("DeltaConvBlock", preset="paper_pixart"),
+    "delta_conv_released": mixer("DeltaConvBlock", preset="released_pixart"),
+    "neighborhood_attention": mixer("NeighborhoodAttention", kernel_size=7),
+    "no_mixing": mixer("NoMixing"),
+    HYBRID: mixer("DeltaConvBlock", preset="default"),
+    LONG: [*mixer("DeltaConvBlock", preset="default"), "--config", "experiment/fashion_mnist_study_long"],
+}
+
+
+# -- training ------------------------------------------------------------------------------------------------------
+
+
+def train(arm: str, root: Path) -> None:
+    """Distil one arm, from its last checkpoint if it was broken off; its student appears as ``<arm>/student``."""
+    folder = root / arm
+    if (folder / "training.json").is_file():
+        return
+    arguments = ["fit", "--config", CONFIG, *ARMS[arm], "--trainer.default_root_dir", str(folder)]
+    if arm == HYBRID:
+        arguments += ["--model.sites", json.dumps({"exclude": worst_sites(root)})]
+    checkpoints = sorted(folder.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
+    if checkpoints:
+        arguments += ["--ckpt_path", str(checkpoints[-1])]
+    begin = time.perf_counter()
+    trainer = sparsight(arguments).trainer
+    record = {
+        "arm": arm,
+        "steps": trainer.global_step,
+        "resumed": bool(checkpoints),
+        "seconds": round(time.perf_counter() - begin),
+        "threads": torch.get_num_threads(),
+        "validation": {name: float(value) for name, value in trainer.callback_metrics.items() if "val/" in name},
+    }
+    write_text(folder / "training.json", json_text(record))
+
+
+def worst_sites(root: Path) -> list[str]:
+    """The sites at which the default student is farthest from its teacher."""
+    path = root / "delta_conv_default" / "training.json"
+    if not path.is_file():
+        raise SystemExit(f"{HYBRID} keeps the worst sites of delta_conv_default: train that arm first")
+    prefix = "val/relative_l2/"
+    errors = {n.removeprefix(prefix): e for n, e in json.loads(path.read_text())["validation"].items() if prefix in n}
+    return sorted(errors, key=lambda site: -errors[site])[:KEPT_BY_HYBRID]
+
+
+# -- samples -------------------------------------------------------------------------------------------------------
+
+
+def sample_file(root: Path, arm: str, *, seed: int, size: int) -> Path:
+    """Where the samples of an arm are kept."""
+    return root / arm / f"samples_seed{seed}_size{size}.safetensors"
+
+
+def draw(arm: str, root: Path, *, seed: int, size: int, protocol: argparse.Namespace) -> None:
+    """Draw and keep samples; equal seeds give every arm the same noise and labels."""
+    path = sample_file(root, arm, seed=seed, size=size)
+    if path.is_file():
+        return
+    model = DiffusionModel.from_pretrained(TEACHER if arm == "teacher" else str(root / arm / "student"))
+    model.denoiser.eval()
+    channels = model.sample_shape()[0]
+    images = []
+    begin = time.perf_counter()
+    for index in torch.arange(protocol.samples).split(100):
+        noise = starting_noise((channels, size, size), seed=seed, index=index)
+        with torch.autocast("cpu", torch.bfloat16, enabled=protocol.dtype == "bfloat16"):
+            latents = sample(model, {"label": index % CLASSES}, noise, steps=protocol.steps, guidance=protocol.guidance)
+        images.append(to_uint8(model.decode(latents)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    save_file({"images": torch.cat(images)}, partial)
+    partial.rename(path)
+    print(f"{arm}, seed {seed}, {size} pixels: {time.perf_counter() - begin:.0f} s", flush=True)
+
+
+def drawn(path: Path) -> Tensor:
+    """Kept samples in [0, 1], at 32 pixels whatever size they were drawn at."""
+    images = load_file(path)["images"].float() / 255
+    if images.shape[-1] != 32:
+        images = F.interpolate(images, (32, 32), mode="bilinear", antialias=True, align_corners=False)
+    return images
+
+
+# -- judging -------------------------------------------------------------------------------------------------------
+
+
+def judge(arms: Sequence[str], root: Path, protocol: argparse.Namespace) -> None:
+    """Add a row for every file of samples that has none yet."""
+    rows = read_rows(root)
+    done = {(row["arm"], row["seed"], row["size"]) for row in rows}
+    wanted = [(a, s, z) for a in arms for z in protocol.sizes for s in protocol.seeds if (a, s, z) not in done]
+    wanted = [key for key in wanted if sample_file(root, key[0], seed=key[1], size=key[2]).is_file()]
+    if not wanted:
+        return
+    classifier, test_accuracy = trained_classifier(protocol.data, root / "classifier.safetensors")
+    distance = frechet_distance(root, protocol)
+    if not any(row["arm"] == "real training images" for row in rows):
+        train_images, _ = fashion_mnist(protocol.data, train=True)
+        parts = train_images.split(protocol.samples)
+        for seed in protocol.seeds:
+            add_row(root, arm="real training images", seed=seed, size=32, frechet=frechet(distance, parts[seed]))
+        add_row(root, arm="real test images", seed=0, size=32, accuracy=test_accuracy)
+    for arm, seed, size in wanted:
+        images = drawn(sample_file(root, arm, seed=seed, size=size))
+        labels = torch.arange(len(images)) % CLASSES
+        row = {
+            "accuracy": accuracy(classifier, images, labels),
+            "frechet": frechet(distance, images),
+            "rmse_to_teacher": rmse_to_teacher(images, root, seed=seed, size=size),
+        }
+        add_row(root, arm=arm, seed=seed, size=size, samples=len(images), **row)
+
+
+def frechet_distance(root: Path, protocol: argparse.Namespace) -> FrechetDistance:
+    """The distance to all real test images, whose statistics are kept."""
+    reference = Reference(str(root / "reference.safetensors"), "fashion-mnist-test, padded to 32 pixels", 10_000)
+    metric = FrechetDistance(EfficientNetLite0Features(), reference)
+    if metric.wants_reference:
+        real, _ = fashion_mnist(protocol.data, train=False)
+        metric.with_reference(in_batches(real))
+    return metric
+
+
+def frechet(metric: FrechetDistance, images: Tensor) -> float:
+    """The distance of these images, the only thing that the metric answers."""
+    (value,) = metric.of(in_batches(images)).values()
+    return float(value)
+
+
+def rmse_to_teacher(images: Tensor, root: Path, *, seed: int, size: int) -> float | None:
+    """Root mean square difference of pixels in [0, 1] to the teacher's samples from the same noise."""
+    path = sample_file(root, "teacher", seed=seed, size=size)
+    return float((images - drawn(path)).square().mean().sqrt()) if path.is_file() else None
+
+
+def read_rows(root: Path) -> list[dict[str, Any]]:
+    """Rows judged so far."""
+    path = root / "rows.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def add_row(root: Path, **row: object) -> None:
+    """Append a row and show it."""
+    line = json.dumps(row)
+    with (root / "rows.jsonl").open("a") as file:
+        file.write(line + "\n")
+    print(line, flush=True)
+
+
+# -- cost ----------------------------------------------------------------------------------------------------------
+
+
+def cost(arm: str, root: Path) -> None:
+    """Time of one site and of the whole denoiser against the teacher's, over sizes, into ``<arm>/benchmark``."""
+    folder = root / arm / "benchmark"
+    if arm in (LONG, HYBRID) or (folder / "benchmark.json").is_file():
+        return
+    arguments = ["--trainer.logger=false", "--trainer.callbacks=[]", "--tokens=[256,1024,4096]", "--backward=false"]
+    sparsight(["benchmark", "--config", CONFIG, *ARMS[arm], *arguments, "--runs=7", "--output", str(folder)])
+
+
+def main() -> None:
+    """Run the chosen steps for the chosen arms."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="steps; all if not given")
+    parser.add_argument("--arms", nargs="+", choices=["teacher", *ARMS], default=["teacher", *ARMS])
+    parser.add_argument("--root", type=Path, default=Path("runs/fashion_mnist_study"))
+    parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="idx files")
+    parser.add_argument("--samples", type=int, default=2000, help="samples of an arm and seed")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[32], help="sides in pixels to sample at")
+    parser.add_argument("--steps", type=int, default=10, help="DDIM steps")
+    parser.add_argument("--guidance", type=float, default=2.0)
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="autocast while sampling")
+    parser.add_argument("--output", type=Path, help="folder of the report; `report` in the root if not given")
+    arguments = parser.parse_args()
+    root, only = arguments.root, arguments.only
+    root.mkdir(parents=True, exist_ok=True)
+    for arm in arguments.arms:
+        if "train" in only and arm != "teacher":
+            train(arm, root)
+        if "draw" in only and (arm == "teacher" or (root / arm / "student").is_dir()):
+            for size, seed in itertools.product(arguments.sizes, arguments.seeds):
+                draw(arm, root, seed=seed, size=size, protocol=arguments)
+    if "judge" in only:
+        judge(arguments.arms, root, arguments)
+    for arm in ARMS if "cost" in only else ():
+        cost(arm, root)
+    if "report" in only:
+        protocol = (
+            f"{arguments.samples} samples a seed, seeds {', '.join(map(str, arguments.seeds))}; DDIM "
+            f"{arguments.steps} steps, guidance {arguments.guidance}, sampled under {arguments.dtype} autocast; "
+            "EfficientNet-Lite0 features at 112 pixels against the 10 000 real test images"
+        )
+        write_report(root, arguments.output or root / "report", rows=read_rows(root), protocol=protocol)
+
+
+if __name__ == "__main__":
+    main()
