@@ -22,8 +22,7 @@ from torchvision.utils import save_image
 from benchmarks.fashion_mnist import accuracy, fashion_mnist, trained_classifier
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.sampling import sample, starting_noise
-from sparsight.metrics.distances import FrechetDistance
-from sparsight.metrics.features import EfficientNetLite0Features
+from sparsight.metrics import EfficientNetLite0Features, FrechetDistance, in_batches
 
 
 def draw(model: DiffusionModel, labels: Tensor, *, seed: int, steps: int, guidance: float) -> Tensor:
@@ -52,14 +51,14 @@ def main() -> None:
     classifier, test_accuracy = trained_classifier(arguments.data, arguments.output / "classifier.safetensors")
     print(f"classifier: {test_accuracy:.1%} of the real test images")
     real, _ = fashion_mnist(arguments.data, train=False)
-    distance = FrechetDistance(real.split(500), EfficientNetLite0Features())
+    distance = FrechetDistance(EfficientNetLite0Features()).with_reference(in_batches(real))
     train, _ = fashion_mnist(arguments.data, train=True)
     count = arguments.samples
     rows: list[dict[str, Any]] = [
         {
             "model": "real training images",
             "accuracy": None,
-            "frechet_distance": distance(train[:count].split(500)),
+            **distance.of(in_batches(train[:count])),
         }
     ]
     labels = torch.arange(count) % 10
@@ -74,7 +73,7 @@ def main() -> None:
                     "model": name,
                     "seed": seed,
                     "accuracy": accuracy(classifier, images, labels),
-                    "frechet_distance": distance(images.split(500)),
+                    **distance.of(in_batches(images)),
                     "seconds": time.perf_counter() - start,
                 }
             )

@@ -29,8 +29,7 @@ from sparsight.analysis.report import replacement_report
 from sparsight.analysis.rows import table
 from sparsight.analysis.tables import format_table, short
 from sparsight.cli import main as sparsight
-from sparsight.metrics.distances import image_distance, kernel_distance
-from sparsight.metrics.features import EfficientNetLite0Features
+from sparsight.metrics import EfficientNetLite0Features, KernelDistance, Samples, TeacherError, in_batches
 from sparsight.surgery.record import mixer_from, record_of
 
 CLASSES = 10
@@ -65,21 +64,15 @@ def draw_all(module: Any, count: int) -> dict[str, Tensor]:
 
 def quality(images: dict[str, Tensor]) -> list[dict[str, Any]]:
     """Same-seed distance to the teacher and small-sample KID against the teacher's other samples."""
-    extractor = EfficientNetLite0Features()
     count = len(images["teacher"])
+    kid = KernelDistance(EfficientNetLite0Features(), subset_size=count // 2)
+    kid.with_reference(in_batches(images["reference"]))
     rows = []
     for name in ("teacher", "untrained student", "student"):
-        kid, deviation = kernel_distance(
-            images["reference"].split(50), images[name].split(50), extractor, subset_size=count // 2
-        )
-        rows.append(
-            {
-                "name": name,
-                "distance": image_distance(images[name], images["teacher"]),
-                "kid": kid,
-                "kid_std": deviation,
-            }
-        )
+        pairs = Samples(images[name], torch.arange(count), teacher_images=images["teacher"])
+        distance = TeacherError("pixels").of([pairs])["fidelity_pixel_rmse"]
+        mean, deviation = kid.of(in_batches(images[name])).values()
+        rows.append({"name": name, "distance": distance, "kid": mean, "kid_std": deviation})
     return rows
 
 

@@ -2,8 +2,18 @@
 
 from callbacks.ema import TrainableEMA
 from callbacks.export import ExportAtEnd
+from callbacks.generation_metrics import GenerationMetrics
 from callbacks.image_writer import ImageWriter
+from callbacks.pruning_schedule import PruningSchedule
 from callbacks.sample_grid import SampleGrid
 from callbacks.throughput import Throughput
 
-__all__ = ["ExportAtEnd", "ImageWriter", "SampleGrid", "Throughput", "TrainableEMA"]
+__all__ = [
+    "ExportAtEnd",
+    "GenerationMetrics",
+    "ImageWriter",
+    "PruningSchedule",
+    "SampleGrid",
+    "Throughput",
+    "TrainableEMA",
+]

@@ -7,10 +7,12 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from sparsight.export.checkpoint import stages_of
 from sparsight.export.export import check_destination, export_and_push
 from sparsight.export.facts import Metric, Run, hardware
+from sparsight.hyperparameters import ConfigurationError
 
 
 class ExportAtEnd(Callback):
@@ -54,8 +56,14 @@ class ExportAtEnd(Callback):
         """Fail now rather than after training.
 
         Raises:
+            ConfigurationError: The model is split over processes, none of which could write it.
             ValueError: The output exists and is not to be overwritten.
         """
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            raise ConfigurationError(
+                "ExportAtEnd cannot write a model that is split over processes: leave it out, save checkpoints with "
+                "save_distributed_checkpoint: false, and run `sparsight export --ckpt_path` on one afterwards"
+            )
         if stage == "fit":
             check_destination(self._folder(trainer), overwrite=self.overwrite)
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from callbacks.ema import TrainableEMA
+from sparsight.sharding import is_sharded
 
 
 class SampleGrid(Callback):
@@ -49,10 +49,11 @@ class SampleGrid(Callback):
         if trainer.global_step != self._drawn_at:
             self._draw(trainer, pl_module)
 
-    @rank_zero_only
     @torch.no_grad()
     def _draw(self, trainer: Trainer, module: Any) -> None:
         self._drawn_at = trainer.global_step
+        if not trainer.is_global_zero and not is_sharded(module):
+            return  # the first process draws; of a model that is split, all hold a part
         batch: dict[str, Any] = {"caption": self.captions}
         if self.labels is not None:
             batch = {"label": torch.tensor(self.labels, device=module.device)}
@@ -68,6 +69,8 @@ class SampleGrid(Callback):
                 rows.append(module.draw(batch, index).cpu())
         else:
             rows.append(module.draw(batch, index).cpu())
+        if not trainer.is_global_zero:
+            return
         grid = make_grid(torch.cat(rows), nrow=len(index), padding=2, pad_value=1.0)
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)

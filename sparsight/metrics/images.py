@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -18,3 +19,10 @@ def to_uint8(images: Tensor) -> Tensor:
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f"expected floating-point images (B, C, H, W), got {images.dtype} {tuple(images.shape)}")
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Floating-point images (B, C, H, W) as squares of ``size`` pixels: bicubic and antialiased, as Pillow resizes."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from lightning.pytorch import Trainer
 
 from callbacks import TrainableEMA
 from lightning_modules import DenoiserTraining
+from sparsight.diffusion.model import predict
 from tests import tiny
 
 
@@ -66,8 +68,59 @@ def test_patterns_choose_what_is_trained_and_saved(tmp_path: Path) -> None:
         DenoiserTraining(pretrained=str(teacher), trainable=["nothing_like_this"])
     with pytest.raises(ValueError, match="both denoiser and noise_scheduler"):
         DenoiserTraining(denoiser=tiny.dit())
-    with pytest.raises(ValueError, match="needs text encoders"):
-        DenoiserTraining(denoiser=tiny.unet(), noise_scheduler=DDPMScheduler())
+
+
+def test_parts_that_do_not_make_a_pipeline_are_refused(tmp_path: Path) -> None:
+    encoder = str(tiny.save_text_encoder(tmp_path / "encoder"))
+    teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
+    parts: dict[str, Any]
+    for parts, message in (
+        ({"denoiser": tiny.unet()}, "needs captions: give text_encoder"),
+        ({"denoiser": tiny.unet(), "text_encoder": encoder, "class_names": ["a"]}, "class_names is for a DiT"),
+        ({"denoiser": tiny.unet(cross_attention_dim=16), "text_encoder": encoder}, "cross_attention_dim is 16: make it 32"),
+        ({"denoiser": tiny.unet(), "text_encoder": encoder, "text_tokens": 13}, "text_tokens is 13; allowed .* 3 to 12"),
+        ({"denoiser": tiny.dit(), "text_encoder": encoder}, "text_encoder is for a UNet2DConditionModel"),
+        ({"denoiser": tiny.pixart()}, "a PixArtTransformer2DModel cannot be trained from nothing"),
+        ({"pretrained": teacher, "text_encoder": encoder}, "are those of the pretrained pipeline"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DenoiserTraining(noise_scheduler=DDPMScheduler(), **parts)
+    with pytest.raises(FileNotFoundError, match="nowhere' is neither a folder"):
+        DenoiserTraining(
+            denoiser=tiny.unet(), noise_scheduler=DDPMScheduler(), text_encoder=str(tmp_path / "nowhere")
+        )
+
+
+def test_a_fresh_unet_learns_captions_beside_a_frozen_text_encoder(tmp_path: Path) -> None:
+    """Flat pictures whose brightness only the caption tells: it must be used, and nothing but the U-Net may change."""
+    module = DenoiserTraining(
+        denoiser=tiny.unet(in_channels=3, out_channels=3, sample_size=8),
+        noise_scheduler=DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2"),
+        text_encoder=str(tiny.save_text_encoder(tmp_path / "encoder")),
+        text_tokens=8,
+        warmup_steps=1,
+        condition_dropout=0.0,
+        optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3),
+    )
+    encoder = module.diffusion.pipeline.text_encoder
+    before = {name: p.clone() for name, p in encoder.named_parameters()}
+    assert set(module.state_dict()) == {f"denoiser.{name}" for name, _ in module.denoiser.named_parameters()}
+    caption = ["dark", "bright"] * 8
+    image = torch.tensor([-1.0, 1.0] * 8).view(-1, 1, 1, 1).expand(-1, 3, 8, 8)
+    batch = {"image": image, "caption": caption, "index": torch.arange(16)}
+    assert torch.equal(torch.zeros(16, 3, 8, 8), predict(module.denoiser, **question(module, batch))), "starts closed"
+    loader = torch.utils.data.DataLoader([batch] * 60, batch_size=None)
+    trainer(tmp_path, max_steps=60).fit(module, loader)
+    assert all(torch.equal(p, before[name]) and not p.requires_grad for name, p in encoder.named_parameters())
+    with torch.no_grad():
+        right = float(module._loss(batch, step=0, condition_dropout=0.0))
+        wrong = float(module._loss(batch | {"caption": caption[::-1]}, step=0, condition_dropout=0.0))
+    assert right < 0.5 * wrong
+
+
+def question(module: DenoiserTraining, batch: dict[str, Any]) -> dict[str, Any]:
+    noised = module.noised(batch, step=0, condition_dropout=0.0)
+    return {"sample": noised["xt"], "timestep": noised["timestep"], "cond": noised["cond"]}
 
 
 def test_a_checkpoint_of_other_parts_is_refused(tmp_path: Path) -> None:

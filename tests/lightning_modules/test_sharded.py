@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
+from sparsight.cli import main
 from tests.test_cli import distillation_config, run_command
 
 
@@ -27,10 +30,12 @@ def config_of(folder: Path, mixer: dict[str, Any], **model: Any) -> Path:
     path = distillation_config(folder, mixer=mixer, stages=stages, optimizer=optimizer, init_samples=24, **model)
     config = yaml.safe_load(path.read_text())
     saver = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
+    grid = {"labels": [0, 1], "every_n_steps": 2}
     config["trainer"] |= {
         "logger": False,
         "callbacks": [
             {"class_path": "callbacks.TrainableEMA"},
+            {"class_path": "callbacks.SampleGrid", "init_args": grid},
             {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": saver},
         ],
     }
@@ -74,6 +79,9 @@ def test_sharded_training_is_that_of_one_process_and_resumes(tmp_path: Path, mix
         averages = [next(v for k, v in c["callbacks"].items() if "TrainableEMA" in k)["average"] for c in (got, wanted)]
         for name, value in averages[1].items():
             torch.testing.assert_close(averages[0][name], value, rtol=1e-3, atol=1e-5)
+    drawn, split_drawn = (np.asarray(Image.open(next(root.rglob("step_0000004.png")))) for root in (alone, split))
+    assert drawn.std() > 0 and np.abs(drawn.astype(int) - split_drawn).max() <= 1
+    main(["export", "--config", str(config), f"--ckpt_path={checkpoint(split, 4)}", f"--output={tmp_path / 'student'}"])
 
 
 def test_checkpoints_in_parts_resume_too(tmp_path: Path) -> None:

@@ -1,0 +1,313 @@
+"""Metrics of drawn samples in validation and test."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from sparsight.analysis.tables import json_text, write_text
+from sparsight.captions import read_captions
+from sparsight.export.facts import Metric
+from sparsight.hyperparameters import ConfigurationError
+from sparsight.metrics import FeatureExtractor, GenerationMetric, KernelDistance, Samples
+from sparsight.metrics.draws import Draw, OwnDraws
+from sparsight.metrics.images import resized
+from sparsight.metrics.set_distance import SetDistance
+
+
+class GenerationMetrics(Callback):
+    """Draws samples when validation or test ends, feeds metrics with them, and logs what they answer.
+
+    Samples are drawn with the module's seed, sampler steps, guidance and precision, and with the average of
+    TrainableEMA if it is there; sample ids are dealt to the processes, so that their number changes nothing. Images are
+    dropped as soon as the metrics have seen them. Metrics are no part of the module or of its checkpoints.
+
+    Names tell what and how many: ``test/fid_inception_clean_256px_30k`` are 30 000 samples compared at 256 pixels.
+    Values and protocols are also written to ``metrics/<stage>_step_<step>.json`` in the run's log folder, a file that
+    ``sparsight export --metrics`` puts on the model card.
+
+    Args:
+        metrics: What is measured.
+        num_samples: Samples to draw.
+        labels: Class labels to draw, repeated as often as needed.
+        captions: Captions to draw, repeated as often as needed: a list, or a text file with one in each line. Without
+            labels and captions, those of the first ``num_samples`` records of the stage's data are drawn.
+        references: What distances between sets refer to: all images of the stage's data, or the ``teacher``'s samples
+            of the same ids. Neither is used by metrics that have read their statistics from a file.
+        compare_size: Side in pixels at which images are compared (bicubic, antialiased); as they are if not given.
+        batch_size: Samples drawn together on a process.
+        every_n_steps: Measure in the first validation of ``fit`` after each such number of optimiser steps: in all
+            validations if not given. 0 measures in ``validate`` and ``test`` alone.
+
+    Raises:
+        ValueError: Options contradict each other or are out of range.
+        FileNotFoundError: The caption file is missing.
+    """
+
+    def __init__(
+        self,
+        metrics: list[GenerationMetric],
+        num_samples: int,
+        labels: list[int] | None = None,
+        captions: list[str] | str | None = None,
+        references: Literal["data", "teacher"] = "data",
+        compare_size: int | None = None,
+        batch_size: int = 32,
+        every_n_steps: int = 1,
+    ) -> None:
+        self.metrics = metrics
+        self.num_samples = num_samples
+        self.column = "label" if labels is not None else "caption" if captions is not None else None
+        self.conditions: Sequence[Any] | None = labels if labels is not None else read_captions(captions)
+        self.references = references
+        self.compare_size = compare_size
+        self.batch_size = batch_size
+        self.every_n_steps = every_n_steps
+        self.measured_at = 0
+        self._check_options(labels, captions)
+        self._share_extractors()
+        self._sets = [metric for metric in metrics if isinstance(metric, SetDistance)]
+        self._stage = ""
+        self._wanted = self._measuring = False
+        self._draws = OwnDraws(num_samples, processes=1, rank=0)
+
+    def _check_options(self, labels: object, captions: object) -> None:
+        least = {"num_samples": 1, "batch_size": 1, "every_n_steps": 0, "compare_size": 1}
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ValueError(f"{name} is {value}; allowed: {minimum} or more")
+        if not self.metrics:
+            raise ValueError("metrics is empty: name one or more, e.g. sparsight.metrics.TeacherError")
+        if labels is not None and captions is not None:
+            raise ValueError("give labels or captions, and not both")
+        if self.conditions is not None and not self.conditions:
+            raise ValueError("labels or captions are empty: leave them out to draw those of the data")
+        if self.column == "label" and any(metric.needs_captions for metric in self.metrics):
+            raise ValueError("labels are drawn, but a metric needs captions: give captions, or leave the metric out")
+        for metric in self.metrics:
+            if isinstance(metric, KernelDistance) and metric.subset_size > self.num_samples:
+                raise ValueError(f"num_samples is {self.num_samples}, fewer than subset_size={metric.subset_size}")
+            file = getattr(metric, "reference", None)
+            if self.references == "teacher" and file is not None:
+                raise ValueError(
+                    f"references is 'teacher', but {type(metric).__name__} has the file {file.file}: leave one of them "
+                    "out"
+                )
+
+    def _share_extractors(self) -> None:
+        known: dict[str, FeatureExtractor] = {}
+        for metric in self.metrics:
+            extractor = getattr(metric, "extractor", None)
+            if isinstance(extractor, FeatureExtractor):
+                metric.extractor = known.setdefault(extractor.identity, extractor)
+
+    # -- when --------------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a module that cannot draw what the metrics need.
+
+        Raises:
+            ConfigurationError: It draws no samples, or has no teacher.
+        """
+        if not hasattr(pl_module, "draw_latents"):
+            raise ConfigurationError(f"{type(pl_module).__name__} draws no samples: leave GenerationMetrics out")
+        needs_teacher = self.references == "teacher" or any(metric.needs_teacher for metric in self.metrics)
+        if needs_teacher and not hasattr(pl_module, "draw_teacher_latents"):
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} has no teacher: leave out metrics of fidelity and references: teacher"
+            )
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Decide whether this validation is measured."""
+        fitting, every, step = trainer.state.fn == TrainerFn.FITTING, self.every_n_steps, trainer.global_step
+        self._wanted = not fitting or every > 0
+        due = self._wanted and not trainer.sanity_checking
+        if fitting and due:
+            due = step // every > self.measured_at // every
+            self.measured_at = step if due else self.measured_at
+        self._begin("val", trainer, pl_module, measuring=due)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Tests are always measured."""
+        self._begin("test", trainer, pl_module, measuring=True)
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Take reference images and conditions; what is missing is noticed in the check before training already."""
+        if self._wanted:
+            self._check(pl_module, batch, trainer.val_dataloaders)
+        if self._measuring:
+            self._see(pl_module, batch)
+
+    def on_test_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, *_: Any
+    ) -> None:
+        """Take reference images and conditions."""
+        self._check(pl_module, batch, trainer.test_dataloaders)
+        self._see(pl_module, batch)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and measure."""
+        if self._measuring:
+            self._measure(trainer, pl_module)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draw and measure."""
+        self._measure(trainer, pl_module)
+
+    @property
+    def state_key(self) -> str:
+        """Own name in checkpoints for every combination of metrics."""
+        return self._generate_state_key(
+            metrics=[type(metric).__name__ for metric in self.metrics],
+            num_samples=self.num_samples,
+            every_n_steps=self.every_n_steps,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step of the last measurement, so that a resumed run goes on measuring."""
+        return {"measured_at": self.measured_at}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take it from a checkpoint."""
+        self.measured_at = state_dict["measured_at"]
+
+    # -- the stage's data --------------------------------------------------------------------------------------------
+
+    def _begin(self, stage: str, trainer: Trainer, module: LightningModule, *, measuring: bool) -> None:
+        self._measuring = measuring
+        if not measuring:
+            return
+        self._draws = OwnDraws(self.num_samples, processes=trainer.world_size, rank=trainer.global_rank)
+        if self.conditions is not None:
+            self._draws.fill(self.conditions)
+        for metric in self.metrics:
+            metric.to(module.device)
+            metric.reset()
+        for distance in self._sets:
+            if distance.wants_reference or stage != self._stage:
+                distance.forget_reference()
+        self._stage = stage
+
+    def _check(self, module: Any, batch: Mapping[str, Any], loader: Any) -> None:
+        for distance in self._sets:
+            if self.references == "data" and distance.wants_reference and "image" not in batch:
+                raise ConfigurationError(
+                    f"{type(distance).__name__} needs reference images, but the data holds only {sorted(batch)}: give "
+                    "it a file of reference statistics, or set references: teacher"
+                )
+        if self.conditions is not None:
+            return
+        column = module.diffusion.conditioner.column
+        if column not in batch:
+            raise ConfigurationError(
+                f"the data has no {column!r} to draw: give labels or captions to GenerationMetrics"
+            )
+        dataset = getattr(loader, "dataset", None)
+        if isinstance(dataset, Sized):
+            self._check_found(len(dataset))
+
+    def _check_found(self, found: int) -> None:
+        if found < self.num_samples:
+            raise ConfigurationError(
+                f"num_samples is {self.num_samples}, but the data of this stage has only {found} conditions: lower it, "
+                "or give labels or captions"
+            )
+
+    def _see(self, module: Any, batch: Mapping[str, Any]) -> None:
+        if self.references == "data":
+            for distance in self._sets:
+                if distance.wants_reference:
+                    distance.update_reference(self._compared(batch["image"].float() / 2 + 0.5), batch["index"])
+        if not self._draws.complete:
+            values = batch[module.diffusion.conditioner.column]
+            self._draws.add(batch["index"].tolist(), values.tolist() if isinstance(values, Tensor) else values)
+
+    # -- drawing -----------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _measure(self, trainer: Trainer, module: Any) -> None:
+        if self.references == "data":
+            for distance in self._sets:  # what is wrong with it shows before the long part
+                distance.complete_reference()
+        counted = torch.tensor(self._draws.counted, device=module.device)
+        self._check_found(int(trainer.strategy.reduce(counted, reduce_op="sum")))
+        draws = self._draws.all()
+        tenth = -(-len(draws) // 10)
+        for first in range(0, len(draws), self.batch_size):
+            self._draw(trainer, module, draws[first : first + self.batch_size])
+            done = min(first + self.batch_size, len(draws))
+            if done // tenth > first // tenth:
+                rank_zero_info(f"generation metrics: drew {done} of {len(draws)} samples a process")
+        values: dict[str, tuple[float, str]] = {}
+        for metric in self.metrics:
+            computed = metric.compute()
+            values |= {self._name(name): (float(value), metric.protocol) for name, value in computed.items()}
+            metric.reset()
+        module.log_dict({name: value for name, (value, _) in values.items()}, sync_dist=True)
+        self._write(trainer, module, values)
+
+    def _draw(self, trainer: Trainer, module: Any, draws: Sequence[Draw]) -> None:
+        column = self.column or module.diffusion.conditioner.column
+        conditions = [draw.condition for draw in draws]
+        batch = {column: torch.tensor(conditions, device=module.device) if column == "label" else conditions}
+        index = torch.tensor([draw.id for draw in draws])
+        kept = torch.tensor([draw.counted for draw in draws])
+        wants_images = [d for d in self._sets if self.references == "teacher" and d.wants_reference]
+        teacher_latents = teacher_images = None
+        with trainer.precision_plugin.forward_context():
+            latents = module.draw_latents(batch, index)
+            images = module.diffusion.decode(latents)
+            if wants_images or any(metric.needs_teacher for metric in self.metrics):
+                teacher_latents = module.draw_teacher_latents(batch, index)
+                teacher_images = module.diffusion.decode(teacher_latents)
+        if not kept.any():
+            return
+        samples = Samples(
+            images=self._compared(images[kept]),
+            index=index[kept],
+            captions=[draw.condition for draw in draws if draw.counted] if column == "caption" else None,
+            teacher_images=None if teacher_images is None else self._compared(teacher_images[kept]),
+            latents=latents[kept],
+            teacher_latents=None if teacher_latents is None else teacher_latents[kept],
+        )
+        for distance in wants_images:
+            assert samples.teacher_images is not None
+            distance.update_reference(samples.teacher_images, samples.index)
+        for metric in self.metrics:
+            metric.update(samples)
+
+    def _compared(self, images: Tensor) -> Tensor:
+        return images if self.compare_size is None else resized(images, self.compare_size).clamp(0, 1)
+
+    # -- results -----------------------------------------------------------------------------------------------------
+
+    def _name(self, name: str) -> str:
+        count = f"{self.num_samples // 1000}k" if self.num_samples % 1000 == 0 else str(self.num_samples)
+        size = "" if self.compare_size is None else f"_{self.compare_size}px"
+        return f"{self._stage}/{name}{size}_{count}"
+
+    def _write(self, trainer: Trainer, module: Any, values: Mapping[str, tuple[float, str]]) -> None:
+        drawn = (
+            f"{self.num_samples} samples, seed {module.seed}, {module.sample_steps} sampler steps, guidance "
+            f"{module.guidance_scale}, precision {trainer.precision}, training step {trainer.global_step}"
+        )
+        if self.compare_size is not None:
+            drawn += f", compared at {self.compare_size} px"
+        against = ", the teacher's samples of the same ids as reference" if self.references == "teacher" else ""
+        measured = [
+            asdict(Metric(name, value, f"{drawn}{against}; {protocol}")) for name, (value, protocol) in values.items()
+        ]
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "metrics"
+        if trainer.is_global_zero:
+            write_text(folder / f"{self._stage}_step_{trainer.global_step:07d}.json", json_text(measured))

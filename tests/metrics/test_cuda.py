@@ -1,0 +1,40 @@
+"""A GPU measures what a CPU does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsight.metrics import CLIPScore, FrechetDistance, KernelDistance, Samples, TeacherError, TeacherSimilarity
+from tests import tiny
+from tests.metrics.quarters import Quarters
+from tests.metrics.two_processes import real, share
+
+
+def on(samples: Samples, device: str) -> Samples:
+    """Samples with their images on a device; ids stay on the CPU, as GenerationMetrics makes them."""
+    parts = (samples.images, samples.teacher_images, samples.latents, samples.teacher_latents)
+    images, teacher, latents, teacher_latents = (part.to(device) for part in parts if part is not None)
+    return Samples(images, samples.index, samples.captions, teacher, latents, teacher_latents)
+
+
+def measured(device: str, clip: str) -> dict[str, float]:
+    sets = [FrechetDistance(Quarters()), KernelDistance(Quarters(), subset_size=5, subsets=7)]
+    pairs = [CLIPScore(clip), TeacherError("pixels"), TeacherError("latents"), TeacherSimilarity(Quarters())]
+    metrics: list[Any] = [metric.to(device) for metric in (*sets, *pairs)]
+    for distance in sets:
+        for samples in real(0, 1):
+            distance.update_reference(samples.images.to(device), samples.index)
+    batches = [on(samples, device) for samples in share(0, 1)]
+    return {name: value for metric in metrics for name, value in metric.of(batches).items()}
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:CLIP score")
+def test_a_gpu_measures_what_a_cpu_does(tmp_path: Path) -> None:
+    clip = str(tiny.save_clip(tmp_path / "clip"))
+    expected = measured("cpu", clip)
+    found = measured("cuda", clip)
+    assert found == {name: pytest.approx(value, rel=1e-2, abs=1e-3) for name, value in expected.items()}

@@ -1,0 +1,34 @@
+"""The code of docs/metrics.md runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsight.metrics import FrechetDistance, in_batches
+from tests import tiny
+
+PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+
+
+def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
+    names: dict[str, Any] = {"__name__": "page"}
+    for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
+        exec(code, names)
+    real, student, teacher = torch.rand(3, 20, 3, 32, 32)
+    values = names["judge"](real, student, teacher, str(tiny.save_timm(tmp_path / "vit.safetensors")))
+    assert set(values) == {"kid_test_vit", "kid_test_vit_std", "fidelity_pixel_rmse", "fidelity_pixel_psnr"}
+    colours = FrechetDistance(names["Colours"]()).with_reference(in_batches(real))
+    assert colours.extractor.num_features == 12
+    assert colours.of(in_batches(student**2))["fd_colours2"] > colours.of(in_batches(student))["fd_colours2"]
+
+
+def test_the_page_names_every_preset_and_metric() -> None:
+    presets = [path.stem for path in (Path(__file__).parents[2] / "configs" / "callbacks").glob("*.yaml")]
+    from sparsight import metrics
+
+    shown = [name for name in metrics.__all__ if name not in {"in_batches", "Reference", "GenerationMetric"}]
+    assert presets and not [name for name in [*presets, *shown] if name not in PAGE]

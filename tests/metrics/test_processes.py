@@ -1,0 +1,26 @@
+"""Two processes measure what one does."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests import tiny
+from tests.metrics.two_processes import main, measure
+
+
+@pytest.mark.filterwarnings("ignore:CLIP score")
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    clip = str(tiny.save_clip(tmp_path / "clip"))
+    expected = measure(0, 1, tmp_path, clip)
+    assert len(expected) == 9
+    torch.multiprocessing.spawn(main, (2, tmp_path, clip), nprocs=2)
+    for rank in (0, 1):
+        values = json.loads((tmp_path / f"values_{rank}.json").read_text())
+        assert values == {name: pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in expected.items()}
+    one, two = (load_file(tmp_path / f"reference_{processes}.safetensors") for processes in (1, 2))
+    assert all(torch.allclose(one[name].double(), two[name].double(), rtol=1e-12) for name in one)

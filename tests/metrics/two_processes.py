@@ -1,0 +1,69 @@
+"""What each of several processes does in test_processes: measure its share, and leave the values in a file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from sparsight.metrics import (
+    CLIPScore,
+    FrechetDistance,
+    KernelDistance,
+    Reference,
+    Samples,
+    TeacherError,
+    TeacherSimilarity,
+)
+from tests.metrics.quarters import Quarters
+
+CAPTIONS = ["a cat", "no dog", "x", "boat", "much too long", "zz", "hat"]
+COUNT = len(CAPTIONS)
+
+
+def share(rank: int, processes: int, *, alone: bool = False) -> list[Samples]:
+    """This process's samples, one or two a batch; all of them on the first process if ``alone``."""
+    generator = torch.Generator().manual_seed(0)
+    images, teacher = (torch.rand(COUNT, 3, 20, 20, generator=generator) for _ in range(2))
+    latents, teacher_latents = (torch.randn(COUNT, 2, 4, 4, generator=generator) for _ in range(2))
+    own = torch.arange(rank, COUNT, processes) if not alone else torch.arange(COUNT if rank == 0 else 0)
+    return [
+        Samples(images[i], i, [CAPTIONS[j] for j in i], teacher[i], latents[i], teacher_latents[i])
+        for i in own.split(2)
+        if len(i)
+    ]
+
+
+def real(rank: int, processes: int) -> list[Samples]:
+    """This process's reference images, which do not divide either."""
+    images = torch.rand(11, 3, 20, 20, generator=torch.Generator().manual_seed(1)) ** 2
+    return [Samples(images[i], i) for i in torch.arange(rank, 11, processes).split(3)]
+
+
+def measure(rank: int, processes: int, folder: Path, clip: str) -> dict[str, float]:
+    """All metrics, in turn over dealt samples, over all on the first process, and over dealt ones again."""
+    reference = Reference(str(folder / f"reference_{processes}.safetensors"), "random", count=11)
+    sets = [FrechetDistance(Quarters(), reference), KernelDistance(Quarters(), subset_size=5, subsets=7)]
+    for distance in sets:
+        distance.with_reference(real(rank, processes))
+    pairs = [CLIPScore(clip), TeacherError("pixels"), TeacherError("latents"), TeacherSimilarity(Quarters())]
+    metrics: list[Any] = [*sets, *pairs]
+    rounds = [share(rank, processes, alone=alone) for alone in (False, True, False)]
+    values = [{name: value for metric in metrics for name, value in metric.of(batches).items()} for batches in rounds]
+    assert values[0] == values[2]
+    for name, value in values[0].items():
+        assert abs(values[1][name] - value) < 1e-5 * max(1, abs(value)), name
+    return values[0]
+
+
+def main(rank: int, processes: int, folder: Path, clip: str) -> None:
+    """One process of several."""
+    torch.set_num_threads(1)
+    torch.manual_seed(rank)  # nothing may depend on the global generator
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=processes)
+    values = measure(rank, processes, folder, clip)
+    (folder / f"values_{rank}.json").write_text(json.dumps(values))
+    dist.destroy_process_group()
