@@ -52,6 +52,7 @@ class SampleGrid(Callback):
     @torch.no_grad()
     def _draw(self, trainer: Trainer, module: Any) -> None:
         self._drawn_at = trainer.global_step
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # all processes must ask for log_dir
         if not trainer.is_global_zero and not is_sharded(module):
             return  # the first process draws; of a model that is split, all hold a part
         batch: dict[str, Any] = {"caption": self.captions}
@@ -72,7 +73,6 @@ class SampleGrid(Callback):
         if not trainer.is_global_zero:
             return
         grid = make_grid(torch.cat(rows), nrow=len(index), padding=2, pad_value=1.0)
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
         folder.mkdir(parents=True, exist_ok=True)
         save_image(grid, folder / f"step_{self._drawn_at:07d}.png")
         experiment = getattr(trainer.logger, "experiment", None)

@@ -1,0 +1,72 @@
+"""A whole run on two processes: grids, average, metrics, checkpoints, resuming and export, as one process does them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sparsight.diffusion.model import DiffusionModel
+from sparsight.surgery.sites import students
+from tests.test_cli import distillation_config, run_command
+
+
+def whole_run(folder: Path) -> Path:
+    """A config with everything beside training that a run may have."""
+    stages = [{"objective": o, "steps": 2, "lr": 0.1, "warmup_steps": 1} for o in ("layerwise", "end_to_end")]
+    mixer = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3, "scales": [1, 0.5]}}
+    path = distillation_config(folder, stages=stages, mixer=mixer, optimizer="torch.optim.SGD", init_samples=24)
+    config = yaml.safe_load(path.read_text())
+    metrics = {"metrics": [{"class_path": "sparsight.metrics.TeacherError"}], "num_samples": 5}
+    saver = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
+    callbacks = {
+        "callbacks.TrainableEMA": {"decay": 0.9},
+        "callbacks.SampleGrid": {"labels": [0, 1], "every_n_steps": 2},
+        "callbacks.GenerationMetrics": metrics,
+        "callbacks.Throughput": {},
+        "lightning.pytorch.callbacks.ModelCheckpoint": saver,
+        "callbacks.ExportAtEnd": {"fp16": False},
+    }
+    config["trainer"] |= {
+        "val_check_interval": 4,
+        "log_every_n_steps": 1,
+        "callbacks": [{"class_path": name, "init_args": options} for name, options in callbacks.items()],
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def fit(config: Path, root: Path, *, processes: int, resume: Path | None = None) -> None:
+    run_command(
+        [
+            *("fit", "--config", str(config), f"--trainer.devices={processes}", "--trainer.strategy=ddp"),
+            *(f"--trainer.default_root_dir={root}", f"--data.batch_size={4 // processes}"),
+            *([] if resume is None else [f"--ckpt_path={resume}"]),
+        ]
+    )
+
+
+def test_two_processes_do_all_that_one_does(tmp_path: Path) -> None:
+    config = whole_run(tmp_path)
+    one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
+    fit(config, one, processes=1)
+    fit(config, two, processes=2)
+    fit(config, resumed, processes=2, resume=next(two.rglob("step=3.ckpt")))
+    wanted = torch.load(next(one.rglob("step=4.ckpt")), weights_only=True)["state_dict"]
+    grid = np.asarray(Image.open(next(one.rglob("step_0000004.png")))).astype(int)
+    (value,) = json.loads(next(one.rglob("val_step_0000004.json")).read_text())[:1]
+    assert grid.std() > 0 and value["value"] > 0
+    for root in (two, resumed):
+        got = torch.load(next(root.rglob("step=4.ckpt")), weights_only=True)["state_dict"]
+        for name, tensor in wanted.items():
+            torch.testing.assert_close(got[name], tensor, rtol=1e-3, atol=1e-5)
+        assert np.abs(np.asarray(Image.open(next(root.rglob("step_0000004.png")))).astype(int) - grid).max() <= 1
+        (found,) = json.loads(next(root.rglob("val_step_0000004.json")).read_text())[:1]
+        assert found["value"] == pytest.approx(value["value"], rel=1e-3), found["name"]
+        student = DiffusionModel.from_pretrained(str(root / "student"))
+        assert len(students(student.denoiser)) == 2
