@@ -7,15 +7,14 @@ from fnmatch import fnmatch
 from typing import Any
 
 import torch
-from diffusers import DiTTransformer2DModel, ModelMixin, SchedulerMixin
+from diffusers import ModelMixin, SchedulerMixin
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.base import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
-from sparsight.diffusion.initialise import initialise_dit
 from sparsight.diffusion.model import DiffusionModel, load_pipeline, predict
-from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
+from sparsight.diffusion.untrained import untrained_pipeline
 from sparsight.distill.losses import min_snr_weight
 
 
@@ -27,9 +26,13 @@ class DenoiserTraining(DiffusionModule):
     Args:
         pretrained: Pipeline folder, shipped model or hub id to start from; its denoiser, scheduler, text encoders and
             VAE are used.
-        denoiser: A denoiser to use instead of the pipeline's, e.g. a fresh ``diffusers.DiTTransformer2DModel``.
+        denoiser: A denoiser to use instead of the pipeline's. Without a pipeline it is trained from nothing, on pixels:
+            a ``diffusers.DiTTransformer2DModel`` on classes, a ``diffusers.UNet2DConditionModel`` on captions.
         noise_scheduler: A scheduler to use instead of the pipeline's, e.g. ``diffusers.DDPMScheduler``.
-        class_names: Names of the classes, kept in the exported pipeline.
+        class_names: Names of the classes of a fresh DiT, kept in the exported pipeline.
+        text_encoder: Text encoder of a fresh U-Net: folder or hub id of transformers, or ``all-MiniLM-L6-v2``, which
+            the ``demo`` extra brings. It stays frozen and is in no checkpoint.
+        text_tokens: Tokens of every caption for it.
         trainable: Patterns of parameter names to train, e.g. ``*.attn1.*``; everything else is frozen.
         condition_dropout: Share of samples trained without their condition, for classifier-free guidance.
         snr_gamma: Clip of the min-SNR loss weight (Hang et al., arXiv 2303.09556); none weighs all timesteps alike.
@@ -43,7 +46,8 @@ class DenoiserTraining(DiffusionModule):
         guidance_scale: Guidance of the same.
 
     Raises:
-        ValueError: Neither a pipeline nor denoiser and scheduler are given, or no parameter matches ``trainable``.
+        ValueError: Neither a pipeline nor denoiser and scheduler are given, an option does not belong to them, or no
+            parameter matches ``trainable``.
     """
 
     def __init__(
@@ -52,6 +56,8 @@ class DenoiserTraining(DiffusionModule):
         denoiser: ModelMixin | None = None,
         noise_scheduler: SchedulerMixin | None = None,
         class_names: list[str] | None = None,
+        text_encoder: str | None = None,
+        text_tokens: int = 16,
         trainable: Sequence[str] = ("*",),
         condition_dropout: float = 0.1,
         snr_gamma: float | None = None,
@@ -66,7 +72,17 @@ class DenoiserTraining(DiffusionModule):
     ) -> None:
         super().__init__(seed=seed, sample_steps=sample_steps, guidance_scale=guidance_scale)
         self.keep_hyperparameters(ignore=["denoiser", "noise_scheduler"])
-        self.diffusion = DiffusionModel(_pipeline(pretrained, denoiser, noise_scheduler, class_names))
+        if pretrained is not None:
+            if class_names is not None or text_encoder is not None:
+                raise ValueError("class_names and text_encoder are those of the pretrained pipeline: leave them out")
+            pipeline = _with_other_parts(load_pipeline(pretrained), denoiser, noise_scheduler)
+        elif denoiser is None or noise_scheduler is None:
+            raise ValueError("give pretrained, or both denoiser and noise_scheduler")
+        else:
+            pipeline = untrained_pipeline(
+                denoiser, noise_scheduler, class_names=class_names, text_encoder=text_encoder, text_tokens=text_tokens
+            )
+        self.diffusion = DiffusionModel(pipeline)
         self.denoiser: Any = self.diffusion.denoiser
         self.condition_dropout = condition_dropout
         self.snr_gamma = snr_gamma
@@ -123,23 +139,7 @@ class DenoiserTraining(DiffusionModule):
         return error_B.mean()
 
 
-def _pipeline(
-    pretrained: str | None,
-    denoiser: ModelMixin | None,
-    scheduler: SchedulerMixin | None,
-    class_names: list[str] | None,
-) -> Any:
-    if pretrained is None:
-        if denoiser is None or scheduler is None:
-            raise ValueError("give pretrained, or both denoiser and noise_scheduler")
-        if not isinstance(denoiser, DiTTransformer2DModel):
-            raise ValueError(
-                f"a {type(denoiser).__name__} needs text encoders: give the pipeline that holds them as pretrained"
-            )
-        initialise_dit(denoiser)
-        names = None if class_names is None else {str(i): name for i, name in enumerate(class_names)}
-        return PixelDiTPipeline(transformer=denoiser, scheduler=scheduler, id2label=names)
-    pipeline = load_pipeline(pretrained)
+def _with_other_parts(pipeline: Any, denoiser: ModelMixin | None, scheduler: SchedulerMixin | None) -> Any:
     component = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
     if denoiser is not None:
         pipeline.register_modules(**{component: denoiser})

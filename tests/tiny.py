@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel, PixArtTransformer2DM
 from torch import nn
 
 from datamodules import IdxRecords, ImageDataModule
-from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
+from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline, PixelUNetPipeline
 
 
 def dit(**options: Any) -> DiTTransformer2DModel:
@@ -99,6 +99,38 @@ def save_pixel_pipeline(folder: Path, **options: Any) -> Path:
     """A pixel-space DiT pipeline folder."""
     scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", clip_sample=False)
     PixelDiTPipeline(dit(**options), scheduler).save_pretrained(folder)
+    return folder
+
+
+def save_text_encoder(folder: Path, width: int = 32) -> Path:
+    """A BERT that reads one token for every letter, 12 at most."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    torch.manual_seed(0)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokens = [*special, *ascii_lowercase, *(f"##{letter}" for letter in ascii_lowercase)]
+    config = BertConfig(
+        vocab_size=len(tokens),
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+    )
+    BertModel(config).save_pretrained(folder)
+    BertTokenizer(vocab={token: i for i, token in enumerate(tokens)}).save_pretrained(folder)
+    return folder
+
+
+def save_pixel_unet_pipeline(folder: Path, **options: Any) -> Path:
+    """A pixel-space pipeline over :func:`unet` with the text encoder of :func:`save_text_encoder`."""
+    from sparsight.diffusion.text_encoders import load_text_encoder
+
+    denoiser = awake(unet(**{"in_channels": 3, "out_channels": 3} | options))
+    encoder = save_text_encoder(folder / "encoder", denoiser.config.cross_attention_dim)
+    tokenizer, text_encoder = load_text_encoder(str(encoder), tokens=12)
+    scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", clip_sample=False)
+    PixelUNetPipeline(tokenizer, text_encoder, denoiser, scheduler).save_pretrained(folder)
     return folder
 
 

@@ -38,6 +38,34 @@ def concatenate_conditions(first: Condition, second: Condition) -> Condition:
     return map_condition(lambda a, b: torch.cat([a, b]), first, second)
 
 
+def flatten_condition(condition: Condition, prefix: str) -> dict[str, Tensor]:
+    """A condition as plain named tensors, as files hold them; a part that is ``None`` becomes an empty tensor."""
+    count = next(len(part) for part in _parts(condition).values() if part is not None)
+    parts = {f"{prefix}.{name}": part for name, part in _parts(condition).items()}
+    return {name: torch.empty(count, 0) if part is None else part for name, part in parts.items()}
+
+
+def nest_condition(flat: Mapping[str, Tensor], prefix: str) -> Condition:
+    """The condition that :func:`flatten_condition` was given; other tensors in ``flat`` are left out."""
+    condition: Condition = {}
+    for name, part in flat.items():
+        first, *keys = name.split(".")
+        if first == prefix:
+            inner = condition
+            for key in keys[:-1]:
+                inner = inner.setdefault(key, {})
+            inner[keys[-1]] = None if part.shape[1:] == (0,) else part
+    return condition
+
+
+def _parts(condition: Mapping[str, Any]) -> dict[str, Tensor | None]:
+    parts: dict[str, Tensor | None] = {}
+    for name, part in condition.items():
+        inner = _parts(part) if isinstance(part, Mapping) else None
+        parts |= {name: part} if inner is None else {f"{name}.{key}": value for key, value in inner.items()}
+    return parts
+
+
 class Conditioner(ABC):
     """Makes the ``cond`` of the batch contract for one family of denoisers."""
 
@@ -92,7 +120,7 @@ class Captions(Conditioner):
     """Captions, embedded by the text encoders of a diffusers text-to-image pipeline.
 
     Args:
-        pipeline: A Stable Diffusion, Stable Diffusion XL or PixArt pipeline; its own ``encode_prompt`` does the work.
+        pipeline: One of :data:`CAPTIONED`; its own ``encode_prompt`` does the work.
     """
 
     column = "caption"
@@ -112,6 +140,9 @@ class Captions(Conditioner):
     @torch.no_grad()
     def _embed(self, captions: Sequence[str], size: tuple[int, int]) -> Condition:
         family = type(self.pipeline).__name__
+        if family == "PixelUNetPipeline":
+            embeds, mask = self.pipeline.encode_prompt(list(captions))
+            return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
         arguments = {"device": self.pipeline._execution_device, "do_classifier_free_guidance": False}
         if family.startswith("StableDiffusionXL"):
             embeds, _, pooled, _ = self.pipeline.encode_prompt(list(captions), **arguments)
@@ -135,7 +166,13 @@ class Captions(Conditioner):
         return {"encoder_hidden_states": embeds}
 
 
-CAPTIONED = ("StableDiffusionPipeline", "StableDiffusionXLPipeline", "PixArtAlphaPipeline", "PixArtSigmaPipeline")
+CAPTIONED = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+    "PixelUNetPipeline",
+)
 
 
 def conditioner_for(pipeline: Any, device: torch.device) -> Conditioner:

@@ -1,9 +1,11 @@
-"""Starting weights of a DiT made from scratch; diffusers leaves PyTorch's defaults, meant for loading over them."""
+"""Starting weights of denoisers made from scratch; diffusers leaves PyTorch's defaults, meant for loading over them."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
 from torch import nn
 
 
@@ -25,5 +27,23 @@ def initialise_dit(denoiser: Any) -> None:
     nn.init.zeros_(patches.bias)
     closed = [denoiser.proj_out_1, denoiser.proj_out_2]
     for layer in (*closed, *(block.norm1.linear for block in denoiser.transformer_blocks)):
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
+        _close(layer)
+
+
+def initialise_unet(denoiser: Any) -> None:
+    """Every residual branch and the output start as zero (Dhariwal and Nichol, arXiv 2105.05233).
+
+    Args:
+        denoiser: A UNet2DConditionModel; changed in place.
+    """
+    _close(denoiser.conv_out)
+    for module in denoiser.modules():
+        if isinstance(module, ResnetBlock2D):
+            _close(module.conv2)
+        elif isinstance(module, Transformer2DModel):
+            _close(module.proj_out)
+
+
+def _close(layer: Any) -> None:
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)

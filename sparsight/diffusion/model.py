@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import AutoModel, DiffusionPipeline
 from torch import Tensor, nn
 
-from sparsight.diffusion.conditioning import Condition, Conditioner, conditioner_for
-from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
+from sparsight.diffusion.conditioning import Condition, Conditioner, conditioner_for, map_condition
+from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES, PixelPipeline
 from sparsight.diffusion.process import NoiseProcess
 from sparsight.export.load import find_student, load_student
 
 ASSETS = Path(__file__).parent.parent / "assets"
+DENOISERS = ("unet", "transformer")
 
 
 def resolve(name: str) -> str:
@@ -43,8 +45,9 @@ def load_pipeline(
         if not index.is_file():
             raise FileNotFoundError(f"{source} is not a diffusers pipeline folder: it has no model_index.json")
         class_name = json.loads(index.read_text())["_class_name"]
-        if (class_name[1] if isinstance(class_name, list) else class_name) == PixelDiTPipeline.__name__:
-            return _load_pixel_pipeline(Path(source), variant=variant, trust_remote_code=trust_remote_code)
+        kind = PIXEL_PIPELINES.get(class_name[1] if isinstance(class_name, list) else class_name)
+        if kind is not None:
+            return _load_pixel_pipeline(kind, Path(source), variant=variant, trust_remote_code=trust_remote_code)
         student = None if trust_remote_code else find_student(Path(source))
         if student is not None:
             return _load_student_pipeline(Path(source), student, variant=variant)
@@ -67,23 +70,23 @@ def _load_student_pipeline(folder: Path, part: str, *, variant: str | None) -> D
     return type(rest)(**rest.components | {part: load_student(folder / part, variant=variant)}, **options)
 
 
-def _load_pixel_pipeline(folder: Path, *, variant: str | None, trust_remote_code: bool) -> PixelDiTPipeline:
+def _load_pixel_pipeline(
+    kind: type[PixelPipeline], folder: Path, *, variant: str | None, trust_remote_code: bool
+) -> PixelPipeline:
     index = json.loads((folder / "model_index.json").read_text())
-    parts = {}
-    for part in ("transformer", "scheduler"):
-        library, class_name = index[part]
+    arguments = {name: index.get(name) for name in inspect.signature(kind).parameters}
+    for part, address in arguments.items():
         options: dict[str, Any] = {"subfolder": part}
-        if part == "transformer":
+        if part in DENOISERS:
             options |= {"variant": variant, "torch_dtype": None}
         if part == find_student(folder) and not trust_remote_code:
-            parts[part] = load_student(folder / part, variant=variant)
-        elif library == "diffusers":
-            parts[part] = getattr(diffusers, class_name).from_pretrained(folder, **options)
-        else:
-            parts[part] = diffusers.AutoModel.from_pretrained(
-                str(folder), trust_remote_code=trust_remote_code, **options
-            )
-    return PixelDiTPipeline(**parts, id2label=index.get("id2label"))
+            arguments[part] = load_student(folder / part, variant=variant)
+        elif isinstance(address, list) and address[0] in ("diffusers", "transformers"):
+            part_class = getattr(importlib.import_module(address[0]), address[1])
+            arguments[part] = part_class.from_pretrained(folder, **options)
+        elif isinstance(address, list):
+            arguments[part] = AutoModel.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **options)
+    return kind(**arguments)
 
 
 class DiffusionModel:
@@ -98,7 +101,7 @@ class DiffusionModel:
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
-        self.component = next((c for c in ("unet", "transformer") if getattr(pipeline, c, None) is not None), "")
+        self.component = next((c for c in DENOISERS if getattr(pipeline, c, None) is not None), "")
         if not self.component:
             raise ValueError(f"{type(pipeline).__name__} has neither a unet nor a transformer")
         self.process = NoiseProcess(pipeline.scheduler)
@@ -130,6 +133,12 @@ class DiffusionModel:
         for name, part in self.pipeline.components.items():
             if isinstance(part, nn.Module) and name != self.component:
                 part.requires_grad_(False).eval().to(device)
+
+    def cast_frozen(self, dtype: torch.dtype) -> None:
+        """Denoiser and text encoders to ``dtype``; a VAE stays as it is, since some leave half precision's range."""
+        for part in self.pipeline.components.values():
+            if isinstance(part, nn.Module) and part is not self.vae:
+                part.to(dtype)
 
     def sample_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of a sample in model space at the size the denoiser was made for."""
@@ -164,16 +173,28 @@ class DiffusionModel:
         """The batch contract: ``{"sample": (B, C, H, W) in model space, "cond": ..., "index": (B,)}``.
 
         A datamodule gives ``image`` in [-1, 1], or ``sample``, or a trajectory's ``xt`` and ``timestep``; and
-        ``label`` or ``caption``.
+        ``label`` or ``caption``, or ready ``cond`` and ``uncond``.
         """
         prepared = {key: batch[key] for key in ("sample", "xt", "timestep", "index") if key in batch}
         if "image" in batch:
             prepared["sample"] = self.encode(batch["image"])
         shape = prepared["sample" if "sample" in prepared else "xt"].shape
         size = (shape[-2] * self.pixels_per_cell, shape[-1] * self.pixels_per_cell)
-        prepared["cond"] = self.conditioner(batch, size)
-        prepared["uncond"] = self.conditioner.unconditional(shape[0], size)
+        prepared["cond"] = self.condition(batch, size)
+        prepared["uncond"] = self.unconditional(batch, shape[0], size)
         return prepared
+
+    def condition(self, batch: Mapping[str, Any], size: tuple[int, int]) -> Condition:
+        """What the denoiser is told about a batch of images of ``size`` pixels; embeddings in the batch are used."""
+        return self._ready(batch["cond"]) if "cond" in batch else self.conditioner(batch, size)
+
+    def unconditional(self, batch: Mapping[str, Any], count: int, size: tuple[int, int]) -> Condition:
+        """The same without its conditions, ``count`` times."""
+        return self._ready(batch["uncond"]) if "uncond" in batch else self.conditioner.unconditional(count, size)
+
+    def _ready(self, embeddings: Condition) -> Condition:
+        dtype = next(self.denoiser.parameters()).dtype
+        return map_condition(lambda part: part.to(dtype) if part.is_floating_point() else part, embeddings)
 
 
 def predict(denoiser: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:

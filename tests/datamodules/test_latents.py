@@ -26,7 +26,12 @@ from sparsight.distill.sample_cache import cut
 from tests import tiny
 
 SIDE = 16
-FAMILIES = {"sd": tiny.save_sd_pipeline, "sdxl": tiny.save_sdxl_pipeline, "pixart": tiny.save_pixart_pipeline}
+FAMILIES = {
+    "sd": tiny.save_sd_pipeline,
+    "sdxl": tiny.save_sdxl_pipeline,
+    "pixart": tiny.save_pixart_pipeline,
+    "pixel_unet": tiny.save_pixel_unet_pipeline,  # without a VAE: only captions are encoded
+}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from blocks import (
     TokenMixer,
 )
 from sparsight.diffusion.examples import example_inputs
+from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES
 from sparsight.export.modeling import load_class, pipeline_file, student_file
 from sparsight.surgery.record import record_of
 from sparsight.surgery.replace import finalize, replace
@@ -85,13 +86,14 @@ def test_the_travelling_class_answers_like_the_original(tmp_path: Path, mixer: t
         assert torch.equal(model.eval()(**inputs).sample, denoiser(**inputs).sample)
 
 
-def test_running_the_file_again_leaves_what_exists_alone(tmp_path: Path) -> None:
-    code = pipeline_file()
+@pytest.mark.parametrize("kind", PIXEL_PIPELINES)
+def test_running_the_file_again_leaves_what_exists_alone(tmp_path: Path, kind: str) -> None:
+    code = pipeline_file(kind)
     first = load_class(code, tmp_path)
     module = sys.modules[code.stem]
     for _ in range(2):
         exec(compile(code.text, str(tmp_path), "exec"), module.__dict__)
-    assert module.PixelDiTPipeline is first
+    assert getattr(module, kind) is first
     assert first.__module__ == code.stem
 
 

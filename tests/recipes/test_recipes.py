@@ -155,10 +155,14 @@ def test_paper_recipes_train(tmp_path: Path) -> None:
 def test_plain_diffusers_draws_with_every_student(walks: dict[str, Path], tmp_path: Path) -> None:
     """A process that cannot import this project loads each export and answers with the same image."""
     assert set(walks) == set(FAMILIES), "needs the walks above"
+    check_plain_diffusers_draws(walks, tmp_path)
+
+
+def check_plain_diffusers_draws(exports: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "wanted").mkdir()
-    for family, folder in walks.items():
-        torch.save(draw(load_pipeline(str(folder))), tmp_path / "wanted" / f"{family}.pt")
-        (tmp_path / family).symlink_to(folder)
+    for name, folder in exports.items():
+        torch.save(draw(load_pipeline(str(folder))), tmp_path / "wanted" / f"{name}.pt")
+        (tmp_path / name).symlink_to(folder)
     script = Path(__file__).with_name("draw_with_plain_diffusers.py")
     surroundings = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
     process = subprocess.run(

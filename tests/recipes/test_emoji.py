@@ -1,0 +1,115 @@
+"""The offline text-to-image recipe, teacher and student, walked through by the command with a tiny font and encoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from sparsight.cli import main
+from sparsight.diffusion.model import load_pipeline
+from sparsight.surgery.sites import find_sites
+from tests import tiny
+from tests.recipes.test_recipes import check_plain_diffusers_draws, command, without_export
+from tests.tiny_font import save_emoji_font
+
+COLOURS = {chr(0x1F400 + number): (40 * number, 20, 90) for number in range(6)}  # rat to tiger
+CAPTIONS = ["rat", "ox"]
+
+
+def shrunk(name: str, folder: Path, **model: Any) -> Path:
+    """What is laid over a recipe: another font and smaller numbers; nothing else is changed."""
+    callbacks = yaml.safe_load(Path(f"configs/experiment/{name}.yaml").read_text())["trainer"]["callbacks"]
+    for callback in callbacks:
+        options = callback.get("init_args", {})
+        fewer: dict[str, Any] = {"every_n_steps": 4, "every_n_train_steps": 2, "captions": CAPTIONS}
+        options |= {key: value for key, value in fewer.items() if key in options}
+        if callback["class_path"] == "callbacks.ExportAtEnd":
+            options["output"] = str(folder / name / "export")
+    font = save_emoji_font(folder / "font.ttf", COLOURS)
+    records = {"class_path": "datamodules.EmojiRecords", "init_args": {"font": str(font)}}
+    small = {
+        "trainer": {
+            "accelerator": "cpu",
+            "precision": "32-true",  # convolutions in bfloat16 take seconds on a CPU
+            "default_root_dir": str(folder / name),
+            "enable_progress_bar": False,
+            "val_check_interval": 2,
+            "callbacks": callbacks,
+        },
+        "model": {"init_args": {"sample_steps": 2, **model}},
+        "data": {
+            "init_args": {"train": records, "test": records, "val_share": 0.34, "batch_size": 2, "image_size": 16}
+        },
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(small))
+    return path
+
+
+def walk(name: str, small: Path, *options: str) -> Path:
+    """Fit, resume and test; the recipe's own export is the answer."""
+    run = small.with_suffix("") / "lightning_logs"
+    command("fit", name, small, "--config", without_export(small), "--trainer.max_steps", "2")
+    last = Path("checkpoints") / "last.ckpt"
+    half = torch.load(run / "version_0" / last, weights_only=True)
+    resumed = command("fit", name, small, "--ckpt_path", str(run / "version_0" / last), *options)
+    whole = torch.load(run / "version_1" / last, weights_only=True)
+    assert half["global_step"] == 2 and whole["global_step"] == resumed.trainer.global_step == 4
+    assert half["state_dict"].keys() == whole["state_dict"].keys()
+    assert not any("text_encoder" in key for key in whole["state_dict"])
+    assert any(not torch.equal(whole["state_dict"][key], value) for key, value in half["state_dict"].items())
+    assert Image.open(run / "version_1" / "samples" / "step_0000004.png").getbbox()
+    tested = command("test", name, small, "--ckpt_path", str(run / "version_1" / last))
+    measured = [float(value) for key, value in tested.trainer.callback_metrics.items() if key.startswith("test/")]
+    assert measured and all(0 < value < 10 for value in measured)
+    return small.with_suffix("") / "export"
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders by name, filled by the walks below."""
+    return {}
+
+
+def test_the_teacher_is_trained_from_nothing(
+    exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("emoji")
+    encoder = str(tiny.save_text_encoder(folder / "bert"))
+    fewer = {"sample_size": 16, "block_out_channels": [16, 16, 16], "norm_num_groups": 8, "cross_attention_dim": 32}
+    small = shrunk(
+        "emoji_teacher", folder, denoiser={"init_args": fewer}, text_encoder=encoder, text_tokens=8, warmup_steps=1
+    )
+    exports["teacher"] = walk("emoji_teacher", small, "--trainer.max_steps", "4")
+    pipeline = load_pipeline(str(exports["teacher"]))
+    assert [site.grid.tokens for site in find_sites(pipeline.unet)] == [64, 16, 16, 16, 64, 64, 16]
+    last = folder / "emoji_teacher" / "lightning_logs" / "version_1" / "checkpoints" / "last.ckpt"
+    recipe = ["--config", "experiment/emoji_teacher", "--config", str(small)]
+    main(["export", *recipe, "--ckpt_path", str(last), "--output", str(folder / "again")])
+    again = load_pipeline(str(folder / "again"))
+    assert again.tokenizer.model_max_length == 8
+    for name, value in pipeline.unet.state_dict().items():
+        assert torch.equal(again.unet.state_dict()[name], value), name
+
+
+def test_a_student_is_distilled_from_it(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
+    assert "teacher" in exports, "needs the walk above"
+    folder = tmp_path_factory.mktemp("emoji")
+    stages = yaml.safe_load(Path("configs/experiment/emoji_student.yaml").read_text())["model"]["init_args"]["stages"]
+    fewer = [stage | {"steps": 2, "warmup_steps": 1} for stage in stages]
+    options = {"stages": fewer, "init_samples": 2, "mixer": {"init_args": {"kernel_size": 3}}}
+    small = shrunk("emoji_student", folder, teacher=str(exports["teacher"]), **options)
+    exports["student"] = walk("emoji_student", small)
+    unet = load_pipeline(str(exports["student"])).unet
+    assert [type(module).__name__ for module in unet.modules()].count("DeltaConvBlock") == 7
+
+
+def test_plain_diffusers_draws_with_both(exports: dict[str, Path], tmp_path: Path) -> None:
+    """A process that cannot import this project loads each export and answers with the same image."""
+    assert set(exports) == {"teacher", "student"}, "needs the walks above"
+    check_plain_diffusers_draws(exports, tmp_path)
