@@ -59,13 +59,13 @@ class ExportAtEnd(Callback):
             ConfigurationError: The model is split over processes, none of which could write it.
             ValueError: The output exists and is not to be overwritten.
         """
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            raise ConfigurationError(
-                "ExportAtEnd cannot write a model that is split over processes: leave it out, save checkpoints with "
-                "save_distributed_checkpoint: false, and run `sparsight export --ckpt_path` on one afterwards"
-            )
         if stage == "fit":
             check_destination(self._folder(trainer), overwrite=self.overwrite)
+            if isinstance(trainer.strategy, ModelParallelStrategy):
+                raise ConfigurationError(
+                    "ExportAtEnd cannot write a model that is split over processes: leave it out, save checkpoints "
+                    "with save_distributed_checkpoint: false, and run `sparsight export --ckpt_path` on one afterwards"
+                )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Export on rank 0, once all processes have ended training."""

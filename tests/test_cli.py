@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import subprocess
 import sys
@@ -90,52 +89,6 @@ def run_command(arguments: list[str]) -> None:
     run = [sys.executable, "-m", "sparsight", *arguments]
     done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-
-
-def distributed(config: str, root: Path, *, processes: int, batch_size: int) -> list[str]:
-    """Arguments of a fit on several CPU processes."""
-    return [
-        *("fit", "--config", config, f"--data.batch_size={batch_size}", f"--trainer.devices={processes}"),
-        *("--trainer.strategy=ddp", f"--trainer.default_root_dir={root}", "--trainer.logger=CSVLogger"),
-        f"--trainer.logger.save_dir={root}",
-    ]
-
-
-def logged(root: Path) -> dict[str, float]:
-    """The last value of everything that a run's CSVLogger wrote."""
-    with next(root.rglob("metrics.csv")).open() as file:
-        rows = list(csv.DictReader(file))
-    return {name: float(value) for row in rows for name, value in row.items() if value}
-
-
-def test_two_processes_from_the_command_are_one(tmp_path: Path) -> None:
-    # no Adam, which turns the rounding of a tiny gradient into a whole step; no stage of one token, whose kernel is
-    # fitted to nothing but rounding
-    mixer = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3, "scales": [1, 0.5]}}
-    stages = [{"objective": o, "steps": 3, "lr": 0.1, "warmup_steps": 1} for o in ("layerwise", "end_to_end")]
-    options = {"init_samples": 24, "mixer": mixer, "stages": stages, "optimizer": "torch.optim.SGD"}
-    config = str(distillation_config(tmp_path, **options))
-    states, values = [], []
-    for processes, batch_size in ((1, 4), (2, 2)):
-        root = tmp_path / f"processes_{processes}"
-        run_command(
-            [
-                *distributed(config, root, processes=processes, batch_size=batch_size),
-                *("--trainer.val_check_interval=6", "--trainer.log_every_n_steps=1"),
-            ]
-        )
-        states.append(torch.load(next(root.rglob("*.ckpt")), weights_only=True)["state_dict"])
-        values.append(logged(root))
-    start = main(["validate", "--config", config]).model.state_dict()
-    assert states[0].keys() == states[1].keys() == start.keys()
-    moved = max(float((states[0][name] - value).abs().max()) for name, value in start.items())
-    assert moved > 1e-2, "the comparison means nothing if nothing was learnt"
-    for name, value in states[0].items():
-        torch.testing.assert_close(states[1][name], value, rtol=1e-3, atol=1e-5)
-    compared = [name for name in values[0] if "relative_l2" in name]
-    assert any(name.startswith("val/") for name in compared)
-    for name in compared:
-        assert values[1][name] == pytest.approx(values[0][name], rel=1e-3), name
 
 
 def test_a_checkpoint_beats_no_flag_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

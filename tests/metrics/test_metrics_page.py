@@ -27,7 +27,8 @@ def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_preset_and_metric() -> None:
-    presets = [path.stem for path in (Path(__file__).parents[2] / "configs" / "callbacks").glob("*.yaml")]
+    fragments = (Path(__file__).parents[2] / "configs" / "callbacks").glob("*.yaml")
+    presets = [path.stem for path in fragments if "GenerationMetrics" in path.read_text()]
     from sparsight import metrics
 
     shown = [name for name in metrics.__all__ if name not in {"in_batches", "Reference", "GenerationMetric"}]
