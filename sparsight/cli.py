@@ -105,7 +105,7 @@ class SparsightCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except (ValueError, FileNotFoundError, ImportError) as error:
-            raise SystemExit(f"sparsight: {error}") from error
+            raise SystemExit(f"sparsight: {_said_by_class(error)}") from error
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's hyper-parameters beat YAML and flags in silence; here they are compared."""
@@ -113,6 +113,21 @@ class SparsightCLI(LightningCLI):
         path = self.config[verb].get("ckpt_path") if verb else None
         if path and Path(path).is_file():
             check_against_checkpoint(self.config[verb], path)
+
+
+def _said_by_class(error: Exception) -> BaseException:
+    """The error that a class raised, out of what the parser says about it and about every other type it tried."""
+    found: BaseException = error
+    while "jsonargparse" in _raised_in(found) and (found.__cause__ or found.__context__) is not None:
+        found = found.__cause__ or found.__context__ or found
+    return found
+
+
+def _raised_in(error: BaseException) -> str:
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else trace.tb_frame.f_code.co_filename
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:

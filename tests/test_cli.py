@@ -132,6 +132,14 @@ def test_mistakes_end_in_one_readable_message(
     assert not (tmp_path / "runs").exists(), "nothing may be written before the configuration stands"
 
 
+def test_what_a_callback_refuses_is_said_without_the_parsers_guesses(tmp_path: Path) -> None:
+    schedule = ["--trainer.callbacks+=callbacks.PruningSchedule", "--trainer.callbacks.shape=one_shot"]
+    with pytest.raises(
+        SystemExit, match=r"^sparsight: order is one of score, first, last, or a list of sites; got 'x'$"
+    ):
+        main(["fit", "--config", str(distillation_config(tmp_path)), *schedule, "--trainer.callbacks.order=x"])
+
+
 def test_a_missing_data_file_is_named(tmp_path: Path) -> None:
     config = str(distillation_config(tmp_path))
     with pytest.raises(SystemExit, match="gone"):
