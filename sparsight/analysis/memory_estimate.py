@@ -27,7 +27,7 @@ from sparsight.distill.losses import mean_squares
 from sparsight.surgery.replace import set_mode, shells_of
 from sparsight.surgery.shell import Mode
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 NOT_COUNTED = (
     "Not counted: encoding and decoding of images, gradients of activations while they are passed on, workspaces of "
     "kernels, and what the driver and the allocator keep (often 1 to 2 GiB)."
@@ -88,8 +88,9 @@ class MemoryEstimate:
         )
 
     def text(self) -> str:
-        """A table, and what is not in it."""
-        rows = [{"memory per device": name, "GiB": f"{count / GIB:.2f}"} for name, count in self._rows()]
+        """A table, in MiB for small models, and what is not in it."""
+        unit, size = ("GiB", GIB) if self.total >= GIB else ("MiB", MIB)
+        rows = [{"memory per device": name, unit: f"{count / size:.2f}"} for name, count in self._rows()]
         return f"{format_table(rows)}\n{NOT_COUNTED}"
 
     def _rows(self) -> Iterator[tuple[str, int]]:

@@ -113,6 +113,7 @@ def test_a_device_that_is_too_small_is_reported_with_the_remedy() -> None:
     fits = MemoryEstimate({"frozen": GIB}, {"layerwise": GIB, "end_to_end": 3 * GIB}, 2, available=5 * GIB)
     assert fits.total == 4 * GIB and not fits.too_much
     assert "free on the device" in fits.text() and "activations, batch 2, end_to_end" in fits.text()
+    assert "GiB" in fits.text() and "MiB" in MemoryEstimate({"frozen": 5}, {"layerwise": 5}, 2, available=None).text()
     small = MemoryEstimate(fits.standing, fits.stages, 2, available=3 * GIB)
     assert "4.0 GiB" in small.too_much and "gradient_checkpointing" in small.too_much and "3.0 GiB" in small.too_much
 
