@@ -156,8 +156,10 @@ class AttentionDistillation(DiffusionModule):
         if saved["record"] != record_of(self.denoiser):
             raise ValueError("the checkpoint holds other mixers than the configuration asks for")
         self._stage_index = saved["stage"]
-        self._recent_errors = {path: error.to(self.device) for path, error in saved["recent_errors"].items()}
-        self.retire(saved["handed_over"])
+        # checkpoints from before sites could wait have neither
+        recent = saved.get("recent_errors", {})
+        self._recent_errors = {path: error.to(self.device) for path, error in recent.items()}
+        self.retire(saved.get("handed_over", self.sites()))
         self._restored = True
 
     def _plan(self) -> dict[str, Any]:

@@ -159,6 +159,10 @@ def test_a_hybrid_keeps_its_attention_in_checkpoints_and_exports(teacher: str, t
     again = distillation(teacher)
     again.on_load_checkpoint(torch.load(path, weights_only=True))
     assert [p for p, shell in again.shells.items() if shell.handed_over] == SITES[2:]
+    older = torch.load(path, weights_only=True)
+    del older["sparsight"]["handed_over"], older["sparsight"]["recent_errors"]
+    again.on_load_checkpoint(older)
+    assert all(shell.handed_over for shell in again.shells.values()), "before sites could wait, none did"
     folder = export(module, tmp_path / "student", fp16=False)
     loaded = DiffusionModel.from_pretrained(str(folder)).denoiser
     assert list(record_of(loaded)["sites"]) == SITES[2:]
