@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from blocks.base import Site, TokenMixer
-from lightning_modules.base import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
+from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
 from sparsight.analysis.report import replacement_report
 from sparsight.analysis.run_memory import announce_memory
 from sparsight.diffusion.identity import state_hash
@@ -21,10 +21,11 @@ from sparsight.distill.distiller import Distiller
 from sparsight.distill.losses import mean_squares
 from sparsight.distill.processes import gathered, process_count
 from sparsight.distill.relative_errors import RelativeErrors
-from sparsight.distill.stages import Stage, StageClock, site_weight
+from sparsight.distill.stages import Stage, site_weight
 from sparsight.distill.start import start_from_teacher
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.sharding import is_sharded
+from sparsight.stage_clock import StageClock
 from sparsight.surgery.record import record_of
 from sparsight.surgery.replace import replace, set_mode
 from sparsight.surgery.shell import Mode
@@ -63,6 +64,8 @@ class AttentionDistillation(DiffusionModule):
         ValueError: No stage, unknown sites, or sites that cannot be replaced.
     """
 
+    scores_before_training = False  # mixers have no errors yet
+
     def __init__(
         self,
         teacher: str,
@@ -86,8 +89,6 @@ class AttentionDistillation(DiffusionModule):
     ) -> None:
         super().__init__(seed=seed, sample_steps=sample_steps, guidance_scale=guidance_scale)
         self.keep_hyperparameters()
-        if not stages:
-            raise ValueError("give at least one stage, e.g. {objective: layerwise, steps: 1000}")
         self.clock = StageClock(stages)
         self.teacher, self.revision = teacher, revision
         self.diffusion = DiffusionModel.from_pretrained(
@@ -171,6 +172,10 @@ class AttentionDistillation(DiffusionModule):
         """Paths of the self-attentions that have a mixer beside them."""
         return list(self.shells)
 
+    def distance(self, one: str, other: str) -> int:
+        """How many sites two of them are apart."""
+        return abs(self.sites().index(one) - self.sites().index(other))
+
     def score(self) -> dict[str, float]:
         """Relative L2 error of every mixer over the last steps of training, on all processes alike."""
         return {path: float(error) for path, error in self._recent_errors.items()}
@@ -186,8 +191,7 @@ class AttentionDistillation(DiffusionModule):
         """The stages say how long training is, unless the trainer stops earlier."""
         super().setup(stage)
         if stage == "fit":
-            loop = self.trainer.fit_loop.epoch_loop
-            loop.max_steps = self.clock.total if loop.max_steps < 0 else min(loop.max_steps, self.clock.total)
+            self.end_after(self.clock.total)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The current stage's optimiser and learning-rate schedule."""

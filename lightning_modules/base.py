@@ -1,4 +1,4 @@
-"""What every diffusion LightningModule shares: randomness, optimisers, checkpoints of trained tensors, predictions."""
+"""What every LightningModule here shares: plain hyper-parameters, optimisers, checkpoints of trained tensors."""
 
 from __future__ import annotations
 
@@ -6,49 +6,18 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from diffusers.optimization import get_scheduler
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
-from torch import Tensor
-
-from sparsight.diffusion.conditioning import drop_condition
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.diffusion.randomness import Stream, sample_normal, sample_uniform
-from sparsight.diffusion.sampling import sample, starting_noise
-from sparsight.sharding import is_sharded, shard
-
-VARIANTS = 8  # compilations of one block
-STREAM_OFFSET_EVAL = 1_000_003  # evaluation draws must not repeat those of training
 
 
-class DiffusionModule(LightningModule):
-    """Base of modules that train a denoiser or a part of it.
+class TrainedPartsModule(LightningModule):
+    """Base of modules that train parts of a pretrained model and keep only those in checkpoints."""
 
-    Args:
-        seed: Decides timesteps, noise and condition dropout, together with step and sample index.
-        sample_steps: Sampler steps of ``predict``, grids and metrics.
-        guidance_scale: Guidance of the same.
-    """
-
-    diffusion: DiffusionModel
-
-    def __init__(self, *, seed: int, sample_steps: int, guidance_scale: float) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.seed = seed
-        self.sample_steps = sample_steps
-        self.guidance_scale = guidance_scale
         self.strict_loading = False  # checkpoints hold what was trained; load_state_dict checks it exactly
-
-    def setup(self, stage: str) -> None:
-        """Move text encoders and VAE beside the denoiser."""
-        self.diffusion.to(self.device)
-
-    def configure_model(self) -> None:
-        """Split the denoiser over the processes of a ModelParallelStrategy (FSDP2); nothing under other strategies."""
-        if self.device_mesh is not None and not is_sharded(self.diffusion.denoiser):
-            shard(self.diffusion.denoiser, self.device_mesh)
 
     def keep_hyperparameters(self, *, ignore: Sequence[str] = ()) -> None:
         """Save the constructor's arguments that are plain data, so that checkpoints load with ``weights_only``.
@@ -61,58 +30,32 @@ class DiffusionModule(LightningModule):
         not_plain = [name for name, value in self.hparams.items() if not _is_plain(value)]
         self.save_hyperparameters(ignore=[*ignore, *not_plain], frame=frame.f_back)
 
-    # -- batches -------------------------------------------------------------------------------------------------
-
-    def noised(self, batch: Mapping[str, Any], *, step: int, condition_dropout: float) -> dict[str, Any]:
-        """The batch contract with ``xt``, ``timestep``, ``level`` and, for clean samples, ``target`` added.
-
-        Args:
-            batch: What the datamodule gave.
-            step: Optimiser step that the draws belong to.
-            condition_dropout: Share of samples that lose their condition.
-        """
-        prepared = self.diffusion.prepare(batch)
-        index = batch["index"]
-        process = self.diffusion.process
-        if condition_dropout > 0:
-            uniform_B = sample_uniform(seed=self.seed, step=step, index=index, stream=Stream.CONDITION_DROPOUT)
-            prepared["cond"] = drop_condition(prepared["cond"], prepared["uncond"], uniform_B < condition_dropout)
-        if "xt" in prepared:
-            prepared["level"] = process.level(prepared["timestep"])
-            return prepared
-        clean = prepared["sample"]
-        uniform_B = sample_uniform(seed=self.seed, step=step, index=index, stream=Stream.TIMESTEP)
-        noise = sample_normal(clean.shape[1:], seed=self.seed, step=step, index=index, stream=Stream.NOISE)
-        level = process.levels(uniform_B)
-        noise = noise.to(clean)
-        prepared |= {
-            "level": level,
-            "timestep": process.timestep(level).to(clean.device),
-            "xt": process.add_noise(clean, noise, level),
-            "target": process.target(clean, noise, level),
-        }
-        return prepared
-
-    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
-        """Images (B, C, H, W) in [0, 1], one for every condition of the batch, with the batch's ids."""
-        return {"images": self.draw(batch, batch["index"]), "index": batch["index"]}
-
-    def draw(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
-        """Sample images in [0, 1] for the labels or captions of ``batch``; equal ids give equal starting noise."""
-        return self.diffusion.decode(self.draw_latents(batch, index))
-
-    def draw_latents(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
-        """The same in model space."""
-        noise = starting_noise(self.diffusion.sample_shape(), seed=self.seed, index=index)
-        return sample(self.diffusion, batch, noise, steps=self.sample_steps, guidance=self.guidance_scale)
+    def end_after(self, steps: int) -> None:
+        """Let training end after that many optimiser steps, unless the trainer stops earlier."""
+        loop = self.trainer.fit_loop.epoch_loop
+        loop.max_steps = steps if loop.max_steps < 0 else min(loop.max_steps, steps)
 
     # -- optimisers ----------------------------------------------------------------------------------------------
 
     def optimisers(
-        self, optimizer: OptimizerCallable, *, lr_schedule: str, warmup_steps: int, steps: int
+        self,
+        optimizer: OptimizerCallable,
+        *,
+        lr_schedule: str,
+        warmup_steps: int,
+        steps: int,
+        groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> OptimizerLRSchedulerConfig:
-        """Lightning's optimiser dictionary over the trainable parameters, with a diffusers learning-rate schedule."""
-        trained = optimizer([p for p in self.parameters() if p.requires_grad])
+        """Lightning's optimiser dictionary with a diffusers learning-rate schedule.
+
+        Args:
+            optimizer: Makes an optimiser of parameters or groups of them.
+            lr_schedule: Name of the schedule.
+            warmup_steps: Steps over which the learning rate rises.
+            steps: Steps of the whole schedule.
+            groups: Parameter groups with their own settings; all trainable parameters alike if not given.
+        """
+        trained = optimizer([p for p in self.parameters() if p.requires_grad] if groups is None else groups)
         schedule = get_scheduler(lr_schedule, trained, num_warmup_steps=warmup_steps, num_training_steps=steps)
         return {"optimizer": trained, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -148,14 +91,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(_is_plain(item) for item in value)
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-def compile_blocks(denoiser: torch.nn.Module) -> None:
-    """Compile every transformer block in place, which keeps parameter names and shares one compilation."""
-    blocks = [module for module in denoiser.modules() if type(module).__name__ == "BasicTransformerBlock"]
-    for block in blocks:
-        block.compile()
-    # all blocks are one piece of code to the compiler: each may be of another shape, and is met by teacher and student,
-    # with and without gradients, before and after its hand-over
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, VARIANTS * len(blocks))

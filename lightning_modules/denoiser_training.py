@@ -12,7 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from lightning_modules.base import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
+from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
 from sparsight.diffusion.model import DiffusionModel, load_pipeline, predict
 from sparsight.diffusion.untrained import untrained_pipeline
 from sparsight.distill.losses import min_snr_weight

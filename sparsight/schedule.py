@@ -15,8 +15,14 @@ EXPONENTIAL_RATE = 5.0  # all but e^-5 of the way would be left undone without t
 class Prunable(Protocol):
     """What a LightningModule answers so that a schedule can retire its sites one after the other."""
 
+    scores_before_training: bool  # whether ``score`` knows something before the first optimiser step
+
     def sites(self) -> list[str]:
         """Names of all sites that can be retired, in the order of the model."""
+        ...
+
+    def distance(self, one: str, other: str) -> int:
+        """How many places two sites are apart in the model; 1 for neighbours."""
         ...
 
     def score(self) -> dict[str, float]:
@@ -83,3 +89,20 @@ def in_order(sites: Sequence[str], order: str | Sequence[str], scores: Mapping[s
     if isinstance(order, str):
         return list(sites) if order == "first" else list(reversed(sites))
     return list(order)
+
+
+def spaced(order: Sequence[str], count: int, *, taken: Sequence[str], spacing: int, module: Prunable) -> list[str]:
+    """The first ``count`` sites of an order that keep their distance from each other and from those already taken.
+
+    Args:
+        order: Sites that may be taken, best first.
+        count: How many are wanted; there may be fewer.
+        taken: Sites that were taken before.
+        spacing: Least distance of two sites; 1 lets neighbours go.
+        module: Knows the distances.
+    """
+    chosen: list[str] = []
+    for name in order:
+        if len(chosen) < count and all(module.distance(name, other) >= spacing for other in [*taken, *chosen]):
+            chosen.append(name)
+    return chosen

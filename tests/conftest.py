@@ -1,4 +1,4 @@
-"""What every test stands on: no network, two threads, the same random numbers each time."""
+"""What every test stands on: no network, one thread, the same random numbers each time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tiny models gain nothing from more, and beside other work threads wait for each other
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

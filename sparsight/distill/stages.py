@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
 
@@ -76,26 +75,6 @@ class Stage:
     def terms(self) -> Objective:
         """The loss terms, with a preset resolved."""
         return OBJECTIVES[self.loss] if isinstance(self.loss, str) else self.loss
-
-
-@dataclass
-class StageClock:
-    """Which stage an optimiser step belongs to."""
-
-    stages: Sequence[Stage]
-    ends: list[int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.ends = [sum(stage.steps for stage in self.stages[: i + 1]) for i in range(len(self.stages))]
-
-    @property
-    def total(self) -> int:
-        """Steps of all stages."""
-        return self.ends[-1]
-
-    def index(self, step: int) -> int:
-        """Index of the stage that trains at ``step``; the last one afterwards."""
-        return next((i for i, end in enumerate(self.ends) if step < end), len(self.ends) - 1)
 
 
 def site_weight(weights: dict[str, float], path: str) -> float:

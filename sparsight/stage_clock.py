@@ -1,0 +1,42 @@
+"""Which stage of a run an optimiser step belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
+
+
+class Timed(Protocol):
+    """A stage that lasts a number of optimiser steps."""
+
+    steps: int
+
+
+AnyStage = TypeVar("AnyStage", bound=Timed)
+
+
+@dataclass
+class StageClock(Generic[AnyStage]):
+    """Stages, one after the other.
+
+    Raises:
+        ValueError: There is none.
+    """
+
+    stages: Sequence[AnyStage]
+    ends: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("give at least one stage, with its `steps`")
+        self.ends = [sum(stage.steps for stage in self.stages[: i + 1]) for i in range(len(self.stages))]
+
+    @property
+    def total(self) -> int:
+        """Steps of all stages."""
+        return self.ends[-1]
+
+    def index(self, step: int) -> int:
+        """Index of the stage that trains at ``step``; the last one afterwards."""
+        return next((i for i, end in enumerate(self.ends) if step < end), len(self.ends) - 1)
