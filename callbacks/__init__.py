@@ -4,6 +4,7 @@ from callbacks.ema import TrainableEMA
 from callbacks.export import ExportAtEnd
 from callbacks.generation_metrics import GenerationMetrics
 from callbacks.image_writer import ImageWriter
+from callbacks.layer_rotation import LayerRotation
 from callbacks.pruning_schedule import PruningSchedule
 from callbacks.sample_grid import SampleGrid
 from callbacks.throughput import Throughput
@@ -12,6 +13,7 @@ __all__ = [
     "ExportAtEnd",
     "GenerationMetrics",
     "ImageWriter",
+    "LayerRotation",
     "PruningSchedule",
     "SampleGrid",
     "Throughput",

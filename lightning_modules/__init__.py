@@ -2,5 +2,6 @@
 
 from lightning_modules.attention_distillation import AttentionDistillation
 from lightning_modules.denoiser_training import DenoiserTraining
+from lightning_modules.sparse_layer_tuning import SparseLayerTuning
 
-__all__ = ["AttentionDistillation", "DenoiserTraining"]
+__all__ = ["AttentionDistillation", "DenoiserTraining", "SparseLayerTuning"]

@@ -9,7 +9,10 @@ from typing import Any
 import torch
 
 FLAG_WINS = (
+    "attn_implementation",
+    "base",
     "compile",
+    "evaluation",
     "gradient_checkpointing",
     "guidance_scale",
     "pretrained",
@@ -18,6 +21,7 @@ FLAG_WINS = (
     "teacher",
     "trust_remote_code",
     "variant",
+    "vision_cache_gib",
 )
 """Options of a module whose value on the command line or in YAML beats the checkpoint's; others must be equal."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCardData
@@ -25,12 +27,12 @@ def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> No
         base: What it was made from; none if it was trained from scratch.
     """
     if run.config is not None:
-        (folder / CONFIG).write_text(_without_places(run.config), encoding="utf-8")
+        (folder / CONFIG).write_text(without_places(run.config), encoding="utf-8")
     sections = {
         "Use": _use(model, base),
         "What was changed": _changes(model),
-        "Training": _training(run),
-        "Measured": _measured(run),
+        "Training": training_text(run),
+        "Measured": measured_text(run),
         "Precision": _precision(model),
         "Limits": _limits(model),
     }
@@ -40,7 +42,7 @@ def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> No
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _without_places(config: str) -> str:
+def without_places(config: str) -> str:
     """The run's configuration but for where its files went on the machine that ran it."""
     content = yaml.safe_load(config)
     content.get("trainer", {}).pop("default_root_dir", None)
@@ -62,11 +64,16 @@ def _summary(model: Model, base: Base | None) -> str:
     made = "trained from scratch" if base is None else f"{'distilled' if model.delta else 'trained'} from `{base.name}`"
     changed = f"with {len(model.sites)} of its {model.all_sites} self-attentions replaced by token mixers, "
     text = f"A `{model.denoiser}`, {changed if model.sites else ''}{made} with Sparsight."
-    name = model.licence.get("license_name", model.licence.get("license"))
+    return f"{text} {stated_licence(model.licence, base)}"
+
+
+def stated_licence(licence: Mapping[str, Any], base: Base | None) -> str:
+    """The licence in a sentence."""
+    name = licence.get("license_name", licence.get("license"))
     if name is not None:
-        return f"{text} Licence: `{name}`{'' if base is None else ', as its base'}."
+        return f"Licence: `{name}`{'' if base is None else ', as its base'}."
     where = "" if base is None else f", and none could be read from the card of `{base.name}`"
-    return f"{text} No licence was stated{where}: settle that before you share it."
+    return f"No licence was stated{where}: settle that before you share it."
 
 
 def _use(model: Model, base: Base | None) -> str:
@@ -112,7 +119,8 @@ def _changes(model: Model) -> str:
     return "\n".join([*rows, "", f"The denoiser has {now:,} parameters; before, it had {before:,}."])
 
 
-def _training(run: Run) -> str:
+def training_text(run: Run) -> str:
+    """How the model was trained, with the configuration to repeat it."""
     lines = []
     if run.stages:
         lines += ["| stage | steps | learning rate |", "|---|---|---|"]
@@ -131,7 +139,8 @@ def _training(run: Run) -> str:
     return "\n".join([*lines, "```sh", f"sparsight fit --config {CONFIG}", "```"])
 
 
-def _measured(run: Run) -> str:
+def measured_text(run: Run) -> str:
+    """Table of what was measured."""
     if not run.metrics:
         return "Nothing was measured for this export."
     rows = [f"| {m.name} | {m.value:.4g} | {m.protocol} |" for m in run.metrics]

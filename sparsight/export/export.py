@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
+from transformers import PreTrainedModel
 
 from sparsight.diffusion.conditioning import ClassLabels
 from sparsight.diffusion.examples import family
@@ -23,9 +25,13 @@ from sparsight.export.folder import write_pipeline
 from sparsight.export.hub import push
 from sparsight.export.standalone import reference_answer, student_state
 from sparsight.export.verify import is_exact, verify
+from sparsight.lvlm.export import write_lvlm
+from sparsight.lvlm.provenance import FILE as PROVENANCE
 from sparsight.surgery.record import record_of
 from sparsight.surgery.replace import shells_of, without_idle
 from sparsight.surgery.sites import find_sites, meta_twin
+
+SOURCES = ("teacher", "pretrained", "base")  # options of modules that name the model they start from
 
 
 def export(
@@ -44,10 +50,11 @@ def export(
     card. ``module`` stays as it is.
 
     Args:
-        module: A module with a ``diffusion`` model, e.g. AttentionDistillation or DenoiserTraining.
+        module: AttentionDistillation, DenoiserTraining or SparseLayerTuning.
         output: The folder to make.
         run: What the card tells about the training.
-        fp16: Write half-precision weights as well, as ``variant="fp16"``.
+        fp16: Write half-precision weights of a denoiser as well, as ``variant="fp16"``; image-text models are written
+            in the precision of their frozen part alone.
         overwrite: Replace an earlier export at ``output``.
         name: How the card says that the export is loaded, e.g. a hub id; the folder's name if not given.
         licence: Hugging Face's identifier of the licence; that of the base model's card if not given.
@@ -57,35 +64,57 @@ def export(
 
     Raises:
         ValueError: ``output`` exists, a mixer cannot travel, no site was handed over to its mixer yet, or the module
-            has no diffusion model.
+            has no model to export.
         RuntimeError: The folder does not load, or its answers differ; nothing is left at ``output``.
     """
-    if not isinstance(getattr(module, "diffusion", None), DiffusionModel):
-        raise ValueError(f"{type(module).__name__} has no diffusion model to export")
+    write = _writer_of(module)
     destination = check_destination(output, overwrite=overwrite)
     base = base_of(module)
     partial = _sibling(destination, "partial")
     try:
         partial.mkdir(parents=True)
-        with without_idle(module.diffusion.denoiser):
-            _write(
-                module, partial, base=base, run=run or Run(), licence=licence, fp16=fp16, name=name or destination.name
-            )
+        write(
+            module,
+            partial,
+            name or destination.name,
+            run=run or Run(),
+            base=base,
+            licence=_licence(licence, base),
+            fp16=fp16,
+        )
         _appear(partial, destination)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return destination
 
 
-def _write(
-    module: Any, folder: Path, name: str, *, run: Run, base: Base | None, licence: str | None, fp16: bool
+def _writer_of(module: Any) -> Callable[..., None]:
+    """What writes a module's folder, and verifies it.
+
+    Raises:
+        ValueError: The module has nothing that can be exported.
+    """
+    if isinstance(getattr(module, "diffusion", None), DiffusionModel):
+        return _write_pipeline
+    if isinstance(getattr(module, "model", None), PreTrainedModel):
+        return _write_lvlm
+    raise ValueError(f"{type(module).__name__} has neither a diffusion nor an image-text model to export")
+
+
+def _write_pipeline(
+    module: Any, folder: Path, name: str, *, run: Run, base: Base | None, licence: dict[str, Any], fp16: bool
 ) -> None:
-    write_pipeline(module.diffusion, folder, fp16=fp16)
-    if base is not None and shells_of(module.denoiser):
-        _write_delta(module, base, folder / "delta")
-    reloaded = _verified(module.diffusion, folder)
-    facts = _describe(module.diffusion, folder, name, reloaded, _licence(licence, base))
+    with without_idle(module.diffusion.denoiser):
+        write_pipeline(module.diffusion, folder, fp16=fp16)
+        if base is not None and shells_of(module.denoiser):
+            _write_delta(module, base, folder / "delta")
+        reloaded = _verified(module.diffusion, folder)
+        facts = _describe(module.diffusion, folder, name, reloaded, licence)
     write_card(folder, model=facts, run=run, base=base)
+
+
+def _write_lvlm(module: Any, folder: Path, name: str, *, fp16: bool, **facts: Any) -> None:
+    write_lvlm(module, folder, name, **facts)
 
 
 def export_and_push(
@@ -140,14 +169,15 @@ def check_destination(output: str | Path, *, overwrite: bool) -> Path:
     path = Path(os.path.abspath(output))
     if path.exists() and not overwrite:
         raise ValueError(f"{output} exists: give another output, or overwrite")
-    if path.exists() and not (path / "model_index.json").is_file() and not (path.is_dir() and not any(path.iterdir())):
+    ours = any((path / name).is_file() for name in ("model_index.json", PROVENANCE))
+    if path.exists() and not ours and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{output} is no earlier export, so it is not overwritten: give another output")
     return path
 
 
 def base_of(module: Any) -> Base | None:
     """What a module started from, by its hyper-parameters."""
-    source = module.hparams.get("teacher") or module.hparams.get("pretrained")
+    source = next((module.hparams[name] for name in SOURCES if module.hparams.get(name)), None)
     if source is None:
         return None
     return describe_base(source, revision=module.hparams.get("revision"), variant=module.hparams.get("variant"))

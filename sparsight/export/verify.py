@@ -54,17 +54,13 @@ def verify(
     """
     with tempfile.TemporaryDirectory() as scratch:
         questions, answers = Path(scratch, "questions.safetensors"), Path(scratch, "answers.safetensors")
-        _write(inputs, questions)
+        write_questions(inputs, questions)
         refused = ",".join(sorted({*REFUSED, *(name.split(".")[0] for name in mixers)}))
-        script = shutil.copy(reload.__file__, scratch)  # a script's own folder is on its import path
-        command = [sys.executable, script, str(folder.resolve()), part, str(questions), str(answers)]
-        surroundings = {key: value for key, value in os.environ.items() if key != "DIFFUSERS_DISABLE_REMOTE_CODE"}
-        surroundings |= {"HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
-        process = subprocess.run(
-            [*command, str(int(has_code)), refused], cwd=scratch, env=surroundings, capture_output=True, text=True
+        run_fresh(
+            reload.__file__,
+            [str(folder.resolve()), part, str(questions), str(answers), str(int(has_code)), refused],
+            scratch=scratch,
         )
-        if process.returncode != 0:
-            raise RuntimeError(f"the export does not load in a fresh process:\n{process.stderr[-3000:]}")
         errors = {name: relative_l2(answer, expected) for name, answer in load_file(answers).items()}
     for name, error in errors.items():
         allowed = EXACT if exact and name != "fp16" else ROUNDED
@@ -74,6 +70,26 @@ def verify(
                 f"{allowed:.0e}"
             )
     return errors
+
+
+def run_fresh(script: str, arguments: Sequence[str], *, scratch: str) -> None:
+    """Run a script of ours by itself, offline.
+
+    Args:
+        script: Its file.
+        arguments: What it is called with.
+        scratch: An empty folder for it.
+
+    Raises:
+        RuntimeError: It failed; the message holds what it said.
+    """
+    copied = shutil.copy(script, scratch)  # a script's own folder is on its import path
+    surroundings = {key: value for key, value in os.environ.items() if key != "DIFFUSERS_DISABLE_REMOTE_CODE"}
+    surroundings |= {"HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, copied, *arguments]
+    process = subprocess.run(command, cwd=scratch, env=surroundings, capture_output=True, text=True)
+    if process.returncode != 0:
+        raise RuntimeError(f"the export does not load in a fresh process:\n{process.stderr[-3000:]}")
 
 
 def relative_l2(answer: Tensor, expected: Tensor) -> float:
@@ -87,7 +103,8 @@ def is_exact(denoiser: nn.Module) -> bool:
     return all(p.dtype == torch.float32 and p.device.type == "cpu" for p in denoiser.parameters())
 
 
-def _write(inputs: dict[str, Any], path: Path) -> None:
+def write_questions(inputs: dict[str, Any], path: Path) -> None:
+    """Write inputs, nested once at most, as a safetensors file; floats in fp32."""
     named: dict[str, Tensor | None] = {}
     for name, value in inputs.items():
         named |= {f"{name}.{key}": item for key, item in value.items()} if isinstance(value, dict) else {name: value}

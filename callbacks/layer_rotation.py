@@ -1,0 +1,56 @@
+"""Training few layers at a time, other ones after a while."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_info
+
+from sparsight.hyperparameters import ConfigurationError
+
+
+class LayerRotation(Callback):
+    """Trains a few of a module's chosen decoder layers at a time, drawn anew every so many steps (LISA, 2403.17919).
+
+    The optimiser forgets its state of layers that are frozen again, which is what saves the memory; weights keep what
+    they have learnt. Choose all layers in the module (``sparsight.lvlm.selection.All``) to rotate over all. The draw
+    depends on (seed, step) alone, so a resumed run goes on with the same layers.
+
+    Args:
+        layers: Number of layers that train at a time.
+        every_n_steps: Optimiser steps between two draws.
+        seed: Of the draws.
+
+    Raises:
+        ValueError: An option is not positive.
+    """
+
+    def __init__(self, layers: int = 2, every_n_steps: int = 20, seed: int = 0) -> None:
+        if layers < 1 or every_n_steps < 1:
+            raise ValueError(f"layers and every_n_steps are 1 or more, got {layers} and {every_n_steps}")
+        self.layers = layers
+        self.every_n_steps = every_n_steps
+        self.seed = seed
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Check that there is something to rotate over.
+
+        Raises:
+            ConfigurationError: The module has no layers to choose from, or too few.
+        """
+        chosen = getattr(pl_module, "layers", None)
+        if chosen is None or not hasattr(pl_module, "focus"):
+            raise ConfigurationError(f"LayerRotation needs a SparseLayerTuning, not a {type(pl_module).__name__}")
+        if self.layers > len(chosen):
+            raise ConfigurationError(
+                f"LayerRotation trains {self.layers} layers at a time, but only {chosen} are chosen"
+            )
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Draw when it is time, before the step is trained."""
+        turn = trainer.global_step // self.every_n_steps
+        drawn = random.Random(f"{self.seed} {turn}").sample(pl_module.layers, self.layers)
+        if pl_module.focus(drawn):
+            rank_zero_info(f"step {trainer.global_step}: training layers {sorted(drawn)}")

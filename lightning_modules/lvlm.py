@@ -1,0 +1,165 @@
+"""What modules of image-text models share: loading, evaluation by task, layer scores, layers that retire."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_modules.base import TrainedPartsModule
+from sparsight.diffusion.identity import state_hash
+from sparsight.distill.processes import averaged
+from sparsight.lvlm.evaluate import answer_items
+from sparsight.lvlm.load import DTYPES, Dtype, load_lvlm, load_processor
+from sparsight.lvlm.provenance import read_provenance
+from sparsight.lvlm.retire import LayerPruning, RetiredLayers, removable_layers
+from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
+from sparsight.lvlm.task_scores import TaskScores, read_accuracies
+from sparsight.lvlm.tower import find_parts
+
+SITE = "layers."  # names of decoder layers as sites of a schedule
+
+
+@dataclass
+class Evaluation:
+    """How evaluation items are answered.
+
+    Args:
+        new_tokens: Most tokens that the model may write for an item; 0 for likelihoods alone.
+        reference: ``scores_*.json`` of another evaluation on the same items, e.g. of the base model: scores are then
+            logged as shares of its scores too.
+    """
+
+    new_tokens: int = 0
+    reference: str | None = None
+
+
+class LVLMModule(TrainedPartsModule):
+    """An image-text model that is evaluated, scored layer by layer, and may lose layers along a PruningSchedule.
+
+    Args:
+        base: Folder or hub id.
+        dtype: Precision of its weights.
+        attn_implementation: transformers' name of the attention kernel.
+        revision: Git revision on the hub.
+        trust_remote_code: Run code that comes with the model.
+        evaluation: How evaluation items are answered.
+        prune: Which layers may be removed.
+    """
+
+    scores_before_training = True
+
+    def __init__(
+        self,
+        *,
+        base: str,
+        dtype: Dtype,
+        attn_implementation: str | None,
+        revision: str | None,
+        trust_remote_code: bool,
+        evaluation: Evaluation | None,
+        prune: LayerPruning | None,
+    ) -> None:
+        super().__init__()
+        self.evaluation = evaluation or Evaluation()
+        self.reference = None if self.evaluation.reference is None else read_accuracies(self.evaluation.reference)
+        self.base, self.revision, self.frozen_dtype = base, revision, DTYPES[dtype]
+        self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.model: Any = load_lvlm(base, dtype=dtype, attn_implementation=attn_implementation, **self.source)
+        self.base_hash = state_hash(self.model.state_dict())
+        self.earlier = read_provenance(base)
+        self.parts = find_parts(self.model)
+        self.depth = len(self.parts.layers)
+        self.layers: list[int] = []
+        self.prune = prune
+        self.retired = RetiredLayers(self.model, self.parts)
+        self._scores = TaskScores()
+        self._tokenizer: Any = None
+
+    # -- evaluation ------------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Let the model, without its retired layers, answer the items of a batch."""
+        self._answer(batch)
+
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """The same on the test data."""
+        self._answer(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Loss of right answers and accuracy by task, over all batches and processes."""
+        self._log_scores("val")
+
+    def on_test_epoch_end(self) -> None:
+        """The same on the test data."""
+        self._log_scores("test")
+
+    def _answer(self, batch: Mapping[str, Any]) -> None:
+        if self._tokenizer is None:
+            self._tokenizer = load_processor(self.base, **self.source).tokenizer
+        with self.retired.taken_out():
+            items = answer_items(self.model, self._tokenizer, batch, new_tokens=self.evaluation.new_tokens)
+        self._scores.add(items)
+
+    def _log_scores(self, prefix: str) -> None:
+        scores, self._scores = self._scores, TaskScores()
+        scores.gather()
+        self.log(f"{prefix}/loss", scores.loss(), prog_bar=True)
+        found = scores.accuracies()
+        self.log_dict({f"{prefix}/accuracy/{name}": value for name, value in found.items()})
+        for name in ("visual", "text"):
+            if f"likelihood/{name}" in found:
+                self.log(f"{prefix}/{name}", found[f"likelihood/{name}"], prog_bar=True)
+        if self.reference is not None:
+            kept = {n: value / self.reference[n] for n, value in found.items() if self.reference.get(n)}
+            self.log_dict({f"{prefix}/kept/{name}": value for name, value in kept.items()})
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # a broadcast: all processes must ask
+        if self.trainer.is_global_zero and not self.trainer.sanity_checking:
+            scores.save(Path(folder, f"scores_{prefix}.json"))
+
+    # -- layers ----------------------------------------------------------------------------------------------------
+
+    def analyze(self, scores: Sequence[LayerScore], batches: Sequence[Mapping[str, Any]]) -> ScoreTable:
+        """Score the decoder layers on calibration batches."""
+        return score_layers(self.model, batches, scores, base=self.base, base_hash=self.base_hash)
+
+    def sites(self) -> list[str]:
+        """Names of the decoder layers that may be removed.
+
+        Raises:
+            ValueError: The module is not set up to lose layers.
+        """
+        if self.prune is None:
+            raise ValueError("the module has no `prune`: give it, with a score, to let a schedule remove layers")
+        tuned_before = [] if self.earlier is None else self.earlier["tuned_layers_now"]
+        found = removable_layers(self.model, self.prune, depth=self.depth, tuned=self.layers, tuned_before=tuned_before)
+        return [f"{SITE}{index}" for index in found]
+
+    def score(self) -> dict[str, float]:
+        """Importance of every removable layer, as the model now is, on the first training batches of all processes."""
+        assert self.prune is not None
+        data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  set by fit, unknown to the class
+        drawn = islice(iter(data.train_dataloader()), self.prune.batches)
+        batches = [self.trainer.strategy.batch_to_device(batch) for batch in drawn]
+        with self.trainer.precision_plugin.forward_context():
+            (values,) = score_layers(self.model, batches, [self.prune.score]).values.values()
+        known = torch.tensor([float("inf") if value is None else value for value in values], device=self.device)
+        everywhere = averaged(known).tolist()
+        return {name: everywhere[layer_of(name)] for name in self.sites()}
+
+    def distance(self, one: str, other: str) -> int:
+        """How many layers two sites are apart."""
+        return abs(layer_of(one) - layer_of(other))
+
+    def retire(self, names: Sequence[str]) -> None:
+        """Pass these layers by."""
+        self.retired.set([layer_of(name) for name in names])
+
+
+def layer_of(site: str) -> int:
+    """Number of the decoder layer that a site's name means."""
+    return int(site.removeprefix(SITE))

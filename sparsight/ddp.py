@@ -1,0 +1,29 @@
+"""Changing what is trained after DDP has wrapped a model.
+
+DDP decides at wrapping which gradients it averages. Parameters that are unfrozen later train on each process alone,
+without a word (Lightning issue 20340), so the model is wrapped again.
+"""
+
+from __future__ import annotations
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+
+from sparsight.hyperparameters import ConfigurationError
+
+
+def average_what_is_trained(trainer: Trainer) -> None:
+    """Let gradients of exactly the parameters that now require them be averaged over processes.
+
+    Raises:
+        ConfigurationError: The strategy cannot do that.
+    """
+    strategy = trainer.strategy
+    if isinstance(strategy, ModelParallelStrategy):
+        raise ConfigurationError(
+            "under ModelParallelStrategy (FSDP2) what is trained cannot change in a run: make each stage a run of its "
+            "own, from the last one's export"
+        )
+    if isinstance(strategy, DDPStrategy):
+        strategy.model = strategy.lightning_module
+        strategy.configure_ddp()

@@ -1,0 +1,75 @@
+"""Logits and losses at the positions of answers alone.
+
+Most positions of a batch are prompt, image or padding. Heads are large (a fifth of a 135 M model), so the others are
+left out before the head, not after it.
+
+Shape legend: B batch, T tokens, N answer tokens of the batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+IGNORED = -100
+
+
+def answer_logits(model: PreTrainedModel, inputs: Mapping[str, Any], wanted_BT: Tensor) -> Tensor:
+    """Logits that the model gives after the chosen tokens: float32 (N, V), rows in the order of the batch.
+
+    What the model does with its logits (scaling, soft capping) is done to them.
+
+    Args:
+        model: Any transformers model with output embeddings.
+        inputs: Keyword arguments of its forward pass, without labels.
+        wanted_BT: Positions, as bools.
+
+    Raises:
+        RuntimeError: The model does not call its head once with a hidden state for every token.
+    """
+    return forward(model, wanted_BT, use_cache=False, **inputs).logits[0].float()
+
+
+def forward(model: PreTrainedModel, wanted_BT: Tensor, **inputs: Any) -> Any:
+    """The model's output with logits (1, N, V) of the chosen positions alone; otherwise as :func:`answer_logits`."""
+    head: nn.Module = model.get_output_embeddings()
+    seen: list[tuple[int, ...]] = []
+
+    def keep_wanted(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden_BTC = arguments[0]
+        seen.append(tuple(hidden_BTC.shape[:-1]))
+        return (hidden_BTC[wanted_BT].unsqueeze(0), *arguments[1:])
+
+    hook = head.register_forward_pre_hook(keep_wanted)
+    try:
+        output = model(**inputs)
+    finally:
+        hook.remove()
+    if seen != [tuple(wanted_BT.shape)]:
+        raise RuntimeError(
+            f"{type(model).__name__} called its head with {seen}, expected once {tuple(wanted_BT.shape)}"
+        )
+    return output
+
+
+def answer_losses(model: PreTrainedModel, inputs: Mapping[str, Any], labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood in nats of every labelled token, given all tokens before it.
+
+    Args:
+        model: The model.
+        inputs: Keyword arguments of its forward pass.
+        labels_BT: Token ids, ``IGNORED`` where there is nothing to learn.
+
+    Returns:
+        Losses (N) in the order of the batch, and the sample (N) that each belongs to.
+    """
+    next_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)  # the logits of a token speak of the next one
+    wanted_BT = next_BT != IGNORED
+    logits_NV = answer_logits(model, inputs, wanted_BT)
+    losses_N = F.cross_entropy(logits_NV, next_BT[wanted_BT], reduction="none")
+    return losses_N, torch.nonzero(wanted_BT)[:, 0]

@@ -1,0 +1,59 @@
+"""Switching decoder layers off without taking them out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module answer with another function; hooks, parameters and name stay, and the old answer comes back."""
+    own = module.__dict__.get("forward")  # accelerate puts its own there
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = own
+
+
+@contextmanager
+def bypassed(layers: Sequence[nn.Module] | nn.ModuleList, indices: Iterable[int]) -> Iterator[None]:
+    """Let decoder layers pass their hidden states on unchanged, at no cost; gradients flow through.
+
+    Only for calls with ``use_cache=False``: a layer that is off writes no keys and values, on which generation counts.
+    Layers answer with the bare tensor, as those of transformers 5 do.
+
+    Args:
+        layers: All decoder layers.
+        indices: Which are off, counted from 0.
+
+    Raises:
+        ValueError: Inside, if the model is called with a cache.
+    """
+    with ExitStack() as stack:
+        for index in set(indices):
+            stack.enter_context(replaced_forward(layers[index], _unchanged))
+        yield
+
+
+def _unchanged(*args: Any, **kwargs: Any) -> Tensor:
+    if kwargs.get("past_key_values") is not None:
+        raise ValueError("a bypassed layer fills no cache: call the model with use_cache=False")
+    return entering(args, kwargs)
+
+
+def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states that a decoder layer is called with."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def leaving(output: Any) -> Tensor:
+    """The hidden states that a decoder layer answers."""
+    return output[0] if isinstance(output, tuple) else output

@@ -1,0 +1,107 @@
+"""From a tuned and pruned image-text model to a folder that transformers loads."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sparsight.analysis.tables import json_text, write_text
+from sparsight.export.facts import Base, Run
+from sparsight.export.verify import EXACT, REFUSED, relative_l2, run_fresh
+from sparsight.lvlm import reload
+from sparsight.lvlm.card import write_lvlm_card
+from sparsight.lvlm.load import load_processor
+from sparsight.lvlm.provenance import FILE, provenance, read_provenance
+from sparsight.lvlm.surgery import remove_layers
+from sparsight.lvlm.trained import merge_lora
+
+NEW = ("with_cache", "without_cache")
+
+
+def write_lvlm(module: Any, folder: Path, name: str, *, run: Run, base: Base, licence: dict[str, Any]) -> None:
+    """Write model, processor, provenance and card; load them in a fresh process and compare.
+
+    Adapters are merged, layers that are retired are taken out, and what was trained in float32 goes back to the
+    precision of the rest.
+
+    Args:
+        module: A SparseLayerTuning; stays as it is.
+        folder: Made if it is not there.
+        name: How the card says that the folder is loaded.
+        run: What the card tells about the training.
+        base: What is known of the base model.
+        licence: Licence entries of the card.
+
+    Raises:
+        RuntimeError: The folder does not load without a missing or left-over weight, or its answers differ.
+    """
+    processor = load_processor(module.base, revision=module.revision)
+    depth = len(module.parts.layers)
+    model = finished(module.model, removed=module.retired.indices, dtype=module.frozen_dtype)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    record = provenance(
+        base=base.name,
+        revision=module.revision,
+        base_hash=module.base_hash,
+        depth=depth,
+        tuned=module.layers,
+        parts=list(module.trained),
+        removed=module.retired.indices,
+        earlier=read_provenance(module.base),
+    )
+    write_text(folder / FILE, json_text(record))
+    difference = verify_lvlm(model, processor, folder)
+    write_lvlm_card(
+        folder, name, model=model, record=record, run=run, base=base, licence=licence, difference=difference
+    )
+
+
+def finished(model: PreTrainedModel, *, removed: Collection[int], dtype: torch.dtype) -> PreTrainedModel:
+    """A copy in main memory with adapters merged and layers taken out, in one precision and eval mode."""
+    whole = copy.deepcopy(model).cpu()
+    merge_lora(whole)
+    if removed:
+        remove_layers(whole, removed)
+    whole.gradient_checkpointing_disable()
+    for parameter in whole.parameters():
+        parameter.data = parameter.data.to(dtype)  # buffers stay: rotary frequencies must not be rounded
+    return whole.eval()
+
+
+def verify_lvlm(model: PreTrainedModel, processor: Any, folder: Path) -> float:
+    """Load a folder where this project is not, and compare its answers with those of the model in memory.
+
+    Returns:
+        Relative L2 difference of logits, both computed in fp32.
+
+    Raises:
+        RuntimeError: It does not load, or processor, logits or generated tokens differ.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "answers.safetensors")
+        run_fresh(reload.__file__, [str(folder.resolve()), str(file), ",".join(REFUSED)], scratch=scratch)
+        found = load_file(file)
+    inputs = reload.example_inputs(processor)
+    different = [key for key, value in inputs.items() if not torch.equal(found[f"inputs.{key}"], value)]
+    if different:
+        raise RuntimeError(f"the exported processor makes other {', '.join(different)} of the same image and question")
+    whole = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+    expected: dict[str, Tensor] = reload.answers(whole, inputs)
+    error = relative_l2(found["logits"], expected["logits"])
+    if not error <= EXACT:
+        raise RuntimeError(f"the export answers differently after reloading: relative L2 difference {error:.2e}")
+    for key in NEW:
+        if not torch.equal(found[key], expected[key]):
+            raise RuntimeError(f"the export generates other tokens after reloading ({key.replace('_', ' ')})")
+    if not torch.equal(found["with_cache"], found["without_cache"]):
+        raise RuntimeError("the export generates other tokens with a cache than without: are layers numbered right?")
+    return error

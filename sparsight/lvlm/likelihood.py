@@ -1,0 +1,99 @@
+"""How likely a model finds each candidate answer to a question.
+
+Image and question are computed once; their keys and values serve all candidates, of which only the tokens themselves
+are computed. For a long image and short answers that is nearly all of the work.
+
+Shape legend: B questions, R candidates of all questions, P prompt tokens, L tokens of the longest candidate, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from sparsight.lvlm.answers import forward
+
+Candidates = Sequence[Sequence[Sequence[int]]]  # questions, candidates, token ids
+
+
+@torch.no_grad()
+def candidate_log_likelihoods(
+    model: PreTrainedModel, inputs: Mapping[str, Any], candidates: Candidates
+) -> list[list[float]]:
+    """Sums over the tokens of each candidate of their log-probabilities in nats, given all before them.
+
+    Args:
+        model: An image-text model in eval mode.
+        inputs: Keyword arguments of its forward pass for the questions alone, padded on the left.
+        candidates: Token ids (at least one) that may follow each question.
+
+    Returns:
+        A number for every candidate of every question.
+
+    Raises:
+        ValueError: A question is padded on the right, or a candidate has no tokens.
+    """
+    mask_BP: Tensor = inputs["attention_mask"]
+    if not bool(mask_BP[:, -1].all()):
+        raise ValueError("the questions must be padded on the left, as their last tokens speak of the candidates")
+    if not all(len(candidate) for question in candidates for candidate in question):
+        raise ValueError("a candidate has no tokens")
+    last_BP = torch.zeros_like(mask_BP, dtype=torch.bool)
+    last_BP[:, -1] = True
+    prompt = forward(model, last_BP, use_cache=True, **inputs)
+    rows = [torch.tensor(ids, device=mask_BP.device) for question in candidates for ids in question]
+    counts = [len(question) for question in candidates]
+    question_R = torch.repeat_interleave(
+        torch.arange(len(counts), device=mask_BP.device), torch.tensor(counts, device=mask_BP.device)
+    )
+    tokens_RL = pad_sequence(rows, batch_first=True)
+    said_RL = pad_sequence([torch.ones_like(ids) for ids in rows], batch_first=True)
+    log_R = _of_first(prompt.logits[0], tokens_RL, question_R)
+    if tokens_RL.shape[1] > 1:
+        cache = prompt.past_key_values
+        cache.batch_select_indices(question_R)
+        log_R = log_R + _of_others(model, cache, tokens_RL, said_RL, mask_BP[question_R], question_R)
+    return [part.tolist() for part in log_R.split(counts)]
+
+
+def _of_first(logits_BV: Tensor, tokens_RL: Tensor, question_R: Tensor) -> Tensor:
+    return F.log_softmax(logits_BV.float(), -1)[question_R, tokens_RL[:, 0]]
+
+
+def _of_others(
+    model: PreTrainedModel, cache: Any, tokens_RL: Tensor, said_RL: Tensor, mask_RP: Tensor, question_R: Tensor
+) -> Tensor:
+    wanted_RL = said_RL[:, 1:].bool()  # the logits after a token speak of the next one
+    mask = torch.cat([mask_RP, said_RL[:, :-1]], 1)
+    output = forward(
+        model,
+        wanted_RL,
+        input_ids=tokens_RL[:, :-1],
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        **_positions(model, mask, wanted_RL.shape[1], question_R),
+    )
+    losses = F.cross_entropy(output.logits[0].float(), tokens_RL[:, 1:][wanted_RL], reduction="none")
+    log_RL = torch.zeros_like(wanted_RL, dtype=torch.float32)
+    log_RL[wanted_RL] = -losses
+    return log_RL.sum(1)
+
+
+def _positions(model: Any, mask: Tensor, count: int, question_R: Tensor) -> dict[str, Tensor]:
+    """Qwen-VL's three positions of the last ``count`` tokens; other models know theirs by the length of the cache.
+
+    It keeps for every question how far positions are ahead of tokens, but cannot continue by several tokens by itself.
+    """
+    ahead = getattr(getattr(model, "model", model), "rope_deltas", None)
+    if ahead is None:
+        return {}
+    positions_RL = (mask.cumsum(1) - 1)[:, -count:] + ahead[question_R].to(mask)
+    return {"position_ids": positions_RL.expand(3, -1, -1)}

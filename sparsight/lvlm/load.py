@@ -1,0 +1,71 @@
+"""Image-text models and their processors, from a folder or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def load_lvlm(
+    source: str,
+    *,
+    dtype: Dtype = "float32",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a model of ``AutoModelForImageTextToText`` in eval mode.
+
+    Args:
+        source: Folder or hub id.
+        dtype: Precision of all weights.
+        attn_implementation: transformers' name of the attention kernel, e.g. ``sdpa``; its own choice if not given.
+        revision: Git revision on the hub.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        FileNotFoundError: ``source`` looks like a folder and is none.
+        ValueError: Weights are missing, left over or of other shapes; transformers would only log that.
+    """
+    check_folder(source)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        source, dtype=DTYPES[dtype], output_loading_info=True, **options
+    )
+    problems = {kind.replace("_", " "): sorted(map(str, keys)) for kind, keys in report.items() if keys}
+    if problems:
+        listed = "; ".join(f"{kind}: {', '.join(keys[:5])} ({len(keys)} in all)" for kind, keys in problems.items())
+        raise ValueError(
+            f"the weights of {source} do not fit its configuration: {listed}. transformers fills such gaps with random "
+            "numbers; was a layer removed without changing config.json, or saved by another version?"
+        )
+    return model.eval()
+
+
+def load_processor(source: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The processor (tokenizer, image processor, chat template) that belongs to a model.
+
+    Raises:
+        FileNotFoundError: ``source`` looks like a folder and is none.
+    """
+    check_folder(source)
+    return AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def check_folder(source: str) -> None:
+    """Tell a missing folder from a hub id.
+
+    Raises:
+        FileNotFoundError: ``source`` can only be a folder, and there is none.
+    """
+    path = Path(source).expanduser()
+    if not path.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~", "runs/"))):
+        raise FileNotFoundError(f"there is no model folder {source}; give a folder or a hub id such as owner/name")

@@ -1,0 +1,70 @@
+"""Where an exported image-text model comes from: its base, what was tuned, which layers were taken out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FILE = "sparsight.json"
+VERSION = 1
+
+
+def provenance(
+    *,
+    base: str,
+    revision: str | None,
+    base_hash: str,
+    depth: int,
+    tuned: Sequence[int],
+    parts: Sequence[str],
+    removed: Sequence[int],
+    earlier: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """The record of one run, with that of the run before it.
+
+    Args:
+        base: Folder's name or hub id of the model that was loaded.
+        revision: Its git revision.
+        base_hash: Hash of its weights.
+        depth: Its number of decoder layers.
+        tuned: Layers that were tuned, in its numbering.
+        parts: What was trained at some time: ``layers``, ``projector``.
+        removed: Layers that were taken out, in its numbering.
+        earlier: The base's own record.
+    """
+    kept = [index for index in range(depth) if index not in set(removed)]
+    first = list(range(depth)) if earlier is None else earlier["kept_of_first"]
+    return {
+        "version": VERSION,
+        "base": base,
+        "revision": revision,
+        "base_hash": base_hash,
+        "base_layers": depth,
+        "trained": list(parts),
+        "tuned_layers": list(tuned),
+        "removed_layers": sorted(removed),
+        "tuned_layers_now": [new for new, old in enumerate(kept) if old in set(tuned)],
+        "kept_of_first": [first[index] for index in kept],
+        "earlier": earlier,
+    }
+
+
+def read_provenance(source: str | Path) -> dict[str, Any] | None:
+    """The record in a folder; none if it has none, or ``source`` is no folder.
+
+    Raises:
+        ValueError: The record is of a later version of Sparsight, or no record at all.
+    """
+    path = Path(source, FILE)
+    if not path.is_file():
+        return None
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        version = record["version"]
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from error
+    if version != VERSION:
+        raise ValueError(f"{path} is of version {version}; this Sparsight reads version {VERSION}")
+    return record

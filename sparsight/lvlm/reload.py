@@ -1,0 +1,78 @@
+"""Run as a script, in a process without this project: loads an exported image-text model and asks it something.
+
+    python reload.py FOLDER ANSWERS REFUSED
+
+REFUSED are the names, with commas between, of packages that must not be imported. ANSWERS will hold what the folder's
+processor makes of a fixed image and question, the model's logits for it in fp32, and what it generates with and without
+a cache.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from typing import Any
+
+NEW_TOKENS = 8
+
+
+class Refuse(MetaPathFinder):
+    """Makes imports of the given packages fail, though they may be installed."""
+
+    def __init__(self, packages: Sequence[str]) -> None:
+        self.packages = packages
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
+        """Raise an ImportError for the packages, and leave others to the next finder."""
+        if fullname.split(".")[0] in self.packages:
+            raise ImportError(f"the export needs {fullname}, which is not part of it")
+
+
+def example_inputs(processor: Any, side: int = 224) -> dict[str, Any]:
+    """What a processor makes of a fixed picture and a question about it, by its chat template if it has one."""
+    import numpy as np
+    from PIL import Image
+
+    ramp = np.add.outer(np.arange(side), np.arange(side)) % 256
+    image = Image.fromarray(np.stack([ramp, ramp[::-1], ramp.T], -1).astype(np.uint8))
+    question = "What is in this picture?"
+    if getattr(processor, "chat_template", None) is None:
+        text = f"{processor.image_token}\n{question}"
+    else:
+        parts = [{"type": "image"}, {"type": "text", "text": question}]
+        text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
+    return dict(processor(images=[image], text=[text], return_tensors="pt"))
+
+
+def answers(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Logits, and greedy continuations with and without a cache."""
+    import torch
+
+    with torch.no_grad():
+        logits = model(**inputs).logits
+        options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+        return {
+            "logits": logits.float().contiguous(),
+            "with_cache": model.generate(**inputs, **options, use_cache=True),
+            "without_cache": model.generate(**inputs, **options, use_cache=False),
+        }
+
+
+def main(folder: str, file: str, refused: str) -> None:
+    """Load, ask, and write what came out."""
+    sys.meta_path.insert(0, Refuse(refused.split(",")))
+    import torch
+    from safetensors.torch import save_file
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    problems = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
+    if problems:
+        raise SystemExit(f"the weights do not fit the configuration: {problems}")
+    inputs = example_inputs(AutoProcessor.from_pretrained(folder))
+    save_file({f"inputs.{name}": tensor.contiguous() for name, tensor in inputs.items()} | answers(model, inputs), file)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

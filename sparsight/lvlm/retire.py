@@ -1,0 +1,108 @@
+"""Decoder layers that have left a model that still trains: passed by, and taken out for evaluation.
+
+Training calls pass retired layers by, which keeps names of parameters, checkpoints and processes in step. Generation
+needs a cache without gaps: for that the layers are really taken out, and put back afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+from transformers import PreTrainedModel
+
+from sparsight.lvlm.bypass import bypassed
+from sparsight.lvlm.scores import LayerScore
+from sparsight.lvlm.surgery import check_removable, remove_layers, text_configs
+from sparsight.lvlm.tower import Parts
+
+
+@dataclass
+class LayerPruning:
+    """Which decoder layers may be removed, and by what they are chosen.
+
+    Args:
+        score: Higher means more important; the lowest go first. Asked of PruningSchedule with ``order: score``.
+        protect_tuned: Keep the layers that this run tunes, and those that an earlier run tuned according to the
+            model's ``sparsight.json``.
+        protect_ends: Keep the first and the last layer.
+        protected: Further layers to keep.
+        batches: Training batches that the score is measured on.
+    """
+
+    score: LayerScore
+    protect_tuned: bool = True
+    protect_ends: bool = True
+    protected: Sequence[int] = ()
+    batches: int = 8
+
+
+def removable_layers(
+    model: PreTrainedModel, pruning: LayerPruning, *, depth: int, tuned: Collection[int], tuned_before: Collection[int]
+) -> list[int]:
+    """Layers that may be removed.
+
+    Raises:
+        ValueError: None may, or a protected layer is not there.
+    """
+    kept = set(pruning.protected)
+    if not kept <= set(range(depth)):
+        raise ValueError(f"prune.protected names layers {sorted(kept)}, but there are 0 to {depth - 1}")
+    kept |= {*tuned, *tuned_before} if pruning.protect_tuned else set()
+    kept |= {0, depth - 1} if pruning.protect_ends else set()
+    found = []
+    for layer in sorted(set(range(depth)) - kept):
+        try:
+            check_removable(model, [layer], depth=depth)
+            found.append(layer)
+        except ValueError as error:
+            reason = error
+    if not found and len(kept) < depth:
+        raise ValueError(f"no layer can be removed: {reason}")
+    if not found:
+        raise ValueError(f"all {depth} layers are protected, so none can be removed: tune fewer, or protect less")
+    return found
+
+
+class RetiredLayers:
+    """The retired layers of a model.
+
+    Args:
+        model: An image-text model.
+        parts: Its parts.
+    """
+
+    def __init__(self, model: PreTrainedModel, parts: Parts) -> None:
+        self.model, self.parts = model, parts
+        self.layers = list(parts.layers)
+        self.parent, _, self.name = parts.layers_name.rpartition(".")
+        self.indices: list[int] = []
+        self._off = ExitStack()
+
+    def set(self, indices: Collection[int]) -> None:
+        """Pass exactly these layers by."""
+        self.indices = sorted(indices)
+        self._off.close()
+        self._off.enter_context(bypassed(self.layers, self.indices))
+
+    @contextmanager
+    def taken_out(self) -> Iterator[None]:
+        """The model without its retired layers, for calls with a cache."""
+        if not self.indices:
+            yield
+            return
+        before = [(config, copy.deepcopy(vars(config))) for config in text_configs(self.model, self.parts)]
+        whole = getattr(self.model.get_submodule(self.parent), self.name)
+        remove_layers(self.model, self.indices)
+        try:
+            yield
+        finally:
+            setattr(self.model.get_submodule(self.parent), self.name, whole)
+            for config, options in before:
+                vars(config).update(options)
+            for index, layer in enumerate(self.layers):
+                for module in layer.modules():
+                    if "layer_idx" in vars(module):
+                        vars(module)["layer_idx"] = index

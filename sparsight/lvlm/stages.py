@@ -1,0 +1,51 @@
+"""What the stages of an instruction tuning train, as configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sparsight.lvlm.trained import LAYERS, PROJECTOR, Part
+
+
+@dataclass
+class TuningStage:
+    """One stage of an instruction tuning; it begins with a fresh optimiser.
+
+    LLaVA's recipe is two of them: the projector alone on captions, then layers and projector on instructions.
+
+    Args:
+        steps: Optimiser steps.
+        train: What is trained: ``layers`` (the chosen decoder layers), ``projector``, or both.
+        lr: Learning rate of the layers, and of all that has none of its own, at its highest.
+        projector_lr: Learning rate of the projector; ``lr`` if not given.
+        lr_schedule: A diffusers schedule, e.g. ``cosine`` or ``constant_with_warmup``.
+        warmup_share: Share of the steps, 0 to 1, over which the learning rate rises.
+
+    Raises:
+        ValueError: ``steps`` is not positive, nothing or an unknown part is trained, or the share is out of range.
+    """
+
+    steps: int
+    train: Sequence[Part] = field(default_factory=lambda: [LAYERS, PROJECTOR])
+    lr: float = 2e-5
+    projector_lr: float | None = None
+    lr_schedule: str = "cosine"
+    warmup_share: float = 0.03
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"a stage needs at least one step, got {self.steps}")
+        if not self.train or not set(self.train) <= {LAYERS, PROJECTOR}:
+            raise ValueError(f"a stage trains {LAYERS}, {PROJECTOR} or both, got {list(self.train)}")
+        if not 0 <= self.warmup_share <= 1:
+            raise ValueError(f"warmup_share is a share from 0 to 1, got {self.warmup_share}")
+
+    def lr_of(self, part: Part) -> float:
+        """Learning rate of a part."""
+        return self.projector_lr if part == PROJECTOR and self.projector_lr is not None else self.lr
+
+    @property
+    def objective(self) -> str:
+        """What is trained, in words."""
+        return " and ".join(self.train)

@@ -1,0 +1,145 @@
+"""Scores of an evaluation by task, and what every item's answer was.
+
+Items are kept one by one, because comparisons of two models pair them. Several processes put theirs together; an item
+that was met twice (samplers may fill up a last batch) counts once.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from sparsight.analysis.tables import json_text, write_text
+from sparsight.distill.processes import process_count
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Item:
+    """One answered question.
+
+    Args:
+        index: Position in its source.
+        task: Its task.
+        visual: Whether there was an image.
+        answer: Position of the right candidate.
+        candidates: Number of candidates; with one there is nothing to choose.
+        log_likelihood: Of the right candidate, in nats.
+        tokens: Of the right candidate.
+        likeliest: Candidate with the highest sum of log-probabilities.
+        likeliest_by_token: Candidate with the highest mean of them over its tokens.
+        generated: What the model wrote; none if it was not asked to.
+        generated_right: Whether that is the right candidate.
+    """
+
+    index: int
+    task: str
+    visual: bool
+    answer: int
+    candidates: int
+    log_likelihood: float
+    tokens: int
+    likeliest: int
+    likeliest_by_token: int
+    generated: str | None = None
+    generated_right: bool | None = None
+
+
+class TaskScores:
+    """Collects items, and answers accuracies from 0 to 1."""
+
+    def __init__(self) -> None:
+        self.items: dict[int, Item] = {}
+
+    def add(self, items: Iterable[Item]) -> None:
+        """Take answered items of this process."""
+        self.items |= {item.index: item for item in items}
+
+    def gather(self) -> None:
+        """Put the items of all processes together, in the order of their source."""
+        parts: list[Any] = [self.items]
+        if process_count() > 1:
+            parts = [None] * process_count()
+            dist.all_gather_object(parts, self.items)
+        found: dict[int, Item] = {index: item for part in parts for index, item in part.items()}
+        self.items = {index: found[index] for index in sorted(found)}
+
+    def loss(self) -> float:
+        """Mean negative log-likelihood in nats of the tokens of right answers."""
+        tokens = sum(item.tokens for item in self.items.values())
+        return -sum(item.log_likelihood for item in self.items.values()) / max(tokens, 1)
+
+    def accuracies(self) -> dict[str, float]:
+        """Accuracy by likelihood, and by generation where asked, of every task and of all with and without images.
+
+        Names are ``<kind>/<task>``, with kinds ``likelihood``, ``likelihood_by_token`` and ``generation``, and tasks
+        ``visual`` and ``text``: means over tasks, so that a large task does not hide a small one.
+        """
+        found: dict[str, float] = {}
+        for kind, right in KINDS.items():
+            by_task: dict[str, list[bool]] = {}
+            visual: dict[str, bool] = {}
+            for item in self.items.values():
+                outcome = right(item)
+                if outcome is not None:
+                    by_task.setdefault(item.task, []).append(outcome)
+                    visual[item.task] = visual.get(item.task, False) or item.visual
+            means = {task: sum(outcomes) / len(outcomes) for task, outcomes in by_task.items()}
+            found |= {f"{kind}/{task}": value for task, value in means.items()}
+            for name, wanted in (("visual", True), ("text", False)):
+                group = [value for task, value in means.items() if visual[task] == wanted]
+                if group:
+                    found[f"{kind}/{name}"] = sum(group) / len(group)
+        return found
+
+    def save(self, path: Path) -> None:
+        """Write accuracies and items as JSON."""
+        items = [asdict(item) for item in self.items.values()]
+        write_text(path, json_text({"version": VERSION, "accuracies": self.accuracies(), "items": items}))
+
+
+KINDS: Mapping[str, Any] = {
+    "likelihood": lambda item: None if item.candidates < 2 else item.likeliest == item.answer,
+    "likelihood_by_token": lambda item: None if item.candidates < 2 else item.likeliest_by_token == item.answer,
+    "generation": lambda item: item.generated_right,
+}
+
+
+def read_accuracies(path: str | Path) -> dict[str, float]:
+    """Accuracies of a file that :meth:`TaskScores.save` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there are no scores at {path}; `sparsight validate` and `test` write them")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["version"] != VERSION:
+            raise ValueError(f"version {content['version']}")
+        return {str(name): float(value) for name, value in content["accuracies"].items()}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ValueError(f"{path} holds no scores of version {VERSION}: {error!r}") from error
+
+
+def same_answer(written: str, right: str) -> bool:
+    """Whether a text begins with an answer, whatever its case, punctuation and leading article.
+
+    Only whole words count: "no" is not in "nothing".
+    """
+    words, wanted = _words(written), _words(right)
+    return bool(wanted) and words[: len(wanted)] == wanted
+
+
+def _words(text: str) -> list[str]:
+    words = re.findall(r"\w+", text.casefold().replace("-", ""))
+    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words

@@ -1,0 +1,50 @@
+"""Tuning on two processes: the same weights and scores as on one, through stages, rotation and pruning."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.lightning_modules.lvlm_run import STAGE, tuning_config
+from tests.lightning_modules.test_sparse_layer_tuning import SCORE, checkpoint, pruning, with_callback
+from tests.test_cli import run_command
+
+ROTATION = {"class_path": "callbacks.LayerRotation", "init_args": {"layers": 1, "every_n_steps": 2}}
+RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "stages": ({"stages": [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]}, {}),
+    "rotation": ({}, ROTATION),
+    "pruning": ({"prune": SCORE, "distill": 0.5}, pruning(begin=2)),
+}
+
+
+def fit(config: Path, root: Path, *, processes: int) -> None:
+    share = [f"--data.batch_size={4 // processes}", f"--trainer.default_root_dir={root}"]
+    # as many calibration batches a process see the same samples
+    run_command(["fit", "--config", str(config), f"--trainer.devices={processes}", "--trainer.strategy=ddp", *share])
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_two_processes_train_as_one(tmp_path: Path, kind: str) -> None:
+    options, callback = RUNS[kind]
+    config = tuning_config(tmp_path, **options)
+    if callback:
+        with_callback(config, callback)
+    found = {}
+    for processes in (1, 2):
+        fit(config, tmp_path / f"run{processes}", processes=processes)
+        saved = torch.load(checkpoint(tmp_path, 4, run=f"run{processes}"), weights_only=True)
+        scores = json.loads((tmp_path / f"run{processes}" / "scores_val.json").read_text())
+        found[processes] = saved["state_dict"], saved["sparsight"], scores
+    one, two = found[1], found[2]
+    for name, value in one[0].items():
+        torch.testing.assert_close(two[0][name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert {k: one[1][k] for k in ("active", "retired", "stage")} == {
+        k: two[1][k] for k in ("active", "retired", "stage")
+    }
+    assert [item["index"] for item in one[2]["items"]] == [item["index"] for item in two[2]["items"]] == list(range(11))
+    for a, b in zip(one[2]["items"], two[2]["items"], strict=True):
+        assert a["log_likelihood"] == pytest.approx(b["log_likelihood"], abs=1e-3)

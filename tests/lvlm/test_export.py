@@ -1,0 +1,125 @@
+"""Exported image-text models: they load in a fresh process without this project, and say where they come from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from sparsight.cli import main
+from sparsight.lvlm import export
+from sparsight.lvlm.load import load_lvlm
+from sparsight.lvlm.provenance import FILE, read_provenance
+from sparsight.lvlm.reload import example_inputs
+from sparsight.lvlm.tower import find_parts
+from tests.lightning_modules.lvlm_run import tuning_config
+from tests.lightning_modules.test_sparse_layer_tuning import SCORE, checkpoint, pruning, with_callback
+
+LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
+
+
+@pytest.mark.parametrize("family", ["fast_vlm", "llava"])
+def test_a_pruned_run_with_adapters_loads_as_a_plain_model(tmp_path: Path, family: str) -> None:
+    config = with_callback(tuning_config(tmp_path, family, prune=SCORE, lora=LORA), pruning())
+    cli = main(["fit", "--config", str(config)])
+    folder = tmp_path / "exported"
+    arguments = ["--config", str(config), "--ckpt_path", str(checkpoint(tmp_path, 4)), "--weights", "raw"]
+    main(["export", *arguments, "--output", str(folder)])
+
+    model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
+    assert not any(report.values())
+    assert type(model).__name__ == type(cli.model.model).__name__
+    inputs = example_inputs(AutoProcessor.from_pretrained(folder))
+    cli.model.eval()
+    with torch.no_grad(), cli.model.retired.taken_out():
+        wanted = cli.model.model(**inputs).logits
+    torch.testing.assert_close(model(**inputs).logits, wanted, rtol=1e-4, atol=1e-5)
+    assert [layer.self_attn.layer_idx for layer in find_parts(model).layers] == [0, 1, 2, 3]
+
+    record = json.loads((folder / FILE).read_text())
+    assert record["tuned_layers"] == [1, 4] and record["removed_layers"] == cli.model.retired.indices == [2, 3]
+    assert record["tuned_layers_now"] == [1, 2] and record["kept_of_first"] == [0, 1, 4, 5]
+    card = (folder / "README.md").read_text()
+    assert "2 of 6 decoder layers tuned, 2 removed" in card and "AutoModelForImageTextToText" in card
+    assert not list(tmp_path.glob(".exported*"))
+
+
+def test_a_second_run_starts_from_an_export_and_remembers_the_first(tmp_path: Path) -> None:
+    first = with_callback(tuning_config(tmp_path, prune=SCORE), pruning(1))
+    main(["fit", "--config", str(first)])
+    folder = tmp_path / "first"
+    arguments = ["--ckpt_path", str(checkpoint(tmp_path, 4)), "--weights", "raw", "--output", str(folder)]
+    main(["export", "--config", str(first), *arguments])
+    layers = {"class_path": "Explicit", "init_args": {"layers": [0]}}
+    config = tuning_config(tmp_path, base=str(folder), prune=SCORE, layers=layers)
+    cli = main(["fit", "--config", str(with_callback(config, pruning(1))), "--trainer.max_steps=2"])
+    assert cli.model.depth == 5
+    tuned_before = read_provenance(folder)["tuned_layers_now"]  # type: ignore[index]
+    assert not set(cli.model.retired.indices) & {*tuned_before, 0, 4}
+    second = export.provenance(
+        base="first",
+        revision=None,
+        base_hash="",
+        depth=5,
+        tuned=[0],
+        parts=["layers"],
+        removed=cli.model.retired.indices,
+        earlier=read_provenance(folder),
+    )
+    assert len(second["kept_of_first"]) == 4 and set(second["kept_of_first"]) < set(range(6))
+
+
+def test_an_export_that_answers_otherwise_does_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = tuning_config(tmp_path)
+    main(["fit", "--config", str(config), "--trainer.max_steps=1"])
+    honest: Any = export.finished
+
+    def lying(*args: Any, **kwargs: Any) -> Any:
+        model = honest(*args, **kwargs)
+        save = model.save_pretrained
+
+        def save_other(folder: Path) -> None:
+            with torch.no_grad():
+                find_parts(model).layers[1].mlp.down_proj.weight.mul_(1.5)
+                save(folder)
+                find_parts(model).layers[1].mlp.down_proj.weight.div_(1.5)
+
+        model.save_pretrained = save_other
+        return model
+
+    monkeypatch.setattr(export, "finished", lying)
+    arguments = ["--ckpt_path", str(checkpoint(tmp_path, 1)), "--weights", "raw"]
+    with pytest.raises(RuntimeError, match="answers differently"):
+        main(["export", "--config", str(config), *arguments, "--output", str(tmp_path / "bad")])
+    assert not (tmp_path / "bad").exists()
+
+
+def test_an_export_whose_layers_are_numbered_wrongly_does_not_appear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = with_callback(tuning_config(tmp_path, prune=SCORE), pruning())
+    main(["fit", "--config", str(config)])
+
+    def only_cut(model: Any, removed: list[int]) -> None:
+        parts = find_parts(model)
+        layers = [layer for index, layer in enumerate(parts.layers) if index not in removed]
+        parts.decoder.layers = torch.nn.ModuleList(layers)
+
+    monkeypatch.setattr(export, "remove_layers", only_cut)
+    arguments = ["--ckpt_path", str(checkpoint(tmp_path, 4)), "--weights", "raw"]
+    with pytest.raises(RuntimeError, match="missing_keys"):
+        main(["export", "--config", str(config), *arguments, "--output", str(tmp_path / "bad")])
+    assert not (tmp_path / "bad").exists()
+
+
+def test_weights_in_low_precision_are_written_in_it(tmp_path: Path) -> None:
+    config = tuning_config(tmp_path, dtype="bfloat16")
+    main(["fit", "--config", str(config), "--trainer.max_steps=1", "--trainer.precision=bf16-mixed"])
+    arguments = ["--ckpt_path", str(checkpoint(tmp_path, 1)), "--weights", "raw"]
+    main(["export", "--config", str(config), *arguments, "--output", str(tmp_path / "half")])
+    assert load_lvlm(str(tmp_path / "half"), dtype="bfloat16").dtype == torch.bfloat16
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"

@@ -1,0 +1,106 @@
+"""Removed layers: what remains is what the layers alone compute, and what transformers loads again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from sparsight.lvlm.bypass import bypassed
+from sparsight.lvlm.load import load_lvlm
+from sparsight.lvlm.surgery import remove_layers
+from sparsight.lvlm.tower import find_parts
+from tests.tiny_lvlm import FAMILIES, tiny_inputs, tiny_lvlm
+
+REMOVED = [2, 4]  # behind the layers to which Qwen3-VL adds image features
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_removed_layers_are_layers_switched_off(family: str, tmp_path: Path) -> None:
+    model = tiny_lvlm(family)
+    inputs = tiny_inputs(family, model)
+    with torch.no_grad():
+        whole = model(**inputs).logits
+        with bypassed(find_parts(model).layers, REMOVED):
+            wanted = model(**inputs, use_cache=False).logits
+        assert remove_layers(model, REMOVED) == [0, 1, 3, 5]
+        pruned = model(**inputs).logits
+        torch.testing.assert_close(pruned, wanted)
+        assert (pruned - whole).abs().max() > 1e-3
+        cached = model.generate(**inputs, do_sample=False, max_new_tokens=4)
+        assert torch.equal(cached, model.generate(**inputs, do_sample=False, max_new_tokens=4, use_cache=False))
+        model.save_pretrained(tmp_path)
+        again = load_lvlm(str(tmp_path))
+        assert again.config.get_text_config().num_hidden_layers == 4
+        torch.testing.assert_close(again(**inputs).logits, pruned, rtol=0, atol=0)
+    assert [layer.self_attn.layer_idx for layer in find_parts(again).layers] == [0, 1, 2, 3]
+
+
+def test_per_layer_lists_follow_their_layers() -> None:
+    model = tiny_lvlm("gemma3")
+    before = list(model.config.text_config.layer_types)
+    assert len(set(before)) == 2
+    remove_layers(model, [0, 4])
+    assert model.config.text_config.layer_types == [before[i] for i in (1, 2, 3, 5)]
+
+
+def test_window_counts_follow_their_layers() -> None:
+    model = tiny_lvlm("llava_qwen2", max_window_layers=3)
+    remove_layers(model, [1, 4])
+    assert model.config.text_config.max_window_layers == 2
+
+
+@pytest.mark.parametrize("removed", [[6], [-1], list(range(6))])
+def test_layers_that_cannot_go_are_refused(removed: list[int]) -> None:
+    with pytest.raises(ValueError, match="0 to 5"):
+        remove_layers(tiny_lvlm("llava"), removed)
+
+
+def test_layers_that_take_image_features_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"deepstack_visual_indexes.*\[1\].*2 to 5 can"):
+        remove_layers(tiny_lvlm("qwen3_vl"), [1, 3])
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("cross_attention_layers", [1]), ("num_kv_shared_layers", 2), ("hidden_size_per_layer_input", 8)],
+)
+def test_tied_layers_are_refused_by_the_option_that_ties_them(option: str, value: object) -> None:
+    model = tiny_lvlm("llava")
+    setattr(model.config.text_config, option, value)
+    with pytest.raises(ValueError, match=option):
+        remove_layers(model, [2])
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    tiny_lvlm("llava").save_pretrained(tmp_path)
+    return tmp_path
+
+
+def test_a_shorter_file_than_its_config_is_refused(saved: Path) -> None:
+    """What a layer list cut without its configuration leaves on disk: transformers loads it with random layers."""
+    weights = load_file(saved / "model.safetensors")
+    short = {name: value for name, value in weights.items() if "layers.5." not in name or "vision" in name}
+    assert len(short) < len(weights)
+    save_file(short, saved / "model.safetensors", {"format": "pt"})
+    AutoModelForImageTextToText.from_pretrained(saved)  # no error: this is the trap
+    with pytest.raises(ValueError, match=r"missing keys.*layers\.5"):
+        load_lvlm(str(saved))
+
+
+def test_a_longer_file_than_its_config_is_refused(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 5
+    (saved / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"unexpected keys.*layers\.5"):
+        load_lvlm(str(saved))
+
+
+def test_a_missing_folder_is_told_from_a_hub_id() -> None:
+    with pytest.raises(FileNotFoundError, match=r"runs/nothing"):
+        load_lvlm("runs/nothing")
