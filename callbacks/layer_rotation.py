@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from sparsight.ddp import check_training_may_change
 from sparsight.hyperparameters import ConfigurationError
 
 
@@ -38,11 +39,12 @@ class LayerRotation(Callback):
         """Check that there is something to rotate over.
 
         Raises:
-            ConfigurationError: The module has no layers to choose from, or too few.
+            ConfigurationError: The module has no layers to choose from, or too few, or the strategy does not allow it.
         """
         chosen = getattr(pl_module, "layers", None)
         if chosen is None or not hasattr(pl_module, "focus"):
             raise ConfigurationError(f"LayerRotation needs a SparseLayerTuning, not a {type(pl_module).__name__}")
+        check_training_may_change(trainer)
         if self.layers > len(chosen):
             raise ConfigurationError(
                 f"LayerRotation trains {self.layers} layers at a time, but only {chosen} are chosen"

@@ -20,6 +20,7 @@ from sparsight.lvlm.retire import LayerPruning, RetiredLayers, removable_layers
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
 from sparsight.lvlm.task_scores import TaskScores, read_accuracies
 from sparsight.lvlm.tower import find_parts
+from sparsight.sharding import is_sharded, shard_parts
 
 SITE = "layers."  # names of decoder layers as sites of a schedule
 
@@ -79,6 +80,11 @@ class LVLMModule(TrainedPartsModule):
         self.retired = RetiredLayers(self.model, self.parts)
         self._scores = TaskScores()
         self._tokenizer: Any = None
+
+    def configure_model(self) -> None:
+        """Split layers, vision towers and the rest over the processes of a ModelParallelStrategy (FSDP2)."""
+        if self.device_mesh is not None and not is_sharded(self.model):
+            shard_parts(self.model, [*self.parts.vision.values(), *self.parts.layers], self.device_mesh)
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 

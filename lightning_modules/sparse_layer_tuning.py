@@ -12,12 +12,13 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.lvlm import Evaluation, LVLMModule
-from sparsight.ddp import average_what_is_trained
+from sparsight.ddp import average_what_is_trained, check_training_may_change
 from sparsight.distill.processes import process_count, summed
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.answers import answer_losses
 from sparsight.lvlm.cost import explain, forward_flops, step_cost
 from sparsight.lvlm.load import Dtype
+from sparsight.lvlm.recompute import recompute_layers
 from sparsight.lvlm.retire import LayerPruning
 from sparsight.lvlm.selection import LayerSelection, Uniform
 from sparsight.lvlm.stages import TuningStage
@@ -99,7 +100,7 @@ class SparseLayerTuning(LVLMModule):
         self.vision_cache = VisionCache(self.model, self.parts, gib=vision_cache_gib) if vision_cache_gib > 0 else None
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            recompute_layers(self.model)
         self._active = list(self.layers)
         self._stage_index = 0
         self._announced = False
@@ -198,11 +199,14 @@ class SparseLayerTuning(LVLMModule):
         """The stages say how long training is, unless the trainer stops earlier.
 
         Raises:
-            ConfigurationError: Frozen and trained weights differ in precision, and nothing brings them together.
+            ConfigurationError: Frozen and trained weights differ in precision, and nothing brings them together; or the
+                stages train different parts under a strategy that cannot.
         """
         if stage != "fit":
             return
         self.end_after(self.clock.total)
+        if len({frozenset(stage.train) for stage in self.clock.stages}) > 1:
+            check_training_may_change(self.trainer)
         if self.frozen_dtype != torch.float32 and self.trainer.precision in ("32", "32-true", 32):
             raise ConfigurationError(
                 f"dtype {self.frozen_dtype} of the frozen parts needs mixed precision, as trained parts are in "

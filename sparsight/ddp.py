@@ -1,4 +1,4 @@
-"""Changing what is trained after DDP has wrapped a model.
+"""Changing what is trained after a strategy has wrapped a model.
 
 DDP decides at wrapping which gradients it averages. Parameters that are unfrozen later train on each process alone,
 without a word (Lightning issue 20340), so the model is wrapped again.
@@ -12,18 +12,22 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from sparsight.hyperparameters import ConfigurationError
 
 
-def average_what_is_trained(trainer: Trainer) -> None:
-    """Let gradients of exactly the parameters that now require them be averaged over processes.
+def check_training_may_change(trainer: Trainer) -> None:
+    """Make sure, before training, that what is trained can change in a run.
 
     Raises:
-        ConfigurationError: The strategy cannot do that.
+        ConfigurationError: The strategy splits parameters, which settles it.
     """
-    strategy = trainer.strategy
-    if isinstance(strategy, ModelParallelStrategy):
+    if isinstance(trainer.strategy, ModelParallelStrategy):
         raise ConfigurationError(
-            "under ModelParallelStrategy (FSDP2) what is trained cannot change in a run: make each stage a run of its "
-            "own, from the last one's export"
+            "under ModelParallelStrategy (FSDP2) what is trained cannot change in a run: let all stages train the same "
+            "parts and no layers rotate, or make each stage a run of its own, from the last one's export"
         )
+
+
+def average_what_is_trained(trainer: Trainer) -> None:
+    """Let gradients of exactly the parameters that now require them be averaged over processes."""
+    strategy = trainer.strategy
     if isinstance(strategy, DDPStrategy):
         strategy.model = strategy.lightning_module
         strategy.configure_ddp()

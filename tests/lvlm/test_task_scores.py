@@ -1,0 +1,80 @@
+"""Accuracies by task, and what counts as the same answer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sparsight.lvlm.task_scores import Item, TaskScores, read_accuracies, same_answer
+
+
+def item(index: int, **options: Any) -> Item:
+    plain: dict[str, Any] = {"task": "naming", "visual": True, "answer": 0, "candidates": 2, "log_likelihood": -1.0}
+    return Item(**{"index": index, **plain, "tokens": 2, "likeliest": 0, "likeliest_by_token": 0, **options})
+
+
+def test_groups_are_means_over_tasks_not_over_items() -> None:
+    scores = TaskScores()
+    scores.add([item(0), item(1), item(2), item(3, task="counting", likeliest=1)])
+    scores.add([item(4, task="opposites", visual=False, likeliest=1, likeliest_by_token=0)])
+    found = scores.accuracies()
+    assert found["likelihood/naming"] == 1 and found["likelihood/counting"] == 0
+    assert found["likelihood/visual"] == 0.5
+    assert found["likelihood/text"] == found["likelihood/opposites"] == 0
+    assert found["likelihood_by_token/text"] == 1
+    assert not any(name.startswith("generation") for name in found)
+
+
+def test_loss_is_a_mean_over_tokens() -> None:
+    scores = TaskScores()
+    scores.add([item(0, log_likelihood=-6.0, tokens=3), item(1, log_likelihood=-2.0, tokens=1)])
+    assert scores.loss() == 2.0
+
+
+def test_items_with_nothing_to_choose_count_in_the_loss_alone() -> None:
+    scores = TaskScores()
+    scores.add([item(0, candidates=1, generated="a bag", generated_right=True)])
+    assert scores.accuracies() == {"generation/naming": 1.0, "generation/visual": 1.0}
+    assert scores.loss() == 0.5
+
+
+def test_an_item_that_comes_twice_counts_once() -> None:
+    scores = TaskScores()
+    scores.add([item(1), item(0, likeliest=1)])
+    scores.add([item(1)])
+    scores.gather()
+    assert list(scores.items) == [0, 1]
+    assert scores.accuracies()["likelihood/naming"] == 0.5
+
+
+def test_saved_scores_are_read_again_and_others_refused(tmp_path: Path) -> None:
+    scores = TaskScores()
+    scores.add([item(0), item(1, likeliest=1)])
+    scores.save(tmp_path / "scores.json")
+    assert read_accuracies(tmp_path / "scores.json") == scores.accuracies()
+    with pytest.raises(FileNotFoundError, match="sparsight validate"):
+        read_accuracies(tmp_path / "none.json")
+    for content in ([], {"version": 2, "accuracies": {}}, {"version": 1}):
+        (tmp_path / "other.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=r"other\.json holds no scores"):
+            read_accuracies(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize(
+    ("written", "right", "same"),
+    [
+        ("Bag.", "bag", True),
+        (" a T-shirt", "T-shirt", True),
+        ("The ankle boot is black", "Ankle boot", True),
+        ("Nothing", "no", False),
+        ("no", "nothing", False),
+        ("", "bag", False),
+        ("It is a bag", "bag", False),
+        ("A", "A", True),
+    ],
+)
+def test_answers_are_compared_by_whole_words(written: str, right: str, same: bool) -> None:
+    assert same_answer(written, right) == same
