@@ -22,11 +22,11 @@ TALKS = (
     dialogue("<image>\nWhat is this?", "A red coat.", "Sure?", "Yes.", images=(picture(41, 20),)),
     dialogue("Say something short.", "No."),
     dialogue(
-        "<image><image> Do these two pictures show the same kind of thing, or do they not? Say so.",
+        "<image><image> Do these two pictures show the same kind of thing, or do they not? Look at both of them before you say so.",
         "They do not.",
         images=(ONE, picture(20, 22)),
     ),
-    dialogue("Is it warm?", "It is warm and sunny."),
+    dialogue("<image>Hm?", "It is warm.", images=(picture(20, 23),)),
 )
 
 

@@ -40,8 +40,8 @@ def test_rows_are_those_of_the_full_maps(family: str) -> None:
     model = tiny_lvlm(family)
     batch = batch_of(family, model)
     expected = of_full_maps(model, batch)
-    for sides in (batch, padded_left(batch)):
-        values = score_layers(model, [sides], ROWS).values
+    for batches in ([batch], [padded_left(batch)], one_by_one(batch)):
+        values = score_layers(model, batches, ROWS).values
         for name, numbers in expected.items():
             assert values[name] == pytest.approx(numbers, abs=2e-5), name
             assert min(numbers) > 0.01

@@ -1,0 +1,183 @@
+"""Tables and plots of benchmarks.visual_region_study, from the records that its runs have left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from sparsight.analysis.environment import environment
+from sparsight.analysis.tables import json_text, markdown_table, write_text
+
+REFERENCE = "all"
+RESAMPLES = 4000
+PRUNED = ("uniform", "all")
+Record = dict[str, Any]
+
+
+def write_report(root: Path, output: Path, *, arms: Sequence[str], seeds: Sequence[int]) -> None:
+    """Write ``tables.md``, ``study.json`` and plots of whatever is finished."""
+    output.mkdir(parents=True, exist_ok=True)
+    found = {arm: read(root, arm, seeds) for arm in arms}
+    found = {arm: records for arm, records in found.items() if records}
+    if not found:
+        raise SystemExit(f"no run is finished in {root}: nothing to report")
+    parts = [markdown_table([arm_line(arm, records, found.get(REFERENCE, [])) for arm, records in found.items()])]
+    pruned = read_pruned(root, seeds)
+    if pruned:
+        parts.append(markdown_table(pruning_lines(pruned)))
+        plot_pruning(pruned, output / "pruning.png")
+    plot_arms(found, output / "arms.png")
+    write_text(output / "tables.md", "\n\n".join(parts) + "\n")
+    without_items = {
+        arm: [record | {"scores": record["scores"]["accuracies"]} for record in records]
+        for arm, records in found.items()
+    }
+    facts = {"environment": environment(torch.device("cpu")), "arms": without_items, "pruned": summary(pruned)}
+    write_text(output / "study.json", json_text(facts))
+    print("\n\n".join(parts))
+
+
+def read(root: Path, arm: str, seeds: Sequence[int], run: str = "") -> list[Record]:
+    """Records of an arm's finished seeds, in their order."""
+    paths = [root / arm / f"seed{seed}" / run / "record.json" for seed in seeds]
+    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+
+
+def read_pruned(root: Path, seeds: Sequence[int]) -> dict[tuple[str, bool, int], list[Record]]:
+    """Records of pruned runs by arm, healed or not, and number of removed layers."""
+    found = {}
+    for arm in PRUNED:
+        for path in root.glob(f"{arm}/seed*/without*"):
+            name, healed = path.name.removeprefix("without"), path.name.endswith("_healed")
+            key = (arm, healed, int(name.removesuffix("_healed")))
+            if records := read(root, arm, seeds, path.name):
+                found[key] = records
+    return dict(sorted(found.items()))
+
+
+def arm_line(arm: str, records: Sequence[Record], reference: Sequence[Record]) -> dict[str, str]:
+    """A row of the main table; ranges are over seeds, the interval is the paired bootstrap's."""
+    visual, text = ([score(r, kind) for r in records] for kind in ("visual", "text"))
+    line = {
+        "arm": arm,
+        "layers": ", ".join(map(str, records[0]["layers"])) if len(records[0]["layers"]) < 30 else "all 30",
+        "seeds": str(len(records)),
+        "visual": ranged(visual),
+        "text": ranged(text),
+    }
+    paired = {r["seed"]: r for r in reference}
+    both = [(record, paired[record["seed"]]) for record in records if record["seed"] in paired]
+    if both and arm != REFERENCE:
+        low, middle, high = kept_interval([a for a, _ in both], [b for _, b in both])
+        line["visual kept (95 % interval)"] = f"{middle:.1%} ({low:.1%} to {high:.1%})"
+    speed = [record["metrics"]["train/samples_per_second"] for record in records]
+    line["seconds a step"] = f"{8 / np.mean(speed):.2f}"
+    line["peak memory"] = f"{np.mean([record['peak_memory_mib'] for record in records]) / 1024:.2f} GiB"
+    return {key: line.get(key, "") for key in (*list(line)[:5], "visual kept (95 % interval)", *list(line)[5:])}
+
+
+def score(record: Record, kind: str) -> float:
+    """Mean over tasks of the accuracy by likelihood."""
+    return float(record["scores"]["accuracies"][f"likelihood/{kind}"])
+
+
+def outcomes(records: Sequence[Record]) -> dict[str, np.ndarray]:
+    """Right or wrong by visual task: (seeds, items)."""
+    by_task: dict[str, list[list[bool]]] = {}
+    for record in records:
+        own: dict[str, list[bool]] = {}
+        for item in record["scores"]["items"]:
+            if item["visual"]:
+                own.setdefault(item["task"], []).append(item["likeliest"] == item["answer"])
+        for task, values in own.items():
+            by_task.setdefault(task, []).append(values)
+    return {task: np.array(values, dtype=float) for task, values in by_task.items()}
+
+
+def kept_interval(records: Sequence[Record], reference: Sequence[Record]) -> tuple[float, float, float]:
+    """2.5 %, 50 % and 97.5 % points of the ratio of visual scores.
+
+    Items are drawn with replacement inside each task, and seeds too, for both arms alike: the pairs stay pairs.
+    """
+    ours, theirs = outcomes(records), outcomes(reference)
+    rng = np.random.default_rng(0)
+    seeds = len(records)
+    ratios = np.empty(RESAMPLES)
+    for number in range(RESAMPLES):
+        of_seeds = rng.integers(seeds, size=seeds)
+        sums = np.zeros(2)
+        for task, values in ours.items():
+            of_items = rng.integers(values.shape[1], size=values.shape[1])
+            sums += [each[task][of_seeds][:, of_items].mean() for each in (ours, theirs)]
+        ratios[number] = sums[0] / sums[1]
+    low, middle, high = np.percentile(ratios, [2.5, 50, 97.5])
+    return float(low), float(middle), float(high)
+
+
+def pruning_lines(pruned: dict[tuple[str, bool, int], list[Record]]) -> list[dict[str, str]]:
+    """A row for every number of removed layers."""
+    counts = sorted({removed for _, _, removed in pruned})
+    lines = []
+    for count in counts:
+        line = {"removed": str(count)}
+        for arm in PRUNED:
+            for healed in (False, True):
+                records = pruned.get((arm, healed, count), [])
+                name = f"{arm}{', healed' if healed else ''}"
+                line[name] = ranged([score(record, "visual") for record in records]) if records else ""
+        lines.append(line)
+    return lines
+
+
+def summary(pruned: dict[tuple[str, bool, int], list[Record]]) -> list[dict[str, Any]]:
+    """The same as plain data."""
+    return [
+        {"arm": arm, "healed": healed, "removed": removed}
+        | {"layers": [r["removed"] for r in records], "visual": [score(r, "visual") for r in records]}
+        for (arm, healed, removed), records in pruned.items()
+    ]
+
+
+def plot_arms(found: dict[str, list[Record]], path: Path) -> None:
+    """Visual and text score of every arm, a point for every seed."""
+    figure = Figure(figsize=(9, 0.42 * len(found) + 1.4), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for panel, kind in zip(panels, ("visual", "text"), strict=True):
+        for place, records in enumerate(found.values()):
+            values = [score(record, kind) for record in records]
+            panel.barh(place, np.mean(values), color="tab:blue" if kind == "visual" else "tab:gray", alpha=0.55)
+            panel.plot(values, [place] * len(values), "k.", markersize=4)
+        panel.set_xlabel(f"{kind} accuracy by likelihood, mean over tasks (points are seeds)")
+    panels[0].set_yticks(range(len(found)), list(found))
+    panels[0].invert_yaxis()
+    figure.savefig(path, dpi=130)
+
+
+def plot_pruning(pruned: dict[tuple[str, bool, int], list[Record]], path: Path) -> None:
+    """Visual score against removed layers."""
+    figure = Figure(figsize=(6.5, 4), layout="constrained")
+    axes = figure.subplots()
+    for arm, colour in zip(PRUNED, ("tab:blue", "tab:orange"), strict=True):
+        for healed in (False, True):
+            points = [(n, records) for (a, h, n), records in pruned.items() if (a, h) == (arm, healed)]
+            if points:
+                values = [[score(record, "visual") for record in records] for _, records in points]
+                counts = [n for n, _ in points]
+                label = f"{arm}-tuned{', healed' if healed else ''}"
+                axes.plot(counts, [np.mean(v) for v in values], "o-" if healed else "o--", color=colour, label=label)
+                axes.fill_between(counts, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.12)
+    axes.set_xlabel("decoder layers removed, of 30")
+    axes.set_ylabel("visual accuracy by likelihood")
+    axes.legend(frameon=False)
+    figure.savefig(path, dpi=130)
+
+
+def ranged(values: Sequence[float]) -> str:
+    """Mean, and smallest to largest."""
+    return f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})" if values else ""

@@ -1,0 +1,198 @@
+"""Which decoder layers of an image-text model are worth tuning, and which can then be removed, under equal budgets.
+
+    python -m benchmarks.visual_region_study                                everything; what was done before is kept
+    python -m benchmarks.visual_region_study --only train --arms uniform all --seeds 0
+    python -m benchmarks.visual_region_study --only report
+
+Steps: ``align`` (assemble the offline model, train its projector alone), ``score`` (``sparsight analyze``, for the arms
+that choose by scores), ``train`` (config experiment/visual_region_study with other layers for each arm; every run ends
+with likelihoods of the same items), ``prune`` (layers outside the region leave the region-tuned and the all-layer
+model, with and without healing) and ``report`` (tables with paired bootstrap intervals, and plots). Each can be broken
+off and started again. Needs the four idx files (Debian: apt-get install dataset-fashion-mnist) and the demo extra.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.visual_region_report import write_report
+from callbacks.throughput import peak_memory_mib
+from sparsight.analysis.tables import json_text, write_text
+from sparsight.cli import main as sparsight
+from sparsight.lvlm.assemble import assemble
+from sparsight.lvlm.selection import Uniform
+
+CONFIG = "experiment/visual_region_study"
+ALIGN = "experiment/visual_region_align"
+DEPTH, COUNT = 30, 8
+STEPS = ("align", "score", "train", "prune", "report")
+REMOVED = (0, 1, 2, 3, 4, 6)  # layers
+HEALING_STEPS = 60
+SCORES = ["sparsight.lvlm.scores.MultimodalBlockInfluence", "sparsight.lvlm.scores.ImageAttention"]
+
+
+def chosen(name: str, **options: object) -> list[str]:
+    """Command-line options that choose layers."""
+    return ["--model.layers", json.dumps({"class_path": f"sparsight.lvlm.selection.{name}", "init_args": options})]
+
+
+def arm_options(arm: str, root: Path, seed: int) -> list[str]:
+    """What an arm trains."""
+    if arm == "projector":
+        stage = {"train": ["projector"], "steps": 280, "lr": 5.0e-4}
+        return ["--model.stages", json.dumps([stage])]
+    scores = str(root / "scores" / "scores.json")
+    return {
+        "all": chosen("All"),
+        "uniform": chosen("Uniform", count=COUNT),
+        "bottom": chosen("Consecutive", place="bottom", count=COUNT),
+        "top": chosen("Consecutive", place="top", count=COUNT),
+        "random": chosen("Random", count=COUNT, seed=seed),
+        "by_block_influence": chosen("TopK", scores=scores, score="multimodal_block_influence", count=COUNT),
+        "by_image_attention": chosen("TopK", scores=scores, score="image_attention", count=COUNT),
+    }[arm]
+
+
+ARMS = ("all", "uniform", "projector", "bottom", "top", "random", "by_block_influence", "by_image_attention")
+BY_SCORE = ("by_block_influence", "by_image_attention")
+
+
+def model_options(folder: Path) -> list[str]:
+    """Options that start from a model folder."""
+    return ["--model.base", str(folder), "--data.model", str(folder)]
+
+
+def align(root: Path) -> None:
+    """Assemble the model and train its projector; the result is ``aligned``."""
+    if (root / "aligned").is_dir():
+        return
+    if not (root / "base").is_dir():
+        assemble(root / "base")
+    options = ["--config", CONFIG, "--config", ALIGN, *model_options(root / "base")]
+    sparsight(["fit", *options, "--trainer.default_root_dir", str(root / "align"), *resumed(root / "align")])
+    sparsight(["export", *options, *resumed(root / "align"), "--weights=raw", "--output", str(root / "aligned")])
+
+
+def score(root: Path, batches: int) -> None:
+    """Scores of the aligned model's layers."""
+    if (root / "scores" / "scores.json").is_file():
+        return
+    scores = [f"--scores+={name}" for name in SCORES]
+    arguments = ["analyze", "--config", CONFIG, *model_options(root / "aligned"), *scores]
+    sparsight([*arguments, f"--batches={batches}", "--output", str(root / "scores")])
+
+
+def train(arm: str, root: Path, *, seed: int) -> None:
+    """Tune one arm with one seed; ``record.json`` appears when it is done."""
+    folder = root / arm / f"seed{seed}"
+    if (folder / "record.json").is_file():
+        return
+    arguments = ["fit", "--config", CONFIG, *model_options(root / "aligned"), *arm_options(arm, root, seed)]
+    arguments += ["--seed_everything", str(seed), f"--data.seed={seed}", "--trainer.default_root_dir", str(folder)]
+    checkpoints = resumed(folder)
+    begin = time.perf_counter()
+    cli = sparsight([*arguments, *checkpoints])
+    save_record(folder, cli, seconds=time.perf_counter() - begin, arm=arm, seed=seed, resumed=bool(checkpoints))
+
+
+def save_record(folder: Path, cli: Any, **facts: Any) -> None:
+    """Keep what a run measured, and its items."""
+    scores = json.loads(Path(cli.trainer.log_dir, "scores_val.json").read_text(encoding="utf-8"))
+    metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    record = facts | {
+        "layers": cli.model.layers,
+        "removed": cli.model.retired.indices,
+        "steps": cli.trainer.global_step,
+        "threads": torch.get_num_threads(),
+        "peak_memory_mib": peak_memory_mib(),
+        "metrics": metrics,
+        "scores": scores,
+    }
+    write_text(folder / "record.json", json_text(record))
+
+
+def resumed(folder: Path) -> list[str]:
+    """The option that goes on from a run's last checkpoint, if there is one."""
+    checkpoints = sorted(folder.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
+    return ["--ckpt_path", str(checkpoints[-1])] if checkpoints else []
+
+
+def export(arm: str, root: Path, *, seed: int) -> Path:
+    """The tuned model of an arm as a folder."""
+    folder, run = root / arm / f"seed{seed}" / "export", root / arm / f"seed{seed}"
+    if not folder.is_dir():
+        arguments = ["export", "--config", CONFIG, *model_options(root / "aligned"), *arm_options(arm, root, seed)]
+        sparsight([*arguments, *resumed(run), "--weights=raw", "--output", str(folder)])
+    return folder
+
+
+def prune(arm: str, root: Path, *, seed: int, removed: int, heal: bool) -> None:
+    """Remove layers outside the uniform region, one by one by angular distance, and judge the rest.
+
+    Healing trains projector and region for a few steps after the layers have left.
+    """
+    folder = root / arm / f"seed{seed}" / f"without{removed}{'_healed' if heal else ''}"
+    if (folder / "record.json").is_file():
+        return
+    region = Uniform(count=COUNT).select(DEPTH)
+    score = {"class_path": "sparsight.lvlm.scores.AngularDistance", "init_args": {"tokens": "all"}}
+    pruning = {"score": score, "protect_tuned": False, "protected": region, "batches": 16}
+    schedule = {"shape": "one_shot", "begin": 0, "amount": removed, "rescore": True}
+    stage = {"train": ["layers", "projector"], "steps": HEALING_STEPS if heal else 1, "lr": 1e-4 if heal else 0.0}
+    arguments = [
+        "fit",
+        "--config",
+        CONFIG,
+        *model_options(export(arm, root, seed=seed)),
+        *chosen("Uniform", count=COUNT),
+    ]
+    arguments += ["--model.stages", json.dumps([stage]), f"--trainer.val_check_interval={stage['steps']}"]
+    arguments += ["--model.prune", json.dumps(pruning), "--trainer.default_root_dir", str(folder)]
+    callback = {"class_path": "callbacks.PruningSchedule", "init_args": schedule}
+    arguments += ["--seed_everything", str(seed), f"--data.seed={seed + 100}"]
+    arguments += ["--trainer.callbacks+", json.dumps(callback)] if removed else []
+    cli = sparsight([*arguments, *resumed(folder)])
+    save_record(folder, cli, arm=arm, seed=seed, healed=heal)
+
+
+def main() -> None:
+    """Run the chosen steps for the chosen arms."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="steps; all if not given")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--removed", type=int, nargs="+", default=list(REMOVED), help="numbers of layers to remove")
+    parser.add_argument("--batches", type=int, default=16, help="calibration batches of `score`")
+    parser.add_argument("--root", type=Path, default=Path("runs/visual_region_study"))
+    parser.add_argument("--output", type=Path, help="folder of the report; `report` in the root if not given")
+    arguments = parser.parse_args()
+    run(arguments, arguments.root, arguments.only)
+
+
+def run(arguments: argparse.Namespace, root: Path, only: Sequence[str]) -> None:
+    """The steps in their order; seeds come one after the other, so that a broken off study has whole seeds."""
+    root.mkdir(parents=True, exist_ok=True)
+    if "align" in only:
+        align(root)
+    if "score" in only and set(arguments.arms) & set(BY_SCORE):
+        score(root, arguments.batches)
+    for seed in arguments.seeds:
+        for arm in arguments.arms if "train" in only else ():
+            train(arm, root, seed=seed)
+        for arm in ("uniform", "all") if "prune" in only else ():
+            for removed in arguments.removed if arm in arguments.arms else ():
+                for heal in (False, True):
+                    prune(arm, root, seed=seed, removed=removed, heal=heal)
+    if "report" in only:
+        write_report(root, arguments.output or root / "report", arms=ARMS, seeds=arguments.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""What the ``inspect`` verb does: records of a split as the model will see them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+
+from sparsight.hyperparameters import ConfigurationError
+
+Split = Literal["train", "val", "test"]
+STAGES = {"train": "fit", "val": "validate", "test": "test"}
+
+
+def show_records(datamodule: LightningDataModule | None, *, split: Split, index: int, count: int) -> None:
+    """Print what a datamodule says of its records; one that cannot be used says why.
+
+    Args:
+        datamodule: With a method ``describe(split, index)`` that answers text.
+        split: Which of its splits.
+        index: Position of the first record in the source of the split.
+        count: Number of records.
+
+    Raises:
+        ConfigurationError: The datamodule cannot describe records, has no such split, or none of these can be shown.
+    """
+    describe: Any = getattr(datamodule, "describe", None)
+    if datamodule is None or not callable(describe):
+        has = "there is no `data`" if datamodule is None else f"{type(datamodule).__name__} does not describe records"
+        raise ConfigurationError(f"{has}: inspect needs a datamodule such as datamodules.InstructionDataModule")
+    if count < 1:
+        raise ConfigurationError(f"count is {count}; allowed: 1 or more")
+    datamodule.prepare_data()
+    try:
+        datamodule.setup(STAGES[split])
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
+    shown = 0
+    for position in range(index, index + count):
+        try:
+            print(describe(split, position), end="\n\n")
+            shown += 1
+        except ValueError as error:
+            reason = f"{split} record {position} cannot be used: {error}"
+            if count == 1 or (position == index + count - 1 and not shown):
+                raise ConfigurationError(reason) from error
+            print(reason, end="\n\n")
