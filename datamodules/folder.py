@@ -91,6 +91,11 @@ class FolderRecords(RecordSource):
         self.open()
         return image_size(self.root / self._entries[index].name)
 
+    def label_of(self, index: int) -> int | None:
+        """Class number of one picture."""
+        self.open()
+        return self._entries[index].label
+
     def fingerprint(self) -> str:
         """Covers names, labels and captions, and size and time of change of every file."""
         self.open()

@@ -80,9 +80,14 @@ class HuggingFaceRecords(RecordSource):
         caption = None if self.caption_column is None else row[self.caption_column]
         if self.caption_column is not None and caption is None:
             raise CorruptRecord(f"column {self.caption_column!r} is empty")
-        label = None if self._labels is None else self._labels[index]
+        label = self.label_of(index)
         image = decode_image(self._picture(row[self.image_column]), max_pixels=self.max_pixels)
         return Record(id=str(index), image=image, label=label, caption=caption)
+
+    def label_of(self, index: int) -> int | None:
+        """Class number of one row."""
+        self.open()
+        return None if self._labels is None else self._labels[index]
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""

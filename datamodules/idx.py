@@ -108,9 +108,13 @@ class IdxRecords(RecordSource):
 
     def __getitem__(self, index: int) -> Record:
         """Grey image (mode L) and its label."""
-        self.open()
-        label = None if self._labels_N is None else int(self._labels_N[index])
+        label = self.label_of(index)
         return Record(id=str(index), image=Image.fromarray(self._images_NHW[index]), label=label)
+
+    def label_of(self, index: int) -> int | None:
+        """Class number of one image."""
+        self.open()
+        return None if self._labels_N is None else int(self._labels_N[index])
 
     def fingerprint(self) -> str:
         """Covers every pixel and label."""

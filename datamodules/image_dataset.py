@@ -11,16 +11,27 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from datamodules.records import CorruptRecord, Record, RecordSource
+from datamodules.record_dataset import RecordDataset, join_corrupt
+from datamodules.records import CorruptRecord, RecordSource
 
 Fit = Literal["crop", "pad", "stretch"]
 _DEEP_MODES = ("I", "F")
 
 
-class TooManyCorruptRecords(RuntimeError):
-    """More records are unreadable than ``max_corrupt_share`` allows."""
+def flatten_image(image: Image.Image, *, channels: int, background: int) -> Image.Image:
+    """Picture of 1 (grey) or 3 (RGB) channels of 8 bits, with a grey value of 0 to 255 behind transparent pixels.
+
+    Raises:
+        CorruptRecord: If the image has more than 8 bits a channel, which would be clipped silently.
+    """
+    if image.mode.split(";")[0] in _DEEP_MODES:
+        raise CorruptRecord(f"image mode {image.mode} has more than 8 bits a channel; convert it to 8 bits")
+    mode = "L" if channels == 1 else "RGB"
+    if not image.has_transparency_data:
+        return image if image.mode == mode else image.convert(mode)
+    canvas = Image.new("RGBA", image.size, (background,) * 3 + (255,))
+    return Image.alpha_composite(canvas, image.convert("RGBA")).convert(mode)
 
 
 @dataclass(frozen=True)
@@ -48,19 +59,9 @@ class ImageTransform:
         Raises:
             CorruptRecord: If the image has more than 8 bits a channel, which would be clipped silently.
         """
-        if image.mode.split(";")[0] in _DEEP_MODES:
-            raise CorruptRecord(f"image mode {image.mode} has more than 8 bits a channel; convert it to 8 bits")
-        image = self._resized(self._flattened(image))
+        image = self._resized(flatten_image(image, channels=self.channels, background=self.background))
         pixels_HWC = np.asarray(image, dtype=np.float32).reshape(self.height, self.width, self.channels)
         return torch.from_numpy(pixels_HWC).permute(2, 0, 1) / 127.5 - 1.0
-
-    def _flattened(self, image: Image.Image) -> Image.Image:
-        mode = "L" if self.channels == 1 else "RGB"
-        if not image.has_transparency_data:
-            return image if image.mode == mode else image.convert(mode)
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, (self.background,) * 3 + (255,))
-        return Image.alpha_composite(canvas, rgba).convert(mode)
 
     def _resized(self, image: Image.Image) -> Image.Image:
         size = (self.width, self.height)
@@ -89,7 +90,7 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     batch: dict[str, Any] = {
         "image": torch.stack([sample["image"] for sample in samples]),
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
-        "corrupt": {index: reason for sample in samples for index, reason in sample["corrupt"].items()},
+        "corrupt": join_corrupt(samples),
     }
     if samples[0]["label"] is not None:
         batch["label"] = torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)
@@ -98,8 +99,8 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return batch
 
 
-class ImageDataset(Dataset):
-    """Chosen records of a source as tensors; an unreadable record is replaced by the next readable one.
+class ImageDataset(RecordDataset):
+    """Chosen records of a source as tensors.
 
     Args:
         source: Opened source.
@@ -122,51 +123,14 @@ class ImageDataset(Dataset):
         flip_seed: int | None,
         max_corrupt: int,
     ) -> None:
-        self.source = source
-        self.indices = indices
+        super().__init__(source, indices=indices, groups=groups, max_corrupt=max_corrupt)
         self.transforms = transforms
-        self.groups = groups
         self.flip_seed = flip_seed
-        self.max_corrupt = max_corrupt
-        self.epoch = 0
 
-    def start_epoch(self, epoch: int) -> None:
-        """Set the epoch that flips depend on; called before workers start."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Number of chosen records."""
-        return len(self.indices)
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        """Sample at a position, with the unreadable records that were passed over on the way to it.
-
-        Raises:
-            TooManyCorruptRecords: If more records in a row are unreadable than are tolerated.
-        """
-        corrupt: dict[int, str] = {}
-        for step in range(len(self.indices)):
-            index = int(self.indices[(position + step) % len(self.indices)])
-            try:
-                return {**self._sample(index, group=self.groups[position]), "corrupt": corrupt}
-            except CorruptRecord as error:
-                corrupt[index] = str(error)
-            if len(corrupt) > self.max_corrupt:
-                break
-        raise TooManyCorruptRecords(corrupt_message(corrupt, total=len(self), allowed=self.max_corrupt))
-
-    def _sample(self, index: int, *, group: int) -> dict[str, Any]:
-        record: Record = self.source[index]
-        image = self.transforms[group](record.image)
+    def sample(self, index: int, *, group: int) -> dict[str, Any]:
+        """Image, label and caption of one record."""
+        record = self.source[index]
+        image = self.transforms[group](record.picture)
         if self.flip_seed is not None and flips(self.flip_seed, self.epoch, index):
             image = image.flip(-1)
-        return {"image": image, "label": record.label, "caption": record.caption, "index": index}
-
-
-def corrupt_message(corrupt: dict[int, str], *, total: int, allowed: int) -> str:
-    """Say how many records are unreadable, show the first three and what to do."""
-    shown = "; ".join(f"record {index}: {reason}" for index, reason in list(corrupt.items())[:3])
-    return (
-        f"{len(corrupt)} of {total} records are unreadable, {allowed} are allowed: {shown}. "
-        "Repair or remove them, or raise max_corrupt_share"
-    )
+        return {"image": image, "label": record.label, "caption": record.caption}

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
+from datamodules.base import ProcessDataModule
 from datamodules.buckets import trained_model
 from datamodules.image import ImageDataModule
-from datamodules.image_dataset import ImageDataset, TooManyCorruptRecords
+from datamodules.image_dataset import ImageDataset
 from datamodules.latent_dataset import LatentDataset, LatentRows
+from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader, ResumableLoader
 from sparsight.diffusion.conditioning import ClassLabels
 from sparsight.diffusion.encoding import DTYPES, encode_batches, encode_unconditional
@@ -31,7 +32,7 @@ FORMAT = 1  # goes up when the same settings would give other numbers
 _log = logging.getLogger(__name__)
 
 
-class CachedLatentsDataModule(LightningDataModule):
+class CachedLatentsDataModule(ProcessDataModule):
     """The batches of an image datamodule, with images and captions already encoded by a teacher.
 
     A batch holds ``"sample": float32 (B, C, H, W)`` in model space, ``"index"``, ``"label"`` or ``"caption"`` as the
@@ -75,7 +76,7 @@ class CachedLatentsDataModule(LightningDataModule):
         variant: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(num_workers=images.num_workers)
         self.teacher = teacher
         self.pretrained_options = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
         self.images = images
@@ -163,7 +164,7 @@ class CachedLatentsDataModule(LightningDataModule):
         samples = sum(shard.count for shard in missing)
         _check_space(cache, model, rows, samples, DTYPES[self.dtype])
         with fill_progress("images") as progress:
-            progress.disable = bool(self.trainer and self.trainer.global_rank)
+            progress.disable = self._rank > 0
             task = progress.add_task(f"encoding {name} images", total=samples)
             cache.fill(missing, partial(self._make, model, rows, lambda made: progress.advance(task, made)))
 
@@ -175,7 +176,7 @@ class CachedLatentsDataModule(LightningDataModule):
         loader = DataLoader(
             Subset(rows.images, rows.order[shard.first : shard.first + shard.count].tolist()),
             batch_size=self.encode_batch_size,
-            num_workers=self.images.num_workers,
+            num_workers=self.num_workers,
             collate_fn=rows.images.collate,
         )
 

@@ -20,6 +20,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from sparsight.lvlm.conversation import Conversation
+
 # Formats that Pillow decodes itself: EPS, for one, would start an external interpreter.
 IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -37,15 +39,28 @@ class Record:
 
     Args:
         id: Name of the record inside its source, stable over runs (a file name or a position).
-        image: Decoded picture, in the mode it was stored in.
+        image: Decoded picture, in the mode it was stored in; ``None`` where there is only text.
         label: Class number, if the source has labels.
         caption: Text that describes the picture, if the source has captions.
+        conversation: Dialogue about pictures, of which ``image`` is the first, if the source has conversations.
     """
 
     id: str
-    image: Image.Image
+    image: Image.Image | None
     label: int | None = None
     caption: str | None = None
+    conversation: Conversation | None = None
+
+    @property
+    def picture(self) -> Image.Image:
+        """The picture, for those who cannot do without.
+
+        Raises:
+            CorruptRecord: If there is none.
+        """
+        if self.image is None:
+            raise CorruptRecord(f"record {self.id!r} has no image, only text; a data set of images needs one")
+        return self.image
 
 
 class Records(ABC):
@@ -99,8 +114,27 @@ class RecordSource(Records):
         Raises:
             CorruptRecord: If this record cannot be read.
         """
-        image = self[index].image
+        image = self[index].picture
         return image.height, image.width
+
+    def label_of(self, index: int) -> int | None:
+        """Class number of one record; sources that can tell without its picture override this.
+
+        Raises:
+            CorruptRecord: If this record cannot be read.
+        """
+        return self[index].label
+
+    def extent(self, index: int) -> tuple[int, int]:
+        """Number of pictures and of characters of one record; sources that can tell without pictures override this.
+
+        Raises:
+            CorruptRecord: If this record cannot be read.
+        """
+        record = self[index]
+        if record.conversation is not None:
+            return record.conversation.extent
+        return int(record.image is not None), len(record.caption or "")
 
     def fingerprint(self) -> str:
         """Text that changes when the records do, by which caches know theirs; here it covers the options alone.

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 
@@ -117,10 +118,36 @@ class GroupSampler(ResumableSampler):
         generator = torch.Generator().manual_seed(derive_seed(self.seed, self.epoch))
         batches = []
         for members in self.members:
-            shuffled = members[torch.randperm(len(members), generator=generator)]
-            batches += [batch for batch in shuffled.split(self.global_batch) if len(batch) == self.global_batch]
+            arranged = self._arranged(members[torch.randperm(len(members), generator=generator)])
+            batches += [batch for batch in arranged.split(self.global_batch) if len(batch) == self.global_batch]
         order = torch.randperm(len(batches), generator=generator).tolist()
         return [index for batch in order for index in batches[batch].tolist()]
+
+    def _arranged(self, shuffled: Tensor) -> Tensor:
+        return shuffled
+
+
+class LengthSampler(GroupSampler):
+    """Indices in which every global batch comes from one group and holds samples of similar length.
+
+    Each epoch shuffles every group, cuts it into pools of some batches and sorts each pool by length.
+
+    Args:
+        groups: Group of every sample.
+        lengths: Length of every sample, in any unit.
+        pool: Batches of a pool: more make lengths more alike, fewer make the order more random.
+        options: As for :class:`GroupSampler`.
+    """
+
+    def __init__(self, groups: Sequence[int], *, lengths: Sequence[int], pool: int = 32, **options: Any) -> None:
+        super().__init__(groups, **options)
+        self.lengths = torch.as_tensor(lengths)
+        self.pool = pool
+
+    def _arranged(self, shuffled: Tensor) -> Tensor:
+        full = len(shuffled) // self.global_batch * self.global_batch
+        pools = shuffled[:full].split(self.pool * self.global_batch)  # what is left out is so by chance, not by length
+        return torch.cat([pool[self.lengths[pool].argsort(stable=True)] for pool in pools])
 
 
 class ReportingLoader(DataLoader):

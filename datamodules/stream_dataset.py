@@ -16,7 +16,8 @@ import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import IterableDataset, get_worker_info
 
-from datamodules.image_dataset import ImageTransform, TooManyCorruptRecords, collate, flips
+from datamodules.image_dataset import ImageTransform, collate, flips
+from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.records import CorruptRecord, RecordStream
 from datamodules.sampler import ReportingLoader, derive_seed
 
@@ -91,7 +92,7 @@ class StreamDataset(IterableDataset):
                 if isinstance(raw, CorruptRecord):
                     raise raw
                 record = self.stream.decode(raw)
-                image = self.transform(record.image)
+                image = self.transform(record.picture)
             except CorruptRecord as error:
                 corrupt[index] = str(error)
                 if len(corrupt) > MOST_CORRUPT_IN_A_ROW:

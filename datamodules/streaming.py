@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, Literal
 
-import torch
-from lightning.pytorch import LightningDataModule
-
+from datamodules.base import ProcessDataModule, note_corrupt
 from datamodules.image import ImageDataModule
-from datamodules.image_dataset import Fit, ImageTransform, TooManyCorruptRecords, corrupt_message
+from datamodules.image_dataset import Fit, ImageTransform
+from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
 from datamodules.records import RecordSource, RecordStream
-from datamodules.sampler import ReportingLoader, epoch_batches
+from datamodules.sampler import ReportingLoader
 from datamodules.stream_dataset import StreamDataset, StreamLoader
 
-_log = logging.getLogger(__name__)
-_LOGGED_RECORDS = 20
 _FIRST_RECORDS = 1000  # too few to tell the share of unreadable ones
 
 
-class StreamingImageDataModule(LightningDataModule):
+class StreamingImageDataModule(ProcessDataModule):
     """Training images from a stream, without an end; validation and test images from record sources.
 
     Batches are those of ``ImageDataModule``; ``index`` tells shard and position, so it is the same in every run.
@@ -66,7 +62,7 @@ class StreamingImageDataModule(LightningDataModule):
         seed: int = 0,
         max_corrupt_share: float = 0.01,
     ) -> None:
-        super().__init__()
+        super().__init__(num_workers=num_workers)
         for name, number in (("batches_per_epoch", batches_per_epoch), ("shuffle_buffer", shuffle_buffer)):
             if number < 1:
                 raise ValueError(f"{name} is {number}; allowed: 1 or more")
@@ -125,28 +121,24 @@ class StreamingImageDataModule(LightningDataModule):
             ValueError: If the stream has fewer shards than there are processes times workers.
         """
         options = self.evaluated
-        world, rank = (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
         dataset = StreamDataset(
             self.stream,
             transform=self.transform,
             flip_seed=options.seed if options.horizontal_flip else None,
             seed=options.seed,
             block=self.shuffle_buffer,
-            rank=rank,
-            processes=world,
-            workers=max(1, options.num_workers),
+            rank=self._rank,
+            processes=self._world,
+            workers=max(1, self.num_workers),
         )
         loader = StreamLoader(
             dataset,
             batches=self.batches_per_epoch,
             batch_size=options.batch_size,
-            num_workers=options.num_workers,
-            collate_fn=dataset.collate,
-            pin_memory=torch.cuda.is_available(),
+            **self._loader_options(dataset.collate),
         )
         loader.receive = lambda batch, last: self._receive(loader.deliver(batch))
-        if self.trainer is not None:
-            loader.epoch_batches = epoch_batches(len(loader), self.trainer.limit_train_batches)
+        self._limit_epochs(loader)
         return loader
 
     def val_dataloader(self) -> ReportingLoader | list[ReportingLoader]:
@@ -164,10 +156,7 @@ class StreamingImageDataModule(LightningDataModule):
     def _receive(self, batch: dict[str, Any]) -> dict[str, Any]:
         found = batch.pop("corrupt")
         self._seen += len(batch["index"]) + len(found)
-        for index, reason in found.items():
-            if index not in self.corrupt and len(self.corrupt) < _LOGGED_RECORDS:
-                _log.warning("skipped train record %d: %s", index, reason)
-            self.corrupt[index] = reason
+        note_corrupt(self.corrupt, found, split="train")
         allowed = int(self.evaluated.max_corrupt_share * max(self._seen, _FIRST_RECORDS))
         if len(self.corrupt) > allowed:
             raise TooManyCorruptRecords(corrupt_message(self.corrupt, total=self._seen, allowed=allowed))

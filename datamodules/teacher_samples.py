@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from datamodules.sampler import ResumableLoader, ResumableSampler, epoch_batches, even_batch_size
+from datamodules.base import ProcessDataModule
+from datamodules.sampler import ResumableLoader, ResumableSampler, even_batch_size
 from sparsight.captions import read_captions
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.distill.sample_cache import SampleCache, ShardReader
@@ -17,7 +17,7 @@ from sparsight.distill.teacher_plan import TeacherPlan
 from sparsight.distill.teacher_samples import fill_cache
 
 
-class TeacherSamplesDataModule(LightningDataModule):
+class TeacherSamplesDataModule(ProcessDataModule):
     """Samples of a teacher, or states along its sampling trajectories, drawn once and kept on disk.
 
     A batch holds ``"label": int64 (B,)`` or ``"caption": list[str]``, unique ``"index": int64 (B,)`` and
@@ -85,7 +85,7 @@ class TeacherSamplesDataModule(LightningDataModule):
         variant: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(num_workers=num_workers)
         self.teacher = teacher
         self.pretrained_options = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
         self.plan = TeacherPlan(
@@ -101,7 +101,7 @@ class TeacherSamplesDataModule(LightningDataModule):
         )
         self.count, self.val_count = count, val_count
         self.cache_dir = Path(cache_dir)
-        self.batch_size, self.sample_batch_size, self.num_workers = batch_size, sample_batch_size, num_workers
+        self.batch_size, self.sample_batch_size = batch_size, sample_batch_size
         self.seed = seed
         self.device = device
         self.datasets: dict[str, TeacherDataset] = {}
@@ -162,15 +162,18 @@ class TeacherSamplesDataModule(LightningDataModule):
         dataset = self.datasets["train"]
         sampler = ResumableSampler(dataset, num_replicas=self._world, rank=self._rank, seed=self.seed)
         loader = ResumableLoader(
-            dataset, sampler=sampler, batch_size=self.batch_size, drop_last=True, **self._loader_options()
+            dataset,
+            sampler=sampler,
+            batch_size=self.batch_size,
+            drop_last=True,
+            **self._loader_options(default_collate),
         )
         if len(loader) == 0:
             raise ValueError(
                 f"{len(dataset)} states do not fill one batch of {self.batch_size} on each of {self._world} processes: "
                 "lower batch_size or raise count"
             )
-        if self.trainer is not None:
-            loader.epoch_batches = epoch_batches(len(loader), self.trainer.limit_train_batches)
+        self._limit_epochs(loader)
         return loader
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
@@ -180,7 +183,7 @@ class TeacherSamplesDataModule(LightningDataModule):
         dataset = self.datasets["val"]
         batch_size = even_batch_size(len(dataset), batch_size=self.batch_size, processes=self._world)
         sampler = ResumableSampler(dataset, num_replicas=self._world, rank=self._rank, shuffle=False, drop_last=False)
-        return DataLoader(dataset, sampler=sampler, batch_size=batch_size, **self._loader_options())
+        return DataLoader(dataset, sampler=sampler, batch_size=batch_size, **self._loader_options(default_collate))
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
         """The validation trajectories: there is nothing else that was held out."""
@@ -192,22 +195,7 @@ class TeacherSamplesDataModule(LightningDataModule):
             return []
         dataset = self.datasets["val"]
         once = Subset(dataset, range(0, len(dataset), self.plan.kept))
-        return DataLoader(once, batch_size=self.batch_size, **self._loader_options())
-
-    def _loader_options(self) -> dict[str, Any]:
-        return {
-            "num_workers": self.num_workers,
-            "collate_fn": default_collate,
-            "pin_memory": torch.cuda.is_available(),
-        }
-
-    @property
-    def _world(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
-
-    @property
-    def _rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
+        return DataLoader(once, batch_size=self.batch_size, **self._loader_options(default_collate))
 
 
 class TeacherDataset(Dataset):

@@ -13,6 +13,7 @@ import torch
 from lightning_modules.base import TrainedPartsModule
 from sparsight.diffusion.identity import state_hash
 from sparsight.distill.processes import averaged
+from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.evaluate import answer_items
 from sparsight.lvlm.load import DTYPES, Dtype, load_lvlm, load_processor
 from sparsight.lvlm.provenance import read_provenance
@@ -95,6 +96,17 @@ class LVLMModule(TrainedPartsModule):
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The same on the test data."""
         self._answer(batch)
+
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        """Prediction draws images, which these models do not.
+
+        Raises:
+            ConfigurationError: Always; it says what to use.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} draws no images: `sparsight test` with --model.evaluation.new_tokens 30 writes "
+            "what the model answers to every item into scores_test.json"
+        )
 
     def on_validation_epoch_end(self) -> None:
         """Loss of right answers and accuracy by task, over all batches and processes."""

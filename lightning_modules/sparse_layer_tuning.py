@@ -276,6 +276,9 @@ class SparseLayerTuning(LVLMModule):
         self.log("train/loss", summed(losses.sum()) / everywhere, prog_bar=True)
         self.log("train/answer_tokens", everywhere)
         loss = losses.sum() * process_count() / everywhere  # DDP averages over processes
+        if not any(batch["image_keys"]) and PROJECTOR in self.stage.train:
+            # without images nothing reaches the projector, for whose gradients DDP would wait
+            loss = loss + 0.0 * sum(parameter.sum() for parameter in self._parameters_of(PROJECTOR))
         if self.unpruned is None:
             return loss
         difference = self.unpruned.difference(batch["inputs"], hidden[-1])

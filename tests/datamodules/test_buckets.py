@@ -148,7 +148,7 @@ def test_what_cannot_work_is_said(folder: Path, tmp_path: Path, caplog: pytest.L
     with pytest.raises(ValueError, match="19 training records do not fill one batch of 11 of one size"):
         ready(folder, tmp_path, batch_size=11).train_dataloader()
     ready(folder, tmp_path, batch_size=4).train_dataloader()
-    assert "2 images of 1 sizes are never trained on" in caplog.text
+    assert "2 records in 1 groups of one size are never trained on" in caplog.text
 
 
 def test_a_dit_and_a_unet_of_larger_cells_are_refused(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from PIL import Image
 
 from datamodules import CorruptRecord, FolderRecords, ImageDataModule, Record, RecordSource
-from datamodules.image_dataset import ImageTransform, TooManyCorruptRecords, flips
+from datamodules.image_dataset import ImageTransform, flips
+from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch import multiprocessing as mp
 
 from datamodules import AspectBuckets, CachedLatentsDataModule, FolderRecords, IdxRecords, ImageDataModule, latents
-from datamodules.image_dataset import TooManyCorruptRecords
+from datamodules.record_dataset import TooManyCorruptRecords
 from lightning_modules import DenoiserTraining
 from sparsight.diffusion.encoding import encode_batches, text_of, text_tensor
 from sparsight.diffusion.model import DiffusionModel, load_pipeline

@@ -24,7 +24,7 @@ from datamodules import (
     TarRecords,
     TarStream,
 )
-from datamodules.image_dataset import TooManyCorruptRecords
+from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.stream_dataset import SHARD_BITS, Position, StreamLoader
 from tests.datamodules.test_tar import write_parquet, write_shard
 
@@ -312,7 +312,7 @@ data:
 def test_the_yaml_of_the_guide_builds() -> None:
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
     snippets = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 6
     parser = ArgumentParser()
     parser.add_subclass_arguments(LightningDataModule, "data")
     for snippet in snippets:

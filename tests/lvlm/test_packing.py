@@ -22,7 +22,7 @@ TALKS = (
     dialogue("<image>\nWhat is this?", "A red coat.", "Sure?", "Yes.", images=(picture(41, 20),)),
     dialogue("Say something short.", "No."),
     dialogue(
-        "<image><image> Do these two pictures show the same kind of thing, or do they not? Look at both of them before you say so.",
+        "<image><image> Do these two pictures show the same kind of thing, or do they not? Look first.",
         "They do not.",
         images=(ONE, picture(20, 22)),
     ),

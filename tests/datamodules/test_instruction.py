@@ -1,0 +1,388 @@
+"""InstructionDataModule: batches, skipped records, lengths, exact resuming and shares of processes."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from PIL import Image
+
+from datamodules import (
+    Conversation,
+    CorruptRecord,
+    InstructionDataModule,
+    Record,
+    RecordSource,
+    TextQuestions,
+    Turn,
+)
+from datamodules.instruction_dataset import image_key
+from datamodules.record_dataset import TooManyCorruptRecords
+from datamodules.sampler import LengthSampler
+from sparsight.lvlm.answers import answer_losses
+from tests.datamodules.test_image import SaveEverywhere, indices
+from tests.datamodules.test_records import write_idx
+from tests.lvlm.test_chat import picture
+from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm
+
+KINDS = ["bag", "coat", "shoe"]
+
+
+class Talks(RecordSource):
+    """Conversations of many lengths, every third of them without a picture."""
+
+    def __init__(self, total: int, *, broken: tuple[int, ...] = (), items: bool = False) -> None:
+        self.total = total
+        self.broken = broken
+        self.items = items
+
+    def _open(self) -> None:
+        return
+
+    @property
+    def classes(self) -> None:
+        return None
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: int) -> Record:
+        if index in self.broken:
+            raise CorruptRecord("torn")
+        images = (picture(20, 10 + index),) if index % 3 else ()
+        text = ("<image>\n" if images else "") + f"What is number {index}?" + " Really?" * (index * 7 % 11)
+        turns = (Turn("user", text), Turn("assistant", KINDS[index % 3]))
+        facts: dict[str, Any] = {"candidates": tuple(KINDS), "answer": index % 3, "task": f"by_{index % 2}"}
+        conversation = Conversation(turns, images, **facts if self.items else {})
+        return Record(f"talk {index}", next(iter(images), None), conversation=conversation)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny_lvlm(tmp_path_factory.mktemp("model") / "tiny", "fast_vlm"))
+
+
+def make(
+    model: str, source: RecordSource | None = None, *, stage: str = "fit", **options: Any
+) -> InstructionDataModule:
+    """Datamodule over talks, set up."""
+    datamodule = InstructionDataModule(model, Talks(22) if source is None else source, **{"batch_size": 4, **options})
+    datamodule.prepare_data()
+    datamodule.setup(stage)
+    return datamodule
+
+
+# ------------------------------------------------------------------------------------------------------------- batches
+def test_training_batch_holds_what_the_contract_says(model: str) -> None:
+    datamodule = make(model)
+    source = datamodule.sources["train"]
+    assert source is not None
+    batch = next(iter(datamodule.train_dataloader()))
+    assert set(batch) == {"inputs", "labels", "index", "image_keys"}
+    ids, labels, mask = batch["inputs"]["input_ids"], batch["labels"], batch["inputs"]["attention_mask"]
+    assert ids.shape == labels.shape == mask.shape and batch["index"].dtype == labels.dtype == torch.int64
+    assert (mask.diff(dim=1) <= 0).all() and mask[:, 0].all(), "padded on the right"
+    pictures = sum(int(index % 3 > 0) for index in batch["index"].tolist())
+    assert len(batch["inputs"]["pixel_values"]) == pictures
+    decode = datamodule.chat.tokenizer.decode  # type: ignore[union-attr]
+    for index, row, keys in zip(batch["index"].tolist(), labels, batch["image_keys"], strict=True):
+        assert decode(row[row >= 0]) == f"{KINDS[index % 3]}<|im_end|>"
+        conversation = source[index].conversation
+        assert conversation is not None and keys == [image_key(image) for image in conversation.images]
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_evaluation_batch_holds_prompts_and_candidates(model: str, stage: str) -> None:
+    name = {"validate": "val", "test": "test"}[stage]
+    datamodule = make(model, stage=stage, **{name: Talks(9, items=True)})
+    loader = datamodule.val_dataloader() if stage == "validate" else datamodule.test_dataloader()
+    batches = list(loader)
+    assert indices(loader) == list(range(9))
+    first = batches[0]
+    assert set(first) == {
+        *("inputs", "index", "image_keys", "candidates", "texts", "answer", "task", "prompt_length"),
+    }
+    mask = first["inputs"]["attention_mask"]
+    assert mask[:, -1].all() and mask.sum(1).tolist() == first["prompt_length"].tolist(), "padded on the left"
+    decode = datamodule.chat.tokenizer.decode  # type: ignore[union-attr]
+    assert all(text.endswith("<|im_start|>assistant\n") for text in decode(first["inputs"]["input_ids"]))
+    assert first["texts"] == [KINDS] * 4 and first["task"] == ["by_0", "by_1", "by_0", "by_1"]
+    assert first["answer"].tolist() == [0, 1, 2, 0]
+    assert [decode(ids) for ids in first["candidates"][0]] == [f"{kind}<|im_end|>" for kind in KINDS]
+    lonely = next(iter(make(model, stage="validate", val=Talks(4)).val_dataloader()))
+    assert lonely["texts"] == [["bag"], ["coat"], ["shoe"], ["bag"]] and lonely["answer"].tolist() == [0] * 4
+
+
+def test_one_data_config_serves_images_and_instructions(model: str, tmp_path: Path) -> None:
+    images, labels = (
+        write_idx(tmp_path / "i", np.zeros((6, 8, 8), np.uint8)),
+        write_idx(tmp_path / "l", np.array([0, 1, 2, 0, 1, 2], np.uint8)),
+    )
+    source = (
+        f"{{class_path: datamodules.IdxRecords, init_args: {{images: {images}, labels: {labels}, classes: {KINDS}}}}}"
+    )
+    shared = f"train: {source}, val: {source}, batch_size: 2, seed: 3"
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(LightningDataModule, "data")
+    batches = {}
+    for name, options in (
+        ("ImageDataModule", "image_size: 8, channels: 1"),
+        ("InstructionDataModule", f"model: {model}, question: What is this?, answer: 'a {{label}}'"),
+    ):
+        text = f"data: {{class_path: datamodules.{name}, init_args: {{{shared}, {options}}}}}"
+        datamodule = parser.instantiate(parser.parse_string(text)).data
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        batches[name] = next(iter(datamodule.train_dataloader())), next(iter(datamodule.val_dataloader()))
+    (seen, _), (asked, items) = batches.values()
+    assert asked["index"].equal(seen["index"]), "the same records in the same order"
+    decode = datamodule.chat.tokenizer.decode
+    said = [decode(row[row >= 0]) for row in asked["labels"]]
+    assert said == [f"a {KINDS[label]}<|im_end|>" for label in seen["label"].tolist()]
+    assert items["texts"] == [[f"a {kind}" for kind in KINDS]] * 2 and items["answer"].tolist() == [0, 1]
+
+
+def test_datamodule_and_samples_can_be_sent_to_workers(model: str) -> None:
+    datamodule = make(model)
+    copy = pickle.loads(pickle.dumps(datamodule.datasets["train"]))
+    assert copy[1]["labels"].equal(datamodule.datasets["train"][1]["labels"])
+    one, two = (list(make(model, num_workers=workers).train_dataloader()) for workers in (0, 1))
+    assert len(one) == 5 and all(a["labels"].equal(b["labels"]) for a, b in zip(one, two, strict=True))
+
+
+# --------------------------------------------------------------------------------------------------------- bad records
+class Odd(Talks):
+    """The last two talks cannot be brought into the model's form."""
+
+    def __getitem__(self, index: int) -> Record:
+        turns = {20: "look: <image>", 21: "Say " + "much " * 50}
+        if index not in turns:
+            return super().__getitem__(index)
+        images = (picture(20, 20),) if index == 20 else ()
+        return Record(
+            f"odd {index}",
+            None,
+            conversation=Conversation((Turn("user", turns[index]), Turn("assistant", "x")), images),
+        )
+
+
+def test_unusable_conversation_is_skipped_counted_and_named(model: str, caplog: pytest.LogCaptureFixture) -> None:
+    datamodule = make(model, Odd(22, broken=(3,)), max_corrupt_share=0.1, max_length=150, batch_size=1)
+    with caplog.at_level("WARNING"):
+        seen = indices(datamodule.train_dataloader())
+    assert len(seen) == 22 and 3 not in seen and 21 not in seen and 20 in seen
+    assert datamodule.corrupt["train"][3] == "torn"
+    assert "odd 21: of" in datamodule.corrupt["train"][21] and "none of the answers" in datamodule.corrupt["train"][21]
+    assert "skipped train record 21: odd 21: of" in caplog.text
+    assert "2 of 22 train records are unreadable and were skipped" in caplog.text
+    with pytest.raises(TooManyCorruptRecords, match="2 of 22 records are unreadable, 1 are allowed"):
+        options = {"max_corrupt_share": 0.05, "max_length": 150, "batch_size": 2}
+        indices(make(model, Odd(22, broken=(3,)), **options).train_dataloader())
+
+
+def test_shortened_records_are_told(model: str, caplog: pytest.LogCaptureFixture) -> None:
+    datamodule = make(model, Talks(8), stage="fit", batch_size=8)
+    lengths = {
+        int(i): int(n)
+        for batch in datamodule.train_dataloader()
+        for i, n in zip(batch["index"], batch["inputs"]["attention_mask"].sum(1), strict=True)
+    }
+    limit = max(lengths.values()) - 2
+    longest = {index: length - limit for index, length in lengths.items() if length > limit}
+    datamodule = make(model, Talks(8), max_length=limit, batch_size=8)
+    with caplog.at_level("WARNING"):
+        (batch,) = datamodule.train_dataloader()
+    assert batch["labels"].shape[1] == limit and datamodule.shortened["train"] == longest and longest
+    assert f"{len(longest)} of 8 train records have more than max_length={limit} tokens and lost the end" in caplog.text
+
+
+def test_description_shows_the_loss_and_the_candidates(model: str) -> None:
+    datamodule = make(model, val=Talks(5, items=True))
+    assert datamodule.describe("train", 0) == (
+        "train record 0, talk 0: 0 images, 33 tokens, 3 of them with loss\n"
+        "<|im_start|>user\nWhat is number 0?<|im_end|>\n<|im_start|>assistant\n[[bag<|im_end|>]]\n"
+    )
+    assert "1 images" in datamodule.describe("train", 1) and "<image>(x4)What" in datamodule.describe("train", 1)
+    shown = datamodule.describe("val", 4)
+    assert shown.endswith("<|im_start|>assistant\n\n    bag\n  * coat\n    shoe")
+    with pytest.raises(ValueError, match=r"there is no split 'test', only \['train', 'val'\]"):
+        datamodule.describe("test", 0)
+    with pytest.raises(ValueError, match="index is 22; allowed: 0 to 21"):
+        datamodule.describe("train", 22)
+
+
+def test_what_cannot_work_is_said_before_it_starts(model: str, tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"max_length": 0}, "max_length is 0; allowed: 1 or more, or null"),
+        ({"packing": True}, "packing fills rows of max_length tokens; set max_length"),
+        ({"question": "What?"}, "give both or neither"),
+        ({"chat_template": "{{ 'none' }}"}, "give `chat_template` a Jinja template"),
+        ({"batch_size": 0}, "batch_size is 0"),
+    ]
+    for options, message in cases:
+        with pytest.raises(ValueError, match=message):
+            make(model, **options)
+    with pytest.raises(FileNotFoundError, match=r"chat_template is 'nowhere.jinja', which is neither"):
+        make(model, chat_template="nowhere.jinja")
+    with pytest.raises(FileNotFoundError, match="no model folder"):
+        make(str(tmp_path / "nowhere"))
+    qwen = tiny_lvlm("qwen2_5_vl")
+    qwen.config.save_pretrained(tmp_path / "qwen")
+    datamodule = InstructionDataModule(str(tmp_path / "qwen"), Talks(4), packing=True, max_length=99)
+    with pytest.raises(ValueError, match="packing is not known to be right for qwen2_5_vl"):
+        datamodule.setup("fit")
+
+
+# -------------------------------------------------------------------------------------------------- lengths and packing
+def test_length_grouping_makes_batches_of_one_kind_and_similar_length(model: str) -> None:
+    def spreads(**options: Any) -> list[int]:
+        found = []
+        for batch in make(model, Talks(60), **options).train_dataloader():
+            lengths = batch["inputs"]["attention_mask"].sum(1)
+            found.append(int(lengths.max() - lengths.min()))
+            if options:
+                assert len({index % 3 == 0 for index in batch["index"].tolist()}) == 1
+        return found
+
+    grouped, mixed = spreads(length_grouping=True), spreads()
+    assert len(grouped) == len(mixed) == 15 and sum(grouped) < 0.35 * sum(mixed)
+
+
+def test_length_sampler_covers_everything_and_keeps_pools_random() -> None:
+    lengths = torch.randint(100, (64,)).tolist()
+    sampler = LengthSampler([0] * 64, lengths=lengths, pool=4, global_batch=4, seed=1)
+    epochs = []
+    for epoch in (0, 1):
+        sampler.start(epoch)
+        epochs.append(list(sampler))
+        assert sorted(epochs[-1]) == list(range(64))
+    assert epochs[0] != epochs[1]
+
+
+def test_no_length_is_left_out_for_ever() -> None:
+    sampler = LengthSampler([0] * 10, lengths=list(range(10)), global_batch=4)
+    seen: set[int] = set()
+    for epoch in range(12):
+        sampler.start(epoch)
+        found = list(sampler)
+        assert len(found) == len(sampler) == 8
+        seen |= set(found)
+    assert seen == set(range(10))
+
+
+def test_too_few_of_a_kind_to_fill_a_batch_are_told(model: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        assert len(make(model, Talks(10), batch_size=6, length_grouping=True).train_dataloader()) == 1
+    assert "4 records in 1 groups of similar length are never trained on" in caplog.text
+
+
+def test_packed_batch_has_the_loss_of_the_padded_one(model: str) -> None:
+    network = tiny_lvlm("fast_vlm")
+
+    def total(**options: Any) -> tuple[float, set[int], dict[str, Any]]:
+        batch = next(iter(make(model, batch_size=6, max_length=260, **options).train_dataloader()))
+        with torch.no_grad():
+            losses, _ = answer_losses(network, batch["inputs"], batch["labels"])
+        return float(losses.sum()), set(batch["index"].tolist()), batch
+
+    (padded, records, _), (packed, same, batch) = total(), total(packing=True)
+    assert packed == pytest.approx(padded, rel=1e-4) and same == records
+    assert set(batch["inputs"]) == {"input_ids", "position_ids", "pixel_values"}
+    assert len(batch["labels"]) < 6 == len(batch["index"]) and batch["labels"].shape[1] <= 260
+
+
+# ------------------------------------------------------------------------------------------------- resume and processes
+class Watcher(LightningModule):
+    """Notes the records that it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+        self.seen: list[list[int]] = []
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        self.seen.append(batch["index"].tolist())
+        return self.layer(batch["labels"].float().mean().view(1)).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 1e-6)
+
+
+class SaveWatched(SaveEverywhere):
+    """The same for this watcher."""
+
+    def _save(self, trainer: Trainer, place: str) -> None:
+        trainer.save_checkpoint(self.folder / f"{len(trainer.model.seen):03d}-{place}.ckpt")  # type: ignore[union-attr]
+
+
+@pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|LeafSpec|no `validation_step`).*")
+@pytest.mark.parametrize("grouping", [False, True])
+def test_resumed_run_sees_what_an_uninterrupted_one_sees(model: str, tmp_path: Path, grouping: bool) -> None:
+    def fit(checkpoint: Path | None = None) -> list[list[int]]:
+        watcher = Watcher()
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=2,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=[SaveWatched(tmp_path)] if checkpoint is None else [],
+        )
+        datamodule = InstructionDataModule(model, Talks(25), batch_size=4, length_grouping=grouping)
+        trainer.fit(watcher, datamodule, ckpt_path=checkpoint)
+        return watcher.seen
+
+    whole = fit()
+    assert len(whole) >= 10 and whole[: len(whole) // 2] != whole[len(whole) // 2 :]
+    for checkpoint in sorted(tmp_path.glob("*.ckpt"))[1::3]:
+        assert fit(checkpoint) == whole[int(checkpoint.name[:3]) :], checkpoint.name
+
+
+@pytest.mark.parametrize("grouping", [False, True])
+def test_two_processes_see_the_batches_of_one(model: str, grouping: bool) -> None:
+    def batches(rank: int, world: int) -> list[list[int]]:
+        datamodule = InstructionDataModule(model, Talks(25), batch_size=8 // world, length_grouping=grouping)
+        datamodule.trainer = SimpleNamespace(world_size=world, global_rank=rank, limit_train_batches=None)  # type: ignore[assignment]
+        datamodule.setup("fit")
+        return [batch["index"].tolist() for batch in datamodule.train_dataloader()]
+
+    one, first, second = batches(0, 1), batches(0, 2), batches(1, 2)
+    assert [sorted(a + b) for a, b in zip(first, second, strict=True)] == [sorted(batch) for batch in one] != []
+
+
+def test_transparent_grey_and_deep_pictures(model: str) -> None:
+    class Pictures(Talks):
+        def __getitem__(self, index: int) -> Record:
+            image = [Image.new("RGBA", (8, 8), (9, 9, 9, 0)), Image.new("L", (8, 8), 255), Image.new("I;16", (8, 8))][
+                index
+            ]
+            return Record(str(index), image, caption="white")
+
+    datamodule = make(model, Pictures(3), question="What?", answer="{caption}", batch_size=1, max_corrupt_share=0.5)
+    keys = {str(batch["image_keys"]) for batch in datamodule.train_dataloader()}
+    assert len(keys) == 1, "both are white squares"
+    assert "has more than 8 bits" in datamodule.corrupt["train"][2]
+
+
+def test_splits_may_have_classes_of_their_own(model: str) -> None:
+    class Other(Talks):
+        @property
+        def classes(self) -> list[str]:  # type: ignore[override]
+            return [str(self.total)]
+
+    datamodule = make(model, Other(5), val=Other(6))
+    assert set(datamodule.datasets) == {"train", "val"} and datamodule.classes == ["5"]
+
+
+def test_text_questions_need_no_picture(model: str) -> None:
+    batch = next(iter(make(model, stage="test", test=TextQuestions(kinds=["opposites"])).test_dataloader()))
+    assert set(batch["inputs"]) == {"input_ids", "attention_mask"} and set(batch["task"]) == {"text_opposites"}
+    assert all(len(candidates) == 4 for candidates in batch["candidates"])
