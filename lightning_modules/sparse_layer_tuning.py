@@ -199,11 +199,13 @@ class SparseLayerTuning(LVLMModule):
         """The stages say how long training is, unless the trainer stops earlier.
 
         Raises:
-            ConfigurationError: Frozen and trained weights differ in precision, and nothing brings them together; or the
-                stages train different parts under a strategy that cannot.
+            ConfigurationError: Frozen and trained weights differ in precision, and nothing brings them together; the
+                stages train different parts under a strategy that cannot; or layers are to be scored on packed rows.
         """
         if stage != "fit":
             return
+        if self.prune is not None and getattr(getattr(self.trainer, "datamodule", None), "packing", False):
+            raise ConfigurationError("prune scores layers on training batches, which must not be packed: data.packing")
         self.end_after(self.clock.total)
         if len({frozenset(stage.train) for stage in self.clock.stages}) > 1:
             check_training_may_change(self.trainer)

@@ -20,6 +20,8 @@ verbs:
   predict     sample images
   export      write a trained student as Hugging Face folders, and compare them after reloading
   benchmark   FLOPs, parameters, latency and memory, per site and whole, against the untouched model
+  analyze     score the decoder layers of an image-text model: which to tune, which to prune
+  inspect     print conversations as an image-text model will see them, and which tokens carry the loss
 
 CONFIG is a YAML file, or the name of a shipped one such as experiment/quickstart. Later configs and options win.
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
@@ -19,6 +20,8 @@ from sparsight.hyperparameters import ConfigurationError, check_against_checkpoi
 from sparsight.quiet import quieten
 from sparsight.trainer import SparsightTrainer
 
+OURS = ("export", "benchmark", "analyze", "inspect")  # verbs beside Lightning's
+NO_MODEL = "lightning.pytorch.LightningModule"
 CONFIG_OPTIONS = ("-c", "--config", "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
 
 
@@ -83,7 +86,7 @@ class SparsightCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's verbs and ours, each with the arguments that the command fills in itself."""
-        ours: dict[str, set[str]] = {"export": {"model", "datamodule"}, "benchmark": {"model", "datamodule"}}
+        ours: dict[str, set[str]] = {verb: {"model", "datamodule"} for verb in OURS}
         return LightningCLI.subcommands() | ours
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -99,6 +102,8 @@ class SparsightCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Apply what must stand before any module is built."""
         torch.set_float32_matmul_precision(self._get(self.config, "matmul_precision"))
+        if self.subcommand == "inspect":
+            self.config.inspect.model = Namespace(class_path=NO_MODEL)  # looking at data needs no weights
 
     def instantiate_classes(self) -> None:
         """Build datamodule, module and trainer; what they refuse is the configuration's fault and ends as one line."""

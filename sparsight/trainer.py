@@ -10,6 +10,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from sparsight.analysis.benchmark import TOKENS, Settings, benchmark_model
 from sparsight.export.export import export_and_push
+from sparsight.lvlm.scores import LayerScore
+from sparsight.lvlm.scores.analyze import Split, analyze_module, default_scores
+from sparsight.lvlm.show import show_records
 
 
 class SparsightTrainer(Trainer):
@@ -90,3 +93,56 @@ class SparsightTrainer(Trainer):
         folder = Path(self.default_root_dir, "benchmark") if output is None else Path(output)
         if self.is_global_zero:
             benchmark_model(model, settings, device=self.strategy.root_device, folder=folder)
+
+    def analyze(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        scores: list[LayerScore] | None = None,
+        batches: int = 16,
+        split: Split = "train",
+        ckpt_path: str | None = None,
+        output: str | None = None,
+    ) -> None:
+        """Score the decoder layers of an image-text model on calibration data, to choose which to tune or prune.
+
+        Args:
+            model: A module with decoder layers to score, such as SparseLayerTuning.
+            datamodule: Calibration data.
+            scores: What to measure; block influence, plain and multimodal, and angular distance of the last and of
+                all tokens if not given. Higher means more important.
+            batches: Number of calibration batches.
+            split: Where they come from: train or val. Scores by loss need answers, which training batches have.
+            ckpt_path: Checkpoint to analyse; the module as it starts if not given.
+            output: Folder for JSON, CSV and plot; ``scores`` in the trainer's root folder if not given.
+        """
+        analyze_module(
+            self,
+            model,
+            datamodule,
+            scores=default_scores() if scores is None else scores,
+            batches=batches,
+            split=split,
+            checkpoint=ckpt_path,
+            folder=Path(self.default_root_dir, "scores") if output is None else Path(output),
+        )
+
+    def inspect(
+        self,
+        model: LightningModule,
+        datamodule: LightningDataModule | None = None,
+        split: Literal["train", "val", "test"] = "train",
+        index: int = 0,
+        count: int = 1,
+    ) -> None:
+        """Print conversations as the model will see them, with what carries the loss, before anything is trained.
+
+        Args:
+            model: Not used; the command does not load it.
+            datamodule: One that can describe its records, such as InstructionDataModule.
+            split: train, val or test.
+            index: Position of the first record in the source of the split.
+            count: Number of records.
+        """
+        if self.is_global_zero:
+            show_records(datamodule, split=split, index=index, count=count)

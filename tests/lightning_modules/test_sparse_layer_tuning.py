@@ -255,3 +255,9 @@ def test_rotation_needs_layers_to_choose_from(folder: Path) -> None:
     rotation = {"class_path": "callbacks.LayerRotation", "init_args": {"layers": 3}}
     with pytest.raises(SystemExit, match=r"3 layers at a time, but only \[1, 4\]"):
         main(["fit", "--config", str(with_callback(tuning_config(folder), rotation))])
+
+
+def test_packed_rows_are_not_scored(folder: Path) -> None:
+    config = with_callback(tuning_config(folder, prune=SCORE), pruning())
+    with pytest.raises(SystemExit, match=r"data\.packing"):
+        main(["fit", "--config", str(config), "--data.packing=true", "--data.max_length=128"])

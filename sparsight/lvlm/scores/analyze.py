@@ -8,10 +8,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from sparsight.export.checkpoint import restore
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.scores.base import LayerScore
 from sparsight.lvlm.scores.change import AngularDistance, BlockInfluence, MultimodalBlockInfluence
@@ -62,7 +62,7 @@ def analyze_module(
             f"analyze runs in one process, not {trainer.world_size}: give --trainer.devices 1 and --trainer.num_nodes 1"
         )
     if checkpoint is not None:
-        _restore(module, checkpoint)
+        restore(module, checkpoint, weights="raw")
     drawn = list(islice(_batches(trainer, module, datamodule, split), batches))
     if not drawn:
         raise ConfigurationError(f"the {split} split has no batches to calibrate on, or batches is {batches}")
@@ -76,14 +76,6 @@ def analyze_module(
     print(table.markdown())
     print(f"\nscores.json, scores.csv and scores.png are in {folder}")
     return table
-
-
-def _restore(module: LightningModule, path: str) -> None:
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
 
 
 def _batches(

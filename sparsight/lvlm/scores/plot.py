@@ -9,7 +9,8 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-BAR, MISSING = "tab:blue", float("nan")
+OTHERS, HIGHEST = "tab:blue", "tab:orange"
+MISSING = float("nan")
 
 
 def plot_scores(
@@ -36,7 +37,7 @@ def plot_scores(
     panels = left.subplots(len(names), 1, sharex=True, squeeze=False)[:, 0]
     for panel, name in zip(panels, names, strict=True):
         _bars(panel, name, values[name])
-    panels[-1].set_xlabel("decoder layer")
+    panels[-1].set_xlabel("decoder layer (orange: the highest quarter)")
     if right is not None:
         _matrix(right.subplots(), names, correlations)
     figure.savefig(path, dpi=130)
@@ -44,7 +45,9 @@ def plot_scores(
 
 def _bars(panel: Any, name: str, values: Sequence[float | None]) -> None:
     heights = [MISSING if value is None else value for value in values]
-    panel.bar(range(len(heights)), heights, color=BAR)
+    known = sorted(value for value in values if value is not None)
+    bar = known[-max(1, (len(known) + 2) // 4)]  # as a ratio of 0.25 is rounded
+    panel.bar(range(len(heights)), heights, color=[HIGHEST if height >= bar else OTHERS for height in heights])
     panel.axhline(0, color="black", linewidth=0.6)
     panel.set_title(name, fontsize=9, loc="left")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
