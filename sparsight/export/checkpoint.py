@@ -36,7 +36,7 @@ def restore(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) ->
     if weights == "ema":
         _take_average(module, _average_in(checkpoint, path))
     return Run(
-        steps=checkpoint["global_step"],
+        steps=checkpoint.get("global_step"),
         stages=stages_of(module),
         weights="moving average" if weights == "ema" else "those of the last step",
         config=saved_config(Path(path)),
