@@ -281,7 +281,7 @@ def test_what_exists_is_not_overwritten_unasked(folder: Any, tmp_path: Path) -> 
         export(module, tmp_path, overwrite=True)
     with pytest.raises(ValueError, match="exists"):
         ExportAtEnd(str(root / "student")).setup(None, module, "fit")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="has no diffusion model"):
+    with pytest.raises(ValueError, match="has neither a diffusion nor an image-text model"):
         export(torch.nn.Linear(2, 2), tmp_path / "new")
 
 
