@@ -5,16 +5,20 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from statistics import median
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info
 
 MEBIBYTE = 2**20
 
 
 class Throughput(Callback):
     """Logs samples per second over all processes, peak memory in MiB and the share of waiting, at every logging step.
+
+    At the end it says the median time of a step between logging steps, and the peak memory.
 
     Peak memory is what the allocator of the GPU reached, or the resident set of the process on a CPU.
 
@@ -26,17 +30,27 @@ class Throughput(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
+        self._seconds_a_step: list[float] = []
         self._restart(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what was measured."""
+        if self._seconds_a_step:
+            rank_zero_info(
+                f"measured: {median(self._seconds_a_step):.3g} s a step, peak memory {peak_memory_mib():,.0f} MiB"
+            )
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count samples, and log when Lightning does."""
         self._samples += len(batch["index"]) * trainer.world_size
+        self._batches += 1
         if (trainer.global_step + 1) % getattr(trainer, "log_every_n_steps", 50):
             return
         seconds = time.perf_counter() - self._begin
         speed = self._samples / seconds
+        self._seconds_a_step.append(seconds / self._batches * trainer.accumulate_grad_batches)  # type: ignore[attr-defined]
         pl_module.log("samples/s", speed, prog_bar=True, logger=False)
         pl_module.log_dict({"train/samples_per_second": speed, "train/peak_memory_mib": peak_memory_mib()})
         waited = seconds_waited(trainer)
@@ -45,7 +59,8 @@ class Throughput(Callback):
         self._restart(trainer)
 
     def _restart(self, trainer: Trainer) -> None:
-        self._begin, self._samples, self._waited = time.perf_counter(), 0, seconds_waited(trainer)
+        self._begin, self._samples, self._batches = time.perf_counter(), 0, 0
+        self._waited = seconds_waited(trainer)
 
 
 def seconds_waited(trainer: Trainer) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from functools import partial
 from pathlib import Path
@@ -74,8 +75,12 @@ def test_labels_or_captions() -> None:
             SampleGrid(**arguments)
 
 
-def test_throughput_and_every_term_are_logged(tmp_path: Path, module: AttentionDistillation) -> None:
-    trainer = fit(tmp_path, module, [Throughput()], logger=CSVLogger(tmp_path), log_every_n_steps=1)
+def test_throughput_and_every_term_are_logged(
+    tmp_path: Path, module: AttentionDistillation, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        trainer = fit(tmp_path, module, [Throughput()], logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    assert re.search(r"measured: [\d.e-]+ s a step, peak memory [\d,]+ MiB", caplog.text)
     trainer.logger.save()  # type: ignore[union-attr]
     columns = (Path(str(trainer.log_dir)) / "metrics.csv").read_text().splitlines()[0].split(",")
     sites = [f"train/relative_l2/{path}" for path in module.shells]
