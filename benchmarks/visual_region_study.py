@@ -56,7 +56,7 @@ def arm_options(arm: str, root: Path, seed: int) -> list[str]:
         "top": chosen("Consecutive", place="top", count=COUNT),
         "random": chosen("Random", count=COUNT, seed=seed),
         "by_block_influence": chosen("TopK", scores=scores, score="multimodal_block_influence", count=COUNT),
-        "by_image_attention": chosen("TopK", scores=scores, score="image_attention", count=COUNT),
+        "by_image_attention": chosen("TopK", scores=scores, score="image_attention_text", count=COUNT),
     }[arm]
 
 

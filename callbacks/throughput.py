@@ -50,7 +50,7 @@ class Throughput(Callback):
             return
         seconds = time.perf_counter() - self._begin
         speed = self._samples / seconds
-        self._seconds_a_step.append(seconds / self._batches * trainer.accumulate_grad_batches)  # type: ignore[attr-defined]
+        self._seconds_a_step.append(seconds / self._batches * trainer.accumulate_grad_batches)
         pl_module.log("samples/s", speed, prog_bar=True, logger=False)
         pl_module.log_dict({"train/samples_per_second": speed, "train/peak_memory_mib": peak_memory_mib()})
         waited = seconds_waited(trainer)

@@ -87,6 +87,21 @@ class LVLMModule(TrainedPartsModule):
         if self.device_mesh is not None and not is_sharded(self.model):
             shard_parts(self.model, [*self.parts.vision.values(), *self.parts.layers], self.device_mesh)
 
+    def setup(self, stage: str) -> None:
+        """Refuse data in another model's tokens.
+
+        Raises:
+            ConfigurationError: The datamodule's tokenizer is not that of the base model.
+        """
+        data: Any = getattr(self.trainer, "datamodule", None)
+        chat = getattr(data, "chat", None)
+        if chat is None or data.model == self.base:
+            return
+        if chat.tokenizer.get_vocab() != load_processor(self.base, **self.source).tokenizer.get_vocab():
+            raise ConfigurationError(
+                f"data.model {data.model!r} has other tokens than model.base {self.base!r}: set both to the same model"
+            )
+
     # -- evaluation ------------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:

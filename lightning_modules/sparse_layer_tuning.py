@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -53,7 +53,8 @@ class SparseLayerTuning(LVLMModule):
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        ValueError: No stage, the model's parts cannot be told apart, or layers that it does not have.
+        ValueError: No stage, the model's parts cannot be told apart, layers that it does not have, or a negative
+            number.
     """
 
     def __init__(
@@ -73,6 +74,8 @@ class SparseLayerTuning(LVLMModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        if distill < 0 or vision_cache_gib < 0:
+            raise ValueError(f"distill and vision_cache_gib are 0 or more, got {distill} and {vision_cache_gib}")
         super().__init__(
             base=base,
             dtype=dtype,
@@ -202,8 +205,11 @@ class SparseLayerTuning(LVLMModule):
             ConfigurationError: Frozen and trained weights differ in precision, and nothing brings them together; the
                 stages train different parts under a strategy that cannot; or layers are to be scored on packed rows.
         """
+        super().setup(stage)
         if stage != "fit":
             return
+        if self.prune is not None and not any(type(c).__name__ == "PruningSchedule" for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            rank_zero_warn("`prune` is set, but no callback PruningSchedule: no layer will leave")
         if self.prune is not None and getattr(getattr(self.trainer, "datamodule", None), "packing", False):
             raise ConfigurationError("prune scores layers on training batches, which must not be packed: data.packing")
         self.end_after(self.clock.total)

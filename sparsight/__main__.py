@@ -11,14 +11,15 @@ from sparsight import __version__
 HELP = """\
 usage: sparsight [--help] [--version] VERB [--config CONFIG] [OPTIONS]
 
-Replace the self-attention of pretrained diffusion models by cheaper token mixers, distil, measure and export.
+Make pretrained vision models cheaper: replace the self-attention of diffusion models by token mixers and distil them;
+tune a sparse set of an image-text model's layers and remove others. Measure, and export to Hugging Face folders.
 
 verbs:
-  fit         train: distil a student from its teacher, or train a teacher
+  fit         train: distil a student from its teacher, train a teacher, or tune (and prune) an image-text model
   validate    evaluate on the validation data
   test        evaluate on the test data
   predict     sample images
-  export      write a trained student as Hugging Face folders, and compare them after reloading
+  export      write a trained model as Hugging Face folders, and compare them after reloading
   benchmark   FLOPs, parameters, latency and memory, per site and whole, against the untouched model
   analyze     score the decoder layers of an image-text model: which to tune, which to prune
   inspect     print conversations as an image-text model will see them, and which tokens carry the loss

@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-import blocks  # noqa: F401  plug-ins are imported so that class_path may be their bare class name
+import blocks  # plug-ins are imported so that class_path may be their bare class name
 import callbacks
-import datamodules  # noqa: F401
-import lightning_modules  # noqa: F401
+import datamodules
+import lightning_modules
+import sparsight
+from datamodules.record_dataset import TooManyCorruptRecords
 from sparsight.hyperparameters import ConfigurationError, check_against_checkpoint
 from sparsight.quiet import quieten
 from sparsight.trainer import SparsightTrainer
@@ -112,6 +114,15 @@ class SparsightCLI(LightningCLI):
         except (ValueError, FileNotFoundError, ImportError) as error:
             raise SystemExit(f"sparsight: {_said_by_class(error)}") from error
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the verb; what our own code refuses before the first batch ends as one line, too."""
+        try:
+            super()._run_subcommand(subcommand)
+        except ValueError as error:
+            if _has_begun(self.trainer) or not _is_ours(_raised_in(error)):
+                raise
+            raise ConfigurationError(str(error)) from error
+
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's hyper-parameters beat YAML and flags in silence; here they are compared."""
         verb = self.config.get("subcommand")
@@ -135,6 +146,17 @@ def _raised_in(error: BaseException) -> str:
     return "" if trace is None else trace.tb_frame.f_code.co_filename
 
 
+def _is_ours(file: str) -> bool:
+    packages = (blocks, callbacks, datamodules, lightning_modules, sparsight)
+    return any(Path(file).is_relative_to(Path(str(package.__file__)).parent) for package in packages)
+
+
+def _has_begun(trainer: Trainer) -> bool:
+    """Whether any batch was taken."""
+    loops: list[Any] = [trainer.fit_loop.epoch_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop]
+    return any(loop.batch_progress.total.started for loop in loops)
+
+
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Run the command; configuration mistakes end with one readable message instead of a traceback."""
     quieten()
@@ -143,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         # Lightning starts the other processes of a multi-GPU run with what stands in sys.argv
         sys.argv[1:] = resolve_configs(before[1:] if arguments is None else arguments)
         return SparsightCLI()
-    except (FileNotFoundError, ConfigurationError) as error:
+    except (FileNotFoundError, ConfigurationError, TooManyCorruptRecords) as error:
         raise SystemExit(f"sparsight: {error}") from error
     finally:
         sys.argv[:] = before

@@ -130,7 +130,7 @@ class SparsightTrainer(Trainer):
     def inspect(
         self,
         model: LightningModule,
-        datamodule: LightningDataModule | None = None,
+        datamodule: LightningDataModule,
         split: Literal["train", "val", "test"] = "train",
         index: int = 0,
         count: int = 1,

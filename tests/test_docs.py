@@ -21,6 +21,26 @@ def code_blocks(page: str, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
 
 
+def test_configs_that_pages_name_exist() -> None:
+    for page in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
+        for name in re.findall(r"experiment/(\w+)", page.read_text()):
+            assert (DOCS.parent / "configs" / "experiment" / f"{name}.yaml").is_file(), (page.name, name)
+
+
+def test_rules_and_scores_of_layers_that_the_page_lists_are_those_that_there_are() -> None:
+    from sparsight.lvlm import scores, selection
+
+    page = (DOCS / "lvlm.md").read_text()
+    listed = set(re.findall(r"^\| `([A-Z]\w+)`|, `([A-Z]\w+)`(?= \|)", page, flags=re.MULTILINE))
+    rules = {name for name, rule in vars(selection).items() if _is_concrete(rule, selection.LayerSelection)}
+    measures = {name for name, score in vars(scores).items() if _is_concrete(score, scores.LayerScore)}
+    assert {name for pair in listed for name in pair if name} == rules | measures
+
+
+def _is_concrete(thing: object, base: type) -> bool:
+    return isinstance(thing, type) and issubclass(thing, base) and not getattr(thing, "__abstractmethods__", None)
+
+
 def test_the_block_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for code in code_blocks("your_own_block.md", "python"):
         name = re.match(r"# (\w+\.py)\n", code)

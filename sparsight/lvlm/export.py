@@ -20,6 +20,7 @@ from sparsight.lvlm import reload
 from sparsight.lvlm.card import write_lvlm_card
 from sparsight.lvlm.load import load_processor
 from sparsight.lvlm.provenance import FILE, provenance, read_provenance
+from sparsight.lvlm.recompute import keep_activations
 from sparsight.lvlm.surgery import remove_layers
 from sparsight.lvlm.trained import merge_lora
 
@@ -71,7 +72,7 @@ def finished(model: PreTrainedModel, *, removed: Collection[int], dtype: torch.d
     merge_lora(whole)
     if removed:
         remove_layers(whole, removed)
-    whole.gradient_checkpointing_disable()
+    keep_activations(whole)
     for parameter in whole.parameters():
         parameter.data = parameter.data.to(dtype)  # buffers stay: rotary frequencies must not be rounded
     return whole.eval()

@@ -31,15 +31,19 @@ def load_lvlm(
 
     Raises:
         FileNotFoundError: ``source`` looks like a folder and is none.
-        ValueError: Weights are missing, left over or of other shapes; transformers would only log that.
+        ValueError: It is no image-text model, or weights are missing, left over or of other shapes; transformers would
+            only log that.
     """
     check_folder(source)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if attn_implementation is not None:
         options["attn_implementation"] = attn_implementation
-    model, report = AutoModelForImageTextToText.from_pretrained(
-        source, dtype=DTYPES[dtype], output_loading_info=True, **options
-    )
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=DTYPES[dtype], output_loading_info=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"transformers loads no image-text model from {source}: {_first_line(error)}") from error
     problems = {kind.replace("_", " "): sorted(map(str, keys)) for kind, keys in report.items() if keys}
     if problems:
         listed = "; ".join(f"{kind}: {', '.join(keys[:5])} ({len(keys)} in all)" for kind, keys in problems.items())
@@ -55,9 +59,20 @@ def load_processor(source: str, *, revision: str | None = None, trust_remote_cod
 
     Raises:
         FileNotFoundError: ``source`` looks like a folder and is none.
+        ValueError: It holds no processor.
     """
     check_folder(source)
-    return AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        return AutoProcessor.from_pretrained(source, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"transformers loads no processor from {source}; save the base model's there with "
+            f"AutoProcessor.save_pretrained: {_first_line(error)}"
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def check_folder(source: str) -> None:

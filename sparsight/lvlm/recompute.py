@@ -16,3 +16,9 @@ def recompute_layers(model: PreTrainedModel) -> None:
     enable: Any = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
     model.disable_input_require_grads()
+
+
+def keep_activations(model: PreTrainedModel) -> None:
+    """Undo :func:`recompute_layers`."""
+    disable: Any = getattr(model, "activation_checkpointing_disable", None) or model.gradient_checkpointing_disable
+    disable()

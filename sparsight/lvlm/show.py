@@ -12,7 +12,7 @@ Split = Literal["train", "val", "test"]
 STAGES = {"train": "fit", "val": "validate", "test": "test"}
 
 
-def show_records(datamodule: LightningDataModule | None, *, split: Split, index: int, count: int) -> None:
+def show_records(datamodule: LightningDataModule, *, split: Split, index: int, count: int) -> None:
     """Print what a datamodule says of its records; one that cannot be used says why.
 
     Args:
@@ -25,16 +25,14 @@ def show_records(datamodule: LightningDataModule | None, *, split: Split, index:
         ConfigurationError: The datamodule cannot describe records, has no such split, or none of these can be shown.
     """
     describe: Any = getattr(datamodule, "describe", None)
-    if datamodule is None or not callable(describe):
-        has = "there is no `data`" if datamodule is None else f"{type(datamodule).__name__} does not describe records"
-        raise ConfigurationError(f"{has}: inspect needs a datamodule such as datamodules.InstructionDataModule")
+    if not callable(describe):
+        raise ConfigurationError(
+            f"{type(datamodule).__name__} does not describe records: use datamodules.InstructionDataModule"
+        )
     if count < 1:
         raise ConfigurationError(f"count is {count}; allowed: 1 or more")
     datamodule.prepare_data()
-    try:
-        datamodule.setup(STAGES[split])
-    except ValueError as error:
-        raise ConfigurationError(str(error)) from error
+    datamodule.setup(STAGES[split])
     shown = 0
     for position in range(index, index + count):
         try:
@@ -42,6 +40,6 @@ def show_records(datamodule: LightningDataModule | None, *, split: Split, index:
             shown += 1
         except ValueError as error:
             reason = f"{split} record {position} cannot be used: {error}"
-            if count == 1 or (position == index + count - 1 and not shown):
+            if not shown and position == index + count - 1:
                 raise ConfigurationError(reason) from error
             print(reason, end="\n\n")

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from diffusers.optimization import SchedulerType
+
 from sparsight.lvlm.trained import LAYERS, PROJECTOR, Part
+
+SCHEDULES = tuple(kind.value for kind in SchedulerType)
 
 
 @dataclass
@@ -23,7 +27,8 @@ class TuningStage:
         warmup_share: Share of the steps, 0 to 1, over which the learning rate rises.
 
     Raises:
-        ValueError: ``steps`` is not positive, nothing or an unknown part is trained, or the share is out of range.
+        ValueError: ``steps`` is not positive, nothing or an unknown part is trained, the schedule is unknown, or a
+            learning rate or the share is out of range.
     """
 
     steps: int
@@ -38,6 +43,10 @@ class TuningStage:
             raise ValueError(f"a stage needs at least one step, got {self.steps}")
         if not self.train or not set(self.train) <= {LAYERS, PROJECTOR}:
             raise ValueError(f"a stage trains {LAYERS}, {PROJECTOR} or both, got {list(self.train)}")
+        if min(self.lr, self.projector_lr or 0.0) < 0:
+            raise ValueError(f"lr and projector_lr are 0 or more, got {self.lr} and {self.projector_lr}")
+        if self.lr_schedule not in SCHEDULES:
+            raise ValueError(f"lr_schedule is one of {', '.join(SCHEDULES)}; got {self.lr_schedule!r}")
         if not 0 <= self.warmup_share <= 1:
             raise ValueError(f"warmup_share is a share from 0 to 1, got {self.warmup_share}")
 

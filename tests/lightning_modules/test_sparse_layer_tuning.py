@@ -61,7 +61,7 @@ def test_checkpoints_hold_what_was_trained_and_say_of_which_model(folder: Path) 
         weights.lm_head.weight += 1
     weights.save_pretrained(other)
     config = str(tuning_config(folder, base=str(other)))
-    with pytest.raises(ValueError, match="another model"):
+    with pytest.raises(SystemExit, match="another model"):
         main(["validate", "--config", config, "--ckpt_path", str(checkpoint(folder, 4))])
 
 
@@ -223,7 +223,7 @@ def test_neighbours_stay_where_spacing_is_asked(folder: Path) -> None:
 
 
 def test_layers_need_a_score_to_leave(folder: Path) -> None:
-    with pytest.raises(ValueError, match="`prune`"):
+    with pytest.raises(SystemExit, match="`prune`"):
         main(["fit", "--config", str(with_callback(tuning_config(folder), pruning()))])
 
 
