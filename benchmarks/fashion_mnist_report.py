@@ -18,20 +18,22 @@ from sparsight.analysis.tables import json_text, markdown_table, short, write_te
 from sparsight.diffusion.model import DiffusionModel
 
 Rows = list[dict[str, Any]]
-COLOURS = ("tab:gray", "tab:blue", "tab:cyan", "tab:green", "tab:orange", "tab:red", "tab:purple", "tab:brown")
+COLOURS = [f"C{number}" for number in range(10)] + ["black"]  # the default cycle of matplotlib
 
 
-def write_report(root: Path, output: Path, *, rows: Rows, protocol: str) -> None:
+def write_report(root: Path, output: Path, *, order: Sequence[str], rows: Rows, protocol: str) -> None:
     """Write ``tables.md``, ``study.json`` and the plots of every arm that was judged."""
     output.mkdir(parents=True, exist_ok=True)
-    arms = list(dict.fromkeys(row["arm"] for row in rows if "real" not in row["arm"]))
+    judged = {row["arm"] for row in rows}
+    arms = [arm for arm in order if arm in judged]
     summary = [describe(arm, root, rows) for arm in arms]
     costs = {arm: benchmark_rows(root, arm) for arm in arms}
     parts = [protocol + ".", markdown_table([quality_line(entry, summary[0]) for entry in summary])]
     sizes = sorted({row["size"] for row in rows})
     if len(sizes) > 1:
-        parts.append(markdown_table([size_line(arm, rows, sizes) for arm in arms]))
-        plot_sizes(arms, rows, sizes, output / "sizes.png")
+        several = [arm for arm in arms if len({row["size"] for row in rows if row["arm"] == arm}) > 1]
+        parts.append(markdown_table([size_line(arm, rows, sizes) for arm in several]))
+        plot_sizes(several, rows, sizes, output / "sizes.png")
     if any(costs.values()):
         parts.append(markdown_table([cost_line(arm, costs[arm]) for arm in arms if costs[arm]]))
         plot_cost(costs, output / "cost.png")
@@ -47,7 +49,7 @@ def describe(arm: str, root: Path, rows: Rows) -> dict[str, Any]:
     """What an arm is and what was measured of it at 32 pixels."""
     judged = [row for row in rows if row["arm"] == arm and row["size"] == 32]
     entry: dict[str, Any] = {"arm": arm, "samples": judged[0]["samples"] if judged else None}
-    for name in ("accuracy", "frechet", "rmse_to_teacher"):
+    for name in ("accuracy", "frechet", "kernel", "rmse_to_teacher"):
         entry[name] = [row[name] for row in judged if row[name] is not None]
     folder = root / arm / "student"
     if folder.is_dir():
@@ -62,24 +64,29 @@ def quality_line(entry: dict[str, Any], teacher: dict[str, Any]) -> dict[str, st
     """A row of the main table; ranges are over sampling seeds."""
     ratio = mean(entry["frechet"]) / mean(teacher["frechet"])
     known = "flops" in entry
+    kernel = [1000 * value for value in entry["kernel"]]
     return {
         "arm": entry["arm"],
         "steps": str(entry["training"]["steps"]) if known else "",
+        "seeds": str(len(entry["frechet"])),
         "FLOPs": short(entry["flops"]) if known else "",
-        "judged as their class": f"{mean(entry['accuracy']):.1%} ({spread(entry['accuracy'], '.1%')})",
-        "Frechet distance": f"{mean(entry['frechet']):.1f} ({spread(entry['frechet'], '.1f')})",
+        "judged as their class": ranged(entry["accuracy"], ".1%"),
+        "Frechet distance": ranged(entry["frechet"], ".1f"),
         "against the teacher's": f"{ratio:.3f}",
+        "kernel distance x 1000": ranged(kernel, ".1f"),
         "distance to the teacher's samples": f"{mean(entry['rmse_to_teacher']):.4f}",
         "site error": f"{entry['training']['validation']['val/site_relative_l2']:.3f}" if known else "",
     }
 
 
 def size_line(arm: str, rows: Rows, sizes: Sequence[int]) -> dict[str, str]:
-    """Frechet distance and accuracy of an arm at every size."""
+    """Kernel distance and accuracy of an arm at every size; Frechet distances of unequal numbers do not compare."""
     line = {"arm": arm}
     for size in sizes:
         judged = [row for row in rows if row["arm"] == arm and row["size"] == size]
-        line[f"{size} pixels: Frechet distance"] = f"{mean([r['frechet'] for r in judged]):.1f}" if judged else ""
+        line[f"{size} pixels: kernel distance x 1000"] = (
+            f"{1000 * mean([r['kernel'] for r in judged]):.1f}" if judged else ""
+        )
         line[f"{size}: judged as class"] = f"{mean([r['accuracy'] for r in judged]):.1%}" if judged else ""
     return line
 
@@ -117,16 +124,16 @@ def plot_quality(summary: Sequence[dict[str, Any]], rows: Rows, path: Path) -> N
 
 
 def plot_sizes(arms: Sequence[str], rows: Rows, sizes: Sequence[int], path: Path) -> None:
-    """Frechet distance against the size that was sampled at."""
+    """Kernel distance against the size that was sampled at."""
     figure = Figure(figsize=(6.5, 4), layout="constrained")
     axes = figure.subplots()
     for arm, colour in zip(arms, COLOURS, strict=False):
-        points = [(s, [r["frechet"] for r in rows if r["arm"] == arm and r["size"] == s]) for s in sizes]
+        points = [(s, [r["kernel"] for r in rows if r["arm"] == arm and r["size"] == s]) for s in sizes]
         found = [(size, mean(values)) for size, values in points if values]
         axes.plot(*zip(*found, strict=True), marker="o", color=colour, label=arm)
     axes.set_xticks(list(sizes))
     axes.set_xlabel("side in pixels that was sampled at (trained at 32)")
-    axes.set_ylabel("Frechet distance, compared at 32 pixels")
+    axes.set_ylabel("kernel distance, compared at 32 pixels")
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
 
@@ -164,6 +171,7 @@ def mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else float("nan")
 
 
-def spread(values: Sequence[float], form: str) -> str:
-    """Smallest to largest."""
-    return f"{min(values):{form}} to {max(values):{form}}" if values else ""
+def ranged(values: Sequence[float], form: str) -> str:
+    """Mean, and smallest to largest if there are several."""
+    middle = f"{mean(values):{form}}"
+    return f"{middle} ({min(values):{form}} to {max(values):{form}})" if len(values) > 1 else middle

@@ -31,15 +31,21 @@ from sparsight.analysis.tables import json_text, write_text
 from sparsight.cli import main as sparsight
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.sampling import sample, starting_noise
-from sparsight.metrics import EfficientNetLite0Features, FrechetDistance, Reference, in_batches
+from sparsight.metrics import EfficientNetLite0Features, FrechetDistance, KernelDistance, Reference, in_batches
 from sparsight.metrics.images import to_uint8
+from sparsight.metrics.set_distance import SetDistance
 
 CONFIG = "experiment/fashion_mnist_study"
 TEACHER = "fashion_mnist_dit"
+LONG_CONFIG = "experiment/fashion_mnist_study_long"
 LONG = "delta_conv_default_long"
+ATTENTION_LONG = "neighborhood_attention_9_long"
+TRAJECTORY = "delta_conv_default_trajectory"
 HYBRID = "delta_conv_default_hybrid"
 KEPT_BY_HYBRID = 2
 CLASSES = 10
+TRAINED_SIZE = 32  # pixels
+SAME_COST = (LONG, TRAJECTORY, HYBRID)  # built of what other arms are timed with
 STEPS = ("train", "draw", "judge", "cost", "report")
 
 
@@ -52,10 +58,13 @@ ARMS: dict[str, list[str]] = {
     "delta_conv_default": mixer("DeltaConvBlock", preset="default"),
     "delta_conv_paper": mixer("DeltaConvBlock", preset="paper_pixart"),
     "delta_conv_released": mixer("DeltaConvBlock", preset="released_pixart"),
+    "delta_conv_wide": mixer("DeltaConvBlock", preset="default", entry_width=1.0, kernel_size=11),
     "neighborhood_attention": mixer("NeighborhoodAttention", kernel_size=7),
     "no_mixing": mixer("NoMixing"),
     HYBRID: mixer("DeltaConvBlock", preset="default"),
-    LONG: [*mixer("DeltaConvBlock", preset="default"), "--config", "experiment/fashion_mnist_study_long"],
+    LONG: [*mixer("DeltaConvBlock", preset="default"), "--config", LONG_CONFIG],
+    ATTENTION_LONG: [*mixer("NeighborhoodAttention", kernel_size=9), "--config", LONG_CONFIG],
+    TRAJECTORY: [*mixer("DeltaConvBlock", preset="default"), "--config", "experiment/fashion_mnist_study_trajectory"],
 }
 
 
@@ -114,7 +123,7 @@ def draw(arm: str, root: Path, *, seed: int, size: int, protocol: argparse.Names
     channels = model.sample_shape()[0]
     images = []
     begin = time.perf_counter()
-    for index in torch.arange(protocol.samples).split(100):
+    for index in torch.arange(protocol.samples if size == TRAINED_SIZE else protocol.size_samples).split(100):
         noise = starting_noise((channels, size, size), seed=seed, index=index)
         with torch.autocast("cpu", torch.bfloat16, enabled=protocol.dtype == "bfloat16"):
             latents = sample(model, {"label": index % CLASSES}, noise, steps=protocol.steps, guidance=protocol.guidance)
@@ -129,9 +138,8 @@ def draw(arm: str, root: Path, *, seed: int, size: int, protocol: argparse.Names
 def drawn(path: Path) -> Tensor:
     """Kept samples in [0, 1], at 32 pixels whatever size they were drawn at."""
     images = load_file(path)["images"].float() / 255
-    if images.shape[-1] != 32:
-        images = F.interpolate(images, (32, 32), mode="bilinear", antialias=True, align_corners=False)
-    return images
+    side = (TRAINED_SIZE, TRAINED_SIZE)
+    return F.interpolate(images, side, mode="bilinear", antialias=True, align_corners=False)
 
 
 # -- judging -------------------------------------------------------------------------------------------------------
@@ -146,38 +154,41 @@ def judge(arms: Sequence[str], root: Path, protocol: argparse.Namespace) -> None
     if not wanted:
         return
     classifier, test_accuracy = trained_classifier(protocol.data, root / "classifier.safetensors")
-    distance = frechet_distance(root, protocol)
+    metrics = distances(root, protocol)
     if not any(row["arm"] == "real training images" for row in rows):
         train_images, _ = fashion_mnist(protocol.data, train=True)
         parts = train_images.split(protocol.samples)
         for seed in protocol.seeds:
-            add_row(root, arm="real training images", seed=seed, size=32, frechet=frechet(distance, parts[seed]))
-        add_row(root, arm="real test images", seed=0, size=32, accuracy=test_accuracy)
+            add_row(root, arm="real training images", seed=seed, size=TRAINED_SIZE, **measured(metrics, parts[seed]))
+        add_row(root, arm="real test images", seed=0, size=TRAINED_SIZE, accuracy=test_accuracy)
     for arm, seed, size in wanted:
         images = drawn(sample_file(root, arm, seed=seed, size=size))
         labels = torch.arange(len(images)) % CLASSES
         row = {
             "accuracy": accuracy(classifier, images, labels),
-            "frechet": frechet(distance, images),
             "rmse_to_teacher": rmse_to_teacher(images, root, seed=seed, size=size),
-        }
+        } | measured(metrics, images)
         add_row(root, arm=arm, seed=seed, size=size, samples=len(images), **row)
 
 
-def frechet_distance(root: Path, protocol: argparse.Namespace) -> FrechetDistance:
-    """The distance to all real test images, whose statistics are kept."""
-    reference = Reference(str(root / "reference.safetensors"), "fashion-mnist-test, padded to 32 pixels", 10_000)
-    metric = FrechetDistance(EfficientNetLite0Features(), reference)
-    if metric.wants_reference:
-        real, _ = fashion_mnist(protocol.data, train=False)
-        metric.with_reference(in_batches(real))
-    return metric
+def distances(root: Path, protocol: argparse.Namespace) -> dict[str, SetDistance]:
+    """Distances to all real test images, whose features are kept; the kernel distance bears few samples."""
+    real = "fashion-mnist-test, padded to 32 pixels", 10_000
+    extractor = EfficientNetLite0Features()
+    metrics: dict[str, SetDistance] = {
+        "frechet": FrechetDistance(extractor, Reference(str(root / "reference.safetensors"), *real)),
+        "kernel": KernelDistance(extractor, Reference(str(root / "features.safetensors"), *real), subset_size=500),
+    }
+    for metric in metrics.values():
+        if metric.wants_reference:
+            images, _ = fashion_mnist(protocol.data, train=False)
+            metric.with_reference(in_batches(images))
+    return metrics
 
 
-def frechet(metric: FrechetDistance, images: Tensor) -> float:
-    """The distance of these images, the only thing that the metric answers."""
-    (value,) = metric.of(in_batches(images)).values()
-    return float(value)
+def measured(metrics: dict[str, SetDistance], images: Tensor) -> dict[str, float]:
+    """Every distance of these images; the first value that a metric answers is its own, others are deviations."""
+    return {name: next(iter(metric.of(in_batches(images)).values())) for name, metric in metrics.items()}
 
 
 def rmse_to_teacher(images: Tensor, root: Path, *, seed: int, size: int) -> float | None:
@@ -206,7 +217,7 @@ def add_row(root: Path, **row: object) -> None:
 def cost(arm: str, root: Path) -> None:
     """Time of one site and of the whole denoiser against the teacher's, over sizes, into ``<arm>/benchmark``."""
     folder = root / arm / "benchmark"
-    if arm in (LONG, HYBRID) or (folder / "benchmark.json").is_file():
+    if arm == "teacher" or arm in SAME_COST or (folder / "benchmark.json").is_file():
         return
     arguments = ["--trainer.logger=false", "--trainer.callbacks=[]", "--tokens=[256,1024,4096]", "--backward=false"]
     sparsight(["benchmark", "--config", CONFIG, *ARMS[arm], *arguments, "--runs=7", "--output", str(folder)])
@@ -219,7 +230,8 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=["teacher", *ARMS], default=["teacher", *ARMS])
     parser.add_argument("--root", type=Path, default=Path("runs/fashion_mnist_study"))
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="idx files")
-    parser.add_argument("--samples", type=int, default=2000, help="samples of an arm and seed")
+    parser.add_argument("--samples", type=int, default=2000, help="samples of an arm and seed at 32 pixels")
+    parser.add_argument("--size_samples", type=int, default=500, help="the same at other sizes")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sizes", type=int, nargs="+", default=[32], help="sides in pixels to sample at")
     parser.add_argument("--steps", type=int, default=10, help="DDIM steps")
@@ -237,7 +249,7 @@ def main() -> None:
                 draw(arm, root, seed=seed, size=size, protocol=arguments)
     if "judge" in only:
         judge(arguments.arms, root, arguments)
-    for arm in ARMS if "cost" in only else ():
+    for arm in arguments.arms if "cost" in only else ():
         cost(arm, root)
     if "report" in only:
         protocol = (
@@ -245,7 +257,8 @@ def main() -> None:
             f"{arguments.steps} steps, guidance {arguments.guidance}, sampled under {arguments.dtype} autocast; "
             "EfficientNet-Lite0 features at 112 pixels against the 10 000 real test images"
         )
-        write_report(root, arguments.output or root / "report", rows=read_rows(root), protocol=protocol)
+        output, order = arguments.output or root / "report", ["teacher", *ARMS]
+        write_report(root, output, order=order, rows=read_rows(root), protocol=protocol)
 
 
 if __name__ == "__main__":
