@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.sparsight-installed
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help venv quickstart test test-slow test-gpu lint format pins clean
@@ -17,8 +18,8 @@ venv: $(READY)  ## Make the virtual environment and install sparsight with its d
 quickstart: $(READY)  ## Distil the shipped teacher and measure the student: about 10 minutes on 2 cores
 	$(BIN)/python benchmarks/quickstart.py
 
-test: lint  ## Lint, types and tests: under 15 minutes on 2 cores
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+test: lint  ## Lint, types and tests, in WORKERS processes: under 15 minutes on 2 cores
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(READY)  ## The tests that take longer
 	$(BIN)/python -m pytest -m "slow and not gpu"
