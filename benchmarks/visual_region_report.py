@@ -17,6 +17,17 @@ from sparsight.analysis.tables import json_text, markdown_table, write_text
 REFERENCE = "all"
 RESAMPLES = 4000
 PRUNED = ("uniform", "all")
+DEPTH = 30
+COLUMNS = (
+    "arm",
+    "layers",
+    "seeds",
+    "visual",
+    "text",
+    "visual kept (95 % interval)",
+    "processor time of a step",
+    "peak memory",
+)
 Record = dict[str, Any]
 
 
@@ -66,7 +77,7 @@ def arm_line(arm: str, records: Sequence[Record], reference: Sequence[Record]) -
     visual, text = ([score(r, kind) for r in records] for kind in ("visual", "text"))
     line = {
         "arm": arm,
-        "layers": ", ".join(map(str, records[0]["layers"])) if len(records[0]["layers"]) < 30 else "all 30",
+        "layers": described_layers([record["layers"] for record in records]),
         "seeds": str(len(records)),
         "visual": ranged(visual),
         "text": ranged(text),
@@ -76,10 +87,18 @@ def arm_line(arm: str, records: Sequence[Record], reference: Sequence[Record]) -
     if both and arm != REFERENCE:
         low, middle, high = kept_interval([a for a, _ in both], [b for _, b in both])
         line["visual kept (95 % interval)"] = f"{middle:.1%} ({low:.1%} to {high:.1%})"
-    speed = [record["metrics"]["train/samples_per_second"] for record in records]
-    line["seconds a step"] = f"{8 / np.mean(speed):.2f}"
+    if reference:
+        seconds, of_all = (np.mean([record["step_seconds"] for record in them]) for them in (records, reference))
+        line["processor time of a step"] = f"{seconds / of_all:.2f}"
     line["peak memory"] = f"{np.mean([record['peak_memory_mib'] for record in records]) / 1024:.2f} GiB"
-    return {key: line.get(key, "") for key in (*list(line)[:5], "visual kept (95 % interval)", *list(line)[5:])}
+    return {key: line.get(key, "") for key in COLUMNS}
+
+
+def described_layers(of_seeds: Sequence[Sequence[int]]) -> str:
+    """The trained layers of an arm."""
+    if any(layers != of_seeds[0] for layers in of_seeds):
+        return f"{len(of_seeds[0])}, others for each seed"
+    return "all" if len(of_seeds[0]) == DEPTH else ", ".join(map(str, of_seeds[0])) or "none"
 
 
 def score(record: Record, kind: str) -> float:

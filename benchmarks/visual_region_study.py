@@ -15,14 +15,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.visual_region_report import write_report
+from benchmarks.tuning_step import StepTimes
+from benchmarks.visual_region_report import DEPTH, write_report
 from callbacks.throughput import peak_memory_mib
 from sparsight.analysis.tables import json_text, write_text
 from sparsight.cli import main as sparsight
@@ -31,7 +32,7 @@ from sparsight.lvlm.selection import Uniform
 
 CONFIG = "experiment/visual_region_study"
 ALIGN = "experiment/visual_region_align"
-DEPTH, COUNT = 30, 8
+COUNT = 8  # of 30 layers
 STEPS = ("align", "score", "train", "prune", "report")
 REMOVED = (0, 1, 2, 3, 4, 6)  # layers
 HEALING_STEPS = 60
@@ -43,11 +44,15 @@ def chosen(name: str, **options: object) -> list[str]:
     return ["--model.layers", json.dumps({"class_path": f"sparsight.lvlm.selection.{name}", "init_args": options})]
 
 
+def stage(parts: Sequence[str], *, steps: int, lr: float) -> list[str]:
+    """Command-line options of the only stage; both rates are given, or the config's other one would stay."""
+    return ["--model.stages", json.dumps([{"train": parts, "steps": steps, "lr": lr, "projector_lr": lr}])]
+
+
 def arm_options(arm: str, root: Path, seed: int) -> list[str]:
     """What an arm trains."""
     if arm == "projector":
-        stage = {"train": ["projector"], "steps": 280, "lr": 5.0e-4}
-        return ["--model.stages", json.dumps([stage])]
+        return stage(["projector"], steps=280, lr=5.0e-4)
     scores = str(root / "scores" / "scores.json")
     return {
         "all": chosen("All"),
@@ -96,10 +101,10 @@ def train(arm: str, root: Path, *, seed: int) -> None:
         return
     arguments = ["fit", "--config", CONFIG, *model_options(root / "aligned"), *arm_options(arm, root, seed)]
     arguments += ["--seed_everything", str(seed), f"--data.seed={seed}", "--trainer.default_root_dir", str(folder)]
-    checkpoints = resumed(folder)
-    begin = time.perf_counter()
-    cli = sparsight([*arguments, *checkpoints])
-    save_record(folder, cli, seconds=time.perf_counter() - begin, arm=arm, seed=seed, resumed=bool(checkpoints))
+    clock = {"class_path": "benchmarks.tuning_step.StepTimes"}  # of the processor: lanes beside it do not count
+    cli = sparsight([*arguments, "--trainer.callbacks+", json.dumps(clock), *resumed(folder)])
+    steps = next(callback for callback in cli.trainer.callbacks if isinstance(callback, StepTimes))
+    save_record(folder, cli, arm=arm, seed=seed, step_seconds=statistics.median(steps.seconds()))
 
 
 def save_record(folder: Path, cli: Any, **facts: Any) -> None:
@@ -107,7 +112,7 @@ def save_record(folder: Path, cli: Any, **facts: Any) -> None:
     scores = json.loads(Path(cli.trainer.log_dir, "scores_val.json").read_text(encoding="utf-8"))
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     record = facts | {
-        "layers": cli.model.layers,
+        "layers": cli.model.layers if any("layers" in stage.train for stage in cli.model.clock.stages) else [],
         "removed": cli.model.retired.indices,
         "steps": cli.trainer.global_step,
         "threads": torch.get_num_threads(),
@@ -145,15 +150,10 @@ def prune(arm: str, root: Path, *, seed: int, removed: int, heal: bool) -> None:
     score = {"class_path": "sparsight.lvlm.scores.AngularDistance", "init_args": {"tokens": "all"}}
     pruning = {"score": score, "protect_tuned": False, "protected": region, "batches": 16}
     schedule = {"shape": "one_shot", "begin": 0, "amount": removed, "rescore": True}
-    stage = {"train": ["layers", "projector"], "steps": HEALING_STEPS if heal else 1, "lr": 1e-4 if heal else 0.0}
-    arguments = [
-        "fit",
-        "--config",
-        CONFIG,
-        *model_options(export(arm, root, seed=seed)),
-        *chosen("Uniform", count=COUNT),
-    ]
-    arguments += ["--model.stages", json.dumps([stage]), f"--trainer.val_check_interval={stage['steps']}"]
+    steps = HEALING_STEPS if heal else 1  # without healing nothing is learned in the one step
+    arguments = ["fit", "--config", CONFIG, *model_options(export(arm, root, seed=seed))]
+    arguments += [*chosen("Uniform", count=COUNT), f"--trainer.val_check_interval={steps}"]
+    arguments += stage(["layers", "projector"], steps=steps, lr=1e-4 if heal else 0.0)
     arguments += ["--model.prune", json.dumps(pruning), "--trainer.default_root_dir", str(folder)]
     callback = {"class_path": "callbacks.PruningSchedule", "init_args": schedule}
     arguments += ["--seed_everything", str(seed), f"--data.seed={seed + 100}"]
