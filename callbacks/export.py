@@ -13,6 +13,7 @@ from sparsight.export.checkpoint import stages_of
 from sparsight.export.export import check_destination, export_and_push
 from sparsight.export.facts import Metric, Run, hardware
 from sparsight.hyperparameters import ConfigurationError
+from sparsight.lvlm.export import processor_of
 
 
 class ExportAtEnd(Callback):
@@ -22,8 +23,8 @@ class ExportAtEnd(Callback):
     broken off, or a ``fast_dev_run``, exports nothing.
 
     Args:
-        output: Folder to make, refused before training begins if it exists; ``student`` in the trainer's root folder
-            if not given.
+        output: Folder to make, refused before training begins if it exists; in the trainer's root folder if not given:
+            ``student`` for diffusion models, ``tuned`` or ``pruned`` for image-text models.
         fp16: Write half-precision weights as well.
         overwrite: Replace an earlier export.
         metrics: JSON file of measured values for the model card, read when training has ended.
@@ -60,7 +61,7 @@ class ExportAtEnd(Callback):
             ValueError: The output exists and is not to be overwritten.
         """
         if stage == "fit":
-            check_destination(self._folder(trainer), overwrite=self.overwrite)
+            check_destination(self._folder(trainer, pl_module), overwrite=self.overwrite)
             if isinstance(trainer.strategy, ModelParallelStrategy):
                 raise ConfigurationError(
                     "ExportAtEnd cannot write a model that is split over processes: leave it out, save checkpoints "
@@ -74,11 +75,17 @@ class ExportAtEnd(Callback):
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             export_and_push(
-                pl_module, self._folder(trainer), run=run_of(trainer), overwrite=self.overwrite, **self.options
+                pl_module,
+                self._folder(trainer, pl_module),
+                run=run_of(trainer),
+                overwrite=self.overwrite,
+                processor=processor_of(trainer.datamodule),  # type: ignore[attr-defined]
+                **self.options,
             )
 
-    def _folder(self, trainer: Trainer) -> Path:
-        return Path(trainer.default_root_dir, "student") if self.output is None else Path(self.output)
+    def _folder(self, trainer: Trainer, module: Any) -> Path:
+        name = getattr(module, "export_name", "export")
+        return Path(trainer.default_root_dir, name) if self.output is None else Path(self.output)
 
 
 def run_of(trainer: Trainer) -> Run:

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from sparsight.ddp import check_training_may_change
 from sparsight.hyperparameters import ConfigurationError
+from sparsight.lvlm.trained import LAYERS
 
 
 class LayerRotation(Callback):
@@ -51,8 +52,11 @@ class LayerRotation(Callback):
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Draw when it is time, before the step is trained."""
+        """Draw when it is time, before the step is trained, in stages that train layers."""
+        if LAYERS not in pl_module.clock.stages[pl_module.clock.index(trainer.global_step)].train:
+            return
         turn = trainer.global_step // self.every_n_steps
-        drawn = random.Random(f"{self.seed} {turn}").sample(pl_module.layers, self.layers)
+        left = [index for index in pl_module.layers if index not in pl_module.retired.indices]
+        drawn = random.Random(f"{self.seed} {turn}").sample(left, min(self.layers, len(left)))
         if pl_module.focus(drawn):
             rank_zero_info(f"step {trainer.global_step}: training layers {sorted(drawn)}")

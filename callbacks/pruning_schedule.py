@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.schedule import Prunable, Schedule, Shape, in_order, spaced
@@ -33,7 +33,7 @@ class PruningSchedule(Callback):
         order: ``score`` (what costs least first, asked again before every retirement), ``first`` or ``last`` (in the
             order of the model), or names of sites; sites that are not named stay.
         spacing: Least distance of two retired sites in the model: 2 keeps one between them (evenly spread removal loses
-            less at high shares, arXiv 2603.20275).
+            less at high shares, arXiv 2603.20275). A site that would leave no room for the last ones is left out.
         rescore: With ``order: score``, ask again after every single site, not once for all that are due.
 
     Raises:
@@ -67,7 +67,7 @@ class PruningSchedule(Callback):
         """Check that options and module fit, and let no site be retired that is not to be.
 
         Raises:
-            ConfigurationError: The module has no sites, or amount or order do not fit them.
+            ConfigurationError: The module has no sites, or amount, order or spacing do not fit them.
         """
         if not isinstance(pl_module, Prunable):
             raise ConfigurationError(f"PruningSchedule needs a module with sites; {type(pl_module).__name__} has none")
@@ -79,17 +79,20 @@ class PruningSchedule(Callback):
             raise ConfigurationError("order: score knows nothing at step 0: set begin to a later step")
         if self._total(pl_module) > len(sites if isinstance(self.order, str) else self.order):
             raise ConfigurationError(f"amount is {self.amount}, but there are only {len(sites)} sites (or names)")
-        room = spaced(sites, self._total(pl_module), taken=[], spacing=self.spacing, module=pl_module)
-        if len(room) < self._total(pl_module):
-            raise ConfigurationError(
-                f"spacing {self.spacing} leaves room for {len(room)} of {self._total(pl_module)} sites: lower one of "
-                "spacing and amount"
-            )
+        left = [name for name in (sites if isinstance(self.order, str) else self.order) if name not in self.retired]
+        missing = self._total(pl_module) - len(self.retired)
+        spaced(left, missing, taken=self.retired, spacing=self.spacing, module=pl_module)
         pl_module.retire(self.retired)
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """Take up what a checkpoint says (FSDP2 restores it after ``on_fit_start``)."""
+        """Take up what a checkpoint says (FSDP2 restores it after ``on_fit_start``); warn of a run too short."""
         pl_module.retire(self.retired)
+        steps, total = trainer.max_steps, self._total(pl_module)
+        if steps > 0 and self.schedule(steps - 1, total) < total:
+            rank_zero_warn(
+                f"PruningSchedule will have retired {self.schedule(steps - 1, total)} of {total} sites when training "
+                f"ends after {steps} steps: lower begin or end, or train longer"
+            )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Retire what is due before the step is trained."""
@@ -106,12 +109,8 @@ class PruningSchedule(Callback):
     def _next(self, trainer: Trainer, module: Prunable, count: int) -> Sequence[str]:
         scores = module.score() if self.order == "score" else None
         left = [name for name in in_order(module.sites(), self.order, scores) if name not in self.retired]
-        chosen = spaced(left, count, taken=self.retired, spacing=self.spacing, module=module)
-        if not chosen:
-            raise ConfigurationError(
-                f"{len(self.retired)} sites are retired, and none of the others keeps spacing {self.spacing} to them: "
-                "lower spacing or amount"
-            )
+        rest = self._total(module) - len(self.retired) - count
+        chosen = spaced(left, count, rest=rest, taken=self.retired, spacing=self.spacing, module=module)
         return trainer.strategy.broadcast(chosen)
 
     def state_dict(self) -> dict[str, Any]:

@@ -31,6 +31,7 @@ class Throughput(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._seconds_a_step: list[float] = []
+        self._logged_step = trainer.global_step
         self._restart(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -46,8 +47,10 @@ class Throughput(Callback):
         """Count samples, and log when Lightning does."""
         self._samples += len(batch["index"]) * trainer.world_size
         self._batches += 1
-        if (trainer.global_step + 1) % getattr(trainer, "log_every_n_steps", 50):
+        # with accumulated gradients several batches end at one step, the first of them when it is logged
+        if trainer.global_step % getattr(trainer, "log_every_n_steps", 50) or trainer.global_step == self._logged_step:
             return
+        self._logged_step = trainer.global_step
         seconds = time.perf_counter() - self._begin
         speed = self._samples / seconds
         self._seconds_a_step.append(seconds / self._batches * trainer.accumulate_grad_batches)

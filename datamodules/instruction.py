@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +18,11 @@ from datamodules.instruction_dataset import InstructionDataset
 from datamodules.records import CorruptRecord, RecordSource
 from datamodules.sampler import GroupSampler, LengthSampler
 from sparsight.lvlm.chat import ChatFormat
+from sparsight.lvlm.chat_text import UnusableConversation
 from sparsight.lvlm.load import load_processor
 from sparsight.lvlm.packing import check_packable
 
+_TRIES = 100  # records
 _log = logging.getLogger(__name__)
 
 
@@ -55,6 +60,8 @@ class InstructionDataModule(RecordsDataModule):
         max_corrupt_share: Share of unusable records of a split, 0 to 1, above which the run fails.
         limit: Use at most this many records of each of train, val and test, drawn with the seed.
         chat_template: Jinja template, or a file of one, in place of the processor's own.
+        processor_options: Options of processor and image processor in place of the saved ones, such as ``max_pixels``
+            (Qwen-VL) or ``max_patches`` (InternVL). Exports hold the processor with them.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
 
@@ -83,6 +90,7 @@ class InstructionDataModule(RecordsDataModule):
         max_corrupt_share: float = 0.01,
         limit: int | None = None,
         chat_template: str | None = None,
+        processor_options: dict[str, Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -105,6 +113,7 @@ class InstructionDataModule(RecordsDataModule):
         self.max_length = max_length
         self.packing = packing
         self.chat_template = chat_template
+        self.processor_options = processor_options
         self.pretrained_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.alike = "similar length" if length_grouping else ""
         self.shortened: dict[str, dict[int, int]] = {name: {} for name in self.sources}
@@ -113,7 +122,7 @@ class InstructionDataModule(RecordsDataModule):
     def prepare_data(self) -> None:
         """Download what sources and processor need, in one process a machine."""
         super().prepare_data()
-        load_processor(self.model, **self.pretrained_options)
+        self.load_processor()
 
     def setup(self, stage: str | None = None) -> None:
         """Load the processor, open the sources that the stage needs and draw the splits.
@@ -126,9 +135,28 @@ class InstructionDataModule(RecordsDataModule):
         if self.chat is None:
             if self.packing:
                 check_packable(AutoConfig.from_pretrained(self.model, **self.pretrained_options))
-            processor = load_processor(self.model, **self.pretrained_options)
-            self.chat = ChatFormat(processor, chat_template=_read_template(self.chat_template))
+            self.chat = ChatFormat(self.load_processor())
+            if self.processor_options:
+                self._try_options(self.chat)
         super().setup(stage)
+
+    def load_processor(self) -> Any:
+        """The processor as samples are made with it, and as exports hold it.
+
+        Raises:
+            FileNotFoundError: There is no such model, or no such file of a chat template.
+            ValueError: The model has no processor, or the processor no such option.
+        """
+        processor = load_processor(self.model, options=self.processor_options, **self.pretrained_options)
+        if self.chat_template is not None:
+            processor.chat_template = _read_template(self.chat_template)
+        return processor
+
+    def _try_options(self, chat: ChatFormat) -> None:
+        try:
+            _ = chat.images_in_rows  # prepares two small pictures
+        except UnusableConversation as error:
+            raise ValueError(f"{error}; check processor_options {self.processor_options}") from error
 
     def describe(self, split: str, index: int) -> str:
         """A record as the model sees it: answers that carry the loss in ``[[ ]]``, or the candidates of a prompt.
@@ -146,6 +174,16 @@ class InstructionDataModule(RecordsDataModule):
         dataset: InstructionDataset = self.datasets[split]
         require(0 <= index < len(dataset.source), "index", index, f"0 to {len(dataset.source) - 1}")
         return f"{split} record {index}, {dataset.describe(index)}"
+
+    def example(self) -> dict[str, Any] | None:
+        """Model inputs of a sample with a picture, the same on all processes; none if no split has any that serves."""
+        for dataset in self.datasets.values():
+            pictures = (index for index in _spread(dataset.indices) if _extent(dataset.source, index)[0] > 0)
+            for index in islice(pictures, _TRIES):
+                with suppress(CorruptRecord):
+                    inputs: dict[str, Any] = dataset.sample(index)["inputs"]
+                    return inputs
+        return None
 
     def _make_dataset(
         self, name: str, source: RecordSource, indices: np.ndarray, *, max_corrupt: int
@@ -182,12 +220,18 @@ class InstructionDataModule(RecordsDataModule):
         return super()._receive(name, batch, last)
 
 
-def _read_template(given: str | None) -> str | None:
-    if given is None or "{" in given:
+def _read_template(given: str) -> str:
+    if "{" in given:
         return given
     if not Path(given).is_file():
         raise FileNotFoundError(f"chat_template is {given!r}, which is neither a Jinja template nor a file of one")
     return Path(given).read_text(encoding="utf-8")
+
+
+def _spread(indices: np.ndarray) -> Iterator[int]:
+    """All of them, wide apart at first: those without pictures may stand together."""
+    step = max(1, len(indices) // 100)
+    return (int(index) for start in range(step) for index in indices[start::step])
 
 
 def _extent(source: RecordSource, index: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from blocks.base import Site, TokenMixer
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
 from sparsight.analysis.report import replacement_report
-from sparsight.analysis.run_memory import announce_memory
+from sparsight.analysis.run_memory import announce_memory, run_memory
 from sparsight.diffusion.identity import state_hash
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.distill.capture import capture_site
@@ -209,9 +209,11 @@ class AttentionDistillation(DiffusionModule):
 
     def on_train_start(self) -> None:
         """Say what memory is needed; let mixers start from the teacher, unless training was begun before."""
-        announce_memory(self)
+        data: Any = getattr(self.trainer, "datamodule", None)  # set by fit, unknown to the class
+        if data is not None:
+            batches = data.train_dataloader
+            announce_memory(self.trainer, self.denoiser, lambda: run_memory(self, next(iter(batches()))))
         if not self._restored and self.init_samples > 0:
-            data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  set by fit, unknown to the class
             self.initialise_mixers(iter(data.train_dataloader()))
             if self.trainer.world_size > 1 and not is_sharded(self.denoiser):  # the same up to rounding: now to the bit
                 for shell in self.shells.values():

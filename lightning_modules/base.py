@@ -13,7 +13,13 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 
 
 class TrainedPartsModule(LightningModule):
-    """Base of modules that train parts of a pretrained model and keep only those in checkpoints."""
+    """Base of modules that train parts of a pretrained model and keep only those in checkpoints.
+
+    Attributes:
+        export_name: Folder that ExportAtEnd makes in the trainer's root folder unless it is told another one.
+    """
+
+    export_name = "student"
 
     def __init__(self) -> None:
         super().__init__()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.base import TrainedPartsModule
 from sparsight.diffusion.identity import state_hash
@@ -16,14 +17,17 @@ from sparsight.distill.processes import averaged
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.evaluate import answer_items
 from sparsight.lvlm.load import DTYPES, Dtype, load_lvlm, load_processor
+from sparsight.lvlm.pictures import check_pictures
 from sparsight.lvlm.provenance import read_provenance
 from sparsight.lvlm.retire import LayerPruning, RetiredLayers, removable_layers
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
+from sparsight.lvlm.spare_picture import always_read_a_picture
 from sparsight.lvlm.task_scores import TaskScores, read_accuracies
 from sparsight.lvlm.tower import find_parts
-from sparsight.sharding import is_sharded, shard_parts
+from sparsight.sharding import is_sharded, shard_parts, split_again
 
 SITE = "layers."  # names of decoder layers as sites of a schedule
+MEANS = ("visual", "text")  # over tasks with and without images
 
 
 @dataclass
@@ -78,9 +82,11 @@ class LVLMModule(TrainedPartsModule):
         self.depth = len(self.parts.layers)
         self.layers: list[int] = []
         self.prune = prune
+        self.export_name = "tuned" if prune is None else "pruned"
         self.retired = RetiredLayers(self.model, self.parts)
         self._scores = TaskScores()
         self._tokenizer: Any = None
+        self._pictures_fit = False
 
     def configure_model(self) -> None:
         """Split layers, vision towers and the rest over the processes of a ModelParallelStrategy (FSDP2)."""
@@ -101,6 +107,30 @@ class LVLMModule(TrainedPartsModule):
             raise ConfigurationError(
                 f"data.model {data.model!r} has other tokens than model.base {self.base!r}: set both to the same model"
             )
+
+    def on_fit_start(self) -> None:
+        """Refuse pictures that the model cannot read."""
+        self._check_pictures()
+
+    def on_validation_start(self) -> None:
+        """The same where nothing was trained before."""
+        self._check_pictures()
+
+    def on_test_start(self) -> None:
+        """The same."""
+        self._check_pictures()
+
+    def _check_pictures(self) -> None:
+        """Let the model read a picture of the data, once; all processes read the same, and keep it if they need it."""
+        find = getattr(getattr(self.trainer, "datamodule", None), "example", None)
+        inputs = None if self._pictures_fit or find is None else find()
+        self._pictures_fit = True
+        if inputs is not None:
+            with self.trainer.precision_plugin.forward_context():
+                check_pictures(self.model, self.parts, inputs)
+            if is_sharded(self.model):
+                split_again(self.model)
+                always_read_a_picture(self.model, self.parts, inputs)
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
@@ -144,12 +174,14 @@ class LVLMModule(TrainedPartsModule):
         self.log(f"{prefix}/loss", scores.loss(), prog_bar=True)
         found = scores.accuracies()
         self.log_dict({f"{prefix}/accuracy/{name}": value for name, value in found.items()})
-        for name in ("visual", "text"):
+        for name in MEANS:
             if f"likelihood/{name}" in found:
                 self.log(f"{prefix}/{name}", found[f"likelihood/{name}"], prog_bar=True)
         if self.reference is not None:
             kept = {n: value / self.reference[n] for n, value in found.items() if self.reference.get(n)}
             self.log_dict({f"{prefix}/kept/{name}": value for name, value in kept.items()})
+            told = [f"{name} {value:.1%}" for name, value in kept.items() if name.rpartition("/")[2] in MEANS]
+            rank_zero_info(f"{prefix}: kept of the scores in {self.evaluation.reference}: {', '.join(told) or 'none'}")
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # a broadcast: all processes must ask
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             scores.save(Path(folder, f"scores_{prefix}.json"))
@@ -158,6 +190,10 @@ class LVLMModule(TrainedPartsModule):
 
     def analyze(self, scores: Sequence[LayerScore], batches: Sequence[Mapping[str, Any]]) -> ScoreTable:
         """Score the decoder layers on calibration batches."""
+        for batch in batches:
+            if any(batch["image_keys"]):
+                check_pictures(self.model, self.parts, batch["inputs"])
+                break
         return score_layers(self.model, batches, scores, base=self.base, base_hash=self.base_hash)
 
     def sites(self) -> list[str]:

@@ -12,19 +12,23 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.lvlm import Evaluation, LVLMModule
+from sparsight.analysis.run_memory import announce_memory
 from sparsight.ddp import average_what_is_trained, check_training_may_change
 from sparsight.distill.processes import process_count, summed
+from sparsight.dropout import seed_dropout
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.answers import answer_losses
 from sparsight.lvlm.cost import explain, forward_flops, step_cost
 from sparsight.lvlm.load import Dtype
+from sparsight.lvlm.memory import run_tuning_memory
 from sparsight.lvlm.recompute import recompute_layers
 from sparsight.lvlm.retire import LayerPruning
 from sparsight.lvlm.selection import LayerSelection, Uniform
 from sparsight.lvlm.stages import TuningStage
-from sparsight.lvlm.trained import LAYERS, PROJECTOR, LoRA, Part, add_lora, trained_parameters
-from sparsight.lvlm.unpruned import UnprunedModel, outputs_of
+from sparsight.lvlm.trained import LAYERS, PROJECTOR, LoRA, Part, make_trainable
+from sparsight.lvlm.unpruned import UnprunedModel, outputs_of, tuned_weights, unpruned_model
 from sparsight.lvlm.vision_cache import VisionCache
+from sparsight.sharding import is_sharded
 from sparsight.stage_clock import StageClock
 
 
@@ -47,8 +51,10 @@ class SparseLayerTuning(LVLMModule):
             not computed again. Images must not be augmented.
         evaluation: How evaluation items are answered.
         prune: Which layers PruningSchedule may remove.
-        distill: Weight of the squared difference of the last layer's hidden states to those of the model before any
-            layer left, relative to their size; needs memory for a copy of the model.
+        distill: Weight of the squared difference of the last layer's hidden states to those of a model that has all
+            layers, relative to their size, from the first removal on; needs memory for that model.
+        distill_from: Folder or hub id of that model: ``base`` before an earlier run took layers out. If not given, it
+            is this run's own model as it was, tuned so far, when the first layer left.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
 
@@ -71,11 +77,14 @@ class SparseLayerTuning(LVLMModule):
         evaluation: Evaluation | None = None,
         prune: LayerPruning | None = None,
         distill: float = 0.0,
+        distill_from: str | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         if distill < 0 or vision_cache_gib < 0:
             raise ValueError(f"distill and vision_cache_gib are 0 or more, got {distill} and {vision_cache_gib}")
+        if distill_from is not None and distill == 0:
+            raise ValueError(f"distill_from names {distill_from}, but distill, the weight, is 0: set it, e.g. to 1.0")
         super().__init__(
             base=base,
             dtype=dtype,
@@ -89,16 +98,12 @@ class SparseLayerTuning(LVLMModule):
         self.clock = StageClock(stages)
         self.layers = (layers or Uniform(ratio=0.25)).select(self.depth)
         self.save_hyperparameters({"selected_layers": list(self.layers)})
-        self.unpruned = UnprunedModel(self.model, weight=distill) if distill > 0 else None
+        self.distill, self.distill_from = distill, distill_from
+        self.distill_options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
+        self.unpruned: UnprunedModel | None = None  # made when training begins
         self.adapters = lora is not None
-        if lora is not None:
-            add_lora(self.model, self.parts, self.layers, lora)
-        self.model.requires_grad_(False)
         wanted = {part for stage in stages for part in stage.train}
-        found = trained_parameters(self.model, self.parts, layers=self.layers, adapters=self.adapters)
-        self.trained = {part: list(found[part]) for part in found if part in wanted}
-        for parameter in (p for part in self.trained for p in found[part].values()):
-            parameter.data = parameter.data.float()
+        self.trained = make_trainable(self.model, self.parts, layers=self.layers, lora=lora, wanted=wanted)
         self.optimizer = optimizer
         self.vision_cache = VisionCache(self.model, self.parts, gib=vision_cache_gib) if vision_cache_gib > 0 else None
         self.gradient_checkpointing = gradient_checkpointing
@@ -142,6 +147,7 @@ class SparseLayerTuning(LVLMModule):
             "layers": list(self.layers),
             "active": list(self._active),
             "retired": list(self.retired.indices),
+            "tuned_before_removal": None if self.unpruned is None else self.unpruned.taken,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -161,17 +167,33 @@ class SparseLayerTuning(LVLMModule):
         self._stage_index = saved["stage"]
         self._active = saved["active"]
         self.retired.set(saved["retired"])
+        if self.unpruned is not None and saved.get("tuned_before_removal") is not None:
+            self.unpruned.take(saved["tuned_before_removal"])
         self._require_gradients()
 
     def _require_gradients(self) -> None:
-        active = tuple(f"{self.parts.layer_name(index)}." for index in self._active)
+        learning = set(self._active) - set(self.retired.indices)
+        active = tuple(f"{self.parts.layer_name(index)}." for index in learning)
         for part, names in self.trained.items():
             for name in names:
                 on = part in self.stage.train and (part != LAYERS or name.startswith(active))
-                self.model.get_parameter(name).requires_grad_(on)
+                parameter = self.model.get_parameter(name).requires_grad_(on)
+                if not on:
+                    parameter.grad = None
 
     def _parameters_of(self, part: Part) -> list[torch.nn.Parameter]:
         return [self.model.get_parameter(name) for name in self.trained[part]]  # FSDP2 puts others in their places
+
+    def retire(self, names: Sequence[str]) -> None:
+        """Pass these layers by; those that were tuned stop learning, for whose gradients DDP would wait."""
+        before = set(self.retired.indices)
+        super().retire(names)
+        first = bool(names) and not before and self.global_step > 0  # at step 0 nothing has been tuned
+        if first and self.unpruned is not None and self.distill_from is None:
+            self.unpruned.take(tuned_weights(self.model, [name for part in self.trained.values() for name in part]))
+        if set(self.layers) & (set(self.retired.indices) - before):
+            self._require_gradients()
+            average_what_is_trained(self.trainer)
 
     def focus(self, layers: Collection[int]) -> bool:
         """Train these of the chosen layers alone from now on; the optimiser forgets what it knew of the others.
@@ -192,7 +214,6 @@ class SparseLayerTuning(LVLMModule):
         average_what_is_trained(self.trainer)
         for optimizer in self.trainer.optimizers:
             for parameter in [p for p in optimizer.state if not p.requires_grad]:
-                parameter.grad = None
                 del optimizer.state[parameter]
         return True
 
@@ -203,15 +224,20 @@ class SparseLayerTuning(LVLMModule):
 
         Raises:
             ConfigurationError: Frozen and trained weights differ in precision, and nothing brings them together; the
-                stages train different parts under a strategy that cannot; or layers are to be scored on packed rows.
+                stages train different parts under a strategy that cannot; layers are to be scored, or hidden states
+                compared, on packed rows; or there is no model to compare them with.
         """
         super().setup(stage)
         if stage != "fit":
             return
         if self.prune is not None and not any(type(c).__name__ == "PruningSchedule" for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             rank_zero_warn("`prune` is set, but no callback PruningSchedule: no layer will leave")
-        if self.prune is not None and getattr(getattr(self.trainer, "datamodule", None), "packing", False):
-            raise ConfigurationError("prune scores layers on training batches, which must not be packed: data.packing")
+        packed = getattr(getattr(self.trainer, "datamodule", None), "packing", False)
+        if packed and (self.prune is not None or self.distill > 0):
+            raise ConfigurationError(
+                "prune scores layers, and distill compares hidden states, on training batches with a sample a row: set "
+                "data.packing to false"
+            )
         self.end_after(self.clock.total)
         if len({frozenset(stage.train) for stage in self.clock.stages}) > 1:
             check_training_may_change(self.trainer)
@@ -220,6 +246,15 @@ class SparseLayerTuning(LVLMModule):
                 f"dtype {self.frozen_dtype} of the frozen parts needs mixed precision, as trained parts are in "
                 "float32: set trainer.precision to bf16-mixed, or dtype to float32"
             )
+        if self.distill > 0 and self.unpruned is None:
+            self.unpruned = unpruned_model(
+                self.distill_from, base=self.base, student=self.model, dtype=self.frozen_dtype, **self.distill_options
+            )
+            if self.prune is None and not self._heals():
+                raise ConfigurationError(
+                    "distill heals the gaps of removed layers, but none has left or leaves: give `prune`, or in "
+                    "distill_from a model that has more layers"
+                )
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The current stage's optimiser, with a learning rate for every part, and its schedule."""
@@ -238,7 +273,8 @@ class SparseLayerTuning(LVLMModule):
         )
 
     def on_fit_start(self) -> None:
-        """Say what is trained."""
+        """Refuse pictures that the model cannot read; say what is trained, and what memory that takes."""
+        super().on_fit_start()
         total = sum(p.numel() for p in self.model.parameters())
         lines = [f"decoder layers of {self.parts.layers_name}: {len(self.parts.layers)}, chosen {self.layers}"]
         for part in self.trained:
@@ -246,6 +282,11 @@ class SparseLayerTuning(LVLMModule):
             kind = " (low-rank adapters)" if part == LAYERS and self.adapters else ""
             lines.append(f"trained {part}{kind}: {count:,} parameters, {count / total:.1%} of the model")
         rank_zero_info("\n".join(lines))
+        announce_memory(self.trainer, self.model, lambda: run_tuning_memory(self))
+
+    def on_train_start(self) -> None:
+        """What is trained goes into train mode: models come in eval mode, and Lightning leaves modes as they are."""
+        self.train()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """A new stage begins with a fresh optimiser; the first batch tells what the choice of layers saves."""
@@ -260,13 +301,22 @@ class SparseLayerTuning(LVLMModule):
         if not self._announced:
             self._announced = True
             rank_zero_info(f"stage {index + 1} of {len(self.clock.stages)}: {self.predicted_cost(batch)}")
+        seed_dropout(self.global_step, batch["index"])
 
     def predicted_cost(self, batch: Mapping[str, Any]) -> str:
-        """What a step costs against one that trains all layers, in words, counted on a batch."""
-        with self.trainer.precision_plugin.forward_context():
-            flops = forward_flops(
-                self.model, self.parts, lambda: answer_losses(self.model, batch["inputs"], batch["labels"])
-            )
+        """What a step costs against one that trains all layers, in words, counted on a batch.
+
+        With a vision cache this is a step whose images have come before.
+        """
+
+        def run() -> None:
+            answer_losses(self.model, batch["inputs"], batch["labels"])
+
+        with self.trainer.precision_plugin.forward_context(), self._cached_vision(batch):
+            if self.vision_cache is not None:
+                with torch.no_grad():
+                    run()
+            flops = forward_flops(self.model, self.parts, run)
         projector, layers = PROJECTOR in self.stage.train, self.layers if LAYERS in self.stage.train else []
         options = {"projector": projector, "adapters": self.adapters, "checkpointing": self.gradient_checkpointing}
         return explain(
@@ -274,6 +324,7 @@ class SparseLayerTuning(LVLMModule):
             step_cost(flops, layers=range(len(flops.layers)), **options),
             projector=projector,
             lowest=min(layers, default=len(flops.layers)),
+            cached=self.vision_cache is not None,
         )
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
@@ -284,17 +335,22 @@ class SparseLayerTuning(LVLMModule):
         self.log("train/loss", summed(losses.sum()) / everywhere, prog_bar=True)
         self.log("train/answer_tokens", everywhere)
         loss = losses.sum() * process_count() / everywhere  # DDP averages over processes
-        if not any(batch["image_keys"]) and PROJECTOR in self.stage.train:
+        if not any(batch["image_keys"]) and PROJECTOR in self.stage.train and not is_sharded(self.model):
             # without images nothing reaches the projector, for whose gradients DDP would wait
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self._parameters_of(PROJECTOR))
-        if self.unpruned is None:
+        if not self._heals():
             return loss
+        assert self.unpruned is not None
         difference = self.unpruned.difference(batch["inputs"], hidden[-1])
         self.log("train/hidden_difference", difference.detach(), sync_dist=True)
-        return loss + self.unpruned.weight * difference
+        return loss + self.distill * difference
+
+    def _heals(self) -> bool:
+        """Whether there are fewer layers than in the model that hidden states are compared with."""
+        return self.unpruned is not None and self.depth - len(self.retired.indices) < self.unpruned.depth
 
     def _cached_vision(self, batch: Mapping[str, Any]) -> AbstractContextManager[None]:
         return nullcontext() if self.vision_cache is None else self.vision_cache.serving(batch["image_keys"])
 
     def _last_hidden_states(self) -> AbstractContextManager[list[Tensor]]:
-        return nullcontext([]) if self.unpruned is None else outputs_of(self.parts.layers[-1])
+        return outputs_of(self.parts.layers[-1]) if self._heals() else nullcontext([])

@@ -19,6 +19,7 @@ import lightning_modules
 import sparsight
 from datamodules.record_dataset import TooManyCorruptRecords
 from sparsight.hyperparameters import ConfigurationError, check_against_checkpoint
+from sparsight.parser import Parser
 from sparsight.quiet import quieten
 from sparsight.trainer import SparsightTrainer
 
@@ -83,6 +84,7 @@ class SparsightCLI(LightningCLI):
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "sparsight"},
+            parser_class=Parser,
         )
 
     @staticmethod

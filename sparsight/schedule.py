@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
+from sparsight.hyperparameters import ConfigurationError
+
 Shape = Literal["one_shot", "linear", "cubic", "exponential"]
 EXPONENTIAL_RATE = 5.0  # all but e^-5 of the way would be left undone without the normalisation
 
@@ -91,18 +93,45 @@ def in_order(sites: Sequence[str], order: str | Sequence[str], scores: Mapping[s
     return list(order)
 
 
-def spaced(order: Sequence[str], count: int, *, taken: Sequence[str], spacing: int, module: Prunable) -> list[str]:
-    """The first ``count`` sites of an order that keep their distance from each other and from those already taken.
+def spaced(
+    order: Sequence[str], count: int, *, rest: int = 0, taken: Sequence[str], spacing: int, module: Prunable
+) -> list[str]:
+    """The first ``count`` sites of an order that keep their distance, and leave room for the rest to keep it too.
 
     Args:
         order: Sites that may be taken, best first.
-        count: How many are wanted; there may be fewer.
+        count: How many are wanted now.
+        rest: How many more of them will be wanted later.
         taken: Sites that were taken before.
         spacing: Least distance of two sites; 1 lets neighbours go.
         module: Knows the distances.
+
+    Raises:
+        ConfigurationError: There is no room for that many.
     """
+
+    def apart(names: Sequence[str], other: str) -> list[str]:
+        return [name for name in names if module.distance(name, other) >= spacing]
+
+    def room(names: Sequence[str]) -> int:  # on a line, taking whatever comes first leaves most
+        found: list[str] = []
+        for name in names:
+            if not found or module.distance(found[-1], name) >= spacing:
+                found.append(name)
+        return len(found)
+
+    free = [name for name in module.sites() if name in order]
+    for name in taken:
+        free = apart(free, name)
+    if room(free) < count + rest:
+        raise ConfigurationError(
+            f"spacing {spacing} leaves room for {len(taken) + room(free)} of {len(taken) + count + rest} sites: lower "
+            "one of spacing and amount"
+        )
     chosen: list[str] = []
     for name in order:
-        if len(chosen) < count and all(module.distance(name, other) >= spacing for other in [*taken, *chosen]):
+        left = apart(free, name)
+        if len(chosen) < count and name in free and room(left) >= count + rest - len(chosen) - 1:
             chosen.append(name)
+            free = left
     return chosen

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from sparsight.hyperparameters import ConfigurationError
@@ -68,6 +68,13 @@ def data_parallel(mesh: DeviceMesh) -> DeviceMesh:
             'defaults ("auto") split tensors, not data'
         )
     return mesh["data_parallel"]
+
+
+def split_again(module: nn.Module) -> None:
+    """Split what a forward pass without a backward pass leaves whole: checkpoints are loaded into split parameters."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
 
 
 def is_sharded(module: nn.Module) -> bool:

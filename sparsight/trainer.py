@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from sparsight.analysis.benchmark import TOKENS, Settings, benchmark_model
 from sparsight.export.export import export_and_push
+from sparsight.lvlm.export import processor_of
 from sparsight.lvlm.scores import LayerScore
 from sparsight.lvlm.scores.analyze import Split, analyze_module, default_scores
 from sparsight.lvlm.show import show_records
@@ -36,7 +37,7 @@ class SparsightTrainer(Trainer):
 
         Args:
             model: The module that was trained.
-            datamodule: Not used; configurations of other verbs have one.
+            datamodule: Tells the processor of an image-text model; not used otherwise.
             ckpt_path: Checkpoint to export; the module as it is if not given.
             output: Folder to make; ``export`` in the trainer's root folder if not given.
             weights: The checkpoint's moving average (``ema``, needs TrainableEMA in the run) or its last weights.
@@ -61,6 +62,7 @@ class SparsightTrainer(Trainer):
             fp16=fp16,
             overwrite=overwrite,
             licence=licence,
+            processor=processor_of(datamodule),
         )
 
     def benchmark(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+from typing import Any
 
 # Read when the libraries are imported, so they are set before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -26,6 +27,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture
+def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exports of image-text models are checked as ever but not in a process of their own, which takes long to start."""
+    from sparsight.lvlm import reload, reload_adapter
+
+    for module, script in (("export", reload), ("adapters", reload_adapter)):
+
+        def run_here(_script: str, arguments: list[str], *, scratch: str, main: Any = script.main) -> None:
+            main(*arguments)
+
+        monkeypatch.setattr(f"sparsight.lvlm.{module}.run_fresh", run_here)
 
 
 @pytest.fixture(autouse=True)

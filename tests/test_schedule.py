@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
-from sparsight.schedule import Schedule, in_order
+from sparsight.hyperparameters import ConfigurationError
+from sparsight.schedule import Schedule, in_order, spaced
 
 
 @pytest.mark.parametrize("shape", ["one_shot", "linear", "cubic", "exponential"])
@@ -40,3 +42,39 @@ def test_orders() -> None:
     assert in_order(sites, "last", None) == ["c", "b", "a"]
     assert in_order(sites, "score", {"a": 2.0, "b": 1.0, "c": 1.0}) == ["b", "c", "a"]
     assert in_order(sites, ["c", "a"], None) == ["c", "a"]
+
+
+class Line:
+    """Seven sites in a row."""
+
+    scores_before_training = True
+
+    def sites(self) -> list[str]:
+        return list("abcdefg")
+
+    def distance(self, one: str, other: str) -> int:
+        return abs(ord(one) - ord(other))
+
+    def score(self) -> dict[str, float]:
+        return {}
+
+    def retire(self, names: object) -> None:
+        pass
+
+
+def test_a_site_that_would_leave_no_room_for_the_last_ones_stays() -> None:
+    def take(order: str, count: int, **options: Any) -> str:
+        return "".join(spaced(order, count, spacing=2, module=Line(), **({"taken": ""} | options)))
+
+    assert take("bcdefga", 1) == "b"
+    assert take("dbcefga", 3) == "dbf"
+    assert take("bdcefga", 4) == "cega", "only every second one from the first on makes four"
+    assert take("bcdefga", 1, rest=3) == "c"
+    assert take("bcdefga", 1, taken="d", rest=1) == "b"
+    assert take("abc", 2) == "ac"
+    with pytest.raises(ConfigurationError, match="spacing 2 leaves room for 4 of 5 sites"):
+        take("abcdefg", 5)
+    with pytest.raises(ConfigurationError, match="room for 3 of 4 sites"):
+        take("bcdefga", 1, taken="d", rest=2)
+    with pytest.raises(ConfigurationError, match="room for 1 of 2 sites"):
+        take("ab", 2)

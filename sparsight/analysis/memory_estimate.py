@@ -20,17 +20,21 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from torch.func import functional_call
 
-from sparsight.analysis.memory import free_bytes
-from sparsight.analysis.tables import format_table
+from sparsight.analysis.memory_table import (
+    MemoryEstimate,
+    available_bytes,
+    tensor_bytes,
+    tensors_of,
+    training_bytes,
+)
 from sparsight.diffusion.examples import example_inputs
 from sparsight.distill.losses import mean_squares
 from sparsight.surgery.replace import set_mode, shells_of
 from sparsight.surgery.shell import Mode
 
-GIB, MIB = 2**30, 2**20
 NOT_COUNTED = (
-    "Not counted: encoding and decoding of images, gradients of activations while they are passed on, workspaces of "
-    "kernels, and what the driver and the allocator keep (often 1 to 2 GiB)."
+    "encoding and decoding of images, gradients of activations while they are passed on, workspaces of kernels, and "
+    "what the driver and the allocator keep (often 1 to 2 GiB)"
 )
 REMEDIES = (
     "set gradient_checkpointing to true, lower batch_size and raise trainer.accumulate_grad_batches, set teacher_dtype "
@@ -54,51 +58,6 @@ class Saved:
     def total(self) -> int:
         """Bytes at the peak."""
         return self.kept + self.recomputed
-
-
-@dataclass(frozen=True)
-class MemoryEstimate:
-    """Bytes by what they are for, on one device.
-
-    Attributes:
-        standing: Held all the time, by name.
-        stages: Activations of each kind of stage at this batch size; only one of them is there at a time.
-        batch: Samples.
-        available: Bytes that the device has for this, or ``None`` if it is no GPU.
-    """
-
-    standing: dict[str, int]
-    stages: dict[str, int]
-    batch: int
-    available: int | None = None
-
-    @property
-    def total(self) -> int:
-        """Bytes at the peak of the most demanding stage."""
-        return sum(self.standing.values()) + max(self.stages.values())
-
-    @property
-    def too_much(self) -> str:
-        """A warning with the remedy, if the device has less; empty otherwise."""
-        if self.available is None or self.total <= self.available:
-            return ""
-        return (
-            f"this run may need {self.total / GIB:.1f} GiB, and the device has {self.available / GIB:.1f} GiB for it: "
-            f"{REMEDIES}"
-        )
-
-    def text(self) -> str:
-        """A table, in MiB for small models, and what is not in it."""
-        unit, size = ("GiB", GIB) if self.total >= GIB else ("MiB", MIB)
-        rows = [{"memory per device": name, unit: f"{count / size:.2f}"} for name, count in self._rows()]
-        return f"{format_table(rows)}\n{NOT_COUNTED}"
-
-    def _rows(self) -> Iterator[tuple[str, int]]:
-        yield from ((name, count) for name, count in self.standing.items() if count)
-        yield from ((f"activations, batch {self.batch}, {name}", count) for name, count in self.stages.items())
-        yield "sum, with the larger of the stages" if len(self.stages) > 1 else "sum", self.total
-        if self.available is not None:
-            yield "free on the device before the run", self.available
 
 
 def estimate_memory(
@@ -127,23 +86,24 @@ def estimate_memory(
         device: Where training runs; the denoiser's own device if not given.
     """
     device = device or next(denoiser.parameters()).device
-    frozen = _bytes(tensor for tensor in _tensors(denoiser) if not tensor.requires_grad)
-    trained = _bytes(tensor for tensor in _tensors(denoiser) if tensor.requires_grad)
+    frozen = tensor_bytes(tensor for tensor in tensors_of(denoiser) if not tensor.requires_grad)
+    trained = tensor_bytes(tensor for tensor in tensors_of(denoiser) if tensor.requires_grad)
     dtype = str(next(p.dtype for p in denoiser.parameters() if not p.requires_grad)).removeprefix("torch.")
     standing = {
         f"frozen denoiser, {dtype}": frozen,
         "mixers and what else is trained": trained,
-        "their gradients": trained,
-        "optimiser state": round(trained * _state_share(optimizer)),
-        "moving average, and raw weights while it is in use": 2 * trained if averaged else 0,
+        **training_bytes(trained, optimizer=optimizer, averaged=averaged),
     }
-    standing |= {name: _bytes(_tensors(module)) for name, module in (others or {}).items()}
+    standing |= {name: tensor_bytes(tensors_of(module)) for name, module in (others or {}).items()}
     one = {name: saved_bytes(denoiser, name, size=size, autocast=autocast, device=device) for name in set(objectives)}
-    available = None
-    if device.type == "cuda":
-        available = free_bytes(device) + torch.cuda.memory_allocated(device)  # weights that are there already
     ordered = [name for name in ("layerwise", "end_to_end") if name in one]
-    return MemoryEstimate(standing, {name: batch * one[name].total for name in ordered}, batch, available)
+    return MemoryEstimate(
+        standing,
+        NOT_COUNTED,
+        REMEDIES,
+        stages={f"activations, batch {batch}, {name}": batch * one[name].total for name in ordered},
+        available=available_bytes(device),
+    )
 
 
 def saved_bytes(
@@ -236,23 +196,3 @@ CHECKPOINTED = "gradient_checkpointing"  # diffusers' flag of modules whose bloc
 
 def _fake(mode: FakeTensorMode, tensor: Tensor, device: torch.device) -> Tensor:
     return FakeTensor(mode, tensor.detach().to("meta"), device).requires_grad_(tensor.requires_grad)
-
-
-def _tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def _state_share(optimizer: Callable[..., torch.optim.Optimizer]) -> float:
-    """Bytes of optimiser state for every byte of parameters, seen on a small parameter."""
-    parameter = nn.Parameter(torch.zeros(64, 64))
-    trained = optimizer([parameter], 1e-4)
-    parameter.grad = torch.zeros_like(parameter)
-    trained.step()
-    state = trained.state[parameter].values()
-    held = sum(value.numel() * value.element_size() for value in state if isinstance(value, Tensor))
-    return held / (parameter.numel() * parameter.element_size())

@@ -2,39 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelSummary
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import nn
 
-from sparsight.analysis.memory_estimate import MemoryEstimate, estimate_memory
+from sparsight.analysis.memory_estimate import estimate_memory
+from sparsight.analysis.memory_table import MemoryEstimate
 from sparsight.sharding import is_sharded
 
 
 @rank_zero_only
-def announce_memory(module: Any) -> None:
-    """Tell what training a module takes of its device, and warn if that is more than the device has.
+def announce_memory(trainer: Trainer, model: nn.Module, estimate: Callable[[], MemoryEstimate]) -> None:
+    """Tell what training takes of its device, and warn if that is more than the device has.
 
     Nothing is told where the trainer was asked for no model summary either, or where parameters are split over
     processes, which is not estimated.
 
     Args:
-        module: An AttentionDistillation with a trainer; the first batch of its datamodule tells the size.
+        trainer: The run's.
+        model: What is trained, with its frozen rest.
+        estimate: Makes the estimate, if it is wanted.
     """
-    data = getattr(module.trainer, "datamodule", None)
-    wanted = any(isinstance(callback, ModelSummary) for callback in module.trainer.callbacks)
-    if data is None or not wanted or is_sharded(module.denoiser):
+    wanted = any(isinstance(callback, ModelSummary) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if not wanted or is_sharded(model):
         return
-    estimate = run_memory(module, next(iter(data.train_dataloader())))
-    rank_zero_info(f"Estimated memory:\n{estimate.text()}")
-    if estimate.too_much:
-        rank_zero_warn(estimate.too_much)
+    found = estimate()
+    rank_zero_info(f"Estimated memory:\n{found.text()}")
+    if found.too_much:
+        rank_zero_warn(found.too_much)
 
 
 def run_memory(module: Any, batch: Mapping[str, Any]) -> MemoryEstimate:
-    """Estimate for a module whose batches look like ``batch``; arguments as :func:`announce_memory`."""
+    """Estimate for an AttentionDistillation that has a trainer and whose batches look like ``batch``."""
     pixels = "image" in batch
     sample = batch["image"] if pixels else batch["sample"] if "sample" in batch else batch["xt"]
     cell = module.diffusion.pixels_per_cell if pixels else 1

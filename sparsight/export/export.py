@@ -43,6 +43,7 @@ def export(
     overwrite: bool = False,
     name: str | None = None,
     licence: str | None = None,
+    processor: Any = None,
 ) -> Path:
     """Write a pipeline folder, load it in a fresh process, compare, and only then let it appear.
 
@@ -58,6 +59,7 @@ def export(
         overwrite: Replace an earlier export at ``output``.
         name: How the card says that the export is loaded, e.g. a hub id; the folder's name if not given.
         licence: Hugging Face's identifier of the licence; that of the base model's card if not given.
+        processor: Of an image-text model, as its data were made with; the base model's if not given.
 
     Returns:
         The folder.
@@ -81,6 +83,7 @@ def export(
             base=base,
             licence=_licence(licence, base),
             fp16=fp16,
+            processor=processor,
         )
         _appear(partial, destination)
     finally:
@@ -102,7 +105,15 @@ def _writer_of(module: Any) -> Callable[..., None]:
 
 
 def _write_pipeline(
-    module: Any, folder: Path, name: str, *, run: Run, base: Base | None, licence: dict[str, Any], fp16: bool
+    module: Any,
+    folder: Path,
+    name: str,
+    *,
+    run: Run,
+    base: Base | None,
+    licence: dict[str, Any],
+    fp16: bool,
+    processor: Any,
 ) -> None:
     with without_idle(module.diffusion.denoiser):
         write_pipeline(module.diffusion, folder, fp16=fp16)

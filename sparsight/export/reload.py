@@ -1,38 +1,22 @@
 """Run as a script, in a process without this project: loads an export and answers the questions put to it.
 
-    python reload.py FOLDER PART QUESTIONS ANSWERS CODE REFUSED
+    python reload.py FOLDER PART QUESTIONS ANSWERS CODE
 
 PART is ``unet`` or ``transformer``. QUESTIONS is a safetensors file of the denoiser's inputs, with dots in the names of
-nested ones and a JSON list of absent ones under ``none``. CODE is 1 if the folder comes with code for PART. REFUSED are
-the names, with commas between, of packages that must not be imported. ANSWERS will hold the outputs of the
-``pipeline``'s denoiser, of the ``model`` loaded alone and, if there are such weights, of its ``fp16`` variant, all
-computed in fp32.
+nested ones and a JSON list of absent ones under ``none``. CODE is 1 if the folder comes with code for PART. ANSWERS
+will hold the outputs of the ``pipeline``'s denoiser, of the ``model`` loaded alone and, if there are such weights, of
+its ``fp16`` variant, all computed in fp32.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from pathlib import Path
 from typing import Any
 
 
-class Refuse(MetaPathFinder):
-    """Makes imports of the given packages fail, though they may be installed."""
-
-    def __init__(self, packages: Sequence[str]) -> None:
-        self.packages = packages
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Raise an ImportError for the packages, and leave others to the next finder."""
-        if fullname.split(".")[0] in self.packages:
-            raise ImportError(f"the export needs {fullname}, which is not part of it")
-
-
-def main(folder: str, part: str, questions: str, answers: str, code: str, refused: str) -> None:
+def main(folder: str, part: str, questions: str, answers: str, code: str) -> None:
     """Load in every promised way, run, and write what came out."""
-    sys.meta_path.insert(0, Refuse(refused.split(",")))
     import json
 
     import torch

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sparsight.export import reload
+from sparsight.export import refuse, reload
 
 EXACT = 1e-4
 """Largest relative L2 difference when everything is computed in fp32 on the CPU."""
@@ -55,11 +55,11 @@ def verify(
     with tempfile.TemporaryDirectory() as scratch:
         questions, answers = Path(scratch, "questions.safetensors"), Path(scratch, "answers.safetensors")
         write_questions(inputs, questions)
-        refused = ",".join(sorted({*REFUSED, *(name.split(".")[0] for name in mixers)}))
         run_fresh(
             reload.__file__,
-            [str(folder.resolve()), part, str(questions), str(answers), str(int(has_code)), refused],
+            [str(folder.resolve()), part, str(questions), str(answers), str(int(has_code))],
             scratch=scratch,
+            refused={*REFUSED, *(name.split(".")[0] for name in mixers)},
         )
         errors = {name: relative_l2(answer, expected) for name, answer in load_file(answers).items()}
     for name, error in errors.items():
@@ -72,21 +72,22 @@ def verify(
     return errors
 
 
-def run_fresh(script: str, arguments: Sequence[str], *, scratch: str) -> None:
+def run_fresh(script: str, arguments: Sequence[str], *, scratch: str, refused: Iterable[str] = REFUSED) -> None:
     """Run a script of ours by itself, offline.
 
     Args:
         script: Its file.
         arguments: What it is called with.
         scratch: An empty folder for it.
+        refused: Packages that it cannot import.
 
     Raises:
         RuntimeError: It failed; the message holds what it said.
     """
-    copied = shutil.copy(script, scratch)  # a script's own folder is on its import path
+    launcher, copied = (shutil.copy(file, scratch) for file in (refuse.__file__, script))  # out of our own folders
     surroundings = {key: value for key, value in os.environ.items() if key != "DIFFUSERS_DISABLE_REMOTE_CODE"}
     surroundings |= {"HF_MODULES_CACHE": scratch, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, copied, *arguments]
+    command = [sys.executable, launcher, ",".join(sorted(refused)), copied, *arguments]
     process = subprocess.run(command, cwd=scratch, env=surroundings, capture_output=True, text=True)
     if process.returncode != 0:
         raise RuntimeError(f"the export does not load in a fresh process:\n{process.stderr[-3000:]}")

@@ -12,6 +12,7 @@ from transformers import __version__ as transformers_version
 
 from sparsight.export.card import CONFIG, LICENCE, measured_text, stated_licence, training_text, without_places
 from sparsight.export.facts import Base, Run
+from sparsight.lvlm.adapters import FOLDER as ADAPTERS
 
 
 def write_lvlm_card(
@@ -40,7 +41,7 @@ def write_lvlm_card(
     if run.config is not None:
         (folder / CONFIG).write_text(without_places(run.config), encoding="utf-8")
     sections = {
-        "Use": _use(name),
+        "Use": _use(name) + (_use_adapters(name, base) if (folder / ADAPTERS).exists() else ""),
         "What was changed": _changes(model, record),
         "Training": training_text(run),
         "Measured": measured_text(run),
@@ -79,14 +80,22 @@ def _use(name: str) -> str:
     )
 
 
+def _use_adapters(name: str, base: Base) -> str:
+    return (
+        f"\n\nThe adapters, which are merged into these weights, are kept by themselves too. On the base model, here "
+        f'`{base.name}`: `peft.PeftModel.from_pretrained(base_model, "{name}", subfolder="{ADAPTERS}")`.'
+    )
+
+
 def _changes(model: PreTrainedModel, record: Mapping[str, Any]) -> str:
     lines = [f"Layers are decoder layers, counted from 0 as in the base model, which has {record['base_layers']}."]
     if record["trained"]:
         lines += ["", f"- Trained: {' and '.join(record['trained'])}"]
     lines += [f"- Tuned layers: {_listed(record['tuned_layers'])}"]
     lines += [f"- Removed layers: {_listed(record['removed_layers'])}"]
-    if record["removed_layers"]:
-        lines += [f"- Tuned layers as they are numbered now: {_listed(record['tuned_layers_now'])}"]
+    if record["removed_layers"] or record["earlier"]:
+        now = _listed(record["tuned_layers_now"])
+        lines += [f"- Layers that this run or an earlier one tuned, as they are numbered now: {now}"]
     lines += [f"- Parameters: {sum(p.numel() for p in model.parameters()):,}"]
     return "\n".join([*lines, "", "`sparsight.json` holds the same for programs, with the records of earlier runs."])
 

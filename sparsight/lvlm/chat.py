@@ -75,8 +75,7 @@ class ChatFormat:
     """What a conversation is for one model.
 
     Args:
-        processor: The model's own, with tokenizer and image processor.
-        chat_template: Jinja template in place of the processor's own.
+        processor: With tokenizer, image processor and chat template.
 
     Attributes:
         text: How the model writes conversations.
@@ -85,7 +84,7 @@ class ChatFormat:
         ValueError: The processor or its template cannot serve.
     """
 
-    def __init__(self, processor: Any, *, chat_template: str | None = None) -> None:
+    def __init__(self, processor: Any) -> None:
         name = type(processor).__name__
         self.processor = processor
         self.tokenizer: Any = getattr(processor, "tokenizer", None)
@@ -95,7 +94,7 @@ class ChatFormat:
             raise ValueError(f"the tokenizer {type(self.tokenizer).__name__} gives no offsets; use its fast version")
         if "labels" in processor.model_input_names:
             raise ValueError(f"{name} marks answers by its own prefix rule and has no chat: it is not supported")
-        self.text = ChatText(processor, chat_template=chat_template)
+        self.text = ChatText(processor)
 
     @cached_property
     def images_in_rows(self) -> bool:

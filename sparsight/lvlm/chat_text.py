@@ -27,8 +27,7 @@ class ChatText:
     """How one model writes conversations.
 
     Args:
-        processor: The model's own, with tokenizer and image processor.
-        chat_template: Jinja template in place of the processor's own.
+        processor: With tokenizer, image processor and chat template.
 
     Attributes:
         end: Token that ends an answer. Where the template has none, it is the tokenizer's, and put after every answer.
@@ -37,12 +36,11 @@ class ChatText:
         ValueError: There is no template, or it does not write an answer where its own generation cue asks for it.
     """
 
-    def __init__(self, processor: Any, *, chat_template: str | None = None) -> None:
+    def __init__(self, processor: Any) -> None:
         self.processor = processor
-        self.chat_template = chat_template
         self._added_end = ""
         name = type(processor).__name__
-        if chat_template is None and processor.chat_template is None:
+        if processor.chat_template is None:
             raise ValueError(f"{name} comes without a chat template; {_REMEDY}")
         try:
             self.end = self._find_end()
@@ -78,11 +76,7 @@ class ChatText:
         """
         messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
         try:
-            return str(
-                self.processor.apply_chat_template(
-                    messages, chat_template=self.chat_template, add_generation_prompt=cue, tokenize=False
-                )
-            )
+            return str(self.processor.apply_chat_template(messages, add_generation_prompt=cue, tokenize=False))
         except Exception as error:  # a template is a program, which may raise anything
             raise UnusableConversation(f"the chat template refuses it: {type(error).__name__}: {error}") from error
 

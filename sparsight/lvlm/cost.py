@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
 from sparsight.lvlm.tower import Parts
+from sparsight.lvlm.trained import is_adapter
 
 LINEAR = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution}
 
@@ -59,10 +60,19 @@ class StepCost:
 
 @dataclass(frozen=True)
 class ForwardFlops:
-    """FLOPs of one forward pass by part."""
+    """FLOPs of one forward pass by part.
+
+    Args:
+        projector: Of the projector.
+        layers: Of every decoder layer.
+        adapters: What low-rank adapters are of that.
+        head: Of the head.
+        rest: Of all else.
+    """
 
     projector: Flops
     layers: tuple[Flops, ...]
+    adapters: tuple[float, ...]
     head: Flops
     rest: float
 
@@ -88,11 +98,17 @@ def forward_flops(model: PreTrainedModel, parts: Parts, run: Callable[[], Any]) 
 
     names = {module: name for name, module in model.named_modules()}
     layers = tuple(of(parts.layer_name(index)) for index in range(len(parts.layers)))
+    adapters = [
+        sum(of(f"{parts.layer_name(index)}.{name}").linear for name, _ in layer.named_modules() if is_adapter(name))
+        for index, layer in enumerate(parts.layers)
+    ]
     projector = [of(name) for name in parts.projector]
     between = Flops(sum(f.linear for f in projector), sum(f.attention for f in projector))
     head = of(names[parts.head])
     total = sum(counts["Global"].values())
-    return ForwardFlops(between, layers, head, total - sum(f.forward for f in [between, head, *layers]))
+    return ForwardFlops(
+        between, layers, tuple(adapters), head, total - sum(f.forward for f in [between, head, *layers])
+    )
 
 
 def step_cost(
@@ -109,25 +125,36 @@ def step_cost(
         flops: Of the forward pass.
         layers: Trained decoder layers.
         projector: Whether the projector is trained: then gradients pass through every layer.
-        adapters: Whether low-rank adapters stand in for the layers' weights; their own FLOPs are in ``flops``.
+        adapters: Whether low-rank adapters stand in for the layers' weights; a layer that has none in ``flops`` is
+            taken to have such as the others.
         checkpointing: Whether decoder layers are recomputed.
     """
+    adapter = max(flops.adapters)
+    added = [adapter - flops.adapters[i] if adapters and i in layers else 0.0 for i in range(len(flops.layers))]
     lowest = 0 if projector else min(layers, default=len(flops.layers))
     backward = range(lowest, len(flops.layers))
     # the lowest trained layer needs no gradient of its input, but nearly all of its inside does
-    passed_on = sum(flops.layers[i].linear + 2 * flops.layers[i].attention for i in backward) + flops.head.linear
-    weights = 0.0 if adapters else sum(flops.layers[i].linear for i in layers)
+    passed_on = sum(flops.layers[i].linear + added[i] + 2 * flops.layers[i].attention for i in backward)
+    weights = sum(adapter if adapters else flops.layers[i].linear for i in layers)
     return StepCost(
         frozen=flops.rest,
-        forward=flops.projector.forward + flops.head.forward + sum(f.forward for f in flops.layers),
-        recomputed=sum(flops.layers[i].forward for i in backward) if checkpointing else 0.0,
-        passed_on=passed_on,
+        forward=flops.projector.forward + flops.head.forward + sum(f.forward for f in flops.layers) + sum(added),
+        recomputed=sum(flops.layers[i].forward + added[i] for i in backward) if checkpointing else 0.0,
+        passed_on=passed_on + flops.head.linear,
         weights=weights + (flops.projector.linear if projector else 0.0),
     )
 
 
-def explain(chosen: StepCost, everything: StepCost, *, projector: bool, lowest: int) -> str:
-    """The predicted cost against that of training all layers, in words."""
+def explain(chosen: StepCost, everything: StepCost, *, projector: bool, lowest: int, cached: bool = False) -> str:
+    """The predicted cost against that of training all layers, in words.
+
+    Args:
+        chosen: Of the step.
+        everything: Of one that trains all layers.
+        projector: Whether the projector is trained.
+        lowest: Lowest trained layer.
+        cached: Whether both were counted with the vision tower's answers at hand.
+    """
     kinds = ("frozen", "forward", "recomputed", "passed_on", "weights")
     named = {"frozen": "vision tower", "passed_on": "activation gradients", "weights": "weight gradients"}
     shares = {named.get(kind, kind): getattr(chosen, kind) / everything.total for kind in kinds}
@@ -141,4 +168,5 @@ def explain(chosen: StepCost, everything: StepCost, *, projector: bool, lowest: 
     return (
         f"predicted step, in FLOPs of training all layers: {chosen.total / everything.total:.1%} ({listed}); backward "
         f"pass alone {backward:.1%}; {why}"
+        f"{'; an image that is not in the vision cache yet costs more' if cached else ''}"
     )

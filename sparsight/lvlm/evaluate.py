@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from sparsight.lvlm.likelihood import candidate_log_likelihoods
 from sparsight.lvlm.task_scores import Item, same_answer
+from sparsight.sharding import is_sharded
 
 
 def answer_items(
@@ -50,5 +51,7 @@ def answer_items(
 
 @torch.no_grad()
 def _written(model: Any, tokenizer: Any, inputs: Mapping[str, Any], new_tokens: int) -> list[str]:
-    tokens = model.generate(**inputs, do_sample=False, max_new_tokens=new_tokens, pad_token_id=tokenizer.pad_token_id)
+    options = {"do_sample": False, "max_new_tokens": new_tokens, "pad_token_id": tokenizer.pad_token_id}
+    # processes that share a split model write on until all are done
+    tokens = model.generate(**inputs, **options, synced_gpus=is_sharded(model))
     return tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -15,55 +15,69 @@ from transformers import PreTrainedModel
 
 from sparsight.analysis.tables import json_text, write_text
 from sparsight.export.facts import Base, Run
-from sparsight.export.verify import EXACT, REFUSED, relative_l2, run_fresh
+from sparsight.export.verify import EXACT, relative_l2, run_fresh
 from sparsight.lvlm import reload
+from sparsight.lvlm.adapters import verify_adapters, write_adapters
 from sparsight.lvlm.card import write_lvlm_card
 from sparsight.lvlm.load import load_processor
 from sparsight.lvlm.provenance import FILE, provenance, read_provenance
 from sparsight.lvlm.recompute import keep_activations
 from sparsight.lvlm.surgery import remove_layers
-from sparsight.lvlm.trained import merge_lora
+from sparsight.lvlm.trained import LAYERS, merge_lora
 
 NEW = ("with_cache", "without_cache")
+SHARD = "5GB"  # largest safetensors file
 
 
-def write_lvlm(module: Any, folder: Path, name: str, *, run: Run, base: Base, licence: dict[str, Any]) -> None:
+def write_lvlm(
+    module: Any, folder: Path, name: str, *, processor: Any, run: Run, base: Base, licence: dict[str, Any]
+) -> None:
     """Write model, processor, provenance and card; load them in a fresh process and compare.
 
-    Adapters are merged, layers that are retired are taken out, and what was trained in float32 goes back to the
-    precision of the rest.
+    Adapters are merged, and kept beside where peft can load them; layers that are retired are taken out, and what was
+    trained in float32 goes back to the precision of the rest.
 
     Args:
         module: A SparseLayerTuning; stays as it is.
         folder: Made if it is not there.
         name: How the card says that the folder is loaded.
+        processor: What the data were made with; none takes the base model's.
         run: What the card tells about the training.
         base: What is known of the base model.
         licence: Licence entries of the card.
 
     Raises:
-        RuntimeError: The folder does not load without a missing or left-over weight, or its answers differ.
+        RuntimeError: The folder, or its adapters, do not load without a missing or left-over weight, or answers differ.
     """
-    processor = load_processor(module.base, revision=module.revision)
+    processor = processor or load_processor(module.base, **module.source)
     depth = len(module.parts.layers)
     model = finished(module.model, removed=module.retired.indices, dtype=module.frozen_dtype)
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size=SHARD)
     processor.save_pretrained(folder)
+    kept = write_adapters(module, folder, base=base.name)
     record = provenance(
         base=base.name,
         revision=module.revision,
         base_hash=module.base_hash,
         depth=depth,
-        tuned=module.layers,
+        tuned=module.layers if LAYERS in module.trained else [],
         parts=list(module.trained),
         removed=module.retired.indices,
         earlier=read_provenance(module.base),
     )
     write_text(folder / FILE, json_text(record))
     difference = verify_lvlm(model, processor, folder)
+    if kept:
+        verify_adapters(module, folder, reload.example_inputs(processor))
     write_lvlm_card(
         folder, name, model=model, record=record, run=run, base=base, licence=licence, difference=difference
     )
+
+
+def processor_of(datamodule: Any) -> Any:
+    """The processor that a datamodule makes its samples with, if it has one."""
+    load = getattr(datamodule, "load_processor", None)
+    return None if load is None else load()
 
 
 def finished(model: PreTrainedModel, *, removed: Collection[int], dtype: torch.dtype) -> PreTrainedModel:
@@ -89,7 +103,7 @@ def verify_lvlm(model: PreTrainedModel, processor: Any, folder: Path) -> float:
     """
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "answers.safetensors")
-        run_fresh(reload.__file__, [str(folder.resolve()), str(file), ",".join(REFUSED)], scratch=scratch)
+        run_fresh(reload.__file__, [str(folder.resolve()), str(file)], scratch=scratch)
         found = load_file(file)
     inputs = reload.example_inputs(processor)
     different = [key for key, value in inputs.items() if not torch.equal(found[f"inputs.{key}"], value)]

@@ -47,6 +47,7 @@ def candidate_log_likelihoods(
         raise ValueError("a candidate has no tokens")
     last_BP = torch.zeros_like(mask_BP, dtype=torch.bool)
     last_BP[:, -1] = True
+    _forget_positions(model)
     prompt = forward(model, last_BP, use_cache=True, **inputs)
     rows = [torch.tensor(ids, device=mask_BP.device) for question in candidates for ids in question]
     counts = [len(question) for question in candidates]
@@ -85,6 +86,13 @@ def _of_others(
     log_RL = torch.zeros_like(wanted_RL, dtype=torch.float32)
     log_RL[wanted_RL] = -losses
     return log_RL.sum(1)
+
+
+def _forget_positions(model: Any) -> None:
+    """Drop what Qwen-VL remembers of an earlier batch; it makes no new numbers for questions without images."""
+    owner = getattr(model, "model", model)
+    if getattr(owner, "rope_deltas", None) is not None:
+        owner.rope_deltas = None
 
 
 def _positions(model: Any, mask: Tensor, count: int, question_R: Tensor) -> dict[str, Tensor]:

@@ -29,13 +29,14 @@ def provenance(
         revision: Its git revision.
         base_hash: Hash of its weights.
         depth: Its number of decoder layers.
-        tuned: Layers that were tuned, in its numbering.
+        tuned: Layers that were tuned, in its numbering; none if the projector alone was trained.
         parts: What was trained at some time: ``layers``, ``projector``.
         removed: Layers that were taken out, in its numbering.
-        earlier: The base's own record.
+        earlier: The base's own record. Layers that earlier runs tuned are among ``tuned_layers_now`` too.
     """
     kept = [index for index in range(depth) if index not in set(removed)]
-    first = list(range(depth)) if earlier is None else earlier["kept_of_first"]
+    first = layers_of_first(earlier, depth)
+    ever_tuned = {*tuned, *([] if earlier is None else earlier["tuned_layers_now"])}
     return {
         "version": VERSION,
         "base": base,
@@ -45,10 +46,22 @@ def provenance(
         "trained": list(parts),
         "tuned_layers": list(tuned),
         "removed_layers": sorted(removed),
-        "tuned_layers_now": [new for new, old in enumerate(kept) if old in set(tuned)],
+        "tuned_layers_now": [new for new, old in enumerate(kept) if old in ever_tuned],
         "kept_of_first": [first[index] for index in kept],
         "earlier": earlier,
     }
+
+
+def layers_of_first(record: Mapping[str, Any] | None, depth: int) -> list[int]:
+    """Which layers of the first model, before all runs, a model of ``depth`` layers and this record has."""
+    return list(range(depth)) if record is None else list(record["kept_of_first"])
+
+
+def first_depth(record: Mapping[str, Any] | None, depth: int) -> int:
+    """How many layers the first model had."""
+    while record is not None:
+        record, depth = record["earlier"], record["base_layers"]
+    return depth
 
 
 def read_provenance(source: str | Path) -> dict[str, Any] | None:

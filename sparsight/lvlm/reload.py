@@ -1,32 +1,17 @@
 """Run as a script, in a process without this project: loads an exported image-text model and asks it something.
 
-    python reload.py FOLDER ANSWERS REFUSED
+    python reload.py FOLDER ANSWERS
 
-REFUSED are the names, with commas between, of packages that must not be imported. ANSWERS will hold what the folder's
-processor makes of a fixed image and question, the model's logits for it in fp32, and what it generates with and without
-a cache.
+ANSWERS will hold what the folder's processor makes of a fixed image and question, the model's logits for it in fp32,
+and what it generates with and without a cache.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from typing import Any
 
 NEW_TOKENS = 8
-
-
-class Refuse(MetaPathFinder):
-    """Makes imports of the given packages fail, though they may be installed."""
-
-    def __init__(self, packages: Sequence[str]) -> None:
-        self.packages = packages
-
-    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> None:
-        """Raise an ImportError for the packages, and leave others to the next finder."""
-        if fullname.split(".")[0] in self.packages:
-            raise ImportError(f"the export needs {fullname}, which is not part of it")
 
 
 def example_inputs(processor: Any, side: int = 224) -> dict[str, Any]:
@@ -59,9 +44,8 @@ def answers(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         }
 
 
-def main(folder: str, file: str, refused: str) -> None:
+def main(folder: str, file: str) -> None:
     """Load, ask, and write what came out."""
-    sys.meta_path.insert(0, Refuse(refused.split(",")))
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForImageTextToText, AutoProcessor

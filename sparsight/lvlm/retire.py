@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from sparsight.lvlm.bypass import bypassed
-from sparsight.lvlm.scores import LayerScore
+from sparsight.lvlm.scores import AngularDistance, GreedyLossIncrease, LayerScore
 from sparsight.lvlm.surgery import check_removable, remove_layers, text_configs
 from sparsight.lvlm.tower import Parts
 
@@ -30,6 +30,9 @@ class LayerPruning:
         protect_ends: Keep the first and the last layer.
         protected: Further layers to keep.
         batches: Training batches that the score is measured on.
+
+    Raises:
+        ValueError: The score orders layers by itself and does not know which may go, or it is one of blocks.
     """
 
     score: LayerScore
@@ -37,6 +40,19 @@ class LayerPruning:
     protect_ends: bool = True
     protected: Sequence[int] = ()
     batches: int = 8
+
+    def __post_init__(self) -> None:
+        if isinstance(self.score, GreedyLossIncrease):
+            raise ValueError(
+                "prune.score: GreedyLossIncrease removes layers by itself, those too that are protected or gone; the "
+                "same greedy removal is LossIncrease here with `rescore: true` in PruningSchedule"
+            )
+        if isinstance(self.score, AngularDistance) and self.score.window > 1:
+            raise ValueError(
+                f"prune.score: AngularDistance with window {self.score.window} is about blocks, layers leave singly: "
+                "set window to 1; or let `sparsight analyze` score the blocks, and name the layers of the lowest "
+                "in PruningSchedule's order"
+            )
 
 
 def removable_layers(

@@ -21,9 +21,31 @@ COUPLINGS = {
     "cross_layer_interval": "layers that attend to images stand at fixed intervals",
     "num_kv_shared_layers": "its last layers share keys and values with earlier ones",
     "hidden_size_per_layer_input": "its token embeddings hold a part for every layer",
+    "n_layers_per_attn_res_block": "its layers stand in blocks that attend to each other",
     "_heterogeneity_spec": "its layers have configurations of their own",
 }
-LAYER_NUMBERS = ("mlp_only_layers", "moe_layers")  # lists of layer numbers
+LAYER_ENTRIES = (  # lists with an entry for every layer
+    "activation_sparsity_pattern",
+    "indexer_types",
+    "layer_rope_theta",
+    "layer_types",
+    "layers_block_type",
+    "mlp_layer_types",
+    "no_rope_layers",
+    "num_attention_heads_per_layer",
+    "num_key_value_heads_per_layer",
+    "swiglu_limits",
+    "swiglu_limits_shared",
+)
+LAYER_NUMBERS = (  # lists of layer numbers
+    "attn_layer_indices",
+    "full_attn_idxs",
+    "kv_source_layers",
+    "local_layer_ids",
+    "mlp_only_layers",
+    "moe_layers",
+    "rope_scaling_layers",
+)
 LAYER_COUNTS = ("first_k_dense_replace", "max_window_layers")  # so many of the first layers
 
 
@@ -77,6 +99,15 @@ def check_removable(model: PreTrainedModel, removed: Collection[int], *, depth: 
             raise ValueError(f"{kind} cannot lose layers: {why} ({option}: {getattr(config, option)})")
     if removed and (getattr(config, "decoder_sparse_step", None) or 1) > 1:
         raise ValueError(f"{kind} cannot lose layers: every {config.decoder_sparse_step}th is a mixture of experts")
+    shared = getattr(config, "kv_source_layers", None)
+    if removed and shared and list(shared) != list(range(depth)):
+        raise ValueError(f"{kind} cannot lose layers: some read keys and values of others (kv_source_layers: {shared})")
+    unknown = _unknown_lists(config, depth)
+    if removed and unknown:
+        raise ValueError(
+            f"{kind} cannot lose layers: its configuration has {', '.join(unknown)}, of which Sparsight does not know "
+            "what becomes of it then; if it says nothing about layers, take it out of config.json"
+        )
     deepstack = len(getattr(getattr(model.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
     tied = sorted(index for index in removed if index < deepstack)
     if tied:
@@ -86,15 +117,24 @@ def check_removable(model: PreTrainedModel, removed: Collection[int], *, depth: 
         )
 
 
+def _unknown_lists(config: Any, depth: int) -> list[str]:
+    """Lists of a text configuration that may say something about its layers, but nobody knows what."""
+    found = []
+    for option, value in vars(config).items():
+        if not isinstance(value, (list, tuple)) or not value or option in (*LAYER_ENTRIES, *LAYER_NUMBERS):
+            continue
+        named = any(word in option for word in ("layer", "idx", "indices"))
+        other = option.startswith("mtp_") or "token" in option  # of layers that follow the decoder; ids of tokens
+        if (len(value) == depth or named) and not other:
+            found.append(option)
+    return found
+
+
 def _shorten(config: Any, kept: list[int], depth: int) -> None:
     """Write into a text configuration that only these layers remain."""
-    for option, value in list(vars(config).items()):
-        if (
-            isinstance(value, (list, tuple))
-            and len(value) == depth
-            and "layer" in option
-            and option not in LAYER_NUMBERS
-        ):
+    for option in LAYER_ENTRIES:
+        value = vars(config).get(option)  # not a property that follows from others
+        if isinstance(value, (list, tuple)) and len(value) == depth:
             setattr(config, option, [value[index] for index in kept])
     for option in LAYER_NUMBERS:
         if getattr(config, option, None):

@@ -19,6 +19,7 @@ from sparsight.analysis.tables import json_text, write_text
 from sparsight.distill.processes import process_count
 
 VERSION = 1
+NAMES = {"": "unnamed", "visual": "visual (task)", "text": "text (task)"}  # of tasks, told from those of means
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,9 @@ class TaskScores:
             for item in self.items.values():
                 outcome = right(item)
                 if outcome is not None:
-                    by_task.setdefault(item.task, []).append(outcome)
-                    visual[item.task] = visual.get(item.task, False) or item.visual
+                    task = NAMES.get(item.task, item.task)
+                    by_task.setdefault(task, []).append(outcome)
+                    visual[task] = visual.get(task, False) or item.visual
             means = {task: sum(outcomes) / len(outcomes) for task, outcomes in by_task.items()}
             found |= {f"{kind}/{task}": value for task, value in means.items()}
             for name, wanted in (("visual", True), ("text", False)):
@@ -134,12 +136,18 @@ def read_accuracies(path: str | Path) -> dict[str, float]:
 def same_answer(written: str, right: str) -> bool:
     """Whether a text begins with an answer, whatever its case, punctuation and leading article.
 
-    Only whole words count: "no" is not in "nothing".
+    Only whole words and numbers count: "no" is not in "nothing", nor 3 in 3.5. The letter "A" is no article where it
+    is the answer.
     """
     words, wanted = _words(written), _words(right)
-    return bool(wanted) and words[: len(wanted)] == wanted
+    pairs = ((words, wanted), (_without_article(words), _without_article(wanted)))
+    return bool(wanted) and any(said[: len(asked)] == asked for said, asked in pairs)
 
 
 def _words(text: str) -> list[str]:
-    words = re.findall(r"\w+", text.casefold().replace("-", ""))
+    joined = re.sub(r"(?<=\w)-(?=\w)", "", text.casefold())  # T-shirt and Tshirt are one
+    return re.findall(r"-?\d+(?:\.\d+)?(?!\w)|\w+", joined)
+
+
+def _without_article(words: list[str]) -> list[str]:
     return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -72,6 +72,34 @@ def merge_lora(model: nn.Module) -> None:
             module.merge()
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, module.get_base_layer())
+
+
+def make_trainable(
+    model: PreTrainedModel, parts: Parts, *, layers: Sequence[int], lora: LoRA | None, wanted: Collection[Part]
+) -> dict[Part, list[str]]:
+    """Freeze a model, with adapters if asked for, and hold the parts that are to be trained in float32, in place.
+
+    Args:
+        model: The model.
+        parts: Its parts.
+        layers: Chosen decoder layers.
+        lora: Adapters in place of the layers' weights.
+        wanted: Parts that any stage trains.
+
+    Returns:
+        Names of the parameters of each of these parts; none of them requires gradients yet.
+
+    Raises:
+        ValueError: As :func:`add_lora`.
+    """
+    if lora is not None:
+        add_lora(model, parts, layers, lora)
+    model.requires_grad_(False)
+    found = trained_parameters(model, parts, layers=layers, adapters=lora is not None)
+    kept = {part: named for part, named in found.items() if part in wanted}
+    for parameter in (p for named in kept.values() for p in named.values()):
+        parameter.data = parameter.data.float()
+    return {part: list(named) for part, named in kept.items()}
 
 
 def is_adapter(name: str) -> bool:

@@ -6,7 +6,7 @@ Shape legend: B batch, T tokens, C channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,22 +15,35 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsight.distill.processes import process_count, summed
+from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.bypass import leaving
+from sparsight.lvlm.load import load_lvlm
+from sparsight.lvlm.provenance import first_depth, layers_of_first, read_provenance
 from sparsight.lvlm.tower import find_parts
+from sparsight.sharding import whole
 
 
 class UnprunedModel:
-    """A frozen copy, kept outside of checkpoints.
+    """A frozen model beside the one that heals; checkpoints hold nothing of it but ``taken``.
 
     Args:
-        model: The model, with all its layers at work.
-        weight: Of the difference in the loss.
+        model: It, in no other's use.
+
+    Attributes:
+        taken: Weights that it took over from the one that heals; none if it has those that it was made with.
     """
 
-    def __init__(self, model: PreTrainedModel, *, weight: float) -> None:
-        self.model: Any = copy.deepcopy(model).requires_grad_(False).eval()
-        self.last = find_parts(self.model).layers[-1]
-        self.weight = weight
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.model: Any = model.requires_grad_(False).eval()
+        layers = find_parts(model).layers
+        self.depth, self.last = len(layers), layers[-1]
+        self.taken: dict[str, Tensor] | None = None
+
+    def take(self, weights: dict[str, Tensor]) -> None:
+        """Take over what was tuned before the first layer left."""
+        self.taken = weights
+        for name, value in weights.items():
+            self.model.get_parameter(name).data.copy_(value)
 
     def difference(self, inputs: Mapping[str, Any], hidden_BTC: Tensor) -> Tensor:
         """Squared difference of the last layer's hidden states, over the squares of this model's; padding left out.
@@ -48,6 +61,81 @@ class UnprunedModel:
         wanted, got = (hidden[mask_BT.bool()].float() for hidden in (found[-1], hidden_BTC))
         # DDP averages over processes
         return (got - wanted).square().sum() * process_count() / summed(wanted.square().sum())
+
+
+def unpruned_model(
+    source: str | None, *, base: str, student: PreTrainedModel, dtype: torch.dtype, **options: Any
+) -> UnprunedModel:
+    """What a model is compared with while it heals.
+
+    Args:
+        source: Folder or hub id; none for a copy of the model.
+        base: What the model was loaded from.
+        student: The model, with as many layers as it was loaded with.
+        dtype: Precision of what is never trained.
+        options: Of :func:`sparsight.lvlm.load.load_lvlm`.
+
+    Raises:
+        ConfigurationError: ``source`` is not what the model was before layers left, or it must be named.
+    """
+    if source is not None:
+        name: Any = str(dtype).removeprefix("torch.")
+        model = load_lvlm(source, dtype=name, **options)
+        _check_is_unpruned(source, model, base=base, student=student)
+        return UnprunedModel(model)
+    depth = len(find_parts(student).layers)
+    if first_depth(read_provenance(base), depth) > depth:
+        raise ConfigurationError(
+            f"distill: layers left model.base {base} before, by its sparsight.json: name what it was until then in "
+            "distill_from, or the base itself"
+        )
+    return UnprunedModel(unpruned_copy(student, dtype))
+
+
+def unpruned_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy of a model in one precision, that of what is never trained."""
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(dtype)  # buffers stay, as in exports
+    return copied
+
+
+def tuned_weights(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:
+    """A copy of these parameters in main memory, whole where they are split; every process must ask."""
+    return {name: whole(model.get_parameter(name).detach()).to("cpu", copy=True) for name in names}
+
+
+def _check_is_unpruned(source: str, teacher: PreTrainedModel, *, base: str, student: PreTrainedModel) -> None:
+    """Make sure that one model can be what another was before layers left.
+
+    Args:
+        source: Folder or hub id of the one.
+        teacher: It.
+        base: Folder or hub id of the other.
+        student: It, with as many layers as it was loaded with.
+
+    Raises:
+        ConfigurationError: Their kind, width or vocabulary differ; or ``sparsight.json`` in their folders says that
+            they do not come from one model, or that a layer left the first and not the second.
+    """
+    facts = [{"class": type(model).__name__} | _sizes(model) for model in (teacher, student)]
+    different = [f"{key} {facts[0][key]}, not {facts[1][key]}" for key in facts[0] if facts[0][key] != facts[1][key]]
+    if different:
+        raise ConfigurationError(f"distill_from {source} is not model.base {base} before layers left: {different[0]}")
+    depths = [len(find_parts(model).layers) for model in (teacher, student)]
+    records = [read_provenance(folder) for folder in (source, base)]
+    origins = [first_depth(record, depth) for record, depth in zip(records, depths, strict=True)]
+    there, left = (set(layers_of_first(record, depth)) for record, depth in zip(records, depths, strict=True))
+    if origins[0] != origins[1] or not left <= there:
+        raise ConfigurationError(
+            f"distill_from {source} is not model.base {base} before layers left: by their sparsight.json the one has "
+            f"layers {sorted(there)} of a model of {origins[0]}, the other {sorted(left)} of a model of {origins[1]}"
+        )
+
+
+def _sizes(model: PreTrainedModel) -> dict[str, Any]:
+    config = model.config.get_text_config(decoder=True)
+    return {option: getattr(config, option) for option in ("hidden_size", "vocab_size")}
 
 
 @contextmanager

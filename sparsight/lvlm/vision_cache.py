@@ -59,6 +59,8 @@ class VisionCache:
         compute = self.tower.forward
 
         def answer(*args: Any, **kwargs: Any) -> Any:
+            if not flat:  # a spare picture, for which processes wait
+                return compute(*args, **kwargs)
             pixels: Tensor = args[0] if args else kwargs.pop("pixel_values")
             if len(pixels) != len(flat):
                 raise ValueError(

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from blocks import DeltaConvBlock, NeighborhoodAttention
-from sparsight.analysis.memory_estimate import GIB, MemoryEstimate, estimate_memory, saved_bytes
+from sparsight.analysis.memory_estimate import estimate_memory, saved_bytes
+from sparsight.analysis.memory_table import GIB, MemoryEstimate
 from sparsight.diffusion.examples import example_inputs
 from sparsight.diffusion.process import NoiseProcess
 from sparsight.diffusion.published import published
@@ -104,18 +105,19 @@ def test_activations_grow_with_the_batch_and_shrink_with_checkpointing() -> None
     denoiser = tiny.sdxl_unet()
     distiller(denoiser)
     one, four = (estimate_memory(denoiser, objectives=["end_to_end"], batch=batch) for batch in (1, 4))
-    assert four.stages["end_to_end"] == 4 * one.stages["end_to_end"]
+    assert four.stages["activations, batch 4, end_to_end"] == 4 * one.stages["activations, batch 1, end_to_end"]
     denoiser.enable_gradient_checkpointing()
     assert estimate_memory(denoiser, objectives=["end_to_end"], batch=1).total < one.total
 
 
 def test_a_device_that_is_too_small_is_reported_with_the_remedy() -> None:
-    fits = MemoryEstimate({"frozen": GIB}, {"layerwise": GIB, "end_to_end": 3 * GIB}, 2, available=5 * GIB)
+    words = ("dust", "sweep")
+    fits = MemoryEstimate({"frozen": GIB}, *words, {"layerwise": GIB, "end_to_end": 3 * GIB}, available=5 * GIB)
     assert fits.total == 4 * GIB and not fits.too_much
-    assert "free on the device" in fits.text() and "activations, batch 2, end_to_end" in fits.text()
-    assert "GiB" in fits.text() and "MiB" in MemoryEstimate({"frozen": 5}, {"layerwise": 5}, 2, available=None).text()
-    small = MemoryEstimate(fits.standing, fits.stages, 2, available=3 * GIB)
-    assert "4.0 GiB" in small.too_much and "gradient_checkpointing" in small.too_much and "3.0 GiB" in small.too_much
+    assert "free on the device" in fits.text() and "end_to_end" in fits.text() and "Not counted: dust." in fits.text()
+    assert "GiB" in fits.text() and "MiB" in MemoryEstimate({"frozen": 5}, *words).text()
+    small = MemoryEstimate(fits.standing, *words, fits.stages, available=3 * GIB)
+    assert "4.0 GiB" in small.too_much and "sweep" in small.too_much and "3.0 GiB" in small.too_much
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl", "pixart_sigma"])

@@ -13,7 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sparsight.cli import main
 from tests.lightning_modules.lvlm_run import STAGE, tuning_config
 from tests.lightning_modules.test_sparse_layer_tuning import SCORE, pruning, with_callback
-from tests.tiny_lvlm import save_tiny_lvlm, tiny_processor
+from tests.tiny_lvlm import VICUNA_CHAT, save_tiny_lvlm, tiny_lvlm, tiny_processor
+from tests.tiny_processors import family_processor
 
 TALK = {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A bag."}]}
 
@@ -32,6 +33,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processor = tiny_processor("fast_vlm")
     processor.tokenizer.add_tokens(["zzz"])
     processor.save_pretrained(folder / "other_tokens")
+    save_tiny_lvlm(folder / "llava", "llava")
+    tiny_lvlm("qwen2_5_vl").save_pretrained(folder / "qwen")
+    family_processor("qwen2_5_vl").save_pretrained(folder / "qwen")
     (folder / "talks.json").write_text(json.dumps([{"image": "gone.png"} | TALK] * 8))
     (folder / "empty.json").write_text("[]")
     return folder
@@ -102,6 +106,45 @@ def test_a_schedule_without_layers_to_remove(options: dict[str, Any], message: s
 def test_layers_to_remove_without_a_schedule(folder: Path) -> None:
     with pytest.warns(UserWarning, match="no callback PruningSchedule: no layer will leave"):
         main(["fit", "--config", str(tuning_config(folder, prune=SCORE)), "--trainer.max_steps=1"])
+
+
+VIDEO = {
+    "processor_options": {"image_token": "<video>"},
+    "chat_template": VICUNA_CHAT.replace("<image>", "<video>"),
+}
+MARKED = "marks pictures by another token than the model, whose image token has id 3: set data.model to model.base"
+
+
+@pytest.mark.parametrize(
+    ("verb", "base", "data", "message"),
+    [
+        (
+            "fit",
+            "llava",
+            {"processor_options": {"patch_size": 8}},
+            r"\(ValueError: Image features and image tokens do not match",
+        ),
+        (
+            "fit",
+            "llava",
+            {"processor_options": {"crop_size": 32}},
+            r"\(ValueError: Input image size \(32\*32\) doesn't match",
+        ),
+        ("validate", "llava", {"model": "qwen"}, r"\(ValueError: not enough values to unpack"),
+        ("analyze", "qwen", {"model": "llava"}, r"\(AttributeError: 'NoneType'"),
+        ("fit", "llava", VIDEO, MARKED),
+    ],
+    ids=["places", "size", "kind", "other kind", "token"],
+)
+def test_pictures_of_another_processor(verb: str, base: str, data: dict[str, Any], message: str, folder: Path) -> None:
+    config = yaml.safe_load(tuning_config(folder, base=str(folder / base)).read_text())
+    data = {"model": base} | data
+    config["data"]["init_args"] |= data | {"model": str(folder / data["model"])}
+    path = folder / "wrong.yaml"
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit, match=f"^sparsight: .*{message}.*") as stop:
+        main([verb, "--config", str(path), "--trainer.callbacks", "[]"])
+    assert "correct or leave out data.processor_options" in str(stop.value) and len(str(stop.value).splitlines()) == 1
 
 
 def test_errors_of_others_keep_their_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,12 @@ from tests.lightning_modules.test_sparse_layer_tuning import SCORE, checkpoint, 
 from tests.test_cli import run_command
 
 ROTATION = {"class_path": "callbacks.LayerRotation", "init_args": {"layers": 1, "every_n_steps": 2}}
+ALL = {"class_path": "sparsight.lvlm.selection.All"}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stages": ({"stages": [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]}, {}),
     "rotation": ({}, ROTATION),
     "pruning": ({"prune": SCORE, "distill": 0.5}, pruning(begin=2)),
+    "pruning_what_is_tuned": ({"prune": SCORE | {"protect_tuned": False}, "layers": ALL}, pruning(begin=2)),
     "text_alone": ({}, {}),
 }
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback, Trainer
 
+from lightning_modules import SparseLayerTuning
 from sparsight.cli import main
 from sparsight.lvlm.load import load_lvlm
+from sparsight.lvlm.provenance import FILE, provenance, read_provenance
+from sparsight.lvlm.surgery import remove_layers
 from tests.lightning_modules.lvlm_run import STAGE, tuning_config
-from tests.tiny_lvlm import save_tiny_lvlm
+from tests.tiny_lvlm import save_tiny_lvlm, tiny_processor
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +70,16 @@ def test_checkpoints_hold_what_was_trained_and_say_of_which_model(folder: Path) 
         main(["validate", "--config", config, "--ckpt_path", str(checkpoint(folder, 4))])
 
 
-def test_resuming_is_bitwise(folder: Path) -> None:
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.5}], ids=["full", "dropout"])
+def test_resuming_is_bitwise(folder: Path, lora: object) -> None:
     stages = [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}}
-    whole = fit(folder, stages=stages, optimizer=optimizer)
+    options: dict[str, Any] = {"stages": stages, "optimizer": optimizer, "lora": lora}
+    whole = fit(folder, **options)
     for step in (1, 2, 3):
         run = f"again{step}"
         resume = ["--ckpt_path", str(checkpoint(folder, step)), f"--trainer.default_root_dir={folder / run}"]
-        again = fit(folder, *resume, stages=stages, optimizer=optimizer)
+        again = fit(folder, *resume, **options)
         for name, value in whole.model.state_dict().items():
             assert torch.equal(value, again.model.state_dict()[name]), (step, name)
 
@@ -107,19 +114,26 @@ def test_gradients_flow_in_every_combination(
             torch.testing.assert_close(cli.model.state_dict()[name], value)
 
 
-def test_recomputation_really_happens(folder: Path) -> None:
-    """Layers in eval mode would be left out of it by transformers, in silence."""
-    cli = fit(folder, "--trainer.max_steps=1", gradient_checkpointing=True)
-    calls = []
-    layer = cli.model.parts.layers[2]  # frozen, between tuned ones
-    layer.self_attn.register_forward_hook(lambda *_: calls.append(1))
-    cli.model.train()
-    cli.trainer.datamodule.setup("fit")
-    batch = next(iter(cli.trainer.datamodule.train_dataloader()))
-    cli.model.log = lambda *_, **__: None
-    cli.model.training_step(batch, 0).backward()
-    assert len(calls) == 2
-    assert not layer.self_attn.training
+def test_a_run_recomputes_layers_and_drops_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models come in eval mode, in which transformers recomputes nothing and adapters drop nothing, in silence."""
+    calls: list[list[bool]] = []
+    begin = SparseLayerTuning.on_train_batch_start
+
+    def listen(module: Any, batch: Any, batch_idx: int) -> None:
+        begin(module, batch, batch_idx)
+        attention = module.parts.layers[2].self_attn  # frozen, between tuned ones
+        attention.register_forward_hook(lambda *_: calls.append([attention.training]))
+        assert [layer.self_attn.training for layer in module.parts.layers] == [i in (1, 4) for i in range(6)]
+
+    monkeypatch.setattr(SparseLayerTuning, "on_train_batch_start", listen)
+    fit(
+        folder,
+        "--trainer.max_steps=1",
+        "--trainer.num_sanity_val_steps=1",
+        "--trainer.val_check_interval=2",
+        gradient_checkpointing=True,
+    )
+    assert calls == [[False], [False]]
 
 
 def test_no_backward_pass_below_the_lowest_tuned_layer(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -144,15 +158,20 @@ def test_low_precision_of_the_frozen_part_needs_mixed_precision(folder: Path) ->
     assert {dtype for name, dtype in kinds.items() if name not in cli.model.trained_names()} == {torch.bfloat16}
 
 
-def test_kept_vision_features_change_nothing(folder: Path) -> None:
-    plain = fit(folder)
-    cached = fit(folder, f"--trainer.default_root_dir={folder / 'cached'}", vision_cache_gib=0.1)
+def test_kept_vision_features_change_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        plain = fit(folder)
+    assert "(vision tower " in caplog.text  # of the predicted step
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        cached = fit(folder, f"--trainer.default_root_dir={folder / 'cached'}", vision_cache_gib=0.1)
+    assert "predicted step" in caplog.text and "(vision tower " not in caplog.text
     for name, value in plain.model.state_dict().items():
         torch.testing.assert_close(cached.model.state_dict()[name], value)
     assert cached.model.vision_cache.kept
 
 
-def test_scores_are_written_and_compared(folder: Path) -> None:
+def test_scores_are_written_and_compared(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = str(tuning_config(folder))
     main(["validate", "--config", config])
     path = folder / "run" / "scores_val.json"
@@ -160,7 +179,9 @@ def test_scores_are_written_and_compared(folder: Path) -> None:
     assert {item["task"] for item in scores["items"]} == {"naming", "yes_no", "text_opposites"}
     assert len(scores["items"]) == 11
     config = str(tuning_config(folder, evaluation={"new_tokens": 3, "reference": str(path)}))
-    cli = main(["validate", "--config", config])
+    with caplog.at_level("INFO"):
+        cli = main(["validate", "--config", config])
+    assert f"kept of the scores in {path}: likelihood/visual 100.0%, likelihood/text 100.0%" in caplog.text
     metrics = cli.trainer.callback_metrics
     kept = {name: float(value) for name, value in metrics.items() if name.startswith("val/kept/likelihood/")}
     assert kept and all(value == 1.0 for value in kept.values())
@@ -199,6 +220,80 @@ def test_layers_outside_the_region_leave_and_the_rest_heals(folder: Path, base: 
     wanted, got = (m.trainer.callback_metrics["val/loss"] for m in (cli, again))
     torch.testing.assert_close(got, wanted)
     assert len(again.model.parts.layers) == 6  # taken out for evaluation alone
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.5}], ids=["full", "lora"])
+def test_healing_is_compared_with_what_was_tuned_before_layers_left(folder: Path, lora: object) -> None:
+    options: dict[str, Any] = {"prune": SCORE, "distill": 0.5, "lora": lora}
+    config = with_callback(tuning_config(folder, **options), pruning(begin=2))
+    config = with_callback(config, {"class_path": "tests.lightning_modules.test_sparse_layer_tuning.NoteMetrics"})
+    whole = main(["fit", "--config", str(config)])
+    noted = next(c for c in whole.trainer.callbacks if isinstance(c, NoteMetrics)).noted
+    assert ["train/hidden_difference" in names for names in noted] == [False, False, True, True]
+    before = torch.load(checkpoint(folder, 2), weights_only=True)["state_dict"]
+    teacher = whole.model.unpruned.model
+    for name in whole.model.trained_names():
+        assert torch.equal(teacher.get_parameter(name.removeprefix("model.")), before[name])
+    resume = ["--ckpt_path", str(checkpoint(folder, 3)), f"--trainer.default_root_dir={folder / 'again'}"]
+    again = main(["fit", "--config", str(config), *resume])
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name])
+
+
+class NoteMetrics(Callback):
+    """Keeps the names that are logged at every step."""
+
+    def __init__(self) -> None:
+        self.noted: list[set[str]] = []
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self.noted.append(set(trainer.callback_metrics))
+
+
+def pruned_folder(folder: Path, removed: list[int], *, source: Path, earlier: dict[str, Any] | None = None) -> Path:
+    """What an earlier run left of a model."""
+    model = load_lvlm(str(source))
+    depth = len(remove_layers(model, removed)) + len(removed)
+    model.save_pretrained(folder)
+    tiny_processor("fast_vlm").save_pretrained(folder)
+    known: dict[str, Any] = {"base": "base", "revision": None, "base_hash": "", "tuned": [], "parts": []}
+    (folder / FILE).write_text(json.dumps(provenance(**known, depth=depth, removed=removed, earlier=earlier)))
+    return folder
+
+
+def test_a_pruned_model_heals_beside_what_it_was(folder: Path, base: Path) -> None:
+    pruned = pruned_folder(folder / "pruned", [2], source=base)
+    more = pruned_folder(folder / "more", [1], source=pruned, earlier=read_provenance(pruned))
+    chain: list[tuple[Path, Path]] = [(pruned, base), (more, base), (more, pruned)]
+    for student, teacher in chain:
+        options: dict[str, Any] = {"base": str(student), "distill": 1.0, "distill_from": str(teacher)}
+        options["layers"] = {"class_path": "Explicit", "init_args": {"layers": [0]}}
+        cli = fit(folder, "--trainer.max_steps=1", f"--data.model={student}", **options)
+        assert cli.trainer.callback_metrics["train/hidden_difference"] > 0
+        assert cli.model.unpruned.depth > cli.model.depth
+    wanted = load_lvlm(str(pruned)).state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in cli.model.unpruned.model.state_dict().items())
+
+
+def test_a_teacher_that_cannot_have_been_the_model_is_refused(folder: Path, base: Path) -> None:
+    pruned = pruned_folder(folder / "pruned", [2], source=base)
+    other = pruned_folder(folder / "other", [3], source=base)
+    wide = save_tiny_lvlm(folder / "wide", "fast_vlm", hidden_size=48)
+    deep = save_tiny_lvlm(folder / "deep", "fast_vlm", num_hidden_layers=7)
+    options: dict[str, Any] = {"base": str(pruned), "distill": 1.0}
+    for teacher, message in (
+        (None, "layers left model.base .*/pruned before"),
+        (other, r"layers \[0, 1, 2, 4, 5\] of a model of 6, the other \[0, 1, 3, 4, 5\] of a model of 6"),
+        (wide, "hidden_size 48, not 32"),
+        (deep, r"a model of 7, the other .* of a model of 6"),
+        (pruned, "none has left or leaves"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            fit(folder, distill_from=None if teacher is None else str(teacher), **options)
+    with pytest.raises(SystemExit, match="none has left or leaves"):
+        fit(folder, distill=1.0)
+    with pytest.raises(SystemExit, match="distill, the weight, is 0"):
+        fit(folder, distill_from=str(base))
 
 
 def test_resuming_a_pruned_run_is_bitwise(folder: Path) -> None:
@@ -251,13 +346,33 @@ def test_layers_take_turns_and_the_optimiser_forgets(folder: Path, base: Path) -
         assert torch.equal(value, again.model.state_dict()[name])
 
 
+def test_layers_take_turns_only_in_stages_that_train_layers(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rotation = {"class_path": "callbacks.LayerRotation", "init_args": {"layers": 1, "every_n_steps": 1}}
+    stages = [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 1}]
+    config = with_callback(tuning_config(folder, stages=stages), rotation)
+    with caplog.at_level("INFO"):
+        main(["fit", "--config", str(config)])
+    assert re.findall(r"step (\d+): training layers", caplog.text) == ["2"]
+    layers = torch.load(checkpoint(folder, 3), weights_only=True)["sparsight"]["active"]
+    assert f"step 2: training layers {layers}" in caplog.text and len(layers) == 1
+
+
 def test_rotation_needs_layers_to_choose_from(folder: Path) -> None:
     rotation = {"class_path": "callbacks.LayerRotation", "init_args": {"layers": 3}}
     with pytest.raises(SystemExit, match=r"3 layers at a time, but only \[1, 4\]"):
         main(["fit", "--config", str(with_callback(tuning_config(folder), rotation))])
 
 
-def test_packed_rows_are_not_scored(folder: Path) -> None:
+def test_packed_rows_are_neither_scored_nor_compared(folder: Path) -> None:
+    packing = ["--data.packing=true", "--data.max_length=128"]
     config = with_callback(tuning_config(folder, prune=SCORE), pruning())
     with pytest.raises(SystemExit, match=r"data\.packing"):
-        main(["fit", "--config", str(config), "--data.packing=true", "--data.max_length=128"])
+        main(["fit", "--config", str(config), *packing])
+    with pytest.raises(SystemExit, match=r"data\.packing"):
+        fit(folder, *packing, distill=0.5)
+
+
+def test_a_run_too_short_for_its_schedule_says_so(folder: Path) -> None:
+    config = with_callback(tuning_config(folder, prune=SCORE), pruning(shape="linear", begin=1, end=4))
+    with pytest.warns(UserWarning, match="will have retired 1 of 2 sites when training ends after 4 steps"):
+        main(["fit", "--config", str(config)])

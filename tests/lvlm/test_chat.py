@@ -36,6 +36,11 @@ ITEM = dialogue(
 )
 
 
+def with_template(processor: Any, template: str) -> Any:
+    processor.chat_template = template
+    return processor
+
+
 def answers(chat: ChatFormat, encoded: EncodedChat) -> list[str]:
     """Decoded runs of labels."""
     ids, labels = encoded.inputs["input_ids"][0].tolist(), encoded.labels_T.tolist()
@@ -63,7 +68,7 @@ def test_tokens_and_mask_are_those_of_transformers_where_the_template_marks_answ
     marked = "{% generation %}{{ body }}<|im_end|>{% endgeneration %}"
     turn = f"<|im_start|>{{{{ role }}}}\n{{% if role == 'assistant' %}}{marked}{{% else %}}{{{{ body }}}}<|im_end|>"
     template = tiny_processors._chat(turn + "{% endif %}\n", "<|im_start|>assistant\n", image=image)
-    encoded = ChatFormat(processor, chat_template=template).encode(TALK)
+    encoded = ChatFormat(with_template(processor, template)).encode(TALK)
     parts = iter(TALK.images)
     messages = [
         {"role": "user", "content": [{"type": "image", "image": next(parts)}, {"type": "text", "text": SAID[0][8:]}]},
@@ -79,7 +84,7 @@ def test_tokens_and_mask_are_those_of_transformers_where_the_template_marks_answ
         {"role": "assistant", "content": [{"type": "text", "text": SAID[3]}]},
     ]
     expected = processor.apply_chat_template(
-        messages, chat_template=template, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     assert encoded.inputs["input_ids"].tolist() == [list(ids) for ids in expected["input_ids"]]
     assert (encoded.labels_T >= 0).long().tolist() == list(expected["assistant_masks"][0])
@@ -131,7 +136,7 @@ def test_token_that_merges_cue_and_answer_carries_the_loss_and_moves_the_border_
 def test_answer_whose_first_token_holds_words_of_the_prompt_is_refused() -> None:
     template = CHATML.replace("'<|im_start|>assistant\\n'", "'<|im_start|>assistant\\n:'")
     template = template.replace("message['role'] + '\\n'", "message['role'] + '\\n' + (':' if loop.index0 % 2 else '')")
-    chat = ChatFormat(merging_processor([(":", "c")]), chat_template=template)
+    chat = ChatFormat(with_template(merging_processor([(":", "c")]), template))
     assert answers(chat, chat.encode(dialogue("What?", "bag"))) == ["bag<|im_end|>"]
     with pytest.raises(UnusableConversation, match="the tokens of answer 'coat' read ':coat"):
         chat.encode(dialogue("What?", "coat"))
@@ -174,7 +179,7 @@ def test_unknown_words_are_refused() -> None:
 # ----------------------------------------------------------------------------------------------------------- templates
 def test_end_token_is_added_where_the_template_has_none(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        chat = ChatFormat(tiny_processor(), chat_template=tiny_processors.LLAVA_15)
+        chat = ChatFormat(with_template(tiny_processor(), tiny_processors.LLAVA_15))
     assert "</s> is put after each" in caplog.text
     assert answers(chat, chat.encode(TALK)) == [" A red coat.\n\nReally</s>", " bag</s>"]
     prompt = chat.encode_question(TALK)
@@ -193,7 +198,7 @@ def test_end_token_is_added_where_the_template_has_none(caplog: pytest.LogCaptur
 )
 def test_template_that_cannot_be_trained_on_is_refused_at_once(template: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"LlavaProcessor cannot be trained on: .*{message}.*give `chat_template`"):
-        ChatFormat(tiny_processor(), chat_template=template)
+        ChatFormat(with_template(tiny_processor(), template))
 
 
 def test_processor_that_cannot_serve_is_refused() -> None:
@@ -207,7 +212,7 @@ def test_processor_that_cannot_serve_is_refused() -> None:
 
 def test_conversation_that_the_template_writes_otherwise_is_refused() -> None:
     shortening = CHATML.replace("{{ part['text'] }}", "{{ part['text'].split('</think>') | last }}")
-    chat = ChatFormat(tiny_processor(), chat_template=shortening)
+    chat = ChatFormat(with_template(tiny_processor(), shortening))
     assert answers(chat, chat.encode(dialogue("a", "b"))) == ["b<|im_end|>"]
     with pytest.raises(
         UnusableConversation, match=r"answer 'why</think>b' with end token '<\|im_end\|>' is written as"

@@ -7,10 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sparsight.lvlm.answers import answer_losses
-from sparsight.lvlm.cost import explain, forward_flops, step_cost
+from sparsight.lvlm.cost import ForwardFlops, explain, forward_flops, step_cost
 from sparsight.lvlm.recompute import recompute_layers
 from sparsight.lvlm.tower import find_parts
-from sparsight.lvlm.trained import LAYERS, PROJECTOR, trained_parameters
+from sparsight.lvlm.trained import LAYERS, PROJECTOR, LoRA, add_lora, trained_parameters
 from tests.lvlm.test_tower import labels_of
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 
@@ -42,6 +42,31 @@ def test_predictions_are_what_a_step_costs(
     predicted = step_cost(flops, layers=layers, projector=projector, checkpointing=checkpointing)
     # attention kernels recompute their maps in the backward pass, and the first gradients of inputs are not needed
     assert predicted.total == pytest.approx(counter.get_total_flops(), rel=0.08)
+
+
+@pytest.mark.parametrize("projector", [True, False], ids=["projector", "no-projector"])
+def test_adapters_cost_what_is_predicted_for_those_there_are_and_for_all(projector: bool) -> None:
+    def with_adapters(layers: list[int]) -> tuple[ForwardFlops, int]:
+        model = tiny_lvlm("llava")
+        parts, inputs = find_parts(model), tiny_inputs("llava", model)
+        add_lora(model, parts, layers, LoRA(rank=8, alpha=8, dropout=0.0))
+        flops = forward_flops(model, parts, lambda: answer_losses(model, inputs, labels_of(inputs)))
+        model.requires_grad_(False)
+        found = trained_parameters(model, parts, layers=layers, adapters=True)
+        for part in (LAYERS, PROJECTOR) if projector else (LAYERS,):
+            for parameter in found[part].values():
+                parameter.requires_grad_(True)
+        with FlopCounterMode(display=False) as counter:
+            answer_losses(model, inputs, labels_of(inputs))[0].sum().backward()
+        return flops, counter.get_total_flops()
+
+    few, counted = with_adapters([0, 3])
+    _, counted_all = with_adapters(list(range(DEPTH)))
+    chosen = step_cost(few, layers=[0, 3], projector=projector, adapters=True)
+    everything = step_cost(few, layers=range(DEPTH), projector=projector, adapters=True)
+    assert chosen.total == pytest.approx(counted, rel=0.08)
+    assert chosen.total / everything.total == pytest.approx(counted / counted_all, abs=0.02)
+    assert counted / counted_all < 0.9
 
 
 def test_the_reason_is_given() -> None:

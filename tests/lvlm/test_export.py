@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from safetensors.torch import save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sparsight.cli import main
 from sparsight.lvlm import export
+from sparsight.lvlm.adapters import verify_adapters, write_adapters
 from sparsight.lvlm.load import load_lvlm
 from sparsight.lvlm.provenance import FILE, read_provenance
 from sparsight.lvlm.reload import example_inputs
+from sparsight.lvlm.retire import RetiredLayers
 from sparsight.lvlm.tower import find_parts
-from tests.lightning_modules.lvlm_run import tuning_config
+from sparsight.lvlm.trained import LoRA, make_trainable
+from tests.lightning_modules.lvlm_run import STAGE, tuning_config
 from tests.lightning_modules.test_sparse_layer_tuning import SCORE, checkpoint, pruning, with_callback
+from tests.tiny_lvlm import tiny_lvlm
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
 
@@ -48,6 +55,73 @@ def test_a_pruned_run_with_adapters_loads_as_a_plain_model(tmp_path: Path, famil
     assert not list(tmp_path.glob(".exported*"))
 
 
+@pytest.mark.parametrize("train", [["layers"], ["layers", "projector"]], ids="+".join)
+def test_adapters_are_kept_for_peft_too(tmp_path: Path, train: list[str]) -> None:
+    stage = STAGE | {"steps": 2, "train": train}
+    config = tuning_config(tmp_path, "llava", stages=[stage], lora=LORA)
+    cli = main(["fit", "--config", str(config)])
+    cli.model.eval()
+    assert write_adapters(cli.model, tmp_path / "exported", base="base")
+    files = {path.name for path in (tmp_path / "exported" / "adapter").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
+    base = load_lvlm(str(tmp_path / "base"))
+    adapted = PeftModel.from_pretrained(base, tmp_path / "exported", subfolder="adapter")
+    inputs = example_inputs(AutoProcessor.from_pretrained(tmp_path / "base"))
+    with torch.no_grad():
+        torch.testing.assert_close(adapted(**inputs).logits, cli.model.model(**inputs).logits)
+        assert not torch.equal(load_lvlm(str(tmp_path / "base"))(**inputs).logits, adapted(**inputs).logits)
+    if "projector" in train:
+        verify_adapters(cli.model, tmp_path / "exported", inputs)  # in a process of its own
+    cli.model.retired.set([3])
+    assert not write_adapters(cli.model, tmp_path / "pruned", base="base")
+
+
+def shifted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value + 0.1 for name, value in tensors.items()}
+
+
+@pytest.mark.usefixtures("reload_here")
+@pytest.mark.parametrize(
+    ("function", "wrong", "error", "message"),
+    [
+        ("_saved_as", lambda name: name.replace(".default.", ".other."), SystemExit, "do not fit their configuration"),
+        ("save_file", lambda tensors, *to, **kind: save_file(shifted(tensors), *to, **kind), RuntimeError, "relative"),
+    ],
+    ids=["names", "values"],
+)
+def test_an_export_whose_adapters_answer_otherwise_does_not_appear(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, wrong: Any, error: Any, message: str
+) -> None:
+    config = tuning_config(tmp_path, "llava", lora=LORA, dtype="bfloat16")
+    main(["fit", "--config", str(config), "--trainer.max_steps=1", "--trainer.precision=bf16-mixed"])
+    arguments = ["export", "--config", str(config), "--ckpt_path", str(checkpoint(tmp_path, 1)), "--weights", "raw"]
+    main([*arguments, "--output", str(tmp_path / "good")])
+    assert (tmp_path / "good" / "adapter").is_dir()
+
+    def write(*given: Any, **options: Any) -> bool:
+        with monkeypatch.context() as patch:
+            patch.setattr(f"sparsight.lvlm.adapters.{function}", wrong)
+            return write_adapters(*given, **options)
+
+    monkeypatch.setattr(export, "write_adapters", write)
+    with pytest.raises(error, match=message):
+        main([*arguments, "--output", str(tmp_path / "bad")])
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_projector_that_peft_cannot_keep_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_lvlm("llava_next")
+    parts = find_parts(model)
+    trained = make_trainable(model, parts, layers=[1], lora=LoRA(rank=2), wanted=["layers", "projector"])
+    module = SimpleNamespace(
+        model=model, parts=parts, trained=trained, adapters=True, retired=RetiredLayers(model, parts)
+    )
+    with caplog.at_level("INFO"):
+        assert not write_adapters(module, tmp_path, base="base")
+    assert "not in a folder `adapter` too" in caplog.text and "of its own: model.image_newline" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_second_run_starts_from_an_export_and_remembers_the_first(tmp_path: Path) -> None:
     first = with_callback(tuning_config(tmp_path, prune=SCORE), pruning(1))
     main(["fit", "--config", str(first)])
@@ -65,12 +139,14 @@ def test_a_second_run_starts_from_an_export_and_remembers_the_first(tmp_path: Pa
         revision=None,
         base_hash="",
         depth=5,
-        tuned=[0],
-        parts=["layers"],
+        tuned=[],
+        parts=["projector"],
         removed=cli.model.retired.indices,
         earlier=read_provenance(folder),
     )
     assert len(second["kept_of_first"]) == 4 and set(second["kept_of_first"]) < set(range(6))
+    # what the first run tuned stays known, and so protected, though the second tuned the projector alone
+    assert second["tuned_layers"] == [] and [second["kept_of_first"][i] for i in second["tuned_layers_now"]] == [1, 4]
 
 
 def test_an_export_that_answers_otherwise_does_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,10 +158,10 @@ def test_an_export_that_answers_otherwise_does_not_appear(tmp_path: Path, monkey
         model = honest(*args, **kwargs)
         save = model.save_pretrained
 
-        def save_other(folder: Path) -> None:
+        def save_other(folder: Path, **options: Any) -> None:
             with torch.no_grad():
                 find_parts(model).layers[1].mlp.down_proj.weight.mul_(1.5)
-                save(folder)
+                save(folder, **options)
                 find_parts(model).layers[1].mlp.down_proj.weight.div_(1.5)
 
         model.save_pretrained = save_other
@@ -114,6 +190,16 @@ def test_an_export_whose_layers_are_numbered_wrongly_does_not_appear(
     with pytest.raises(RuntimeError, match="missing_keys"):
         main(["export", "--config", str(config), *arguments, "--output", str(tmp_path / "bad")])
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.usefixtures("reload_here")
+@pytest.mark.parametrize(("prune", "name"), [(None, "tuned"), (SCORE, "pruned")], ids=["tuned", "pruned"])
+def test_a_run_that_ends_exports_to_a_folder_of_that_name(tmp_path: Path, prune: Any, name: str) -> None:
+    config = with_callback(tuning_config(tmp_path, prune=prune), {"class_path": "callbacks.ExportAtEnd"})
+    if prune is not None:
+        with_callback(config, pruning(1))
+    main(["fit", "--config", str(config), "--trainer.max_steps=2"])
+    assert [path.parent.name for path in (tmp_path / "run").glob("*/config.json")] == [name]
 
 
 def test_weights_in_low_precision_are_written_in_it(tmp_path: Path) -> None:

@@ -71,6 +71,20 @@ def test_shared_prompts_change_nothing(family: str) -> None:
         torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "qwen3_vl"])
+def test_an_earlier_batch_with_images_changes_nothing_for_texts(family: str) -> None:
+    model = tiny_lvlm(family)
+    pictures = tiny_inputs(family, model)
+    ids = pictures["input_ids"][:1, -4:]
+    question = {k: torch.zeros_like(ids) for k in pictures if k in ("token_type_ids", "mm_token_type_ids")}
+    question |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    candidates = [[[5, 6, 7], [8, 9]]]
+    fresh = candidate_log_likelihoods(model, question, candidates)
+    with torch.no_grad():
+        model(**pictures, use_cache=False)
+    assert candidate_log_likelihoods(model, question, candidates) == fresh
+
+
 def test_single_tokens_need_the_prompt_alone() -> None:
     model = tiny_lvlm("llava")
     inputs = left_padded(tiny_inputs("llava", model))

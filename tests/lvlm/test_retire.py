@@ -9,7 +9,7 @@ import torch
 
 from sparsight.lvlm.bypass import bypassed
 from sparsight.lvlm.retire import LayerPruning, RetiredLayers, removable_layers
-from sparsight.lvlm.scores import BlockInfluence
+from sparsight.lvlm.scores import AngularDistance, BlockInfluence, GreedyLossIncrease
 from sparsight.lvlm.tower import find_parts
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 
@@ -35,6 +35,14 @@ def test_protecting_everything_or_what_is_not_there_is_refused() -> None:
         removable(tuned=tuple(range(6)))
     with pytest.raises(ValueError, match="0 to 5"):
         removable(protected=[6])
+
+
+def test_a_score_that_removes_by_itself_is_no_score_for_a_schedule() -> None:
+    with pytest.raises(ValueError, match="LossIncrease here with `rescore: true`"):
+        LayerPruning(score=GreedyLossIncrease(2))
+    with pytest.raises(ValueError, match="window 2 is about blocks"):
+        LayerPruning(score=AngularDistance(window=2))
+    assert LayerPruning(score=AngularDistance()).score.name == "angular_distance_last"
 
 
 @pytest.mark.parametrize("family", ["llava", "gemma3", "qwen2_5_vl"])

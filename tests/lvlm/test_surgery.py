@@ -54,6 +54,43 @@ def test_window_counts_follow_their_layers() -> None:
     assert model.config.text_config.max_window_layers == 2
 
 
+@pytest.mark.parametrize(
+    ("option", "before", "after"),
+    [
+        ("no_rope_layers", [1, 1, 0, 1, 1, 0], [1, 0, 1, 0]),
+        ("swiglu_limits", [None, 1.0, 2.0, 3.0, 4.0, 5.0], [None, 2.0, 3.0, 5.0]),
+        ("mlp_only_layers", [0, 1, 2, 3, 4, 5], [0, 1, 2, 3]),
+        ("rope_scaling_layers", [0, 1, 5], [0, 3]),
+        ("full_attn_idxs", [2, 4, 5], [1, 3]),
+        ("kv_source_layers", [0, 1, 2, 3, 4, 5], [0, 1, 2, 3]),
+        ("eos_token_id", [7, 2, 3, 4, 5, 6], [7, 2, 3, 4, 5, 6]),
+        ("mtp_layer_types", ["full_attention"], ["full_attention"]),
+    ],
+)
+def test_lists_of_every_kind_follow_their_layers(option: str, before: list[object], after: list[object]) -> None:
+    model = tiny_lvlm("llava")
+    setattr(model.config.text_config, option, before)
+    remove_layers(model, [1, 4])
+    assert getattr(model.config.text_config, option) == after
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("block_configs", [{}] * 6),
+        ("router_layers", [0, 3]),
+        ("early_exit_idxs", [2]),
+        ("kv_source_layers", [0, 1, 1, 1, 4, 4]),
+    ],
+)
+def test_lists_that_nobody_knows_how_to_shorten_are_refused(option: str, value: list[object]) -> None:
+    model = tiny_lvlm("llava")
+    setattr(model.config.text_config, option, value)
+    with pytest.raises(ValueError, match=f"cannot lose layers.*{option}"):
+        remove_layers(model, [2])
+    assert len(find_parts(model).layers) == 6
+
+
 @pytest.mark.parametrize("removed", [[6], [-1], list(range(6))])
 def test_layers_that_cannot_go_are_refused(removed: list[int]) -> None:
     with pytest.raises(ValueError, match="0 to 5"):

@@ -28,6 +28,14 @@ def test_groups_are_means_over_tasks_not_over_items() -> None:
     assert not any(name.startswith("generation") for name in found)
 
 
+def test_tasks_of_any_name_are_told_from_the_means() -> None:
+    scores = TaskScores()
+    scores.add([item(0, task=""), item(1, likeliest=1), item(2, task="text"), item(3, task="other", visual=False)])
+    found = scores.accuracies()
+    assert found["likelihood/unnamed"] == found["likelihood/text (task)"] == found["likelihood/text"] == 1.0
+    assert found["likelihood/visual"] == pytest.approx(2 / 3)
+
+
 def test_loss_is_a_mean_over_tokens() -> None:
     scores = TaskScores()
     scores.add([item(0, log_likelihood=-6.0, tokens=3), item(1, log_likelihood=-2.0, tokens=1)])
@@ -74,6 +82,14 @@ def test_saved_scores_are_read_again_and_others_refused(tmp_path: Path) -> None:
         ("", "bag", False),
         ("It is a bag", "bag", False),
         ("A", "A", True),
+        ("A coat", "A", True),
+        ("(A) ankle boot", "a", True),
+        ("A coat", "coat", True),
+        ("B", "A", False),
+        ("3.5", "3", False),
+        ("-5", "5", False),
+        ("3rd", "3", False),
+        ("12 legs.", "12", True),
     ],
 )
 def test_answers_are_compared_by_whole_words(written: str, right: str, same: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,15 +118,6 @@ def leaves(source: dict[str, Any]) -> list[dict[str, Any]]:
     return [leaf for part in inner for leaf in leaves(part)] if inner else [source]
 
 
-@pytest.fixture
-def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports are checked as ever but not in a process of their own, whose imports take most of the time."""
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    monkeypatch.setattr(
-        "sparsight.lvlm.export.run_fresh", lambda script, arguments, scratch: reload.main(*arguments[:2], "nothing")
-    )
-
-
 def walk(name: str, base: Path, data: Path, folder: Path, *, steps: Sequence[int] = (4,)) -> tuple[Path, Any]:
     """Fit, resume from half-way, validate; the recipe's own export, and the module, are the answer."""
     small = shrunk(name, base, data, folder, steps=steps)
@@ -202,7 +192,7 @@ def test_a_bunny_like_model_from_its_parts(data: Path, tmp_path: Path) -> None:
     base = bunny_base(tmp_path)
     aligned, module = walk("bunny_llama3_8b_align", base, data, tmp_path)
     assert {name.split(".")[2] for name in module.trained_names()} == {"multi_modal_projector"}
-    check_export(aligned, layers=32, tuned=module.layers)
+    check_export(aligned, layers=32, tuned=[])
     tuned, _ = walk("bunny_llama3_8b_region", aligned, data, tmp_path)
     record = check_export(tuned, layers=32, tuned=[1, 5, 9, 13, 19, 23, 27, 31])
     assert record["earlier"]["trained"] == ["projector"]

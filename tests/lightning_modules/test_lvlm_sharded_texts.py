@@ -1,0 +1,82 @@
+"""A model that is split over processes (FSDP2), where some of them have no pictures in a batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from sparsight.cli import main
+from tests.lightning_modules.lvlm_run import tuning_config
+from tests.lightning_modules.test_lvlm_processes import SHARDED
+from tests.lightning_modules.test_sparse_layer_tuning import checkpoint
+from tests.tiny_lvlm import tiny_lvlm
+from tests.tiny_processors import family_processor
+
+PATIENCE = 120  # seconds, of which a run that does not hang takes a fifth
+
+
+def run_or_kill(arguments: list[str]) -> None:
+    """The command in a process of its own, with all that it starts; those that wait for each other are ended."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sparsight", *arguments]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    try:
+        _, said = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail("the processes wait for each other")
+    assert process.returncode == 0, said[-3000:]
+
+
+def mixed_config(folder: Path, family: str, **model: Any) -> Path:
+    """Questions about pictures and questions without; answers end early and late."""
+    base = tiny_lvlm(family)
+    base.generation_config.eos_token_id = list(range(0, 320, 3))
+    base.save_pretrained(folder / "base")
+    family_processor(family).save_pretrained(folder / "base")
+    config = tuning_config(folder, family, **model)
+    content = yaml.safe_load(config.read_text())
+    data = content["data"]["init_args"]
+    texts = {"class_path": "TextQuestions", "init_args": {"kinds": ["opposites"]}}
+    data["train"] = {"class_path": "MixedRecords", "init_args": {"sources": [data["train"], texts], "limits": [9, 9]}}
+    data["val"]["init_args"]["limits"] = [5, 6]  # of the second batches, one has a picture
+    config.write_text(yaml.safe_dump(content))
+    return config
+
+
+def fit(config: Path, root: Path, *, processes: int) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """Trained weights, and items of the evaluation."""
+    trainer = {"devices": processes} | ({"strategy": SHARDED} if processes > 1 else {})
+    overlay = root.with_suffix(".yaml")
+    overlay.write_text(yaml.safe_dump({"trainer": trainer | {"default_root_dir": str(root)}}))
+    run = main if processes == 1 else run_or_kill
+    run(["fit", "--config", str(config), "--config", str(overlay), f"--data.batch_size={2 // processes}"])
+    saved = torch.load(checkpoint(root.parent, 4, run=root.name), weights_only=True)["state_dict"]
+    return saved, json.loads((root / "scores_val.json").read_text())["items"]
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [pytest.param("fast_vlm", {"vision_cache_gib": 0.1}, marks=pytest.mark.slow), ("qwen3_vl", {})],
+    ids=["fast_vlm", "qwen3_vl"],
+)
+def test_processes_without_pictures_keep_step(family: str, options: dict[str, Any], tmp_path: Path) -> None:
+    config = mixed_config(tmp_path, family, evaluation={"new_tokens": 5}, **options)
+    wanted, answers = fit(config, tmp_path / "one", processes=1)
+    found, again = fit(config, tmp_path / "two", processes=2)
+    for name, value in wanted.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    assert [item["index"] for item in again] == [item["index"] for item in answers]
+    for a, b in zip(again, answers, strict=True):
+        assert a["log_likelihood"] == pytest.approx(b["log_likelihood"], abs=1e-3)
+        assert a["generated"] == b["generated"]
+    assert len({len(item["generated"]) for item in answers}) > 1

@@ -1,0 +1,82 @@
+"""Mistakes in arguments: one line with key, value and close names, one with where help is, and no page of usage."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from sparsight.cli import SparsightCLI, main
+from sparsight.parser import in_one_line
+
+DEMO = ["--config", "experiment/lvlm_demo"]
+QUICK = ["--config", "experiment/quickstart"]
+TUNING = "lightning_modules.SparseLayerTuning"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "see"),
+    [
+        (["fti", *DEMO], "sparsight: .*invalid choice: 'fti'.*; did you mean fit?", "sparsight --help"),
+        (["fit"], "sparsight: .* required: fit.data, fit.model; give a --config that has them", "sparsight --help"),
+        (
+            ["fit", *DEMO, "--model.stage", "3"],
+            "sparsight fit: model.stage: SparseLayerTuning has no such option; did you mean stages?",
+            f"sparsight fit --model.help {TUNING}",
+        ),
+        (["fit", *DEMO, "--trainer.max_stepz", "3"], "unrecognized .*; did you mean --trainer.max_steps or", None),
+        (["fit", *DEMO, "--trainer.max_steps", "abc"], "trainer.max_steps: expected int, got 'abc'", None),
+        (["fit", *DEMO, "--model.layers", "Unifrom"], "model.layers: there is no class 'Unifrom'.* Uniform", None),
+        (
+            ["fit", *DEMO, "--model.layers.ratioo", "1"],
+            "model.layers.ratioo: Uniform has no .* did you mean ratio",
+            None,
+        ),
+        (["fit", *DEMO, "--model.layers.ratio", "x"], "model.layers.ratio: expected float, got 'x'", None),
+        (["fit", *DEMO, "--model.stages", "[{steps: x}]"], "model.stages.steps: expected int, got 'x'", None),
+        (["fit", *DEMO, "--trainer.callbacks+=callbacks.Foo"], "trainer.callbacks: .* no attribute 'Foo'", None),
+        (["fit", *QUICK, "--model.mixer.kernel_siz", "3"], "kernel_siz: DeltaConvBlock has no .* kernel_size", None),
+        (["analyze", *DEMO, "--scores+=BlockInfluenc"], "scores: there is no class .* did you mean BlockInflu", None),
+        (["inspect", *DEMO, "--split", "trian"], r"split: expected Literal\['train', 'val', 'test'\], got", None),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_a_line_says_what_is_wrong_and_another_where_help_is(
+    arguments: list[str], said: str, see: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    check(capsys.readouterr().err, said.replace("?", r"\?"), see or f"sparsight {arguments[0]} --help")
+
+
+def check(text: str, said: str, see: str) -> None:
+    lines = text.splitlines()
+    assert len(lines) == 2, text
+    assert re.search(said, lines[0]) and lines[0].startswith("sparsight")
+    assert lines[1] == f"see {see}"
+
+
+@pytest.mark.parametrize("verb", SparsightCLI.subcommands())
+def test_every_verb_does(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([verb, *DEMO, "--nonsense", "3"])
+    check(capsys.readouterr().err, "unrecognized arguments: --nonsense 3$", f"sparsight {verb} --help")
+
+
+def test_the_same_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wrong = tmp_path / "wrong.yaml"
+    wrong.write_text("model: {init_args: {dtypee: bfloat16}}")
+    with pytest.raises(SystemExit):
+        main(["fit", *DEMO, "--config", str(wrong)])
+    check(
+        capsys.readouterr().err,
+        "model.dtypee: SparseLayerTuning has no such option; did you mean dtype",
+        f"sparsight fit --model.help {TUNING}",
+    )
+
+
+def test_messages_of_an_unknown_form_are_kept_whole() -> None:
+    assert in_one_line("all\n  is - not\nwell") == "all is - not well"
+    assert in_one_line('Parser key "a":\n  it is so\n  and so') == "a: it is so; and so"
