@@ -10,6 +10,7 @@ Of the model in the last two, `config.json` alone is read. Runs of SparseLayerTu
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ from sparsight.lvlm.selection import Uniform
 from sparsight.lvlm.tower import find_parts
 from sparsight.lvlm.trained import LAYERS, PROJECTOR, make_trainable
 from sparsight.lvlm.unpruned import unpruned_copy
-from sparsight.quiet import quieten
 
 LLAMA = {"model_type": "llama", "vocab_size": 32064}  # Llama 2's sizes are the defaults
 LLAMA_13B = {
@@ -142,7 +142,9 @@ def module_options(given: Mapping[str, Any]) -> Any:
     """SparseLayerTuning's options, checked and made as the command makes them, without the module."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(SparseLayerTuning, "model", instantiate=False, fail_untyped=False)
-    return parser.instantiate_classes(parser.parse_object({"model": dict(given)})).model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the call's new name came with jsonargparse 4.49
+        return parser.instantiate_classes(parser.parse_object({"model": dict(given)})).model
 
 
 def table(rows: Sequence[tuple[str, str, dict[str, Any]]] = tuple(ROWS)) -> str:
@@ -168,7 +170,6 @@ def main() -> None:
     parser.add_argument("--config", help="config of a SparseLayerTuning, by name or file")
     parser.add_argument("--base", help="folder or hub id in place of the config's base")
     options = parser.parse_args()
-    quieten()
     if options.config is None:
         print(table())
     else:
