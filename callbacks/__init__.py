@@ -6,6 +6,7 @@ from callbacks.generation_metrics import GenerationMetrics
 from callbacks.image_writer import ImageWriter
 from callbacks.layer_rotation import LayerRotation
 from callbacks.pruning_schedule import PruningSchedule
+from callbacks.reform_eval_report import ReformEvalReport
 from callbacks.sample_grid import SampleGrid
 from callbacks.throughput import Throughput
 
@@ -15,6 +16,7 @@ __all__ = [
     "ImageWriter",
     "LayerRotation",
     "PruningSchedule",
+    "ReformEvalReport",
     "SampleGrid",
     "Throughput",
     "TrainableEMA",

@@ -43,9 +43,13 @@ class EmojiRecords(RecordSource):
     def __getitem__(self, index: int) -> Record:
         """The picture and name of one emoji; its id is the code point, e.g. ``1f602``."""
         self.open()
-        code = self._codes[index]
         image = decode_image(self._pictures[index], max_pixels=MAX_PIXELS)
-        return Record(id=f"{code:x}", image=image, caption=unicodedata.name(chr(code)).lower())
+        return Record(id=f"{self._codes[index]:x}", image=image, caption=self.caption_of(index))
+
+    def caption_of(self, index: int) -> str:
+        """Name of one emoji."""
+        self.open()
+        return unicodedata.name(chr(self._codes[index])).lower()
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""

@@ -83,8 +83,7 @@ class FolderRecords(RecordSource):
         self.open()
         entry = self._entries[index]
         image = decode_image(self.root / entry.name, max_pixels=self.max_pixels)
-        caption = _read_caption(entry.caption) if isinstance(entry.caption, Path) else entry.caption
-        return Record(id=entry.name, image=image, label=entry.label, caption=caption)
+        return Record(id=entry.name, image=image, label=entry.label, caption=self.caption_of(index))
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""
@@ -95,6 +94,12 @@ class FolderRecords(RecordSource):
         """Class number of one picture."""
         self.open()
         return self._entries[index].label
+
+    def caption_of(self, index: int) -> str | None:
+        """Caption of one picture."""
+        self.open()
+        caption = self._entries[index].caption
+        return _read_caption(caption) if isinstance(caption, Path) else caption
 
     def fingerprint(self) -> str:
         """Covers names, labels and captions, and size and time of change of every file."""

@@ -77,12 +77,16 @@ class HuggingFaceRecords(RecordSource):
         self.open()
         assert self._rows is not None
         row = self._rows[int(index)]
-        caption = None if self.caption_column is None else row[self.caption_column]
-        if self.caption_column is not None and caption is None:
-            raise CorruptRecord(f"column {self.caption_column!r} is empty")
+        caption = self._caption(row)
         label = self.label_of(index)
         image = decode_image(self._picture(row[self.image_column]), max_pixels=self.max_pixels)
         return Record(id=str(index), image=image, label=label, caption=caption)
+
+    def caption_of(self, index: int) -> str | None:
+        """Caption of one row."""
+        self.open()
+        assert self._rows is not None
+        return None if self.caption_column is None else self._caption(self._rows[int(index)])
 
     def label_of(self, index: int) -> int | None:
         """Class number of one row."""
@@ -100,6 +104,12 @@ class HuggingFaceRecords(RecordSource):
         self.open()
         assert self._rows is not None
         return str(self._rows._fingerprint)
+
+    def _caption(self, row: dict[str, Any]) -> str | None:
+        caption: str | None = None if self.caption_column is None else row[self.caption_column]
+        if self.caption_column is not None and caption is None:
+            raise CorruptRecord(f"column {self.caption_column!r} is empty")
+        return caption
 
     def _open(self) -> None:
         from datasets import Image

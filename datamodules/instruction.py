@@ -147,10 +147,9 @@ class InstructionDataModule(RecordsDataModule):
             FileNotFoundError: There is no such model, or no such file of a chat template.
             ValueError: The model has no processor, or the processor no such option.
         """
-        processor = load_processor(self.model, options=self.processor_options, **self.pretrained_options)
-        if self.chat_template is not None:
-            processor.chat_template = _read_template(self.chat_template)
-        return processor
+        return read_processor(
+            self.model, chat_template=self.chat_template, options=self.processor_options, **self.pretrained_options
+        )
 
     def _try_options(self, chat: ChatFormat) -> None:
         try:
@@ -218,6 +217,25 @@ class InstructionDataModule(RecordsDataModule):
                 *(len(found), len(dataset), name, self.max_length),
             )
         return super()._receive(name, batch, last)
+
+
+def read_processor(model: str, *, chat_template: str | None, options: dict[str, Any] | None, **pretrained: Any) -> Any:
+    """A model's processor, with changes.
+
+    Args:
+        model: Folder or hub id.
+        chat_template: Jinja template, or a file of one, in place of its own.
+        options: Options of processor and image processor in place of the saved ones.
+        pretrained: Of the hub: ``revision`` and ``trust_remote_code``.
+
+    Raises:
+        FileNotFoundError: There is no such model, or no such file of a chat template.
+        ValueError: The model has no processor, or the processor no such option.
+    """
+    processor = load_processor(model, options=options, **pretrained)
+    if chat_template is not None:
+        processor.chat_template = _read_template(chat_template)
+    return processor
 
 
 def _read_template(given: str) -> str:

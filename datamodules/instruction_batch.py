@@ -57,10 +57,8 @@ def collate_questions(samples: Sequence[Sample], *, pad_id: int, images_in_rows:
         pad_id: Token that fills rows.
         images_in_rows: Whether the model takes pixels as (samples, images, ...).
     """
-    rows = [[sample["inputs"]] for sample in samples]
-    inputs = _join_tokens(rows, pad_id=pad_id, left=True) | _join_images(rows, in_rows=images_in_rows)
     return {
-        "inputs": inputs,
+        "inputs": join_prompts([s["inputs"] for s in samples], pad_id=pad_id, images_in_rows=images_in_rows),
         "prompt_length": torch.tensor([sample["inputs"]["input_ids"].shape[1] for sample in samples]),
         "candidates": [sample["candidates"] for sample in samples],
         "texts": [sample["texts"] for sample in samples],
@@ -68,6 +66,18 @@ def collate_questions(samples: Sequence[Sample], *, pad_id: int, images_in_rows:
         "task": [sample["task"] for sample in samples],
         **_join_facts(samples),
     }
+
+
+def join_prompts(prompts: Sequence[dict[str, Tensor]], *, pad_id: int, images_in_rows: bool) -> dict[str, Tensor]:
+    """Model inputs of several prompts, left-padded.
+
+    Args:
+        prompts: Model inputs of each.
+        pad_id: Token that fills rows.
+        images_in_rows: Whether the model takes pixels as (samples, images, ...).
+    """
+    rows = [[prompt] for prompt in prompts]
+    return _join_tokens(rows, pad_id=pad_id, left=True) | _join_images(rows, in_rows=images_in_rows)
 
 
 def first_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:

@@ -19,7 +19,7 @@ from sparsight.lvlm.chat import ChatFormat
 from sparsight.lvlm.chat_text import UnusableConversation
 from sparsight.lvlm.conversation import Conversation
 
-_BACKGROUND = 255  # behind transparent pixels
+BACKGROUND = 255  # behind transparent pixels
 
 
 class InstructionDataset(RecordDataset):
@@ -58,9 +58,7 @@ class InstructionDataset(RecordDataset):
         self.template = template
         self.evaluate = evaluate
         self.max_length = max_length
-        tokenizer = chat.tokenizer
-        filler = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        options: dict[str, Any] = {"pad_id": filler or 0, "images_in_rows": chat.images_in_rows}
+        options: dict[str, Any] = {"pad_id": chat.pad_id, "images_in_rows": chat.images_in_rows}
         train = partial(collate_chats, pack_to=max_length if pack else None, **options)
         self._collate = partial(collate_questions, **options) if evaluate else train
 
@@ -72,7 +70,7 @@ class InstructionDataset(RecordDataset):
         """One conversation as tokens and pixels."""
         record = self.source[index]
         conversation = self.template.conversation(record, self.source.classes)
-        images = tuple(flatten_image(image, channels=3, background=_BACKGROUND) for image in conversation.images)
+        images = tuple(flatten_image(image, channels=3, background=BACKGROUND) for image in conversation.images)
         conversation = replace(conversation, images=images)
         try:
             made = self._question(conversation) if self.evaluate else self._chat(conversation)

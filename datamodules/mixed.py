@@ -67,6 +67,11 @@ class MixedRecords(RecordSource):
         source, place = self._find(index)
         return source.label_of(place)
 
+    def caption_of(self, index: int) -> str | None:
+        """Caption of a record."""
+        source, place = self._find(index)
+        return source.caption_of(place)
+
     def extent(self, index: int) -> tuple[int, int]:
         """Number of pictures and of characters of a record."""
         source, place = self._find(index)

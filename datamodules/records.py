@@ -125,6 +125,14 @@ class RecordSource(Records):
         """
         return self[index].label
 
+    def caption_of(self, index: int) -> str | None:
+        """Caption of one record; sources that can tell without its picture override this.
+
+        Raises:
+            CorruptRecord: If this record cannot be read.
+        """
+        return self[index].caption
+
     def extent(self, index: int) -> tuple[int, int]:
         """Number of pictures and of characters of one record; sources that can tell without pictures override this.
 

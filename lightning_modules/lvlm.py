@@ -24,6 +24,7 @@ from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
 from sparsight.lvlm.spare_picture import always_read_a_picture
 from sparsight.lvlm.task_scores import TaskScores, read_accuracies
 from sparsight.lvlm.tower import find_parts
+from sparsight.reform_eval.answer import answer_units
 from sparsight.sharding import is_sharded, shard_parts, split_again
 
 SITE = "layers."  # names of decoder layers as sites of a schedule
@@ -101,7 +102,7 @@ class LVLMModule(TrainedPartsModule):
         """
         data: Any = getattr(self.trainer, "datamodule", None)
         chat = getattr(data, "chat", None)
-        if chat is None or data.model == self.base:
+        if chat is None or data.model in (None, self.base):
             return
         if chat.tokenizer.get_vocab() != load_processor(self.base, **self.source).tokenizer.get_vocab():
             raise ConfigurationError(
@@ -138,9 +139,13 @@ class LVLMModule(TrainedPartsModule):
         """Let the model, without its retired layers, answer the items of a batch."""
         self._answer(batch)
 
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """The same on the test data."""
-        self._answer(batch)
+    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, dict[str, Any]] | None:
+        """The same on the test data; answers to a ReformEvalDataModule go to the callback that keeps them."""
+        if "units" not in batch:
+            self._answer(batch)
+            return None
+        with self.retired.taken_out():
+            return answer_units(self.model, self._own_tokenizer(), batch)
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Prediction draws images, which these models do not.
@@ -162,15 +167,20 @@ class LVLMModule(TrainedPartsModule):
         self._log_scores("test")
 
     def _answer(self, batch: Mapping[str, Any]) -> None:
+        with self.retired.taken_out():
+            items = answer_items(self.model, self._own_tokenizer(), batch, new_tokens=self.evaluation.new_tokens)
+        self._scores.add(items)
+
+    def _own_tokenizer(self) -> Any:
         if self._tokenizer is None:
             self._tokenizer = load_processor(self.base, **self.source).tokenizer
-        with self.retired.taken_out():
-            items = answer_items(self.model, self._tokenizer, batch, new_tokens=self.evaluation.new_tokens)
-        self._scores.add(items)
+        return self._tokenizer
 
     def _log_scores(self, prefix: str) -> None:
         scores, self._scores = self._scores, TaskScores()
         scores.gather()
+        if not scores.items:
+            return
         self.log(f"{prefix}/loss", scores.loss(), prog_bar=True)
         found = scores.accuracies()
         self.log_dict({f"{prefix}/accuracy/{name}": value for name, value in found.items()})

@@ -23,6 +23,8 @@ verbs:
   benchmark   FLOPs, parameters, latency and memory, per site and whole, against the untouched model
   analyze     score the decoder layers of an image-text model: which to tune, which to prune
   inspect     print conversations as an image-text model will see them, and which tokens carry the loss
+  reformulate write the tasks of an evaluation, with their options, as files in ReForm-Eval's format
+  compare     set evaluations of the same questions side by side: sparsight compare REPORT REPORT --output FOLDER
 
 CONFIG is a YAML file, or the name of a shipped one such as experiment/quickstart. Later configs and options win.
 
@@ -56,6 +58,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_plugins()
     check_torch_pair()
 
+    if arguments[0] == "compare":
+        from sparsight.reform_eval.compare import main as compare
+
+        compare(arguments[1:])
+        return
     from sparsight.cli import main as run
 
     run(arguments)

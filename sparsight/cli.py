@@ -23,7 +23,8 @@ from sparsight.parser import Parser
 from sparsight.quiet import quieten
 from sparsight.trainer import SparsightTrainer
 
-OURS = ("export", "benchmark", "analyze", "inspect")  # verbs beside Lightning's
+OURS = ("export", "benchmark", "analyze", "inspect", "reformulate")  # verbs beside Lightning's
+WITHOUT_WEIGHTS = ("inspect", "reformulate")  # those that look at data alone
 NO_MODEL = "lightning.pytorch.LightningModule"
 CONFIG_OPTIONS = ("-c", "--config", "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
 
@@ -106,8 +107,16 @@ class SparsightCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Apply what must stand before any module is built."""
         torch.set_float32_matmul_precision(self._get(self.config, "matmul_precision"))
-        if self.subcommand == "inspect":
-            self.config.inspect.model = Namespace(class_path=NO_MODEL)  # looking at data needs no weights
+        if self.subcommand in WITHOUT_WEIGHTS:
+            self._do_without_weights(self.config[self.subcommand])
+
+    @staticmethod
+    def _do_without_weights(config: Namespace) -> None:
+        """Looking at data needs no model, but its name where data take the processor from it."""
+        base, data = config.model.init_args.get("base"), config.data.init_args
+        if "model" in data and data.model is None:
+            data.model = base
+        config.model = Namespace(class_path=NO_MODEL)
 
     def instantiate_classes(self) -> None:
         """Build datamodule, module and trainer; what they refuse is the configuration's fault and ends as one line."""

@@ -14,6 +14,7 @@ from sparsight.lvlm.export import processor_of
 from sparsight.lvlm.scores import LayerScore
 from sparsight.lvlm.scores.analyze import Split, analyze_module, default_scores
 from sparsight.lvlm.show import show_records
+from sparsight.reform_eval.store import store_tasks
 
 
 class SparsightTrainer(Trainer):
@@ -148,3 +149,14 @@ class SparsightTrainer(Trainer):
         """
         if self.is_global_zero:
             show_records(datamodule, split=split, index=index, count=count)
+
+    def reformulate(self, model: LightningModule, datamodule: LightningDataModule, output: str) -> None:
+        """Write the tasks of an evaluation as files in ReForm-Eval's format, so that questions and options are stored.
+
+        Args:
+            model: Not used; the command does not load it.
+            datamodule: A ReformEvalDataModule.
+            output: Folder for one JSON file of each task; ``datamodules.PublishedTask`` reads them.
+        """
+        if self.is_global_zero:
+            store_tasks(datamodule, Path(output))

@@ -49,9 +49,16 @@ def distillation_config(folder: Path, **model: Any) -> Path:
     return path
 
 
+BELOW = {  # what fragments are put on
+    "experiment": [],
+    "callbacks": ["--config", "experiment/quickstart"],
+    "reform_eval": ["--model", "LVLMEvaluation", "--model.base", "some/model"],
+}
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_shipped_config_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    below = [] if name.startswith("experiment/") else ["--config", "experiment/quickstart"]  # for fragments
+    below = BELOW[name.partition("/")[0]]
     with pytest.raises(SystemExit) as stop:
         main(["fit", *below, "--config", name, "--print_config"])
     assert stop.value.code == 0

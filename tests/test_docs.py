@@ -23,8 +23,8 @@ def code_blocks(page: str, language: str) -> list[str]:
 
 def test_configs_that_pages_name_exist() -> None:
     for page in (DOCS.parent / "README.md", *DOCS.glob("*.md")):
-        for name in re.findall(r"experiment/(\w+)", page.read_text()):
-            assert (DOCS.parent / "configs" / "experiment" / f"{name}.yaml").is_file(), (page.name, name)
+        for folder, name in re.findall(r"(experiment|reform_eval)/(\w+)(?![\w*/-]|\.\w)", page.read_text()):
+            assert (DOCS.parent / "configs" / folder / f"{name}.yaml").is_file(), (page.name, name)
 
 
 def test_rules_and_scores_of_layers_that_the_page_lists_are_those_that_there_are() -> None:

@@ -25,13 +25,10 @@ class Journal:
 
     def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
         self.path = path
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
+        lines = _whole_lines(path) if path.exists() else []
         self.about: dict[str, Any] = json.loads(lines[0]) if lines else json.loads(json.dumps(about))
         self._refuse_other(about)
-        self.results: dict[str, Any] = {}
-        for line in lines[1:]:
-            entry = json.loads(line)
-            self.results[entry["key"]] = entry["result"]
+        self.results = _results(lines)
         write_text(path, "".join(f"{line}\n" for line in lines or [json.dumps(self.about)]))
 
     def add(self, key: str, result: Any) -> None:
@@ -48,3 +45,17 @@ class Journal:
                     f"{self.path} was begun with {name} {self.about.get(name)!r}, now it is {now.get(name)!r}: "
                     "results would not compare; choose another folder or delete the file"
                 )
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Results of a journal that another process may be writing."""
+    return _results(_whole_lines(path))
+
+
+def _whole_lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").split("\n")[:-1]
+
+
+def _results(lines: list[str]) -> dict[str, Any]:
+    entries = map(json.loads, lines[1:])
+    return {entry["key"]: entry["result"] for entry in entries}

@@ -103,6 +103,12 @@ class ChatFormat:
         text = self.text.render((Turn("user", f"{IMAGE}{IMAGE}Same?"),))
         return len(self._tokenise(text, images).inputs["pixel_values"]) == 1
 
+    @property
+    def pad_id(self) -> int:
+        """Token that fills rows up."""
+        tokenizer = self.tokenizer
+        return int((tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id) or 0)
+
     def encode(self, conversation: Conversation, *, max_length: int | None = None) -> EncodedChat:
         """Tokens of a conversation up to its last answer, and which of them carry the loss.
 
@@ -162,6 +168,25 @@ class ChatFormat:
         if max_length is not None and longest > max_length:
             raise UnusableConversation(f"prompt and candidate have {longest} tokens, more than max_length={max_length}")
         return EncodedQuestion(_first_tokens(tokens.inputs, border), [other[border:] for other in whole])
+
+    def encode_prompt(
+        self, turns: Sequence[Turn], images: Sequence[Image.Image] = (), *, begun: str = ""
+    ) -> dict[str, Tensor]:
+        """Arguments of the model's forward pass for a conversation that the model is to go on with.
+
+        Args:
+            turns: What was said; the assistant is next.
+            images: Pictures in the order of their ``<image>``.
+            begun: First words of its answer.
+
+        Raises:
+            UnusableConversation: Template or processor refuse it.
+        """
+        prompt = self.text.render(turns, cue=True)
+        if begun:
+            text, spans = self.text.spans((*turns, Turn("assistant", begun)))
+            prompt = text[: text.index(begun, spans[-1][0]) + len(begun)]
+        return self._tokenise(prompt, images).inputs
 
     def mark(self, ids: Sequence[int], labels: Sequence[int]) -> str:
         """Tokens as text, with ``[[`` and ``]]`` around those that carry the loss, and repeated tokens counted."""

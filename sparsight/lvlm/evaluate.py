@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
 from sparsight.lvlm.likelihood import candidate_log_likelihoods
 from sparsight.lvlm.task_scores import Item, same_answer
-from sparsight.sharding import is_sharded
+from sparsight.lvlm.write import write_answers
 
 
 def answer_items(
@@ -26,7 +25,9 @@ def answer_items(
         new_tokens: Most tokens that it may write; 0 for no writing at all.
     """
     logs = candidate_log_likelihoods(model, batch["inputs"], batch["candidates"])
-    written = _written(model, tokenizer, batch["inputs"], new_tokens) if new_tokens else [None] * len(logs)
+    written: list[str | None] = [None] * len(logs)
+    if new_tokens:
+        written = [*write_answers(model, tokenizer, batch["inputs"], new_tokens=new_tokens)]
     items = []
     for row, (of_row, text) in enumerate(zip(logs, written, strict=True)):
         by_token = [log / len(ids) for log, ids in zip(of_row, batch["candidates"][row], strict=True)]
@@ -47,11 +48,3 @@ def answer_items(
             )
         )
     return items
-
-
-@torch.no_grad()
-def _written(model: Any, tokenizer: Any, inputs: Mapping[str, Any], new_tokens: int) -> list[str]:
-    options = {"do_sample": False, "max_new_tokens": new_tokens, "pad_token_id": tokenizer.pad_token_id}
-    # processes that share a split model write on until all are done
-    tokens = model.generate(**inputs, **options, synced_gpus=is_sharded(model))
-    return tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -120,6 +120,18 @@ def merging_processor(merges: list[tuple[str, str]]) -> LlavaProcessor:
     return LlavaProcessor(images, fast, 4, "full", chat_template=CHATML)
 
 
+@pytest.mark.parametrize("family", PROCESSORS)
+def test_an_answer_that_is_begun_stands_where_a_whole_one_would(family: str) -> None:
+    chat = ChatFormat(family_processor(family))
+    turns, images = TALK.turns[:3], TALK.images
+    begun = chat.encode_prompt(turns, images, begun="The answer is")["input_ids"][0].tolist()
+    whole = chat.encode(Conversation((*turns, Turn("assistant", "The answer is (A) bag")), images))
+    assert whole.inputs["input_ids"][0, : len(begun)].tolist() == begun
+    assert chat.tokenizer.decode(begun).endswith("The answer is")
+    question = chat.encode_question(Conversation((*turns, Turn("assistant", "bag")), images))
+    assert chat.encode_prompt(turns, images)["input_ids"].tolist() == question.inputs["input_ids"].tolist()
+
+
 def test_token_that_merges_cue_and_answer_carries_the_loss_and_moves_the_border_of_prompts() -> None:
     chat = ChatFormat(merging_processor([("\n", "c"), ("a", "g")]))
     (found,) = answers(chat, chat.encode(dialogue("What?", "coat")))

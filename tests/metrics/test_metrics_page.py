@@ -24,6 +24,9 @@ def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
     colours = FrechetDistance(names["Colours"]()).with_reference(in_batches(real))
     assert colours.extractor.num_features == 12
     assert colours.of(in_batches(student**2))["fd_colours2"] > colours.of(in_batches(student))["fd_colours2"]
+    captions = ["a red cat", "two dogs", "the sea at night", "no idea"]
+    value, low, high = names["bleu_with_interval"]([*captions[:3], "none"], [[caption] for caption in captions])
+    assert low < value < high
 
 
 def test_the_page_names_every_preset_and_metric() -> None:

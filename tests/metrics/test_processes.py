@@ -17,7 +17,8 @@ from tests.metrics.two_processes import main, measure
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     clip = str(tiny.save_clip(tmp_path / "clip"))
     expected = measure(0, 1, tmp_path, clip)
-    assert len(expected) == 9
+    assert len(expected) == 16
+    assert all(expected[name] for name in ("BLEU", "CIDEr", "RougeL", "WordAccuracy", "ChoiceAccuracy", "TurnSlope"))
     torch.multiprocessing.spawn(main, (2, tmp_path, clip), nprocs=2)
     for rank in (0, 1):
         values = json.loads((tmp_path / f"values_{rank}.json").read_text())

@@ -18,6 +18,7 @@ from sparsight.metrics import (
     TeacherError,
     TeacherSimilarity,
 )
+from tests.metrics import answered
 from tests.metrics.quarters import Quarters
 
 CAPTIONS = ["a cat", "no dog", "x", "boat", "much too long", "zz", "hat"]
@@ -53,6 +54,8 @@ def measure(rank: int, processes: int, folder: Path, clip: str) -> dict[str, flo
     metrics: list[Any] = [*sets, *pairs]
     rounds = [share(rank, processes, alone=alone) for alone in (False, True, False)]
     values = [{name: value for metric in metrics for name, value in metric.of(batches).items()} for batches in rounds]
+    dealt, alone = range(rank, answered.COUNT, processes), range(answered.COUNT if rank == 0 else 0)
+    values = [value | answered.score(own) for value, own in zip(values, (dealt, alone, dealt), strict=True)]
     assert values[0] == values[2]
     for name, value in values[0].items():
         assert abs(values[1][name] - value) < 1e-5 * max(1, abs(value)), name

@@ -1,0 +1,87 @@
+"""Counting the copies of a picture among others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from datamodules.records import RecordSource
+from datamodules.reform_eval import canvas
+from datamodules.reform_eval.distractors import arranged, near_numbers
+from datamodules.reform_eval.named import NamedTask
+from datamodules.reform_eval.reformulated import check_options
+from sparsight.reform_eval.sample import Sample
+
+WORDINGS = (
+    'How many times does "{name}" appear?',
+    'How often is "{name}" shown in the picture?',
+    'Count the copies of "{name}". How many are there?',
+    'What is the number of pictures of "{name}" on this sheet?',
+    'How many of the things shown are "{name}"?',
+)
+
+
+class CountingTask(NamedTask):
+    """How many copies of a picture are on a white canvas, among a few others of different names.
+
+    The wrong options are near numbers from the range of counts, so none of them is out of the question.
+
+    Args:
+        source: Labelled or captioned pictures.
+        low: Fewest copies.
+        high: Most copies.
+        others: Most other pictures; there is at least one.
+        canvas_size: Height and width of the canvas in pixels.
+        side: Pixels of the longer side of each picture on it.
+        options: Numbers to choose from.
+        common: As for ``NamedTask`` and ``ReformulatedTask``; wordings have the field ``{name}``.
+
+    Raises:
+        ValueError: An option is out of range, or there is no room for so many pictures.
+    """
+
+    def __init__(
+        self,
+        source: RecordSource,
+        *,
+        low: int = 1,
+        high: int = 8,
+        others: int = 3,
+        canvas_size: int = 336,
+        side: int = 72,
+        options: int = 4,
+        **common: Any,
+    ) -> None:
+        super().__init__(source, default_wordings=WORDINGS, formulation="SingleChoice", **common)
+        self.low, self.high, self.others = low, high, others
+        self.canvas_size, self.side = canvas_size, side
+        self.options = check_options(options)
+        if low < 1 or high < low + options - 1:
+            raise ValueError(
+                f"low is {low} and high {high}; allowed: 1 or more, with {options} numbers from low to high"
+            )
+        if others < 1 or side < 1:
+            raise ValueError(f"others is {others} and side {side}; allowed: 1 or more")
+        if high + others > canvas.capacity(canvas_size, side=side):
+            raise ValueError(
+                f"{high} copies and {others} others of side {side} do not fit on a canvas of {canvas_size} pixels, "
+                f"which has room for {canvas.capacity(canvas_size, side=side)}; set a smaller high, others or side"
+            )
+
+    def _read(self) -> None:
+        super()._read()
+        self._need_names(self.others + 1)
+
+    def _make(self, index: int, rng: np.random.Generator) -> Sample:
+        position = self._chosen[index]
+        record = self.source[position]
+        name = self._name_of(position)
+        count = int(rng.integers(self.low, self.high + 1))
+        others = self._other_names(name, int(rng.integers(1, self.others + 1)), rng)
+        pictures = [record.picture] * count + [self.source[self._position_of(other, rng)].picture for other in others]
+        places = canvas.scattered(len(pictures), size=self.canvas_size, side=self.side, rng=rng)
+        image = canvas.composed(zip(pictures, places, strict=True), size=self.canvas_size, side=self.side)
+        wrong = near_numbers(str(count), self.options - 1, rng=rng, low=self.low, high=self.high)
+        options, answer = arranged(str(count), wrong, rng=rng)
+        return Sample(record.id, self._questions(name=name), (image,), options, answer)

@@ -1,0 +1,263 @@
+"""Tasks in ReForm-Eval's published format: JSON files with pictures in base64."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from PIL import Image
+
+from datamodules.records import MAX_PIXELS, CorruptRecord, check_max_pixels, decode_image, digest, image_size
+from datamodules.reform_eval.entries import JsonEntries
+from datamodules.reform_eval.layout import (
+    apply_boxes,
+    find_field,
+    find_rounds,
+    read_boxes,
+    read_id,
+    read_pictures,
+    read_round,
+    read_sample,
+)
+from datamodules.reform_eval.task import EvaluationTask
+from sparsight.reform_eval.sample import Formulation, Sample
+from sparsight.reform_eval.taxonomy import find_data_set, find_layout
+
+HUB = "Aweminus/ReForm-Eval-Data"
+_BLANK = Image.new("1", (1, 1))
+
+
+class PublishedTask(EvaluationTask):
+    """One of the 61 published data sets, or any file in one of their layouts, such as those of ``write_published``.
+
+    Args:
+        dataset: Its name in ``sparsight/reform_eval/taxonomy.json``, such as ``CIFAR10``.
+        file: A JSON file instead; then ``dimension`` and ``formulation`` are needed, too.
+        dimension: Of the taxonomy.
+        formulation: What is asked for.
+        layout: How the file is laid out, by a name in the taxonomy; ``core`` is what ``write_published`` writes.
+        fields: Fields of the layout that differ: ``{id: null}`` numbers entries that repeat their ids.
+        root: Folder, or hub id of a data set, with the files; published data sets are on the hub, a ``file`` is local.
+        revision: Branch, tag or commit on the hub; give a commit for a run that can be repeated.
+        limit: As many entries at most, drawn with ``seed``; all rounds of a dialogue are one entry.
+        seed: Of that draw, and of wrong options where the data set stores none (TDIUC, MSCOCO-OC).
+        max_pixels: Pictures with more pixels are refused.
+        name: Of the task; the data set's or the file's by default.
+        instructions: Sentences that open a prompt, in place of those in the file or the formulation's own.
+
+    Raises:
+        ValueError: A name is unknown, or the options contradict each other.
+    """
+
+    def __init__(
+        self,
+        dataset: str | None = None,
+        *,
+        file: str | Path | None = None,
+        dimension: str | None = None,
+        formulation: Formulation | None = None,
+        layout: str | None = None,
+        fields: dict[str, Any] | None = None,
+        root: str | None = None,
+        revision: str | None = None,
+        limit: int | None = None,
+        seed: int = 0,
+        max_pixels: int = MAX_PIXELS,
+        name: str | None = None,
+        instructions: list[str] | None = None,
+    ) -> None:
+        explicit = {"file": file, "dimension": dimension, "formulation": formulation}
+        if dataset is not None:
+            given = [option for option, value in {**explicit, "layout": layout}.items() if value is not None]
+            if given:
+                raise ValueError(f"dataset is {dataset!r}, which says what `{given[0]}` is; leave that out")
+            known = find_data_set(dataset)
+            dimension, formulation, file, found = known.dimension, known.formulation, known.file, known.layout
+            root = root or HUB
+        else:
+            found = find_layout(layout or "core")
+        if file is None or dimension is None or formulation is None:
+            missing = next(option for option, value in explicit.items() if value is None)
+            raise ValueError(f"`{missing}` is missing; give `dataset`, or all of {', '.join(explicit)}")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit is {limit}; give 1 or more, or leave it out for all entries")
+        super().__init__(
+            name=name or dataset or Path(file).stem,
+            dimension=dimension,
+            formulation=formulation,
+            instructions=instructions,
+        )
+        self.layout = found.changed(fields or {})
+        self.file = str(file)
+        self.root = root
+        self.revision = revision
+        self.limit = limit
+        self.seed = seed
+        self.max_pixels = check_max_pixels(max_pixels)
+        self._entries: JsonEntries
+        self._hashes: list[str] = []
+        self._joined: dict[str, dict[str, Any]] = {}
+        self._pool: list[str] = []
+        self._samples: list[tuple[int, int | None]] = []  # entry and, in a dialogue, round
+
+    def prepare(self) -> None:
+        """Download the file, and the two that TDIUC and MSCOCO-OC need beside it."""
+        for file in self._files():
+            self._locate(file, download=True)
+
+    def __len__(self) -> int:
+        """Number of samples, usable ones or not."""
+        return len(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Parse an entry and decode its pictures."""
+        return self._sample(index, self._decoded)
+
+    def check(self, index: int) -> str:
+        """Parse an entry and look at the headers of its pictures."""
+        return self._sample(index, self._looked_at).id
+
+    def fingerprint(self) -> str:
+        """Covers the contents of all files, and the options."""
+        self.open()
+        return digest([*self._hashes, self.layout, self.formulation, self.limit, self.seed, self.instructions])
+
+    # ------------------------------------------------------------------------------------------------ opening the file
+    def _open(self) -> None:
+        self._entries = JsonEntries(self._locate(self.file, download=False), self.layout.records)
+        self._hashes = [self._entries.sha256]
+        self._read_header(self._entries.header)
+        if self.layout.join is not None:
+            self._read_joined(self._locate(self.layout.join, download=False))
+        if self.layout.pool is not None:
+            self._read_pool(self._locate(self.layout.pool, download=False))
+        chosen = self._chosen()
+        if self.limit is not None and self.limit < len(chosen):
+            drawn = sorted(Random(self.seed).sample(range(len(chosen)), self.limit))
+            chosen = [chosen[number] for number in drawn]
+        self._samples = [sample for samples in chosen for sample in samples]
+        if not self._samples:
+            raise ValueError(f"{self._entries.file} holds no entries" + (" of this kind" if self.layout.where else ""))
+
+    def _read_header(self, header: Mapping[str, Any]) -> None:
+        for option in ("dimension", "formulation"):
+            if header.get(option, getattr(self, option)) != getattr(self, option):
+                raise ValueError(
+                    f"{self._entries.file} says {option} {header[option]!r}, but {option} is {getattr(self, option)!r}"
+                )
+        found = header.get("instructs")
+        if found and self.instructions is None:
+            if not isinstance(found, list) or not all(isinstance(text, str) and text.strip() for text in found):
+                raise ValueError(f"{self._entries.file}: `instructs` is {found!r}, not a list of sentences")
+            self.instructions = found
+
+    def _read_joined(self, file: Path) -> None:
+        entries = JsonEntries(file, self.layout.join_records)
+        self._hashes.append(entries.sha256)
+        for number in range(len(entries)):
+            try:
+                entry = entries[number]
+                self._joined[read_id(entry, self.layout, number)] = entry
+            except ValueError as error:
+                raise ValueError(f"{file} entry {number}: {error}") from error
+
+    def _read_pool(self, file: Path) -> None:
+        if not file.is_file():
+            raise FileNotFoundError(f"there is no file {file}")
+        found = json.loads(file.read_bytes())
+        found = found.get("choice") if isinstance(found, dict) else found
+        if not isinstance(found, list):
+            raise ValueError(f"{file} holds no list `choice` of answers")
+        self._pool = [str(value) for value in found]
+        self._hashes.append(digest(self._pool))
+
+    def _chosen(self) -> list[list[tuple[int, int | None]]]:
+        """Samples of each entry that is wanted; what is wrong with one entry is said when it is read."""
+        chosen: list[list[tuple[int, int | None]]] = []
+        places: dict[str, int] = {}
+        for number in range(len(self._entries)):
+            rounds: list[int | None] = [None]
+            try:
+                entry = self._joined_entry(number)
+                name = read_id(entry, self.layout, number)
+                if any(find_field(entry, field) != value for field, value in self.layout.where.items()):
+                    continue
+                if self.layout.rounds is not None:
+                    rounds = list(range(len(find_rounds(entry, self.layout))))
+            except ValueError:
+                name = f"unreadable entry {number}"
+            if name in places:
+                raise ValueError(
+                    f"{self._entries.file}: entries {places[name]} and {number} have the same id {name!r}; "
+                    "mend the file, or set fields to {id: null} to number the entries"
+                )
+            places[name] = number
+            chosen.append([(number, turn) for turn in rounds])
+        return chosen
+
+    def _files(self) -> list[str]:
+        return [file for file in (self.file, self.layout.join, self.layout.pool) if file is not None]
+
+    def _locate(self, file: str, *, download: bool) -> Path:
+        if self.root is None:
+            return Path(file)
+        if Path(self.root).is_dir():
+            return Path(self.root, file)
+        from huggingface_hub import hf_hub_download  # slow to import: only when it is used
+
+        try:
+            return Path(
+                hf_hub_download(
+                    self.root, file, repo_type="dataset", revision=self.revision, local_files_only=not download
+                )
+            )
+        except (OSError, ValueError) as error:  # the hub's own errors are among them
+            raise FileNotFoundError(
+                f"task {self.name!r}: {file} was found neither in a folder {self.root!r} nor in a data set of that "
+                f"name on the hub; set `root` to a folder that holds it, or see to the connection: {error}"
+            ) from error
+
+    # ---------------------------------------------------------------------------------------------- reading one sample
+    def _sample(self, index: int, picture: Callable[[bytes, Mapping[str, Any]], Image.Image]) -> Sample:
+        number, turn = self._samples[index]
+        try:
+            entry = self._joined_entry(number)
+            name = read_id(entry, self.layout, number)
+            if turn is not None:
+                name = f"{name}_{turn}"
+                entry = read_round(entry, self._entries.header, self.layout, turn)
+            sample = read_sample(
+                entry, self.layout, id=name, formulation=self.formulation, pool=self._pool, seed=self.seed
+            )
+            images = tuple(picture(data, entry) for data in read_pictures(entry, self.layout))
+            sample = replace(sample, images=images)
+            sample.check(self.formulation)
+        except ValueError as error:  # a corrupt picture, too, is one
+            where = f"{self._entries.file} entry {number}" + ("" if turn is None else f" round {turn}")
+            raise CorruptRecord(f"{where}: {error}") from error
+        return sample
+
+    def _joined_entry(self, number: int) -> dict[str, Any]:
+        entry = self._entries[number]
+        if self.layout.join is None:
+            return entry
+        name = read_id(entry, self.layout, number)
+        if name not in self._joined:
+            raise ValueError(f"{self.layout.join} has no entry with `{self.layout.id}` {name}")
+        return {**self._joined[name], **entry}
+
+    def _decoded(self, data: bytes, entry: Mapping[str, Any]) -> Image.Image:
+        image = decode_image(data, max_pixels=self.max_pixels)
+        return apply_boxes(image, read_boxes(entry, self.layout, (image.height, image.width)), self.layout)
+
+    def _looked_at(self, data: bytes, entry: Mapping[str, Any]) -> Image.Image:
+        """A stand-in for a picture that can be decoded as far as its header tells."""
+        height, width = image_size(data)
+        if height * width > self.max_pixels:
+            raise CorruptRecord(f"{width} x {height} pixels are more than max_pixels={self.max_pixels}")
+        read_boxes(entry, self.layout, (height, width))
+        return _BLANK

@@ -1,0 +1,75 @@
+"""What a task of an evaluation is: samples of one kind, with a name and a place in the taxonomy."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from sparsight.reform_eval.sample import Formulation, Sample
+from sparsight.reform_eval.taxonomy import CAPTIONS, check_dimension
+
+
+class EvaluationTask(ABC):
+    """Samples of one kind. Cheap to build, opened once, and decoding pictures only when they are asked for.
+
+    Args:
+        name: Of the task, unique in its suite.
+        dimension: Of the taxonomy, such as ``coarse_perception``.
+        formulation: What is asked for, and so how it is scored.
+        instructions: Sentences that open a prompt, in place of the formulation's own.
+
+    Raises:
+        ValueError: The dimension is unknown, or the formulation is not among its own.
+    """
+
+    def __init__(
+        self, *, name: str, dimension: str, formulation: Formulation, instructions: list[str] | None = None
+    ) -> None:
+        if (check_dimension(dimension) == CAPTIONS) != (formulation == "Generation"):
+            raise ValueError(
+                f"task {name} has dimension {dimension} and formulation {formulation}: captions (Generation), and they "
+                f"alone, belong to {CAPTIONS}, whose score is CIDEr"
+            )
+        self.name = name
+        self.dimension = dimension
+        self.formulation = formulation
+        self.instructions = instructions
+        self._opened = False
+
+    def prepare(self) -> None:  # noqa: B027  not every task has something to download
+        """Download what the task needs; called in one process a machine."""
+
+    def open(self) -> None:
+        """Read what is needed to answer; done once."""
+        if not self._opened:
+            self._open()
+            self._opened = True
+
+    @abstractmethod
+    def _open(self) -> None: ...
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples; the task is open."""
+
+    @abstractmethod
+    def __getitem__(self, index: int) -> Sample:
+        """One sample, its parts fitting together.
+
+        Raises:
+            CorruptRecord: It cannot be used; the message names file and position.
+        """
+
+    def check(self, index: int) -> str:
+        """See whether a sample can be used, without decoding whole pictures where that can be told from less.
+
+        Returns:
+            Its id.
+
+        Raises:
+            CorruptRecord: It cannot be used.
+        """
+        return self[index].id
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hash of all that the samples depend on: data and options."""

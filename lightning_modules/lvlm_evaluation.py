@@ -1,0 +1,68 @@
+"""Any image-text model as it is, to be evaluated or scored and not trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning_modules.lvlm import Evaluation, LVLMModule
+from sparsight.hyperparameters import ConfigurationError
+from sparsight.lvlm.load import Dtype
+
+
+class LVLMEvaluation(LVLMModule):
+    """An image-text model of transformers for ``sparsight test``, ``validate`` and ``analyze``.
+
+    Args:
+        base: Folder or hub id of the model, which need not have been trained here.
+        dtype: Precision of its weights.
+        attn_implementation: transformers' name of the attention kernel; its own choice if not given.
+        evaluation: How the items of an InstructionDataModule are answered.
+        revision: Git revision of a hub model.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        ValueError: It is no image-text model, or its parts cannot be told apart.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        dtype: Dtype = "float32",
+        attn_implementation: str | None = None,
+        evaluation: Evaluation | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        super().__init__(
+            base=base,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            evaluation=evaluation,
+            prune=None,
+        )
+        self.keep_hyperparameters()
+
+    def trained_names(self) -> set[str]:
+        """None: nothing is trained."""
+        return set()
+
+    def setup(self, stage: str) -> None:
+        """Refuse to train.
+
+        Raises:
+            ConfigurationError: ``fit`` was called, or the data are in another model's tokens.
+        """
+        if stage == "fit":
+            raise ConfigurationError(
+                f"{type(self).__name__} trains nothing: use lightning_modules.SparseLayerTuning to fit {self.base}"
+            )
+        super().setup(stage)
+
+    def training_step(self, *arguments: Any) -> None:
+        """Never called, but without it Lightning refuses to fit before :meth:`setup` can say why."""
+
+    def configure_optimizers(self) -> Any:
+        """There is nothing to optimise."""
+        return None

@@ -1,0 +1,230 @@
+"""Evaluations end to end on a tiny image-text model: answers kept, resumed, shared among processes, reported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer
+
+from callbacks import ReformEvalReport
+from datamodules import InstructionDataModule, ReformEvalDataModule, TextQuestions
+from lightning_modules import LVLMEvaluation
+from sparsight.hyperparameters import ConfigurationError
+from sparsight.reform_eval import answer
+from sparsight.reform_eval.compare import compare_reports
+from sparsight.reform_eval.report import read_report
+from tests.reform_eval.questions import GreyTask
+from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm
+from tests.tiny_processors import family_processor
+
+BOTH: dict[str, Any] = {"methods": ["likelihood", "generation"], "new_tokens": 6}
+
+
+def suite(**options: Any) -> list[Any]:
+    return [
+        GreyTask(**options),
+        GreyTask("words", "scene_text", "OCROpenEnded", count=5),
+        GreyTask("captions", "description", "Generation", count=4),
+        GreyTask("facts", "text_only", count=4, pictures=False),
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_lvlm(tmp_path_factory.mktemp("model") / "tiny", "llava")
+
+
+def evaluate(
+    model: Path,
+    folder: Path,
+    *,
+    tasks: list[Any] | None = None,
+    resamples: int = 100,
+    limit: int | None = None,
+    **data: Any,
+) -> Path:
+    """Run an evaluation; the folder of its report."""
+    callback = ReformEvalReport(str(folder), resamples=resamples)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[callback],
+        default_root_dir=str(folder.parent),
+        limit_test_batches=limit,
+    )
+    options = {"batch_size": 3, **BOTH, **data}
+    trainer.test(LVLMEvaluation(str(model)), ReformEvalDataModule(tasks or suite(), **options), verbose=False)
+    return folder
+
+
+def scores(folder: Path) -> dict[tuple[str, ...], Any]:
+    listed = read_report(folder)["scores"]
+    return {(s["method"], s["level"], s["name"], s["metric"]): s["value"] for s in listed}
+
+
+def test_every_question_is_answered_scored_and_reported(model: Path, tmp_path: Path) -> None:
+    folder = evaluate(model, tmp_path / "out", runs=2)
+    report = read_report(folder)
+    assert report["complete"]
+    keys = [(a["method"], a["task"], a["sample"], a["run"]) for a in report["answers"]]
+    assert len(set(keys)) == len(keys) == 2 * (6 + 4) + 2 * (6 + 5 + 4 + 4)
+    found = scores(folder)
+    right = [a for a in report["answers"] if a["task"] == "greys" and a["method"] == "likelihood"]
+    expected = sum(a["choice"] == a["answer"] for a in right) / len(right)
+    assert found["likelihood", "task", "greys", "accuracy"] == pytest.approx(expected)
+    for a in right:
+        assert a["choice"] == max(range(4), key=lambda n, a=a: a["log_likelihoods"][n])
+    assert (
+        found["generation", "dimension", "scene_text", "score"] == found["generation", "task", "words", "word_accuracy"]
+    )
+    of_all = (
+        found["generation", "task", "greys", "accuracy"] + found["generation", "task", "words", "word_accuracy"]
+    ) / 2
+    assert found["generation", "all", "", "score"] == pytest.approx(of_all)  # neither captions nor texts are in it
+    assert ("likelihood", "task", "greys", "instability") in found
+    assert (folder / "dimensions.png").read_bytes()[:4] == b"\x89PNG"
+    assert "dimension coarse_perception" in (folder / "report.md").read_text()
+    assert set(report["prompts"]) == {f"{m}/{t}" for m in BOTH["methods"] for t in ("greys", "facts")} | {
+        "generation/words",
+        "generation/captions",
+    }
+
+
+def test_shuffled_answers_are_mapped_back_to_the_samples_own_options(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that always takes the second option shown is right as often as the right one stands there."""
+
+    def second(model: Any, tokenizer: Any, inputs: Any, *, new_tokens: int) -> list[str]:
+        shown = [tokenizer.decode(row).rpartition("Options: ")[2] for row in inputs["input_ids"]]
+        return [f"({text.split(';')[1].strip()[1]})" for text in shown]
+
+    monkeypatch.setattr(answer, "write_answers", second)
+    report = read_report(evaluate(model, tmp_path / "out", tasks=[GreyTask(count=8)], runs=5, methods=["generation"]))
+    assert len({tuple(a["order"]) for a in report["answers"]}) > 5
+    assert {a["marks"] for a in report["answers"]} == {"upper", "lower", "number"}
+    assert all(a["in_format"] and a["choice"] == a["order"][1] for a in report["answers"])
+    found = scores(tmp_path / "out")
+    right = [a["order"][1] == a["answer"] for a in report["answers"]]
+    assert found["generation", "task", "greys", "accuracy"] == pytest.approx(sum(right) / len(right))
+    assert found["generation", "task", "greys", "instability"] > 0.5
+
+
+@pytest.mark.parametrize("family", ["fast_vlm", "qwen3_vl", "qwen2_5_vl"])
+def test_padding_changes_no_answer(tmp_path: Path, family: str) -> None:
+    """Questions of a batch have pictures or not, and other lengths: shorter ones are padded on the left."""
+    tiny = tmp_path / "tiny"
+    tiny_lvlm(family).save_pretrained(tiny)
+    family_processor(family).save_pretrained(tiny)
+    one, many = (
+        read_report(evaluate(tiny, tmp_path / str(size), batch_size=size, example=False))["answers"] for size in (1, 7)
+    )
+    for alone, padded in zip(one, many, strict=True):
+        assert alone.get("text") == padded.get("text")
+        expected = pytest.approx(padded.get("log_likelihoods", []), rel=1e-3, abs=1e-3)
+        assert alone.get("log_likelihoods", []) == expected
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = read_report(evaluate(model, tmp_path / "whole"))
+    folder = evaluate(model, tmp_path / "parts", limit=3)
+    first = read_report(folder)
+    assert not first["complete"]
+    assert first["answered"] == 9
+    assert "Not finished: 9 of" in (folder / "report.md").read_text()
+    with (folder / "answers-0.jsonl").open("a") as file:
+        file.write('{"key": "likelihood/greys')  # killed while it wrote
+    asked: list[str] = []
+    step = LVLMEvaluation.test_step
+    monkeypatch.setattr(
+        LVLMEvaluation,
+        "test_step",
+        lambda self, batch, number: (asked.extend(unit.key for unit in batch["units"]), step(self, batch, number))[1],
+    )
+    evaluate(model, tmp_path / "parts", batch_size=2)
+    assert len(asked) == whole["asked"] - 9
+    assert read_report(folder)["complete"]
+    assert [a["sample"] for a in read_report(folder)["answers"]] == [a["sample"] for a in whole["answers"]]
+    assert scores(folder) == pytest.approx(scores(tmp_path / "whole"))
+
+
+def test_a_finished_evaluation_is_reported_again_without_asking_all(model: Path, tmp_path: Path) -> None:
+    evaluate(model, tmp_path / "out")
+    before = (tmp_path / "out" / "answers-0.jsonl").read_text()
+    evaluate(model, tmp_path / "out", resamples=200)
+    assert (tmp_path / "out" / "answers-0.jsonl").read_text() == before
+    assert read_report(tmp_path / "out")["complete"]
+
+
+@pytest.mark.parametrize("other", [{"seed": 1}, {"runs": 2}, {"tasks": [GreyTask(count=5)]}])
+def test_answers_to_other_questions_are_not_mixed(model: Path, tmp_path: Path, other: dict[str, Any]) -> None:
+    evaluate(model, tmp_path / "out", tasks=[GreyTask()])
+    with pytest.raises(ValueError, match=r"was begun with (protocol|tasks)"):
+        evaluate(model, tmp_path / "out", **{"tasks": [GreyTask()], **other})
+
+
+def test_answers_of_another_model_are_not_mixed(model: Path, tmp_path: Path) -> None:
+    evaluate(model, tmp_path / "out", tasks=[GreyTask()])
+    other = save_tiny_lvlm(tmp_path / "other" / "tiny", "fast_vlm")
+    with pytest.raises(ValueError, match="was begun with model"):
+        evaluate(other, tmp_path / "out", tasks=[GreyTask()])
+
+
+def test_runs_are_compared_pair_by_pair(model: Path, tmp_path: Path) -> None:
+    evaluate(model, tmp_path / "a", tasks=[GreyTask(count=12)])
+    report = json.loads((evaluate(model, tmp_path / "b", tasks=[GreyTask(count=12)]) / "report.json").read_text())
+    for given in report["answers"]:
+        given["choice"] = given["answer"]  # a model that knows all
+    (tmp_path / "b" / "report.json").write_text(json.dumps(report))
+    text = compare_reports([tmp_path / "a", tmp_path / "b"], output=tmp_path / "c", names=["tiny", "perfect"])
+    assert "difference to tiny" in text
+    entries = json.loads((tmp_path / "c" / "comparison.json").read_text())
+    (of_all,) = [e for e in entries if e["run"] == "perfect" and e["level"] == "all" and e["method"] == "likelihood"]
+    base = scores(tmp_path / "a")["likelihood", "all", "", "score"]
+    assert of_all["value"] == 1.0
+    assert of_all["difference"] == pytest.approx(1 - base)
+    assert of_all["difference_interval"][0] <= of_all["difference"] <= of_all["difference_interval"][1]
+    assert (tmp_path / "c" / "comparison.png").is_file()
+
+
+def test_unequal_or_unfinished_runs_are_not_compared(model: Path, tmp_path: Path) -> None:
+    evaluate(model, tmp_path / "a", tasks=[GreyTask()])
+    evaluate(model, tmp_path / "b", tasks=[GreyTask(count=5)])
+    with pytest.raises(ValueError, match="differ in tasks"):
+        compare_reports([tmp_path / "a", tmp_path / "b"], output=tmp_path / "c")
+    evaluate(model, tmp_path / "part", tasks=[GreyTask()], limit=1)
+    with pytest.raises(ValueError, match="is not finished"):
+        compare_reports([tmp_path / "a", tmp_path / "part"], output=tmp_path / "c")
+    with pytest.raises(FileNotFoundError, match="no evaluation at"):
+        compare_reports([tmp_path / "a", tmp_path / "nothing"], output=tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_unusable_samples_are_reported_before_anything_is_computed(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"1 of 6 samples of task greys cannot be used: greys.json entry 2"):
+        evaluate(model, tmp_path / "out", tasks=[GreyTask(broken=2)])
+    assert not (tmp_path / "out").exists()
+
+
+def test_it_is_for_evaluations_of_image_text_models(model: Path, tmp_path: Path) -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, callbacks=[ReformEvalReport()], default_root_dir=str(tmp_path))
+    items = InstructionDataModule(str(model), None, test=TextQuestions(["opposites"]))
+    with pytest.raises(
+        ConfigurationError, match=r"needs data of class ReformEvalDataModule .* got InstructionDataModule"
+    ):
+        trainer.test(LVLMEvaluation(str(model)), items)
+
+
+def test_nothing_is_trained(model: Path, tmp_path: Path) -> None:
+    items = InstructionDataModule(str(model), TextQuestions(["opposites"]))
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=str(tmp_path))
+    with pytest.raises(ConfigurationError, match="LVLMEvaluation trains nothing"):
+        trainer.fit(LVLMEvaluation(str(model)), items)
+    with pytest.raises(ValueError, match="nothing to fit on"):
+        trainer.fit(LVLMEvaluation(str(model)), ReformEvalDataModule([GreyTask()]))

@@ -1,0 +1,142 @@
+"""What is wrong with a published file, an entry of it or the options of its task is named before a run starts."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules.records import CorruptRecord
+from datamodules.reform_eval.entries import JsonEntries
+from datamodules.reform_eval.published import PublishedTask
+from tests.datamodules.test_records import png
+from tests.datamodules.test_reform_published import CHOICE, OPEN, core, opened, picture, write
+
+
+# ---------------------------------------------------------------------------------------------------- broken entries
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": 2}, r"`answer` is 2, neither the text nor the position of one of \['cat', 'dog'\]"),
+        ({"answer": -1}, "`answer` is -1"),
+        ({"answer": "cow"}, "`answer` is 'cow'"),
+        ({"answer": True}, "`answer` is True"),
+        ({"answer": None}, "`answer` is None"),
+        ({"answer_options": ["cat", "cat"]}, "two or more different options"),
+        ({"answer_options": "cat"}, "`answer` is 1"),
+        ({"answer_options": [1, 2]}, "neither a text nor a list of texts"),
+        ({"question": ""}, "there is no question"),
+        ({"question": 3}, "`question` is 3"),
+        ({"image": ""}, "`image` is '', not a picture in base64"),
+        ({"image": 391895}, "`image` is 391895, not a picture in base64"),
+        ({"image": "COCO_val2014.jpg"}, "UnidentifiedImageError|not base64"),
+        ({"image": [picture(), "x"]}, "`image` 1 is not base64"),
+        ({"image": picture(size=(100, 40))}, "100 x 40 pixels are more than max_pixels=1000"),
+        ({"history": [{"from": "alien", "value": "hi"}]}, "unknown role 'alien'"),
+        ({"turn": "2"}, "`turn` is '2'"),
+        ({"question_id": None}, "`question_id` is None"),
+    ],
+)
+def test_broken_entry_is_named_by_file_and_index(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    task = core(tmp_path, {**CHOICE, "question_id": "q0"}, {**CHOICE, **change}, max_pixels=1000)
+    task.open()
+    assert task.check(0) == task[0].id == "q0"
+    for read in (task.check, task.__getitem__):
+        with pytest.raises(CorruptRecord, match=rf"own.json entry 1: .*({message})"):
+            read(1)
+
+
+@pytest.mark.parametrize("field", ["question_id", "image", "question", "answer_options", "answer"])
+def test_missing_field_is_named(tmp_path: Path, field: str) -> None:
+    task = core(tmp_path, {name: value for name, value in CHOICE.items() if name != field})
+    task.open()
+    with pytest.raises(CorruptRecord, match=f"entry 0: field `{field}` is missing; there are"):
+        task.check(0)
+
+
+def test_entry_that_is_no_object_and_torn_picture_are_found(tmp_path: Path) -> None:
+    torn = base64.b64encode(png(3, size=(64, 64))[:-30]).decode()
+    task = core(tmp_path, "text", {**CHOICE, "image": torn})
+    task.open()
+    with pytest.raises(CorruptRecord, match="entry 0: not a JSON object"):
+        task.check(0)
+    with pytest.raises(CorruptRecord, match="entry 1: "):
+        task[1]
+
+
+def test_open_questions_need_accepted_answers(tmp_path: Path) -> None:
+    task = core(tmp_path, {**OPEN, "answer_txt": " "}, formulation="OCROpenEnded")
+    task.open()
+    with pytest.raises(CorruptRecord, match="entry 0: OCROpenEnded needs accepted answers"):
+        task.check(0)
+
+
+def test_repeated_ids_are_refused_unless_entries_are_numbered(tmp_path: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"own.json: entries 0 and 2 have the same id 'q1'; .*set fields to \{id: null\}"
+    ):
+        core(tmp_path, CHOICE, {**CHOICE, "question_id": 1}, CHOICE).open()
+    task = core(tmp_path, CHOICE, CHOICE, fields={"id": None})
+    task.open()
+    assert [task.check(number) for number in range(2)] == ["0", "1"]
+
+
+# ------------------------------------------------------------------------------------------------------- broken files
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"data": [{"a": 1}', "own.json is not JSON: ',' or ']' is expected, byte 18"),
+        ('{"data": [{"a": }]}', "own.json is not JSON"),
+        ('{"data": []} x', "there is more behind its end"),
+        ('{"data" []}', "a name and a colon are expected"),
+        ("", "holds no list of entries in `data`"),
+        ('{"data": 3}', "holds no list of entries"),
+        ('{"version": 1, "rows": []}', "has no `data`; it has version, rows"),
+        ('{"data": []}', "holds no entries"),
+    ],
+)
+def test_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    write(tmp_path, "own.json", text)
+    task = PublishedTask(file=tmp_path / "own.json", dimension="spatial", formulation="SingleChoice")
+    with pytest.raises(ValueError, match=message):
+        task.open()
+
+
+def test_entries_are_found_in_any_language_and_spacing(tmp_path: Path) -> None:
+    rows = [{"text": 'Stra\u00dfe \u65e5\u672c \U0001f600 ] } " \\'}, {"text": "b"}]
+    content = {"n\u00e4me": "\u00fcber", "data": {"rows": rows, "more": [1]}}
+    for indent, ascii_only in [(None, True), (None, False), (2, False)]:
+        (tmp_path / "a.json").write_text(json.dumps(content, indent=indent, ensure_ascii=ascii_only), encoding="utf-8")
+        entries = JsonEntries(tmp_path / "a.json", "data.rows")
+        assert [entries[number] for number in range(len(entries))] == rows
+        assert entries.header["more"] == [1]
+        assert "\u00fcber" in entries.header.values()
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*cifar10_test_10p\.json"):
+        opened(tmp_path, "CIFAR10")
+    for root in (str(tmp_path / "missing"), "nobody/nothing"):
+        with pytest.raises(FileNotFoundError, match=f"'CIFAR10': .* neither in a folder '{root}' nor .* set `root`"):
+            PublishedTask("CIFAR10", root=root).open()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset": "CIFAR"}, "data set 'CIFAR' is unknown; did you mean 'CIFAR10'"),
+        ({"dataset": "CIFAR10", "dimension": "spatial"}, "which says what `dimension` is"),
+        ({"dataset": "CIFAR10", "layout": "core"}, "which says what `layout` is"),
+        ({"file": "a.json", "dimension": "spatial"}, "`formulation` is missing"),
+        ({}, "`file` is missing; give `dataset`"),
+        ({"file": "a.json", "dimension": "spice", "formulation": "SingleChoice"}, "dimension 'spice' is unknown"),
+        ({"dataset": "CIFAR10", "limit": 0}, "limit is 0"),
+        ({"dataset": "CIFAR10", "fields": {"img": "x"}}, "a layout has no field 'img'"),
+    ],
+)
+def test_contradicting_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PublishedTask(**options)
