@@ -7,8 +7,9 @@
 Steps: ``align`` (assemble the offline model, train its projector alone), ``score`` (``sparsight analyze``, for the arms
 that choose by scores), ``train`` (config experiment/visual_region_study with other layers for each arm; every run ends
 with likelihoods of the same items), ``prune`` (layers outside the region leave the region-tuned and the all-layer
-model, with and without healing) and ``report`` (tables with paired bootstrap intervals, and plots). Each can be broken
-off and started again. Needs the four idx files (Debian: apt-get install dataset-fashion-mnist) and the demo extra.
+model, with and without healing), ``questions`` (the suite reform_eval/offline put to the untuned, all-tuned,
+region-tuned, pruned and healed model of the first seed) and ``report`` (tables with paired bootstrap intervals, and
+plots). Each can be broken off and started again. Needs the four idx files (Debian: apt-get install dataset-fashion-mnist) and the demo extra.
 """
 
 from __future__ import annotations
@@ -29,13 +30,16 @@ from sparsight.analysis.tables import json_text, write_text
 from sparsight.cli import main as sparsight
 from sparsight.lvlm.assemble import assemble
 from sparsight.lvlm.selection import Uniform
+from sparsight.reform_eval.compare import compare_reports
 
 CONFIG = "experiment/visual_region_study"
 ALIGN = "experiment/visual_region_align"
 COUNT = 8  # of 30 layers
-STEPS = ("align", "score", "train", "prune", "report")
+SUITE = "reform_eval/offline"
+STEPS = ("align", "score", "train", "prune", "questions", "report")
 REMOVED = (0, 1, 2, 3, 4, 6)  # layers
 HEALING_STEPS = 60
+ASKED_WITHOUT = 4  # layers that the pruned models of the suite lack
 SCORES = ["sparsight.lvlm.scores.MultimodalBlockInfluence", "sparsight.lvlm.scores.ImageAttention"]
 
 
@@ -162,6 +166,33 @@ def prune(arm: str, root: Path, *, seed: int, removed: int, heal: bool) -> None:
     save_record(folder, cli, arm=arm, seed=seed, healed=heal)
 
 
+def ask(root: Path, *, seed: int) -> None:
+    """Put the suite to five models, and compare them with the untuned one."""
+    tuned = root / "uniform" / f"seed{seed}"
+    models = {
+        "untuned": root / "aligned",
+        "all layers": export("all", root, seed=seed),
+        "region": export("uniform", root, seed=seed),
+        f"region, without {ASKED_WITHOUT}": export_run(tuned / f"without{ASKED_WITHOUT}"),
+        f"region, without {ASKED_WITHOUT}, healed": export_run(tuned / f"without{ASKED_WITHOUT}_healed"),
+    }
+    reports = [root / "questions" / name.replace(", ", "_").replace(" ", "_") for name in models]
+    for model, report in zip(models.values(), reports, strict=True):
+        plain = ["--model", "LVLMEvaluation", "--model.base", str(model), "--trainer.precision=bf16-mixed"]
+        folder = ["--trainer.callbacks.init_args.folder", str(report), "--trainer.logger=false"]
+        sparsight(["test", "--config", SUITE, *plain, *folder])
+    print(compare_reports(reports, output=root / "questions" / "compared", names=list(models)))
+
+
+def export_run(folder: Path) -> Path:
+    """The model of a finished run as a folder, by the config that the run has left."""
+    if not (folder / "export").is_dir():
+        (config,) = folder.rglob("config.yaml")
+        arguments = ["export", "--config", str(config), *resumed(folder), "--weights=raw"]
+        sparsight([*arguments, "--output", str(folder / "export")])
+    return folder / "export"
+
+
 def main() -> None:
     """Run the chosen steps for the chosen arms."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,6 +221,8 @@ def run(arguments: argparse.Namespace, root: Path, only: Sequence[str]) -> None:
             for removed in arguments.removed if arm in arguments.arms else ():
                 for heal in (False, True):
                     prune(arm, root, seed=seed, removed=removed, heal=heal)
+    if "questions" in only:
+        ask(root, seed=arguments.seeds[0])
     if "report" in only:
         write_report(root, arguments.output or root / "report", arms=ARMS, seeds=arguments.seeds)
 

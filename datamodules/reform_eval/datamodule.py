@@ -34,7 +34,7 @@ class ReformEvalDataModule(ProcessDataModule):
     Args:
         tasks: The suite; names must differ.
         model: Folder or hub id of the model whose processor is used; the evaluated module's own if not given.
-        methods: ``likelihood``, ``generation``, or both.
+        methods: ``likelihood``, ``generation``, or both; likelihoods alone if not given.
         runs: How often every sample is put, each time in another way: 5 tells how unstable answers are.
         perturbation: What changes from run to run.
         marks: Marks of options: ``upper``, ``lower``, ``number``, or ``random`` for another kind each time.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sparsight.analysis.tables import json_text, markdown_table, write_text, write_whole
+from sparsight.analysis.tables import format_table, json_text, markdown_table, write_text, write_whole
 from sparsight.reform_eval.scores import HEADLINES, Estimate, ScoreKey
 from sparsight.reform_eval.taxonomy import CAPTIONS
 
@@ -39,17 +39,17 @@ def write_report(
         scores: Their scores.
 
     Returns:
-        The table.
+        The table, as text for a terminal.
     """
     listed = [key._asdict() | numbers(each) for key, each in scores.items()]
     chances = chances_of(answers)
+    lines = score_lines(scores, about["tasks"], chances)
     content = {"version": VERSION, "about": about, **extra, "scores": listed, "chances": chances}
     content |= {"answers": list(answers)}
-    text = score_table(scores, about["tasks"], chances)
     write_text(folder / FILE, json_text(content))
-    write_text(folder / "report.md", f"{_title(about, extra)}\n\n{text}\n")
+    write_text(folder / "report.md", f"{_title(about, extra)}\n\n{markdown_table(lines)}\n")
     plot_dimensions({about["model"]["name"]: scores}, folder / "dimensions.png")
-    return text
+    return format_table(lines)
 
 
 def read_report(path: str | Path) -> dict[str, Any]:
@@ -81,8 +81,10 @@ def chances_of(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     return {task: sum(each) / len(each) for task, each in shares.items()}
 
 
-def score_table(scores: Scores, tasks: Sequence[Mapping[str, Any]], chances: Mapping[str, float]) -> str:
-    """A Markdown table: a line for every task, dimension and ability, a column for every method and metric."""
+def score_lines(
+    scores: Scores, tasks: Sequence[Mapping[str, Any]], chances: Mapping[str, float]
+) -> list[dict[str, str]]:
+    """A line for every task, dimension and ability, with a column for every method and metric."""
     samples = {task["name"]: task["samples"] for task in tasks}
     columns = list(dict.fromkeys((key.method, _shown_metric(key, tasks)) for key in scores))
     lines = []
@@ -91,12 +93,16 @@ def score_table(scores: Scores, tasks: Sequence[Mapping[str, Any]], chances: Map
             of_task = level == "task"
             line = {"": f"{level} {name}".strip(), "samples": str(samples[name]) if of_task else ""}
             line["chance"] = f"{100 * chances[name]:.1f}" if of_task and name in chances else ""
-            line |= {f"{metric}, {method}": "" for method, metric in columns}
+            line |= {_column(metric, method): "" for method, metric in columns}
             for key, each in scores.items():
                 if (key.level, key.name) == (level, name):
-                    line[f"{_shown_metric(key, tasks)}, {key.method}"] = shown(each, key)
+                    line[_column(_shown_metric(key, tasks), key.method)] = shown(each, key)
             lines.append(line)
-    return markdown_table(lines)
+    return lines
+
+
+def _column(metric: str, method: str) -> str:
+    return f"{metric.replace('_', ' ')} ({method})"
 
 
 def _shown_metric(key: ScoreKey, tasks: Sequence[Mapping[str, Any]]) -> str:
