@@ -9,7 +9,8 @@ that choose by scores), ``train`` (config experiment/visual_region_study with ot
 with likelihoods of the same items), ``prune`` (layers outside the region leave the region-tuned and the all-layer
 model, with and without healing), ``questions`` (the suite reform_eval/offline put to the untuned, all-tuned,
 region-tuned, pruned and healed model of the first seed) and ``report`` (tables with paired bootstrap intervals, and
-plots). Each can be broken off and started again. Needs the four idx files (Debian: apt-get install dataset-fashion-mnist) and the demo extra.
+plots). Each can be broken off and started again. Needs the four idx files and the emoji font (Debian: apt-get install
+dataset-fashion-mnist fonts-noto-color-emoji) and the demo extra.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ def ask(root: Path, *, seed: int) -> None:
 def export_run(folder: Path) -> Path:
     """The model of a finished run as a folder, by the config that the run has left."""
     if not (folder / "export").is_dir():
-        (config,) = folder.rglob("config.yaml")
+        config = max(folder.rglob("config.yaml"), key=lambda path: path.stat().st_mtime)
         arguments = ["export", "--config", str(config), *resumed(folder), "--weights=raw"]
         sparsight([*arguments, "--output", str(folder / "export")])
     return folder / "export"
