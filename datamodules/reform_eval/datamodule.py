@@ -18,7 +18,7 @@ from datamodules.reform_eval.task import EvaluationTask
 from datamodules.reform_eval.write import write_published
 from datamodules.sampler import ReportingLoader, ResumableSampler, derive_seed
 from sparsight.lvlm.chat import ChatFormat
-from sparsight.reform_eval.perturb import Marks, Perturbation
+from sparsight.reform_eval.perturb import MARKS, Marks, Perturbation
 from sparsight.reform_eval.sample import Method
 
 _SHOWN = 5  # problems of a message
@@ -141,10 +141,13 @@ class ReformEvalDataModule(ProcessDataModule):
         known: dict[str, int] = {}
         for index in np.sort(order).tolist():
             try:
-                ids[index] = task.check(index)
+                sample = task.outline(index)
             except CorruptRecord as error:
                 problems.append(str(error))
                 continue
+            ids[index] = sample.id
+            if "generation" in self.protocol.methods and len(sample.options) > self._most_options:
+                problems.append(f"sample {sample.id} has {len(sample.options)} options, more than there are marks")
             if ids[index] in known:
                 problems.append(f"samples {known[ids[index]]} and {index} have the same id {ids[index]!r}")
             known[ids[index]] = index
@@ -157,6 +160,11 @@ class ReformEvalDataModule(ProcessDataModule):
         if not ids:
             raise ValueError(f"task {task.name} has no samples; check its files and options")
         return ids
+
+    @property
+    def _most_options(self) -> int:
+        marks = self.protocol.marks
+        return max(map(len, MARKS.values())) if marks == "random" else len(MARKS[marks])
 
     def leave_out(self, finished: Callable[[], Collection[str]]) -> None:
         """Do not ask again what was answered before.

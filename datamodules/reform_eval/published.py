@@ -117,9 +117,9 @@ class PublishedTask(EvaluationTask):
         """Parse an entry and decode its pictures."""
         return self._sample(index, self._decoded)
 
-    def check(self, index: int) -> str:
+    def outline(self, index: int) -> Sample:
         """Parse an entry and look at the headers of its pictures."""
-        return self._sample(index, self._looked_at).id
+        return self._sample(index, self._looked_at)
 
     def fingerprint(self) -> str:
         """Covers the contents of all files, and the options."""

@@ -59,16 +59,13 @@ class EvaluationTask(ABC):
             CorruptRecord: It cannot be used; the message names file and position.
         """
 
-    def check(self, index: int) -> str:
-        """See whether a sample can be used, without decoding whole pictures where that can be told from less.
-
-        Returns:
-            Its id.
+    def outline(self, index: int) -> Sample:
+        """A sample whose pictures may be stand-ins, for checks before a run: whole ones need not be decoded.
 
         Raises:
-            CorruptRecord: It cannot be used.
+            CorruptRecord: It cannot be used, as far as can be told.
         """
-        return self[index].id
+        return self[index]
 
     @abstractmethod
     def fingerprint(self) -> str:

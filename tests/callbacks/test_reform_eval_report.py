@@ -16,6 +16,7 @@ from sparsight.hyperparameters import ConfigurationError
 from sparsight.reform_eval import answer
 from sparsight.reform_eval.compare import compare_reports
 from sparsight.reform_eval.report import read_report
+from tests.reform_eval import questions
 from tests.reform_eval.questions import GreyTask
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm
 from tests.tiny_processors import family_processor
@@ -210,6 +211,15 @@ def test_unusable_samples_are_reported_before_anything_is_computed(model: Path, 
     with pytest.raises(ValueError, match=r"1 of 6 samples of task greys cannot be used: greys.json entry 2"):
         evaluate(model, tmp_path / "out", tasks=[GreyTask(broken=2)])
     assert not (tmp_path / "out").exists()
+
+
+def test_more_options_than_marks_are_found_before_anything_is_computed(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(questions, "GREYS", tuple(f"grey {number}" for number in range(12)))
+    with pytest.raises(ValueError, match=r"6 of 6 samples .* sample 0 has 12 options, more than there are marks"):
+        evaluate(model, tmp_path / "out", tasks=[GreyTask()], marks="number")
+    evaluate(model, tmp_path / "out", tasks=[GreyTask()], marks="random")
 
 
 def test_it_is_for_evaluations_of_image_text_models(model: Path, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_every_layout_gives_its_sample(tmp_path: Path, name: str, content: Any, 
     sample = task[0]
     assert {field: getattr(sample, field) for field in expected} == expected
     assert [image.size for image in sample.images] == [(16, 12)]
-    assert task.check(0) == sample.id
+    assert task.outline(0).id == sample.id
     assert (task.name, task.dimension) == (name, find_data_set(name).dimension)
 
 
@@ -155,7 +155,7 @@ def test_boxes_are_drawn_red_first(
     assert image.getpixel((12, 9)) == (7, 7, 7)
     if name == "MSCOCO-MOS":
         assert image.getpixel((0, 0)) == (0, 128, 0)
-    task.check(0)
+    task.outline(0)
 
 
 def test_textocr_shows_only_what_the_box_holds(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_textocr_shows_only_what_the_box_holds(tmp_path: Path) -> None:
 def test_impossible_boxes_are_refused_before_decoding(tmp_path: Path, box: Any, message: str) -> None:
     write(tmp_path, "TextOCR", container({**OPEN, "bbox": box}))
     task = opened(tmp_path, "TextOCR")
-    for read in (task.check, task.__getitem__):
+    for read in (task.outline, task.__getitem__):
         with pytest.raises(CorruptRecord, match=rf"textocr_core_open_ended.json entry 0: .*{message}"):
             read(0)
 
@@ -216,9 +216,9 @@ def test_dialogue_that_names_no_text_is_refused(tmp_path: Path) -> None:
     broken["data"]["dialogs"][0]["dialog"][1]["answer"] = 4
     write(tmp_path, "VisDial", broken)
     task = opened(tmp_path, "VisDial")
-    assert task.check(0) == "9_0"
+    assert task.outline(0).id == "9_0"
     with pytest.raises(CorruptRecord, match="entry 0 round 1: 4 is not the number of one of the file's `answers`"):
-        task.check(1)
+        task.outline(1)
 
 
 def tdiuc(folder: Path, *, kinds: Sequence[str] = ("color", "counting", "color")) -> None:
@@ -247,7 +247,7 @@ def test_question_without_annotation_is_named(tmp_path: Path) -> None:
     tdiuc(tmp_path)
     write(tmp_path, "huggingface_data/TDIUC/TDIUC_val_anns.json", [])
     with pytest.raises(CorruptRecord, match=r"entry 0: .*TDIUC_val_anns\.json has no entry with `question_id` 0"):
-        opened(tmp_path, "TDIUC-Color").check(0)
+        opened(tmp_path, "TDIUC-Color").outline(0)
 
 
 def test_counts_draw_other_counts(tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_limit_draws_entries_by_seed_and_keeps_dialogues_whole(tmp_path: Path) -
     for seed in (0, 0, 1):
         task = core(tmp_path, *entries, limit=5, seed=seed)
         task.open()
-        drawn.append([task.check(number) for number in range(len(task))])
+        drawn.append([task.outline(number).id for number in range(len(task))])
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) == 5 and drawn[0] == sorted(drawn[0], key=int)
     write(tmp_path, "VisDial", DIALOGUE)

@@ -43,8 +43,8 @@ from tests.datamodules.test_reform_published import CHOICE, OPEN, core, opened, 
 def test_broken_entry_is_named_by_file_and_index(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     task = core(tmp_path, {**CHOICE, "question_id": "q0"}, {**CHOICE, **change}, max_pixels=1000)
     task.open()
-    assert task.check(0) == task[0].id == "q0"
-    for read in (task.check, task.__getitem__):
+    assert task.outline(0).id == task[0].id == "q0"
+    for read in (task.outline, task.__getitem__):
         with pytest.raises(CorruptRecord, match=rf"own.json entry 1: .*({message})"):
             read(1)
 
@@ -54,7 +54,7 @@ def test_missing_field_is_named(tmp_path: Path, field: str) -> None:
     task = core(tmp_path, {name: value for name, value in CHOICE.items() if name != field})
     task.open()
     with pytest.raises(CorruptRecord, match=f"entry 0: field `{field}` is missing; there are"):
-        task.check(0)
+        task.outline(0)
 
 
 def test_entry_that_is_no_object_and_torn_picture_are_found(tmp_path: Path) -> None:
@@ -62,7 +62,7 @@ def test_entry_that_is_no_object_and_torn_picture_are_found(tmp_path: Path) -> N
     task = core(tmp_path, "text", {**CHOICE, "image": torn})
     task.open()
     with pytest.raises(CorruptRecord, match="entry 0: not a JSON object"):
-        task.check(0)
+        task.outline(0)
     with pytest.raises(CorruptRecord, match="entry 1: "):
         task[1]
 
@@ -71,7 +71,7 @@ def test_open_questions_need_accepted_answers(tmp_path: Path) -> None:
     task = core(tmp_path, {**OPEN, "answer_txt": " "}, formulation="OCROpenEnded")
     task.open()
     with pytest.raises(CorruptRecord, match="entry 0: OCROpenEnded needs accepted answers"):
-        task.check(0)
+        task.outline(0)
 
 
 def test_repeated_ids_are_refused_unless_entries_are_numbered(tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_repeated_ids_are_refused_unless_entries_are_numbered(tmp_path: Path) ->
         core(tmp_path, CHOICE, {**CHOICE, "question_id": 1}, CHOICE).open()
     task = core(tmp_path, CHOICE, CHOICE, fields={"id": None})
     task.open()
-    assert [task.check(number) for number in range(2)] == ["0", "1"]
+    assert [task.outline(number).id for number in range(2)] == ["0", "1"]
 
 
 # ------------------------------------------------------------------------------------------------------- broken files
