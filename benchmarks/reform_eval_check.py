@@ -177,13 +177,14 @@ def differences(plain: Plain, report: dict[str, Any], questions: Path) -> dict[s
 
 
 def chosen(written: str, shown: list[str], marks: str, options: list[str]) -> int | None:
-    """The option that a text means: its mark in brackets, or alone at the beginning, or its own text."""
-    mark = re.search(r"\(([A-Za-z0-9])\)", written) or re.match(r"\s*([A-Za-z0-9])\s*(?:[.):,;]|$)", written)
-    if mark is not None:
-        place = marks.lower().find(mark[1].lower())
-        return None if place < 0 else options.index(shown[place])
+    """The option that a text means: its mark in brackets, or its own text, or its mark alone at the beginning."""
     plain = re.sub(r"\W+", " ", written).strip().lower()
-    return options.index(plain) if plain in options else None
+    mark = re.search(r"\(([A-Za-z0-9])\)", written)
+    if mark is None and plain in options:
+        return options.index(plain)
+    mark = mark or re.match(r"\s*([A-Za-z0-9])\s*(?:[.):,;]|$)", written)
+    place = -1 if mark is None else marks.lower().find(mark[1].lower())
+    return None if place < 0 else options.index(shown[place])
 
 
 def main() -> None:

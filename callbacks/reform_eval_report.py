@@ -15,7 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from sparsight.analysis.environment import environment
-from sparsight.analysis.journal import Journal, read_results
+from sparsight.analysis.journal import Journal, check_about, read_results
 from sparsight.distill.processes import process_count
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.reform_eval.report import write_report
@@ -23,6 +23,7 @@ from sparsight.reform_eval.scores import Estimate, ScoreKey, scores_of
 
 _ANSWERS = "answers-*.jsonl"
 _BLOCK = 2**24  # bytes read at once
+_ORIGIN = ("_name_or_path", "transformers_version")
 
 
 class ReformEvalReport(Callback):
@@ -70,9 +71,12 @@ class ReformEvalReport(Callback):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._about = {"model": _model_facts(trainer, module), **data.facts()}
         self._target = self._target_folder(trainer)
-        journal = Journal(self._target / _ANSWERS.replace("*", str(trainer.global_rank)), self._about)
-        self._journal = journal
-        found = {key: each for path in sorted(self._target.glob(_ANSWERS)) for key, each in read_results(path).items()}
+        paths = sorted(self._target.glob(_ANSWERS))  # also of processes that there are no more
+        for path in paths:
+            check_about(path, self._about)
+        self._journal = Journal(self._target / _ANSWERS.replace("*", str(trainer.global_rank)), self._about)
+        reads = trainer.local_rank == 0  # one process a machine, or all of them would hand all answers around
+        found = {key: each for path in paths if reads for key, each in read_results(path).items()}
         self._before = {key: each for part in _everywhere(found) for key, each in part.items()}
         if self._before:
             rank_zero_info(f"{len(self._before)} answers are in {self._target} already and are not computed again")
@@ -147,12 +151,19 @@ def _model_facts(trainer: Trainer, module: Any) -> dict[str, Any]:
         "class": type(module.model).__name__,
         "dtype": str(module.frozen_dtype).removeprefix("torch."),
         "precision": str(trainer.precision),
+        "config": _config_hash(module.model),
         "checkpoint": _checkpoint_hash(trainer.ckpt_path),
     }
 
 
 def _versions() -> dict[str, str]:
     return {"transformers": version("transformers")}
+
+
+def _config_hash(model: Any) -> str:
+    """SHA-256 over a model's configuration, without what says where it comes from."""
+    config = {name: each for name, each in model.config.to_dict().items() if name not in _ORIGIN}
+    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _checkpoint_hash(path: str | Path | None) -> str | None:

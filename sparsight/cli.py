@@ -113,9 +113,12 @@ class SparsightCLI(LightningCLI):
     @staticmethod
     def _do_without_weights(config: Namespace) -> None:
         """Looking at data needs no model, but its name where data take the processor from it."""
-        base, data = config.model.init_args.get("base"), config.data.init_args
+        module, data = config.model.init_args, config.data.init_args
         if "model" in data and data.model is None:
-            data.model = base
+            data.model = module.get("base")
+            for option in ("revision", "trust_remote_code"):
+                if option in data and option in module:
+                    data[option] = module[option]
         config.model = Namespace(class_path=NO_MODEL)
 
     def instantiate_classes(self) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from jsonargparse import Namespace
 
 from sparsight.__main__ import main
+from sparsight.cli import SparsightCLI
 from sparsight.reform_eval.report import read_report
 from tests.callbacks.test_reform_eval_report import scores
 from tests.datamodules.test_records import write_idx
@@ -127,6 +129,16 @@ def test_the_questions_can_be_looked_at_without_the_model(tmp_path: Path, capsys
     assert generation.startswith("generation, task greys, ")
     assert re.search(r"Options: \(A\) \w+; \(B\) \w+; \(C\) \w+; \(D\) \w+\.", generation)
     assert "Loading weights" not in capsys.readouterr().err
+
+
+def test_questions_are_looked_at_by_the_processor_that_the_model_has() -> None:
+    module = {"base": "owner/name", "revision": "v2", "trust_remote_code": True}
+    config = Namespace(
+        model=Namespace(class_path="LVLMEvaluation", init_args=Namespace(module)),
+        data=Namespace(init_args=Namespace(model=None, revision=None, trust_remote_code=False)),
+    )
+    SparsightCLI._do_without_weights(config)
+    assert vars(config.data.init_args) == {"model": "owner/name", "revision": "v2", "trust_remote_code": True}
 
 
 def test_tasks_are_stored_with_their_options_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from datamodules.records import RecordSource
 from datamodules.reform_eval import canvas
-from datamodules.reform_eval.distractors import arranged, near_numbers
+from datamodules.reform_eval.distractors import arranged
 from datamodules.reform_eval.named import NamedTask
 from datamodules.reform_eval.reformulated import check_options
 from sparsight.reform_eval.sample import Sample
@@ -25,7 +25,8 @@ WORDINGS = (
 class CountingTask(NamedTask):
     """How many copies of a picture are on a white canvas, among a few others of different names.
 
-    The wrong options are near numbers from the range of counts, so none of them is out of the question.
+    The options are a drawn row of neighbours from the range of counts, and each of them is as likely the right one, so
+    they do not give it away. Counts at the ends of the range are rarer for that.
 
     Args:
         source: Labelled or captioned pictures.
@@ -77,11 +78,12 @@ class CountingTask(NamedTask):
         position = self._chosen[index]
         record = self.source[position]
         name = self._name_of(position)
-        count = int(rng.integers(self.low, self.high + 1))
+        first = int(rng.integers(self.low, self.high - self.options + 2))
+        row = range(first, first + self.options)
+        count = row[int(rng.integers(len(row)))]
         others = self._other_names(name, int(rng.integers(1, self.others + 1)), rng)
         pictures = [record.picture] * count + [self.source[self._position_of(other, rng)].picture for other in others]
         places = canvas.scattered(len(pictures), size=self.canvas_size, side=self.side, rng=rng)
         image = canvas.composed(zip(pictures, places, strict=True), size=self.canvas_size, side=self.side)
-        wrong = near_numbers(str(count), self.options - 1, rng=rng, low=self.low, high=self.high)
-        options, answer = arranged(str(count), wrong, rng=rng)
+        options, answer = arranged(str(count), [str(number) for number in row if number != count], rng=rng)
         return Sample(record.id, self._questions(name=name), (image,), options, answer)

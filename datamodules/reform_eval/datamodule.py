@@ -17,6 +17,7 @@ from datamodules.reform_eval.dataset import Protocol, ReformEvalDataset
 from datamodules.reform_eval.task import EvaluationTask
 from datamodules.reform_eval.write import write_published
 from datamodules.sampler import ReportingLoader, ResumableSampler, derive_seed
+from sparsight.diffusion.identity import tokenizer_hash
 from sparsight.lvlm.chat import ChatFormat
 from sparsight.reform_eval.perturb import MARKS, Marks, Perturbation
 from sparsight.reform_eval.sample import Method
@@ -187,11 +188,16 @@ class ReformEvalDataModule(ProcessDataModule):
             | {"hash": digest([task.fingerprint(), str(task.instructions), sorted(ids.items())])}
             for task, ids in zip(self.tasks, self._ids, strict=True)
         ]
-        return {"protocol": asdict(self.protocol), "tasks": tasks, "template": self._template_hash()}
+        return {"protocol": asdict(self.protocol), "tasks": tasks, "processor": self._processor_hash()}
 
-    def _template_hash(self) -> str:
+    def _processor_hash(self) -> str:
+        """Covers what makes tokens and pixels of a question, whether it was saved with the model or changed here."""
         assert self.chat is not None
-        return digest([str(self.chat.processor.chat_template), str(self.processor_changes["options"])])
+        processor = self.chat.processor
+        changes = str(self.processor_changes["options"])
+        return digest(
+            [str(processor.chat_template), processor.to_json_string(), tokenizer_hash(processor.tokenizer), changes]
+        )
 
     def examples(self) -> dict[str, str]:
         """The first prompt of every task by every method, as the model sees it."""
@@ -247,10 +253,10 @@ class ReformEvalDataModule(ProcessDataModule):
     def example(self) -> dict[str, Any] | None:
         """Model inputs of a sample with a picture, the same on all processes; none if no task has any."""
         dataset = self._dataset()
-        for number, (task, ids) in enumerate(zip(self.tasks, self._ids, strict=True)):
-            index = next(iter(ids))
-            if task[index].images:
-                place = next(p for m in self.protocol.methods for p in dataset.places(m) if p.task == number)
+        # of each task that is asked about, its first question
+        first = {p.task: p for method in reversed(self.protocol.methods) for p in reversed(dataset.places(method))}
+        for number, place in sorted(first.items()):
+            if self.tasks[number][place.position].images:
                 inputs: dict[str, Any] = dataset.batch([place])["inputs"]
                 return inputs
         return None

@@ -99,8 +99,8 @@ class ReformEvalDataset(Dataset):
                 batches.append((batches[-1] if batches else places)[:1])
             self.batches += batches
         if not self.batches:  # Lightning would skip the test, and what reports on it
-            first = self.places(protocol.methods[0])[:1]
-            self.batches = [first] * processes
+            first = next(place for method in protocol.methods for place in self.places(method)[:1])
+            self.batches = [[first]] * processes
 
     def places(self, method: Method) -> list[Place]:
         """All units of a method; choices alone can be weighed."""

@@ -66,24 +66,17 @@ def answer_distractors(
     return distractors(right, texts, count, rng=rng, similar=similar)
 
 
-def near_numbers(
-    right: str, count: int, *, rng: np.random.Generator, low: int = 0, high: int | None = None
-) -> list[str]:
+def near_numbers(right: str, count: int, *, rng: np.random.Generator) -> list[str]:
     """The other numbers of a row of neighbours, in which the right one has a drawn place and is not always the middle.
 
     Args:
         right: A number without sign; neighbours differ by one in its last digit.
         count: How many are wanted.
         rng: Source of the draw.
-        low: Least number.
-        high: Greatest number; with ``low`` it leaves room for ``count + 1``.
     """
     decimals = len(right.partition(".")[2])
-    value, unit = int(right.replace(".", "")), 10**decimals
-    first = value - int(rng.integers(count + 1))
-    if high is not None:
-        first = min(first, high * unit - count)
-    first = max(first, low * unit)
+    value = int(right.replace(".", ""))
+    first = max(0, value - int(rng.integers(count + 1)))
     return [f"{Decimal(n).scaleb(-decimals):f}" for n in range(first, first + count + 1) if n != value]
 
 

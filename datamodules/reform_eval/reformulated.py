@@ -94,12 +94,12 @@ class ReformulatedTask(EvaluationTask):
         return sample
 
     def fingerprint(self) -> str:
-        """Covers the source, all options, and embeddings if there are any."""
+        """Covers the source with the names of its classes, all options, and embeddings if there are any."""
         self.open()
         options = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         similar = None if self._similarity is None else self._similarity.fingerprint()
         rest = sorted((name, value) for name, value in options.items() if name not in ("source", "similar"))
-        return digest([type(self).__name__, self.source.fingerprint(), similar, *rest])
+        return digest([type(self).__name__, self.source.fingerprint(), self.source.classes, similar, *rest])
 
     def _read(self) -> None:
         """Read what is needed of all records; the source is open."""

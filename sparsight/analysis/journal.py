@@ -27,7 +27,7 @@ class Journal:
         self.path = path
         lines = _whole_lines(path) if path.exists() else []
         self.about: dict[str, Any] = json.loads(lines[0]) if lines else json.loads(json.dumps(about))
-        self._refuse_other(about)
+        _refuse_other(path, self.about, about)
         self.results = _results(lines)
         write_text(path, "".join(f"{line}\n" for line in lines or [json.dumps(self.about)]))
 
@@ -37,19 +37,32 @@ class Journal:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"key": key, "result": result}) + "\n")
 
-    def _refuse_other(self, about: Mapping[str, Any]) -> None:
-        now = json.loads(json.dumps(about))
-        for name in sorted({*now, *self.about} - {"date"}):
-            if now.get(name) != self.about.get(name):
-                raise ValueError(
-                    f"{self.path} was begun with {name} {self.about.get(name)!r}, now it is {now.get(name)!r}: "
-                    "results would not compare; choose another folder or delete the file"
-                )
+
+def check_about(path: Path, about: Mapping[str, Any]) -> None:
+    """See that a journal's results depend on the same as ours would.
+
+    Raises:
+        ValueError: They depend on something else.
+    """
+    with path.open(encoding="utf-8") as file:
+        line = file.readline()
+    if line.endswith("\n"):
+        _refuse_other(path, json.loads(line), about)
 
 
 def read_results(path: Path) -> dict[str, Any]:
     """Results of a journal that another process may be writing."""
     return _results(_whole_lines(path))
+
+
+def _refuse_other(path: Path, begun: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    now = json.loads(json.dumps(about))
+    for name in sorted({*now, *begun} - {"date"}):
+        if now.get(name) != begun.get(name):
+            raise ValueError(
+                f"{path} was begun with {name} {begun.get(name)!r}, now it is {now.get(name)!r}: "
+                "results would not compare; choose another folder or delete the file"
+            )
 
 
 def _whole_lines(path: Path) -> list[str]:

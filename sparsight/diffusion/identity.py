@@ -34,7 +34,7 @@ def codec_identity(pipeline: Any) -> dict[str, Any]:
         elif name.startswith("text_encoder") and isinstance(part, nn.Module):
             identity[name] = _weights(part)
         elif name.startswith("tokenizer") and part is not None:
-            identity[name] = {"rules": _tokenizer_hash(part)}
+            identity[name] = {"rules": tokenizer_hash(part)}
     config = getattr(getattr(pipeline, "transformer", None), "config", {})
     return identity | {"size_conditions": bool(config.get("use_additional_conditions"))}
 
@@ -43,7 +43,8 @@ def _weights(part: Any) -> dict[str, Any]:
     return {"weights": state_hash(part.state_dict()), "dtype": str(part.dtype)}
 
 
-def _tokenizer_hash(tokenizer: Any) -> str:
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 over the rules by which a tokenizer makes tokens of texts."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
     for changed_by_use in ("padding", "truncation"):

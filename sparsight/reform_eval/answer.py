@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -64,6 +65,9 @@ def answer_units(model: PreTrainedModel, tokenizer: Any, batch: Mapping[str, Any
         tokenizer: Its own.
         batch: With ``inputs``, ``units``, ``candidates`` (token ids; empty where answers are written) and
             ``new_tokens``.
+
+    Raises:
+        ValueError: Log-likelihoods are not numbers, of which the first would pass for the largest.
     """
     units: list[Unit] = batch["units"]
     if units[0].method == "likelihood":
@@ -87,6 +91,11 @@ def _asked(unit: Unit) -> dict[str, Any]:
 
 
 def _weighed(unit: Unit, logs: list[float], ids: list[list[int]]) -> dict[str, Any]:
+    if any(math.isnan(log) for log in logs):
+        raise ValueError(
+            f"task {unit.task}, sample {unit.sample}: log-likelihoods are {logs}. The model does not compute numbers: "
+            "are its weights sound? In float16 they may overflow, set model.dtype to bfloat16 or float32"
+        )
     tokens = [len(option) for option in ids]
     by_token = [log / count for log, count in zip(logs, tokens, strict=True)]
     return {

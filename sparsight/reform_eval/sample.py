@@ -51,8 +51,10 @@ class Sample:
             raise ValueError(
                 f"a question has {places.pop()} places for pictures ({IMAGE}), there are {len(self.images)}"
             )
-        if any(IMAGE in turn.text for turn in self.history):
-            raise ValueError(f"an earlier turn holds {IMAGE}; pictures belong to the question")
+        if any(IMAGE in text for text in (*self.options, *(turn.text for turn in self.history))):
+            raise ValueError(f"an option or an earlier turn holds {IMAGE}; pictures belong to the question")
+        if self.turn is not None and self.turn < 0:
+            raise ValueError(f"turn is {self.turn}; the first question of a dialogue has turn 0")
         if formulation not in get_args(Formulation):
             raise ValueError(f"formulation {formulation!r} is unknown; known: {', '.join(get_args(Formulation))}")
         if formulation == "SingleChoice":

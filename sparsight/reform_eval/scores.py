@@ -123,11 +123,10 @@ def _of_task(answers: Sequence[Answer], task: Mapping[str, Any], *, resamples: i
         found["accuracy_by_token"] = estimate(ChoiceAccuracy(), itemgetter("choice_by_token"), right)
     if "in_format" in answers[0]:
         found["format_hit_rate"] = estimate(FormatHitRate(), lambda a: a["choice"] if a["in_format"] else None, right)
-    turns = 1 + max(answer.get("turn", 0) for answer in answers)
+    turns = 1 + max(map(_turn, answers))
     if turns > 1:
-        turn = itemgetter("turn")
-        found["turn_correlation"] = estimate(TurnCorrelation(turns=turns), _is_right, turn)
-        found["turn_slope"] = estimate(TurnSlope(turns=turns), _is_right, turn)
+        found["turn_correlation"] = estimate(TurnCorrelation(turns=turns), _is_right, _turn)
+        found["turn_slope"] = estimate(TurnSlope(turns=turns), _is_right, _turn)
     if len(runs) > 1:
         said: list[list[str]] = [[] for _ in samples]
         for answer in answers:
@@ -152,6 +151,10 @@ def _metrics_of_texts(formulation: str) -> dict[str, AnswerMetric]:
 
 def _is_right(answer: Answer) -> float:
     return float(answer["choice"] == answer["answer"])
+
+
+def _turn(answer: Answer) -> int:
+    return int(answer.get("turn", 0))  # a dialogue of one question need not number it
 
 
 def _said(answer: Answer) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
+from transformers import LlavaForConditionalGeneration
 
 from callbacks import ReformEvalReport
 from datamodules import InstructionDataModule, ReformEvalDataModule, TextQuestions
@@ -163,6 +166,20 @@ def test_a_finished_evaluation_is_reported_again_without_asking_all(model: Path,
     assert read_report(tmp_path / "out")["complete"]
 
 
+def test_captions_alone_are_reported_again_too(model: Path, tmp_path: Path) -> None:
+    captions = {"tasks": [GreyTask("captions", "description", "Generation", count=3)]}
+    evaluate(model, tmp_path / "out", **captions)
+    evaluate(model, tmp_path / "out", resamples=200, **captions)
+    assert read_report(tmp_path / "out")["complete"]
+
+
+def test_captions_are_left_out_where_only_likelihoods_are_asked_for(model: Path, tmp_path: Path) -> None:
+    tasks = [GreyTask("captions", "description", "Generation", count=3), GreyTask()]
+    report = read_report(evaluate(model, tmp_path / "out", tasks=tasks, methods=["likelihood"]))
+    assert report["complete"]
+    assert {a["task"] for a in report["answers"]} == {"greys"}
+
+
 @pytest.mark.parametrize("other", [{"seed": 1}, {"runs": 2}, {"tasks": [GreyTask(count=5)]}])
 def test_answers_to_other_questions_are_not_mixed(model: Path, tmp_path: Path, other: dict[str, Any]) -> None:
     evaluate(model, tmp_path / "out", tasks=[GreyTask()])
@@ -175,6 +192,49 @@ def test_answers_of_another_model_are_not_mixed(model: Path, tmp_path: Path) -> 
     other = save_tiny_lvlm(tmp_path / "other" / "tiny", "fast_vlm")
     with pytest.raises(ValueError, match="was begun with model"):
         evaluate(other, tmp_path / "out", tasks=[GreyTask()])
+
+
+def test_answers_that_other_processes_left_are_not_mixed_either(model: Path, tmp_path: Path) -> None:
+    """On fewer processes than before, and after the first file was deleted, as its message says."""
+    evaluate(model, tmp_path / "out", tasks=[GreyTask()])
+    (tmp_path / "out" / "answers-0.jsonl").rename(tmp_path / "out" / "answers-1.jsonl")
+    other = save_tiny_lvlm(tmp_path / "other" / "tiny", "fast_vlm")
+    with pytest.raises(ValueError, match=r"answers-1\.jsonl was begun with model"):
+        evaluate(other, tmp_path / "out", tasks=[GreyTask()])
+    assert not (tmp_path / "out" / "answers-0.jsonl").exists()
+    evaluate(model, tmp_path / "out", tasks=[GreyTask()])
+    assert len((tmp_path / "out" / "answers-0.jsonl").read_text().splitlines()) == 1  # nothing was asked again
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("processor_config.json", {"image_processor": {"image_mean": [0.1, 0.2, 0.3]}}, "begun with processor"),
+        ("config.json", {"text_config": {"rms_norm_eps": 0.5}}, "begun with model"),
+    ],
+)
+def test_a_model_folder_that_was_changed_by_hand_is_another(
+    model: Path, tmp_path: Path, file: str, change: dict[str, Any], message: str
+) -> None:
+    """Its name and weights are the same."""
+    copy = shutil.copytree(model, tmp_path / "copy" / model.name)
+    evaluate(copy, tmp_path / "out", tasks=[GreyTask()])
+    content = json.loads((copy / file).read_text())
+    for name, value in change.items():
+        content[name] = content[name] | value if isinstance(value, dict) else value
+    (copy / file).write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        evaluate(copy, tmp_path / "out", tasks=[GreyTask()])
+
+
+def test_a_model_that_computes_no_numbers_has_no_score(model: Path, tmp_path: Path) -> None:
+    """Of log-likelihoods that are not numbers, the first would count as the largest."""
+    broken = LlavaForConditionalGeneration.from_pretrained(model)
+    broken.model.language_model.norm.weight.data[0] = torch.nan
+    copy = shutil.copytree(model, tmp_path / "broken")
+    broken.save_pretrained(copy)
+    with pytest.raises(ValueError, match="task greys, sample 0: log-likelihoods are"):
+        evaluate(copy, tmp_path / "out", tasks=[GreyTask()])
 
 
 def test_runs_are_compared_pair_by_pair(model: Path, tmp_path: Path) -> None:

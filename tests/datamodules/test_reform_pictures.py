@@ -73,7 +73,6 @@ def pixels_of(image: Image.Image, name: str) -> int:
 
 def test_as_many_copies_are_on_the_canvas_as_the_answer_says() -> None:
     found = samples(CountingTask(Squares(240), low=2, high=9, others=2, canvas_size=120, side=20, **BASIC))
-    seen = Counter()
     for sample in found:
         name = next(name for name in NAMES if f'"{name}"' in sample.questions[0])
         copies = int(right(sample))
@@ -81,8 +80,16 @@ def test_as_many_copies_are_on_the_canvas_as_the_answer_says() -> None:
         others = [pixels_of(sample.images[0], other) // 400 for other in NAMES if other != name]
         assert set(others) <= {0, 1} and 1 <= sum(others) <= 2
         assert set(map(int, sample.options)) <= set(range(2, 10))
-        seen[copies - 2] += 1
-    assert is_uniform(seen, 8)
+        assert np.all(np.diff(sorted(map(int, sample.options))) == 1), "a row of neighbours"
+
+
+def test_the_numbers_to_choose_from_do_not_give_the_count_away() -> None:
+    """Neither the least nor the greatest is the better guess, at the ends of the range too."""
+    found = samples(CountingTask(Squares(600), low=1, high=5, others=1, canvas_size=40, side=4, **BASIC))
+    for row in ("1234", "2345"):
+        ranks = Counter(row.index(right(sample)) for sample in found if "".join(sorted(sample.options)) == row)
+        assert sum(ranks.values()) > 200
+        assert is_uniform(ranks, 4)
 
 
 def test_places_on_a_canvas_are_apart() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from pathlib import Path
 
+import numpy as np
 import pytest
 from jsonargparse import ArgumentParser
 
 from datamodules import (
     CorruptRecord,
+    IdxRecords,
     LabelledQuestions,
     TextQuestions,
 )
@@ -24,6 +27,7 @@ from datamodules.reform_eval.reading import ReadingTask
 from datamodules.reform_eval.reformulated import ReformulatedTask
 from datamodules.reform_eval.rendered_text import RenderedTextRecords
 from datamodules.reform_eval.task import EvaluationTask
+from tests.datamodules.test_records import write_idx
 from tests.tiny_records import (
     BASIC,
     Squares,
@@ -65,6 +69,21 @@ def test_samples_depend_on_the_seed_and_not_on_order_or_process(number: int) -> 
     reseeded = every_task(seed=1)[number]
     assert [plainly(sample) for sample in samples(reseeded)] != forwards
     assert reseeded.fingerprint() != task.fingerprint() == other.fingerprint()
+
+
+def test_other_class_names_are_another_task(tmp_path: Path) -> None:
+    """Names are what options say, though a source may count only its pictures and numbers."""
+    images = write_idx(tmp_path / "images", np.zeros((6, 4, 4), dtype=np.uint8))
+    labels = write_idx(tmp_path / "labels", np.arange(6, dtype=np.uint8) % 3)
+
+    def fingerprints(*names: str) -> list[str]:
+        source = IdxRecords(images, labels, list(names))
+        choice = NamingTask(source, options=3, **BASIC)
+        return [choice.fingerprint(), QuestionsTask(LabelledQuestions(source), **BASIC).fingerprint()]
+
+    first, second = fingerprints("coat", "shirt", "bag"), fingerprints("coat", "shirt", "boot")
+    assert first == fingerprints("coat", "shirt", "bag")
+    assert all(one != other for one, other in zip(first, second, strict=True))
 
 
 @pytest.mark.parametrize("number", range(len(every_task())))

@@ -95,6 +95,8 @@ def test_every_formulation_has_five_instructions(formulation: Any, method: Any, 
         (Sample("1", ("Q",), (), ("a", "b")), "answer is None"),
         (Sample("1", (f"{IMAGE}{IMAGE} same?",), (PICTURE,), ("a", "b"), 0), "2 places for pictures .* there are 1"),
         (Sample("1", ("Q",), (), ("a", "b"), 0, history=(Turn("user", IMAGE),)), "belong to the question"),
+        (Sample("1", ("Q",), (), (f"a {IMAGE}", "b"), 0), "belong to the question"),
+        (Sample("1", ("Q",), (), ("a", "b"), 0, turn=-1), "turn is -1"),
     ],
 )
 def test_parts_of_a_choice_must_fit_together(sample: Sample, message: str) -> None:

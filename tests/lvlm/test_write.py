@@ -1,0 +1,67 @@
+"""Greedy writing, whatever settings come with the model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from sparsight.lvlm.write import write_answers
+from tests.tiny_lvlm import CHAT_END, tiny_lvlm, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_lvlm("llava").eval()
+
+
+def prompt(tokenizer: Any) -> dict[str, torch.Tensor]:
+    ids = torch.tensor([tokenizer("What is in this picture?")["input_ids"]])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+@torch.no_grad()
+def by_hand(model: Any, inputs: dict[str, torch.Tensor], count: int) -> list[int]:
+    """Tokens after the prompt, each the likeliest of a whole forward pass."""
+    ids = inputs["input_ids"]
+    for _ in range(count):
+        ids = torch.cat([ids, model(input_ids=ids).logits[:, -1:].argmax(-1)], 1)
+    return [int(token) for token in ids[0, -count:]]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 8.0},
+        {"no_repeat_ngram_size": 1},
+        {"num_beams": 4, "length_penalty": -2.0},
+        {"do_sample": True, "temperature": 9.0},
+        {"suppress_tokens": list(range(9, 300))},
+        {"return_dict_in_generate": True},
+    ],
+)
+def test_settings_of_a_model_change_nothing(model: Any, settings: dict[str, Any]) -> None:
+    tokenizer = tiny_tokenizer()
+    inputs = prompt(tokenizer)
+    own = model.generation_config
+    tokens = by_hand(model, inputs, 6)
+    try:
+        model.generation_config = type(own)(**{**own.to_dict(), **settings})
+        given = model.generation_config
+        written = write_answers(model, tokenizer, inputs, new_tokens=6)
+        assert model.generation_config is given
+    finally:
+        model.generation_config = own
+    assert written == [tokenizer.decode(tokens, skip_special_tokens=True)]
+
+
+def test_the_tokenizers_end_ends_an_answer(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings may name another end, or none: chat models that were put together have the base model's."""
+    tokenizer = tiny_tokenizer()
+    inputs = prompt(tokenizer)
+    third = by_hand(model, inputs, 3)[2]
+    monkeypatch.setattr(model.generation_config, "eos_token_id", CHAT_END)
+    tokenizer.eos_token = tokenizer.convert_ids_to_tokens(third)
+    written = write_answers(model, tokenizer, inputs, new_tokens=6)
+    assert written == [tokenizer.decode(by_hand(model, inputs, 3))]
