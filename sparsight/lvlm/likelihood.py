@@ -9,6 +9,7 @@ vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from sparsight.lvlm.answers import forward
 
+MOST_ROWS = 128  # candidates that go through the model together, each with a copy of its question's cache
 Candidates = Sequence[Sequence[Sequence[int]]]  # questions, candidates, token ids
 
 
@@ -58,9 +60,12 @@ def candidate_log_likelihoods(
     said_RL = pad_sequence([torch.ones_like(ids) for ids in rows], batch_first=True)
     log_R = _of_first(prompt.logits[0], tokens_RL, question_R)
     if tokens_RL.shape[1] > 1:
-        cache = prompt.past_key_values
-        cache.batch_select_indices(question_R)
-        log_R = log_R + _of_others(model, cache, tokens_RL, said_RL, mask_BP[question_R], question_R)
+        parts = torch.arange(len(rows), device=mask_BP.device).split(MOST_ROWS)
+        for number, rows_R in enumerate(parts, start=1):
+            cache = prompt.past_key_values if number == len(parts) else copy.deepcopy(prompt.past_key_values)
+            cache.batch_select_indices(question_R[rows_R])
+            of_rows = (tokens_RL[rows_R], said_RL[rows_R], mask_BP[question_R[rows_R]], question_R[rows_R])
+            log_R[rows_R] += _of_others(model, cache, *of_rows)
     return [part.tolist() for part in log_R.split(counts)]
 
 

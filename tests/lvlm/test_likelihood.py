@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparsight.lvlm import likelihood
 from sparsight.lvlm.answers import IGNORED, answer_losses
 from sparsight.lvlm.likelihood import candidate_log_likelihoods
 from tests.tiny_lvlm import FAMILIES, SPECIAL, VOCABULARY, tiny_inputs, tiny_lvlm
@@ -68,6 +69,21 @@ def test_shared_prompts_change_nothing(family: str) -> None:
         wanted = one_by_one(model, inputs, candidates, family)
         got = candidate_log_likelihoods(model, left_padded(inputs), candidates)
     for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen3_vl"])
+def test_many_candidates_go_through_in_parts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_lvlm(family)
+    inputs = left_padded(tiny_inputs(family, model))
+    candidates = [[[9 + n, 30 + n, *[50] * (n % 3)] for n in range(5)], [[40, 41], [60, 61, 62]]]
+    whole = candidate_log_likelihoods(model, inputs, candidates)
+    counts = []
+    model.register_forward_pre_hook(lambda _, __, options: counts.append(len(options["input_ids"])), with_kwargs=True)
+    monkeypatch.setattr(likelihood, "MOST_ROWS", 3)
+    in_parts = candidate_log_likelihoods(model, inputs, candidates)
+    assert counts == [2, 3, 3, 1]  # the prompts, then candidates
+    for a, b in zip(in_parts, whole, strict=True):
         torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-4, atol=1e-4)
 
 
