@@ -15,16 +15,16 @@ Make pretrained vision models cheaper: replace the self-attention of diffusion m
 tune a sparse set of an image-text model's layers and remove others. Measure, and export to Hugging Face folders.
 
 verbs:
-  fit         train: distil a student from its teacher, train a teacher, or tune (and prune) an image-text model
-  validate    evaluate on the validation data
-  test        evaluate on the test data
-  predict     sample images
-  export      write a trained model as Hugging Face folders, and compare them after reloading
-  benchmark   FLOPs, parameters, latency and memory, per site and whole, against the untouched model
-  analyze     score the decoder layers of an image-text model: which to tune, which to prune
-  inspect     print conversations as an image-text model will see them, and which tokens carry the loss
-  reformulate write the tasks of an evaluation, with their options, as files in ReForm-Eval's format
-  compare     set evaluations of the same questions side by side: sparsight compare REPORT REPORT --output FOLDER
+  fit          train: distil a student from its teacher, train a teacher, or tune (and prune) an image-text model
+  validate     evaluate on the validation data
+  test         evaluate on the test data
+  predict      sample images
+  export       write a trained model as Hugging Face folders, and compare them after reloading
+  benchmark    FLOPs, parameters, latency and memory, per site and whole, against the untouched model
+  analyze      score the decoder layers of an image-text model: which to tune, which to prune
+  inspect      print conversations as an image-text model will see them, and which tokens carry the loss
+  reformulate  write the tasks of an evaluation, with their options, as files in ReForm-Eval's format
+  compare      set evaluations side by side, without a config: sparsight compare REPORT REPORT --output FOLDER
 
 CONFIG is a YAML file, or the name of a shipped one such as experiment/quickstart. Later configs and options win.
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from sparsight.__main__ import main
-from sparsight.cli import SparsightCLI
+from sparsight.cli import SparsightCLI, main
+from sparsight.reform_eval.compare import main as compare
 from sparsight.reform_eval.report import read_report
 from tests.callbacks.test_reform_eval_report import scores
 from tests.datamodules.test_records import write_idx
@@ -110,10 +110,10 @@ def test_checkpoints_and_exports_are_evaluated_like_any_folder(
         assert a.get("log_likelihoods", []) == pytest.approx(b.get("log_likelihoods", []), abs=1e-2)
     assert read_report(tuned)["about"]["model"]["checkpoint"]
     capsys.readouterr()
-    main(["compare", str(base), str(tuned), str(exported), "--output", str(tmp_path / "compared")])
+    compare([str(base), str(tuned), str(exported), "--output", str(tmp_path / "compared")])
     assert "difference to base" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="needs two or more"):
-        main(["compare", str(base), "--output", str(tmp_path / "compared")])
+        compare([str(base), "--output", str(tmp_path / "compared")])
 
 
 def test_the_questions_can_be_looked_at_without_the_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
