@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from sparsight.analysis.bootstrap import Interval, compare
 from sparsight.analysis.environment import environment
 from sparsight.analysis.tables import json_text, markdown_table, write_text
 
@@ -39,6 +40,7 @@ def write_report(root: Path, output: Path, *, arms: Sequence[str], seeds: Sequen
     if not found:
         raise SystemExit(f"no run is finished in {root}: nothing to report")
     parts = [markdown_table([arm_line(arm, records, found.get(REFERENCE, [])) for arm, records in found.items()])]
+    parts.append(markdown_table([task_line(arm, records) for arm, records in found.items()]))
     pruned = read_pruned(root, seeds)
     if pruned:
         parts.append(markdown_table(pruning_lines(pruned)))
@@ -61,9 +63,11 @@ def read(root: Path, arm: str, seeds: Sequence[int], run: str = "") -> list[Reco
 
 
 def read_pruned(root: Path, seeds: Sequence[int]) -> dict[tuple[str, bool, int], list[Record]]:
-    """Records of pruned runs by arm, healed or not, and number of removed layers."""
+    """Records of pruned runs by arm, healed or not, and number of removed layers; tuning's own where none left."""
     found = {}
     for arm in PRUNED:
+        if records := read(root, arm, seeds):
+            found[arm, False, 0] = records
         for path in root.glob(f"{arm}/seed*/without*"):
             name, healed = path.name.removeprefix("without"), path.name.endswith("_healed")
             key = (arm, healed, int(name.removesuffix("_healed")))
@@ -82,11 +86,10 @@ def arm_line(arm: str, records: Sequence[Record], reference: Sequence[Record]) -
         "visual": ranged(visual),
         "text": ranged(text),
     }
-    paired = {r["seed"]: r for r in reference}
-    both = [(record, paired[record["seed"]]) for record in records if record["seed"] in paired]
+    both = pairs(records, reference)
     if both and arm != REFERENCE:
-        low, middle, high = kept_interval([a for a, _ in both], [b for _, b in both])
-        line["visual kept (95 % interval)"] = f"{middle:.1%} ({low:.1%} to {high:.1%})"
+        kept = np.mean([score(a, "visual") for a, _ in both]) / np.mean([score(b, "visual") for _, b in both])
+        line["visual kept (95 % interval)"] = f"{kept:.1%} {spanned(compare(*resampled_scores(both)).ratio)}"
     if reference:
         seconds, of_all = (np.mean([record["step_seconds"] for record in them]) for them in (records, reference))
         line["processor time of a step"] = f"{seconds / of_all:.2f}"
@@ -119,24 +122,34 @@ def outcomes(records: Sequence[Record]) -> dict[str, np.ndarray]:
     return {task: np.array(values, dtype=float) for task, values in by_task.items()}
 
 
-def kept_interval(records: Sequence[Record], reference: Sequence[Record]) -> tuple[float, float, float]:
-    """2.5 %, 50 % and 97.5 % points of the ratio of visual scores.
+def pairs(records: Sequence[Record], reference: Sequence[Record]) -> list[tuple[Record, Record]]:
+    """Records of two arms with the same seed."""
+    of_seed = {record["seed"]: record for record in reference}
+    return [(record, of_seed[record["seed"]]) for record in records if record["seed"] in of_seed]
+
+
+def resampled_scores(both: Sequence[tuple[Record, Record]]) -> tuple[np.ndarray, np.ndarray]:
+    """Visual scores of two arms in bootstrap resamples, (R,) each.
 
     Items are drawn with replacement inside each task, and seeds too, for both arms alike: the pairs stay pairs.
     """
-    ours, theirs = outcomes(records), outcomes(reference)
+    ours, theirs = (outcomes(records) for records in zip(*both, strict=True))
     rng = np.random.default_rng(0)
-    seeds = len(records)
-    ratios = np.empty(RESAMPLES)
+    seeds = len(both)
+    scores_2R = np.empty((2, RESAMPLES))
     for number in range(RESAMPLES):
         of_seeds = rng.integers(seeds, size=seeds)
-        sums = np.zeros(2)
+        means = []
         for task, values in ours.items():
             of_items = rng.integers(values.shape[1], size=values.shape[1])
-            sums += [each[task][of_seeds][:, of_items].mean() for each in (ours, theirs)]
-        ratios[number] = sums[0] / sums[1]
-    low, middle, high = np.percentile(ratios, [2.5, 50, 97.5])
-    return float(low), float(middle), float(high)
+            means.append([each[task][of_seeds][:, of_items].mean() for each in (ours, theirs)])
+        scores_2R[:, number] = np.mean(means, 0)
+    return scores_2R[0], scores_2R[1]
+
+
+def task_line(arm: str, records: Sequence[Record]) -> dict[str, str]:
+    """A row of the table by visual task."""
+    return {"arm": arm} | {task: ranged([score(record, task) for record in records]) for task in outcomes(records)}
 
 
 def pruning_lines(pruned: dict[tuple[str, bool, int], list[Record]]) -> list[dict[str, str]]:
@@ -145,13 +158,23 @@ def pruning_lines(pruned: dict[tuple[str, bool, int], list[Record]]) -> list[dic
     lines = []
     for count in counts:
         line = {"removed": str(count)}
-        for arm in PRUNED:
-            for healed in (False, True):
-                records = pruned.get((arm, healed, count), [])
-                name = f"{arm}{', healed' if healed else ''}"
-                line[name] = ranged([score(record, "visual") for record in records]) if records else ""
+        for healed in (False, True):
+            label = ", healed" if healed else ""
+            ours, theirs = (pruned.get((arm, healed, count), []) for arm in PRUNED)
+            for arm, records in zip(PRUNED, (ours, theirs), strict=True):
+                line[f"{arm}{label}"] = ranged([score(record, "visual") for record in records])
+            both = pairs(ours, theirs)
+            points = [100 * scores for scores in resampled_scores(both)] if both else []
+            line[f"difference in points{label} (95 % interval)"] = difference(both, points) if both else ""
         lines.append(line)
     return lines
+
+
+def difference(both: Sequence[tuple[Record, Record]], points_R: Sequence[np.ndarray]) -> str:
+    """Visual score of one arm less that of another, in percentage points."""
+    mean = 100 * np.mean([score(a, "visual") - score(b, "visual") for a, b in both])
+    low, high = compare(*points_R).difference
+    return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
 def summary(pruned: dict[tuple[str, bool, int], list[Record]]) -> list[dict[str, Any]]:
@@ -197,6 +220,13 @@ def plot_pruning(pruned: dict[tuple[str, bool, int], list[Record]], path: Path) 
     figure.savefig(path, dpi=130)
 
 
+def spanned(interval: Interval | None) -> str:
+    """An interval of a ratio."""
+    return "" if interval is None else f"({interval.low:.1%} to {interval.high:.1%})"
+
+
 def ranged(values: Sequence[float]) -> str:
-    """Mean, and smallest to largest."""
-    return f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})" if values else ""
+    """Mean, and smallest to largest where there are several."""
+    if len(values) < 2:
+        return f"{values[0]:.1%}" if values else ""
+    return f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"

@@ -36,6 +36,7 @@ from sparsight.reform_eval.compare import compare_reports
 CONFIG = "experiment/visual_region_study"
 ALIGN = "experiment/visual_region_align"
 COUNT = 8  # of 30 layers
+STEPS_EACH = 280  # as in the config
 SUITE = "reform_eval/offline"
 STEPS = ("align", "score", "train", "prune", "questions", "report")
 REMOVED = (0, 1, 2, 3, 4, 6)  # layers
@@ -49,15 +50,17 @@ def chosen(name: str, **options: object) -> list[str]:
     return ["--model.layers", json.dumps({"class_path": f"sparsight.lvlm.selection.{name}", "init_args": options})]
 
 
-def stage(parts: Sequence[str], *, steps: int, lr: float) -> list[str]:
+def stage(parts: Sequence[str], *, steps: int, lr: float, projector_lr: float) -> list[str]:
     """Command-line options of the only stage; both rates are given, or the config's other one would stay."""
-    return ["--model.stages", json.dumps([{"train": parts, "steps": steps, "lr": lr, "projector_lr": lr}])]
+    return ["--model.stages", json.dumps([{"train": parts, "steps": steps, "lr": lr, "projector_lr": projector_lr}])]
 
 
 def arm_options(arm: str, root: Path, seed: int) -> list[str]:
     """What an arm trains."""
     if arm == "projector":
-        return stage(["projector"], steps=280, lr=5.0e-4)
+        return stage(["projector"], steps=STEPS_EACH, lr=5e-4, projector_lr=5e-4)
+    if arm == "all_half_rate":
+        return chosen("All") + stage(["layers", "projector"], steps=STEPS_EACH, lr=1e-4, projector_lr=5e-4)
     scores = str(root / "scores" / "scores.json")
     return {
         "all": chosen("All"),
@@ -70,7 +73,17 @@ def arm_options(arm: str, root: Path, seed: int) -> list[str]:
     }[arm]
 
 
-ARMS = ("all", "uniform", "projector", "bottom", "top", "random", "by_block_influence", "by_image_attention")
+ARMS = (
+    "all",
+    "uniform",
+    "all_half_rate",
+    "projector",
+    "bottom",
+    "top",
+    "random",
+    "by_block_influence",
+    "by_image_attention",
+)
 BY_SCORE = ("by_block_influence", "by_image_attention")
 
 
@@ -158,7 +171,8 @@ def prune(arm: str, root: Path, *, seed: int, removed: int, heal: bool) -> None:
     steps = HEALING_STEPS if heal else 1  # without healing nothing is learned in the one step
     arguments = ["fit", "--config", CONFIG, *model_options(export(arm, root, seed=seed))]
     arguments += [*chosen("Uniform", count=COUNT), f"--trainer.val_check_interval={steps}"]
-    arguments += stage(["layers", "projector"], steps=steps, lr=1e-4 if heal else 0.0)
+    rate = 1e-4 if heal else 0.0
+    arguments += stage(["layers", "projector"], steps=steps, lr=rate, projector_lr=rate)
     arguments += ["--model.prune", json.dumps(pruning), "--trainer.default_root_dir", str(folder)]
     callback = {"class_path": "callbacks.PruningSchedule", "init_args": schedule}
     arguments += ["--seed_everything", str(seed), f"--data.seed={seed + 100}"]
@@ -220,7 +234,7 @@ def run(arguments: argparse.Namespace, root: Path, only: Sequence[str]) -> None:
             train(arm, root, seed=seed)
         for arm in ("uniform", "all") if "prune" in only else ():
             for removed in arguments.removed if arm in arguments.arms else ():
-                for heal in (False, True):
+                for heal in (False, True) if removed else (True,):  # tuning has judged the whole model
                     prune(arm, root, seed=seed, removed=removed, heal=heal)
     if "questions" in only:
         ask(root, seed=arguments.seeds[0])
