@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 import blocks  # plug-ins are imported so that class_path may be their bare class name
 import callbacks
@@ -70,6 +71,17 @@ def _resolve(option: str, value: str) -> str:
     return value
 
 
+class SaveConfig(SaveConfigCallback):
+    """Keeps a run's configuration without the verb's own options, so that it serves for every verb."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml``; an earlier run's ``ckpt_path`` in it would be taken up in silence by what follows."""
+        for verb, filled_in in SparsightCLI.subcommands().items():
+            for option in inspect.signature(getattr(SparsightTrainer, verb)).parameters.keys() - filled_in:
+                self.config.pop(option, None)
+        super().setup(trainer, pl_module, stage)
+
+
 class SparsightCLI(LightningCLI):
     """One command for all modules: every verb reads the same YAML."""
 
@@ -83,6 +95,7 @@ class SparsightCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=0,
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"prog": "sparsight"},
             parser_class=Parser,

@@ -90,6 +90,19 @@ def test_fit_validate_and_predict_read_the_same_config(tmp_path: Path) -> None:
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 24
 
 
+def test_the_config_of_a_run_serves_for_every_verb(tmp_path: Path) -> None:
+    cli = main(["fit", "--config", str(distillation_config(tmp_path))])
+    checkpoint = next(Path(cli.trainer.log_dir).rglob("*.ckpt"))
+    resumed = main(["fit", "--config", str(Path(cli.trainer.log_dir) / "config.yaml"), "--ckpt_path", str(checkpoint)])
+    config = Path(resumed.trainer.log_dir) / "config.yaml"
+    assert "ckpt_path" not in yaml.safe_load(config.read_text())
+    for verb in SparsightCLI.subcommands():
+        required = ["--output", str(tmp_path / "o")] if verb == "reformulate" else []
+        with pytest.raises(SystemExit) as stop:
+            main([verb, "--config", str(config), *required, "--print_config"])
+        assert stop.value.code == 0, verb
+
+
 def run_command(arguments: list[str]) -> None:
     """The command in a process of its own, as several of them are needed for a distributed run."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
