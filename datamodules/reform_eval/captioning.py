@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.records import RecordSource
+from datamodules.records import Record, RecordSource
 from datamodules.reform_eval.named import NamedTask
 from sparsight.reform_eval.sample import Sample
 
@@ -40,8 +40,6 @@ class CaptioningTask(NamedTask):
             **common,
         )
 
-    def _make(self, index: int, rng: np.random.Generator) -> Sample:
-        position = self._chosen[index]
-        record = self.source[position]
+    def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
         references = (self._name_of(position),)
         return Sample(record.id, self._questions(), (record.picture,), references=references)

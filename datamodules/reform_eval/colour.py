@@ -9,7 +9,7 @@ from PIL import Image
 
 from datamodules.image_dataset import flatten_image
 from datamodules.instruction_dataset import BACKGROUND
-from datamodules.records import RecordSource
+from datamodules.records import Record, RecordSource
 from datamodules.reform_eval.distractors import arranged
 from datamodules.reform_eval.reformulated import ReformulatedTask, check_options
 from sparsight.reform_eval.sample import Sample
@@ -98,8 +98,7 @@ class ColourTask(ReformulatedTask):
         right, wrong = self._sorted_out(self.source[position].picture)
         return right is not None and len(wrong) >= self.options - 1
 
-    def _make(self, index: int, rng: np.random.Generator) -> Sample:
-        record = self.source[self._chosen[index]]
+    def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
         right, wrong = self._sorted_out(record.picture)
         assert right is not None  # it was usable
         drawn = [wrong[place] for place in rng.permutation(len(wrong))[: self.options - 1]]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.records import RecordSource
+from datamodules.records import Record, RecordSource
 from datamodules.reform_eval import canvas
 from datamodules.reform_eval.distractors import arranged
 from datamodules.reform_eval.named import NamedTask
@@ -74,9 +74,7 @@ class CountingTask(NamedTask):
         super()._read()
         self._need_names(self.others + 1)
 
-    def _make(self, index: int, rng: np.random.Generator) -> Sample:
-        position = self._chosen[index]
-        record = self.source[position]
+    def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
         name = self._name_of(position)
         first = int(rng.integers(self.low, self.high - self.options + 2))
         row = range(first, first + self.options)

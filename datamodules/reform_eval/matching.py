@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from datamodules.records import RecordSource
+from datamodules.records import Record, RecordSource
 from datamodules.reform_eval.distractors import arranged
 from datamodules.reform_eval.named import NamedTask
 from datamodules.reform_eval.reformulated import check_options
@@ -32,7 +32,9 @@ WORDINGS = {
 
 
 class MatchingTask(NamedTask):
-    """Does a text match the picture (half of the answers are yes), or which of some texts does.
+    """Does a text match the picture, or which of some texts does.
+
+    Half of the answers are yes: exactly so where every record can be asked about, else nearly.
 
     Args:
         source: Labelled or captioned pictures; class names, or captions, are the texts.
@@ -55,14 +57,12 @@ class MatchingTask(NamedTask):
         super()._read()
         self._need_names(2 if self.kind == "yes_no" else self.options)
 
-    def _make(self, index: int, rng: np.random.Generator) -> Sample:
-        position = self._chosen[index]
-        record = self.source[position]
+    def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
         name, images = self._name_of(position), (record.picture,)
         if self.kind == "choice":
             options, answer = arranged(name, self._other_names(name, self.options - 1, rng), rng=rng)
             return Sample(record.id, self._questions(), images, options, answer)
-        matches = index % 2 == 0  # exactly half; the order of the samples is drawn
+        matches = self._ranks[position] % 2 == 0
         text = name if matches else self._other_names(name, 1, rng)[0]
         options, answer = arranged(*(("yes", ["no"]) if matches else ("no", ["yes"])), rng=rng)
         return Sample(record.id, self._questions(text=text), images, options, answer)

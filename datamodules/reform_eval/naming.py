@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.records import RecordSource
+from datamodules.records import Record, RecordSource
 from datamodules.reform_eval.distractors import arranged
 from datamodules.reform_eval.named import NamedTask
 from datamodules.reform_eval.reformulated import check_options
@@ -41,9 +41,7 @@ class NamingTask(NamedTask):
         super()._read()
         self._need_names(self.options)
 
-    def _make(self, index: int, rng: np.random.Generator) -> Sample:
-        position = self._chosen[index]
-        record = self.source[position]
+    def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
         name = self._name_of(position)
         options, answer = arranged(name, self._other_names(name, self.options - 1, rng), rng=rng)
         return Sample(record.id, self._questions(), (record.picture,), options, answer)

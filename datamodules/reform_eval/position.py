@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from datamodules.records import RecordSource
+from datamodules.records import Record, RecordSource
 from datamodules.reform_eval import canvas
 from datamodules.reform_eval.distractors import arranged
 from datamodules.reform_eval.named import NamedTask
@@ -73,9 +73,7 @@ class PositionTask(NamedTask):
         super()._read()
         self._need_names(4 if self.layout == "corners" else 2)
 
-    def _make(self, index: int, rng: np.random.Generator) -> Sample:
-        position = self._chosen[index]
-        record = self.source[position]
+    def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
         name = self._name_of(position)
         places = CORNERS if self.layout == "corners" else (SIDES, ENDS)[int(rng.integers(2))]
         others = self._other_names(name, len(places) - 1, rng)

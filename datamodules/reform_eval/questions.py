@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from datamodules.records import CorruptRecord, RecordSource
+from datamodules.records import CorruptRecord, Record, RecordSource
 from datamodules.reform_eval.distractors import answer_distractors, arranged
 from datamodules.reform_eval.reformulated import ReformulatedTask, check_options
 from datamodules.reform_eval.similarity import load_similarity
@@ -15,13 +15,14 @@ from sparsight.lvlm.conversation import IMAGE, Conversation
 from sparsight.reform_eval.sample import Sample
 
 WORDINGS = ("{question}",)
+ANSWERS_OF = 1000  # records whose answers may be wrong options: reading all of a large source would take long
 
 
 class QuestionsTask(ReformulatedTask):
     """The last question of each conversation; what was said before is its history. Pictures are not needed.
 
     Candidates that come with a question are its options. To other questions, wrong options are the other of yes and
-    no, near numbers, or answers to the other questions of the task.
+    no, near numbers, or answers to other questions of the source (of the first 1000 in the task's order).
 
     Args:
         source: Records with conversations, such as ``LabelledQuestions``, ``TextQuestions`` or files of them.
@@ -53,8 +54,7 @@ class QuestionsTask(ReformulatedTask):
     def _read(self) -> None:
         self._similarity = load_similarity(self.similar)
 
-    def _make(self, index: int, rng: np.random.Generator) -> Sample:
-        record = self.source[self._chosen[index]]
+    def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
         talk = record.conversation
         if talk is None:
             raise CorruptRecord("it has no conversation; make some with LabelledQuestions, or take another task")
@@ -87,10 +87,10 @@ class QuestionsTask(ReformulatedTask):
         return arranged(right, wrong, rng=rng)
 
     def _all_answers(self) -> list[str]:
-        """Answers to all questions of the task that have no candidates, read when they are first needed."""
+        """Answers to questions that have no candidates, read when they are first needed; ``limit`` plays no part."""
         if self._answers is None:
             found = set()
-            for position in self._chosen:
+            for position in self._order[:ANSWERS_OF]:
                 try:
                     talk = self.source[position].conversation
                 except CorruptRecord:

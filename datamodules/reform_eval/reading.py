@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from datamodules.records import RecordSource
+from datamodules.records import Record, RecordSource
 from datamodules.reform_eval.distractors import arranged, distractors
 from datamodules.reform_eval.named import NamedTask
 from datamodules.reform_eval.reformulated import check_options
@@ -57,9 +57,7 @@ class ReadingTask(NamedTask):
         if self.formulation == "SingleChoice":
             self._need_names(self.options)
 
-    def _make(self, index: int, rng: np.random.Generator) -> Sample:
-        position = self._chosen[index]
-        record = self.source[position]
+    def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
         text, images = self._name_of(position), (record.picture,)
         if self.formulation == "OCROpenEnded":
             return Sample(record.id, self._questions(), images, references=(text,))

@@ -8,7 +8,7 @@ from itertools import islice
 
 import numpy as np
 
-from datamodules.records import CorruptRecord, RecordSource, digest
+from datamodules.records import CorruptRecord, Record, RecordSource, digest
 from datamodules.reform_eval.similarity import Similarity
 from datamodules.reform_eval.task import EvaluationTask
 from datamodules.sampler import derive_seed
@@ -19,8 +19,8 @@ class ReformulatedTask(EvaluationTask):
     """A question about each record of a source, or about some of them drawn with the seed.
 
     Records are asked about in a drawn order, of which ``limit`` takes the first ones. What is asked about a record
-    depends on the seed and on its position in the source alone. A record that cannot be read stays in the task, so that
-    checking the task reports it.
+    depends on the seed and on the source, and never on ``limit``. A record that cannot be read stays in the task, so
+    that checking the task reports it.
 
     Args:
         source: The records.
@@ -57,7 +57,9 @@ class ReformulatedTask(EvaluationTask):
         self.limit = limit
         self.seed = seed
         self.wordings = list(default_wordings) if wordings is None else wordings
-        self._chosen: list[int] = []
+        self._order: list[int] = []  # positions of all records, drawn
+        self._ranks: list[int] = []  # of every position, in that order
+        self._chosen: list[int] = []  # those that are asked about
         if limit is not None and limit < 1:
             raise ValueError(f"limit of task {name!r} is {limit}; allowed: 1 or more, or null for all")
         wanted = _fields(default_wordings[0])
@@ -72,8 +74,9 @@ class ReformulatedTask(EvaluationTask):
     def _open(self) -> None:
         self.source.open()
         self._read()
-        order = np.random.default_rng(derive_seed(self.seed)).permutation(len(self.source)).tolist()
-        self._chosen = list(islice(filter(self._kept, order), self.limit))
+        self._order = np.random.default_rng(derive_seed(self.seed)).permutation(len(self.source)).tolist()
+        self._ranks = np.argsort(self._order).tolist()
+        self._chosen = list(islice(filter(self._kept, self._order), self.limit))
         if not self._chosen:
             raise ValueError(f"task {self.name!r}: none of {len(self.source)} records can be asked about")
 
@@ -87,7 +90,8 @@ class ReformulatedTask(EvaluationTask):
         self.open()
         position = self._chosen[index]
         try:
-            sample = self._make(index, np.random.default_rng(derive_seed(self.seed, position)))
+            rng = np.random.default_rng(derive_seed(self.seed, position))
+            sample = self._make(position, self.source[position], rng)
             sample.check(self.formulation)
         except ValueError as error:  # a corrupt record, too, is one
             raise CorruptRecord(f"record {position} of {type(self.source).__name__}: {error}") from error
@@ -110,8 +114,8 @@ class ReformulatedTask(EvaluationTask):
         return True
 
     @abstractmethod
-    def _make(self, index: int, rng: np.random.Generator) -> Sample:
-        """The sample about record ``self._chosen[index]``."""
+    def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
+        """The sample about the record at a position of the source."""
 
     def _kept(self, position: int) -> bool:
         try:

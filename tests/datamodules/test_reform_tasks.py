@@ -35,6 +35,7 @@ from tests.tiny_records import (
     captioned,
     is_uniform,
     plainly,
+    right,
     samples,
     talks,
     two_coloured,
@@ -121,7 +122,27 @@ def test_a_limit_takes_the_first_of_a_drawn_order() -> None:
     limited = NamingTask(Squares(), limit=7, **BASIC)
     assert [sample.id for sample in samples(limited)] == ids[:7]
     assert ids != [f"r{index}" for index in range(60)] and set(ids) == {f"r{index}" for index in range(60)}
-    assert [plainly(limited[n]) for n in range(7)] == [plainly(NamingTask(Squares(), **BASIC)[n]) for n in range(7)]
+
+
+ANSWERS = talks(*(asked("?", f"thing {n}") for n in range(30)))
+
+
+@pytest.mark.parametrize("task", [*every_task(), QuestionsTask(ANSWERS, **BASIC)])
+def test_a_limit_changes_no_question(task: ReformulatedTask) -> None:
+    limited = pickle.loads(pickle.dumps(task))
+    limited.limit = 3
+    assert len(limited) == 3 < len(task)
+    assert [plainly(limited[n]) for n in range(3)] == [plainly(task[n]) for n in range(3)]
+
+
+def test_a_record_left_out_turns_no_other_answer() -> None:
+    """Whether a text matches does not hang on what else is asked about."""
+    captions = [f"word{n}" for n in range(40)]
+    whole, without = (captioned(*captions[:20], text, *captions[20:]) for text in ("short", "a long text"))
+    found = [
+        {s.id: right(s) for s in samples(MatchingTask(source, max_words=1, **BASIC))} for source in (whole, without)
+    ]
+    assert found[0].pop("c20") in ("yes", "no") and found[0] == found[1]
 
 
 def test_a_record_that_cannot_be_read_is_reported_with_its_position() -> None:
