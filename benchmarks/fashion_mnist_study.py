@@ -47,6 +47,7 @@ CLASSES = 10
 TRAINED_SIZE = 32  # pixels
 SAME_COST = (LONG, TRAJECTORY, HYBRID)  # built of what other arms are timed with
 STEPS = ("train", "draw", "judge", "cost", "report")
+PROTOCOL = ("samples", "size_samples", "steps", "guidance", "dtype")  # what all samples of a folder share
 
 
 def mixer(class_path: str, **options: object) -> list[str]:
@@ -106,6 +107,21 @@ def worst_sites(root: Path) -> list[str]:
 
 
 # -- samples -------------------------------------------------------------------------------------------------------
+
+
+def keep_protocol(root: Path, protocol: argparse.Namespace) -> None:
+    """Write how samples are drawn beside them; another way of drawing needs another folder.
+
+    Raises:
+        SystemExit: The folder's samples were drawn otherwise.
+    """
+    path = root / "protocol.json"
+    wanted = {name: getattr(protocol, name) for name in PROTOCOL}
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else wanted
+    other = [f"{name} {kept[name]} (now {value})" for name, value in wanted.items() if kept[name] != value]
+    if other:
+        raise SystemExit(f"samples in {root} were drawn with {', '.join(other)}: say the same, or give another --root")
+    write_text(path, json_text(wanted))
 
 
 def sample_file(root: Path, arm: str, *, seed: int, size: int) -> Path:
@@ -241,6 +257,8 @@ def main() -> None:
     arguments = parser.parse_args()
     root, only = arguments.root, arguments.only
     root.mkdir(parents=True, exist_ok=True)
+    if {"draw", "judge", "report"} & set(only):
+        keep_protocol(root, arguments)
     for arm in arguments.arms:
         if "train" in only and arm != "teacher":
             train(arm, root)

@@ -3,9 +3,10 @@
     python -m benchmarks.reform_eval_check --model runs/demo_lvlm --output runs/reform_eval_check
 
 240 hand-made questions (colours of squares, words to read) are written in ReForm-Eval's format and put to a model by
-`sparsight test`, in batches with shared caches, and here: one at a time, every option with a forward pass of its own
-over picture, question and option. Both must choose the same. Of Sparsight, the plain part uses the words of the prompt
-(instruction, order and marks of the options, as the report says them) and nothing else.
+`sparsight test`, in batches with shared caches, twice (the second time with shuffled options), and here: one at a time,
+every option with a forward pass of its own over picture, question and option. Both must choose the same. Of Sparsight,
+the plain part uses the words of the prompt (instruction, order and marks of the options, as the report says them) and
+nothing else.
 """
 
 from __future__ import annotations
@@ -92,6 +93,7 @@ def evaluate(model: Path, questions: Path, output: Path, batch_size: int) -> dic
         "methods": METHODS,
         "new_tokens": NEW_TOKENS,
         "marks": "random",
+        "runs": 2,
         "batch_size": batch_size,
     }
     report = {"class_path": "callbacks.ReformEvalReport", "init_args": {"folder": str(output / "report")}}

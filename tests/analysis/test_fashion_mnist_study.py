@@ -1,0 +1,49 @@
+"""The mixer study's samples: the same noise for every arm, one way of drawing for a folder."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.fashion_mnist_study import draw, drawn, keep_protocol, read_rows, rmse_to_teacher, sample_file
+from tests import tiny
+
+HOW = {"samples": 5, "size_samples": 3, "steps": 2, "guidance": 2.0, "dtype": "float32"}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A study of which one student is trained: a tiny DiT in place of the shipped one."""
+    tiny.save_pixel_pipeline(tmp_path / "delta_conv_default" / "student")
+    return tmp_path
+
+
+def test_samples_are_drawn_once_and_compared_at_32_pixels(root: Path) -> None:
+    how = Namespace(**HOW)
+    draw("delta_conv_default", root, seed=0, size=8, protocol=how)
+    path = sample_file(root, "delta_conv_default", seed=0, size=8)
+    images, written = drawn(path), path.stat().st_mtime_ns
+    assert images.shape == (3, 1, 32, 32) and 0 <= float(images.min()) < float(images.max()) <= 1
+    draw("delta_conv_default", root, seed=0, size=8, protocol=how)
+    assert path.stat().st_mtime_ns == written
+    teacher = sample_file(root, "teacher", seed=0, size=8)
+    assert rmse_to_teacher(images, root, seed=0, size=8) is None
+    teacher.parent.mkdir()
+    teacher.write_bytes(path.read_bytes())
+    assert rmse_to_teacher(images, root, seed=0, size=8) == 0
+    assert rmse_to_teacher(1 - images, root, seed=0, size=8) == pytest.approx(
+        float((1 - 2 * images).square().mean().sqrt())
+    )
+    draw("delta_conv_default", root, seed=1, size=8, protocol=how)
+    assert not torch.equal(drawn(sample_file(root, "delta_conv_default", seed=1, size=8)), images)
+
+
+def test_a_folder_has_samples_of_one_kind(root: Path) -> None:
+    keep_protocol(root, Namespace(**HOW))
+    keep_protocol(root, Namespace(**HOW, seeds=[1, 2]))
+    with pytest.raises(SystemExit, match=r"drawn with steps 2 \(now 20\), guidance 2\.0 \(now 3\.0\): say the same"):
+        keep_protocol(root, Namespace(**HOW | {"steps": 20, "guidance": 3.0}))
+    assert read_rows(root) == []
