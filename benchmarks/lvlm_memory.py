@@ -87,7 +87,7 @@ BASES: dict[str, PreTrainedConfig] = {  # sizes of the models that the recipes n
     "runs/llava15_7b_region/tuned": LLAVA_7B,
     "llava-hf/llava-1.5-13b-hf": LlavaConfig(text_config=LLAMA_13B, vision_config=CLIP),
     "data/bunny/base": BUNNY,
-    "runs/bunny_llama3_8b_align/aligned": BUNNY,
+    "runs/bunny_llama3_8b_align/tuned": BUNNY,
     "Qwen/Qwen3-VL-2B-Instruct": Qwen3VLConfig(
         text_config=QWEN_TEXT, vision_config=QWEN_VISION, tie_word_embeddings=True
     ),

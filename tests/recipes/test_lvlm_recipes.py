@@ -67,8 +67,6 @@ def shrunk(name: str, base: Path, data: Path, folder: Path, *, steps: Sequence[i
         options = callback.get("init_args", {})
         if "every_n_train_steps" in options:
             options["every_n_train_steps"] = 2
-        if callback["class_path"] == "callbacks.ExportAtEnd":
-            options["output"] = str(folder / name / "export")
     accumulated = min(2, recipe["trainer"].get("accumulate_grad_batches", 1))
     stages = [
         stage | {"steps": count} for stage, count in zip(recipe["model"]["init_args"]["stages"], steps, strict=True)
@@ -133,7 +131,7 @@ def walk(name: str, base: Path, data: Path, folder: Path, *, steps: Sequence[int
     again = command("validate", name, small, "--ckpt_path", str(run / "version_1" / last))
     wanted, got = (m.trainer.callback_metrics["val/loss"] for m in (fitted, again))
     torch.testing.assert_close(got, wanted)
-    return folder / name / "export", fitted.model
+    return folder / name / fitted.model.export_name, fitted.model
 
 
 def check_export(folder: Path, *, layers: int, tuned: list[int]) -> dict[str, Any]:
@@ -179,12 +177,29 @@ def test_llava_15_7b_loses_layers_outside_its_region(data: Path, exports: dict[s
     assert record["earlier"]["tuned_layers"] == module.layers and len(record["tuned_layers_now"]) == 8
 
 
+@pytest.mark.usefixtures("reload_here")
 def test_llava_15_13b_differs_in_its_layers(data: Path, tmp_path: Path) -> None:
     base = save_tiny_lvlm(tmp_path / "base", "llava", num_hidden_layers=40)
-    small = shrunk("llava15_13b_region", base, data, tmp_path, steps=[2])
-    fitted = command("fit", "llava15_13b_region", small, "--config", without_export(small))
-    assert fitted.trainer.global_step == 2
-    assert fitted.model.layers == [0, 4, 8, 13, 17, 22, 26, 31, 35]
+    folder, _ = walk("llava15_13b_region", base, data, tmp_path)
+    check_export(folder, layers=40, tuned=[0, 4, 8, 13, 17, 22, 26, 31, 35])
+
+
+@pytest.mark.usefixtures("reload_here")
+def test_a_model_and_data_of_ones_own(
+    data: Path, exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("own")
+    base = save_tiny_lvlm(folder / "base", "llava_qwen2", num_hidden_layers=12)
+    exports["own"], _ = walk("own_tune", base, data, folder)
+    check_export(exports["own"], layers=12, tuned=[0, 4, 8])
+
+
+@pytest.mark.usefixtures("reload_here")
+def test_a_model_of_ones_own_loses_layers(data: Path, exports: dict[str, Path], tmp_path: Path) -> None:
+    assert "own" in exports, "needs the walk above"
+    pruned, _ = walk("own_prune", exports["own"], data, tmp_path)
+    record = check_export(pruned, layers=8, tuned=[0, 4, 8])
+    assert not set(record["removed_layers"]) & {0, 4, 8, 11}
 
 
 @pytest.mark.usefixtures("reload_here")
