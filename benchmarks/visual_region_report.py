@@ -93,7 +93,8 @@ def arm_line(arm: str, records: Sequence[Record], reference: Sequence[Record]) -
     if reference:
         seconds, of_all = (np.mean([record["step_seconds"] for record in them]) for them in (records, reference))
         line["processor time of a step"] = f"{seconds / of_all:.2f}"
-    line["peak memory"] = f"{np.mean([record['peak_memory_mib'] for record in records]) / 1024:.2f} GiB"
+    if memory := [record["peak_memory_mib"] for record in records if record["peak_memory_mib"] is not None]:
+        line["peak memory"] = f"{np.mean(memory) / 1024:.2f} GiB"
     return {key: line.get(key, "") for key in COLUMNS}
 
 

@@ -18,7 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -222,22 +224,28 @@ def main() -> None:
     run(arguments, arguments.root, arguments.only)
 
 
+def alone(work: Callable[..., None], *arguments: Any, **options: Any) -> None:
+    """Do something in a process of its own, whose peak memory is then that of one run."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        pool.submit(work, *arguments, **options).result()
+
+
 def run(arguments: argparse.Namespace, root: Path, only: Sequence[str]) -> None:
     """The steps in their order; seeds come one after the other, so that a broken off study has whole seeds."""
     root.mkdir(parents=True, exist_ok=True)
     if "align" in only:
-        align(root)
+        alone(align, root)
     if "score" in only and set(arguments.arms) & set(BY_SCORE):
-        score(root, arguments.batches)
+        alone(score, root, arguments.batches)
     for seed in arguments.seeds:
         for arm in arguments.arms if "train" in only else ():
-            train(arm, root, seed=seed)
+            alone(train, arm, root, seed=seed)
         for arm in ("uniform", "all") if "prune" in only else ():
             for removed in arguments.removed if arm in arguments.arms else ():
                 for heal in (False, True) if removed else (True,):  # tuning has judged the whole model
-                    prune(arm, root, seed=seed, removed=removed, heal=heal)
+                    alone(prune, arm, root, seed=seed, removed=removed, heal=heal)
     if "questions" in only:
-        ask(root, seed=arguments.seeds[0])
+        alone(ask, root, seed=arguments.seeds[0])
     if "report" in only:
         write_report(root, arguments.output or root / "report", arms=ARMS, seeds=arguments.seeds)
 
