@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from sparsight.analysis.environment import environment
 from sparsight.analysis.journal import Journal, check_about, read_results
-from sparsight.distill.processes import process_count
+from sparsight.distill.processes import everywhere
 from sparsight.hyperparameters import ConfigurationError
-from sparsight.reform_eval.report import write_report
+from sparsight.reform_eval.report import FILE, read_report, write_report
 from sparsight.reform_eval.scores import Estimate, ScoreKey, scores_of
 
 _ANSWERS = "answers-*.jsonl"
@@ -30,11 +30,12 @@ class ReformEvalReport(Callback):
     """Reports what a model answers to a ReformEvalDataModule: ``report.json``, ``report.md`` and ``dimensions.png``.
 
     Every answer is on disk as soon as it is there. The same command again goes on with what is not answered yet, on any
-    number of processes.
+    number of processes. An answer is used again as long as its question is the same: after a task was mended, or its
+    limit changed, only what is new or different is asked.
 
     Args:
         folder: Where the report goes; if not given, a folder in the trainer's root folder, named after the model, for
-            each combination of weights, data and protocol.
+            each combination of weights, processor, protocol and names of tasks.
         resamples: Draws of the bootstrap that intervals come from.
 
     Raises:
@@ -47,6 +48,7 @@ class ReformEvalReport(Callback):
         self.folder = None if folder is None else Path(folder)
         self.resamples = resamples
         self._about: dict[str, Any] = {}
+        self._questions: dict[str, str] = {}  # keys of all units, with hashes of what they ask
         self._before: dict[str, Any] = {}  # answers of earlier runs, the same on all processes
         self._journal: Journal | None = None
 
@@ -70,17 +72,38 @@ class ReformEvalReport(Callback):
         """Keys of what was answered before, by the same weights to the same questions; opens the journal."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         self._about = {"model": _model_facts(trainer, module), **data.facts()}
+        self._questions = data.questions()
         self._target = self._target_folder(trainer)
+        begun = {name: each for name, each in self._about.items() if name != "tasks"}  # a question can be mended
         paths = sorted(self._target.glob(_ANSWERS))  # also of processes that there are no more
         for path in paths:
-            check_about(path, self._about)
-        self._journal = Journal(self._target / _ANSWERS.replace("*", str(trainer.global_rank)), self._about)
+            check_about(path, begun)
+        self._journal = Journal(self._target / _ANSWERS.replace("*", str(trainer.global_rank)), begun)
         reads = trainer.local_rank == 0  # one process a machine, or all of them would hand all answers around
-        found = {key: each for path in paths if reads for key, each in read_results(path).items()}
-        self._before = {key: each for part in _everywhere(found) for key, each in part.items()}
+        kept = {name: each for path in paths if reads for name, each in read_results(path).items()}
+        self._before = {key: each for part in everywhere(self._usable(kept)) for key, each in part.items()}
         if self._before:
             rank_zero_info(f"{len(self._before)} answers are in {self._target} already and are not computed again")
+        outdated = [each for name, each in kept.items() if self._is_outdated(name)]
+        if outdated:
+            tasks = ", ".join(sorted({each["task"] for each in outdated}))
+            rank_zero_info(
+                f"{len(outdated)} answers in {self._target} are to questions that have changed since, of {tasks}: "
+                "these questions are asked again, the old answers stay in the files"
+            )
         return self._before
+
+    def _name(self, key: str) -> str:
+        """What an answer is kept under: an answer to a question that has changed must not be found."""
+        return f"{self._questions[key]}/{key}"
+
+    def _usable(self, kept: Mapping[str, Any]) -> dict[str, Any]:
+        """Those of the kept answers that are to our questions, by the keys of these."""
+        return {key: kept[name] for key in self._questions if (name := self._name(key)) in kept}
+
+    def _is_outdated(self, name: str) -> bool:
+        key = name.partition("/")[2]
+        return key in self._questions and key not in self._before
 
     def on_test_batch_end(
         self,
@@ -94,8 +117,8 @@ class ReformEvalReport(Callback):
         """Keep the answers of a batch."""
         assert self._journal is not None
         for key, answer in outputs.items():
-            if key not in self._before and key not in self._journal.results:
-                self._journal.add(key, answer)
+            if key not in self._before and self._name(key) not in self._journal.results:
+                self._journal.add(self._name(key), answer)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the answers of all processes together, score them, and write the report.
@@ -105,8 +128,10 @@ class ReformEvalReport(Callback):
         """
         assert self._journal is not None
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        found = self._before | {key: each for part in _everywhere(self._journal.results) for key, each in part.items()}
-        asked = data.keys()
+        found = dict(self._before)
+        for part in everywhere(self._usable(self._journal.results)):
+            found |= part
+        asked = self._questions
         answers = [found[key] for key in asked if key in found]
         shortened = isinstance(trainer.limit_test_batches, int) or trainer.limit_test_batches < 1.0
         if len(answers) < len(asked) and not shortened:
@@ -131,22 +156,25 @@ class ReformEvalReport(Callback):
             "asked": asked,
             "environment": environment(device) | _versions(),
             "prompts": data.examples(),
+            "suite": data.suite(),
         }
+        _set_aside(self._target, self._about["tasks"])
         table = write_report(self._target, about=self._about, extra=extra, answers=answers, scores=scores)
         rank_zero_info(f"{table}\n\nreport: {self._target}")
 
     def _target_folder(self, trainer: Trainer) -> Path:
         if self.folder is not None:
             return self.folder
-        digest = hashlib.sha256(json.dumps(self._about, sort_keys=True).encode()).hexdigest()
+        names = [task["name"] for task in self._about["tasks"]]  # a mended task is found again
+        digest = hashlib.sha256(json.dumps(self._about | {"tasks": names}, sort_keys=True).encode()).hexdigest()
         return Path(trainer.default_root_dir, "reform_eval", f"{self._about['model']['name']}-{digest[:8]}")
 
 
 def _model_facts(trainer: Trainer, module: Any) -> dict[str, Any]:
     tuned = [] if trainer.ckpt_path is None else [Path(trainer.ckpt_path).stem]
     return {
-        "name": "-".join([Path(module.base).name, *tuned]),
-        "revision": module.revision,
+        "name": "-".join([_name(module.base), *tuned]),
+        "revision": getattr(module.model.config, "_commit_hash", None) or module.revision,
         "hash": module.base_hash,
         "class": type(module.model).__name__,
         "dtype": str(module.frozen_dtype).removeprefix("torch."),
@@ -154,6 +182,11 @@ def _model_facts(trainer: Trainer, module: Any) -> dict[str, Any]:
         "config": _config_hash(module.model),
         "checkpoint": _checkpoint_hash(trainer.ckpt_path),
     }
+
+
+def _name(base: str) -> str:
+    """Last part of a hub id, or of where a folder such as ``.`` is."""
+    return Path(os.path.abspath(base) if Path(base).is_dir() else base).name
 
 
 def _versions() -> dict[str, str]:
@@ -182,13 +215,21 @@ def _files(path: Path) -> Iterator[Path]:
     return iter([path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()))
 
 
-def _everywhere(own: dict[str, Any]) -> list[dict[str, Any]]:
-    """What every process has."""
-    if process_count() == 1:
-        return [own]
-    parts: list[Any] = [None] * process_count()
-    dist.all_gather_object(parts, own)
-    return parts
+def _set_aside(folder: Path, tasks: Sequence[Mapping[str, Any]]) -> None:
+    """Move a finished report on other questions into a folder inside, named after their hash."""
+    try:
+        before = read_report(folder)
+    except (FileNotFoundError, ValueError):
+        return
+    others = before["about"]["tasks"]
+    if not before["complete"] or others == tasks:
+        return
+    target = folder / f"before-{hashlib.sha256(json.dumps(others).encode()).hexdigest()[:8]}"
+    target.mkdir(exist_ok=True)
+    for name in ("dimensions.png", "report.md", FILE):  # what they are found by comes last
+        if (folder / name).exists():
+            (folder / name).replace(target / name)
+    rank_zero_info(f"the report on questions that have changed since is kept in {target}")
 
 
 def _logged(key: ScoreKey) -> str:

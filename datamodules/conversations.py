@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from datamodules.records import (
     check_max_pixels,
     decode_image,
     digest,
+    file_stamps,
 )
 from sparsight.lvlm.conversation import IMAGE, Conversation, Role, Turn
 
@@ -82,8 +84,8 @@ class ConversationRecords(RecordSource):
             images = tuple(self._picture(name) for name in _image_names(entry))
             conversation = make_conversation(entry, _turns(entry), images)
         except ValueError as error:  # a corrupt picture, too, is one
-            raise CorruptRecord(f"{self._where(index)}: {error}") from error
-        return Record(id=self._where(index), image=images[0] if images else None, conversation=conversation)
+            raise CorruptRecord(f"{self.where(index)}: {error}") from error
+        return Record(id=self.where(index), image=images[0] if images else None, conversation=conversation)
 
     def extent(self, index: int) -> tuple[int, int]:
         """Number of pictures and of characters, from the text alone."""
@@ -91,19 +93,28 @@ class ConversationRecords(RecordSource):
             entry = self._entry(index)
             return len(_image_names(entry)), sum(len(turn.text) for turn in _turns(entry))
         except ValueError as error:
-            raise CorruptRecord(f"{self._where(index)}: {error}") from error
+            raise CorruptRecord(f"{self.where(index)}: {error}") from error
 
     def fingerprint(self) -> str:
-        """Covers every conversation, and the names of the pictures, but not their contents."""
+        """Covers every conversation, and name, size and time of change of every picture."""
         self.open()
-        return digest([str(self.images), *self._entries])
+        return digest([*self._entries, *file_stamps(filter(Path.is_file, self._pictures()))])
+
+    def where(self, index: int) -> str:
+        """File and line or entry; also the id, as entries of usual files share theirs."""
+        self.open()
+        return f"{self.file.name} {'line' if self._is_lines else 'entry'} {self._places[index]}"
+
+    def _pictures(self) -> list[Path]:
+        names: set[str] = set()
+        for index in range(len(self._entries)):
+            with suppress(ValueError):  # what is wrong is said when the entry is read
+                names |= set(_image_names(self._entry(index)))
+        return [] if self.images is None else [self.images / name for name in sorted(names)]
 
     @property
     def _is_lines(self) -> bool:
         return self.file.suffix.lower() in (".jsonl", ".ndjson")
-
-    def _where(self, index: int) -> str:
-        return f"{self.file.name} {'line' if self._is_lines else 'entry'} {self._places[index]}"
 
     def _entry(self, index: int) -> dict[str, Any]:
         self.open()

@@ -85,6 +85,11 @@ class FolderRecords(RecordSource):
         image = decode_image(self.root / entry.name, max_pixels=self.max_pixels)
         return Record(id=entry.name, image=image, label=entry.label, caption=self.caption_of(index))
 
+    def where(self, index: int) -> str:
+        """Folder, position and name of a picture."""
+        self.open()
+        return f"record {index} of {self.root} ({self._entries[index].name})"
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""
         self.open()

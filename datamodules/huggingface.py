@@ -82,6 +82,10 @@ class HuggingFaceRecords(RecordSource):
         image = decode_image(self._picture(row[self.image_column]), max_pixels=self.max_pixels)
         return Record(id=str(index), image=image, label=label, caption=caption)
 
+    def where(self, index: int) -> str:
+        """Row, and data set or file."""
+        return f"row {index} of {self.path}"
+
     def caption_of(self, index: int) -> str | None:
         """Caption of one row."""
         self.open()

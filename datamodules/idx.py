@@ -111,6 +111,10 @@ class IdxRecords(RecordSource):
         label = self.label_of(index)
         return Record(id=str(index), image=Image.fromarray(self._images_NHW[index]), label=label)
 
+    def where(self, index: int) -> str:
+        """File and position."""
+        return f"record {index} of {self.images}"
+
     def label_of(self, index: int) -> int | None:
         """Class number of one image."""
         self.open()

@@ -57,6 +57,11 @@ class MixedRecords(RecordSource):
         source, place = self._find(index)
         return source[place]
 
+    def where(self, index: int) -> str:
+        """Where a record of one of the sources comes from."""
+        source, place = self._find(index)
+        return source.where(place)
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture."""
         source, place = self._find(index)

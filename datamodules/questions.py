@@ -109,6 +109,10 @@ class LabelledQuestions(RecordSource):
         conversation = Conversation(turns, images, tuple(question.candidates), question.answer, task)
         return Record(f"{record.id}#{index}", record.image, record.label, record.caption, conversation)
 
+    def where(self, index: int) -> str:
+        """Where the picture comes from that a question is about."""
+        return f"question {index % self.per_record} about {self.source.where(index // self.per_record)}"
+
     def extent(self, index: int) -> tuple[int, int]:
         """Number of pictures and of characters, without decoding any."""
         self.open()

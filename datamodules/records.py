@@ -108,6 +108,10 @@ class RecordSource(Records):
             CorruptRecord: If this record cannot be read.
         """
 
+    def where(self, index: int) -> str:
+        """Where one record comes from, for messages; sources that can name a file override this."""
+        return f"record {index} of {type(self).__name__}"
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of one picture; sources that can tell from its header override this.
 

@@ -189,6 +189,12 @@ class TarRecords(RecordSource):
         shard, members = self._records[index]
         return self.fields.decode(f"{self._paths[shard].name}/{members.key}", self._read(index))
 
+    def where(self, index: int) -> str:
+        """Shard and key."""
+        self.open()
+        shard, members = self._records[index]
+        return f"record {members.key} of {self._paths[shard]}"
+
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""
         self.open()

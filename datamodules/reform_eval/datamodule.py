@@ -6,23 +6,26 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import ProcessDataModule, require
 from datamodules.instruction import read_processor
-from datamodules.records import CorruptRecord, digest
-from datamodules.reform_eval.dataset import Protocol, ReformEvalDataset
+from datamodules.records import digest
+from datamodules.reform_eval.check import Checked, check_samples
+from datamodules.reform_eval.dataset import Asker, Protocol, ReformEvalDataset
+from datamodules.reform_eval.settings import settings_of
 from datamodules.reform_eval.task import EvaluationTask
 from datamodules.reform_eval.write import write_published
 from datamodules.sampler import ReportingLoader, ResumableSampler, derive_seed
 from sparsight.diffusion.identity import tokenizer_hash
+from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.chat import ChatFormat
+from sparsight.reform_eval.identity import suite_hash
 from sparsight.reform_eval.perturb import MARKS, Marks, Perturbation
 from sparsight.reform_eval.sample import Method
-
-_SHOWN = 5  # problems of a message
 
 
 class ReformEvalDataModule(ProcessDataModule):
@@ -44,7 +47,7 @@ class ReformEvalDataModule(ProcessDataModule):
         batch_size: Questions a batch and process.
         num_workers: Loader processes; 0 loads in the main process.
         seed: Decides order of options, marks, and ``limit``.
-        limit: Use at most this many samples of each task, drawn with the seed.
+        limit: Use at most this many samples of each task, drawn with the seed; a dialogue is one and stays whole.
         chat_template: Jinja template, or a file of one, in place of the processor's own.
         processor_options: Options of processor and image processor in place of the saved ones.
         revision: Git revision of a hub model.
@@ -79,7 +82,11 @@ class ReformEvalDataModule(ProcessDataModule):
         super().__init__(num_workers=num_workers)
         methods = ["likelihood"] if methods is None else methods
         require(bool(tasks), "tasks", tasks, "one or more")
-        require(bool(methods) and len(set(methods)) == len(methods), "methods", methods, "likelihood, generation")
+        known = set(methods) <= set(get_args(Method))
+        require(
+            bool(methods) and known and len(set(methods)) == len(methods), "methods", methods, "likelihood, generation"
+        )
+        require(marks in (*MARKS, "random"), "marks", marks, f"{', '.join(MARKS)}, random")
         for name, value in (("runs", runs), ("new_tokens", new_tokens), ("batch_size", batch_size)):
             require(value >= 1, name, value, "1 or more")
         require(num_workers >= 0, "num_workers", num_workers, "0 or more")
@@ -99,8 +106,8 @@ class ReformEvalDataModule(ProcessDataModule):
         self.processor_changes: dict[str, Any] = {"chat_template": chat_template, "options": processor_options}
         self.pretrained_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.chat: ChatFormat | None = None
-        self._ids: list[dict[int, str]] = []
-        self._finished: Callable[[], Collection[str]] = tuple
+        self._checked: list[dict[int, Checked]] = []  # samples of each task, by position
+        self._finished: Callable[[], Collection[str]] | None = None
 
     def prepare_data(self) -> None:
         """Download what the tasks need, in one process a machine."""
@@ -121,8 +128,9 @@ class ReformEvalDataModule(ProcessDataModule):
             )
         if self.chat is None:
             self.chat = ChatFormat(self._load_processor())
-        if not self._ids:
-            self._ids = [self._checked(task) for task in self.tasks]
+        if not self._checked:
+            rank_zero_info(f"looking at the samples of {len(self.tasks)} tasks before any is asked about")
+            self._checked = [self._check(number) for number in range(len(self.tasks))]
 
     def _load_processor(self) -> Any:
         if self.model is not None:
@@ -132,40 +140,18 @@ class ReformEvalDataModule(ProcessDataModule):
             raise ValueError("no model says how to write questions; set data.model to a model's folder or hub id")
         return read_processor(module.base, **self.processor_changes, **module.source)
 
-    def _checked(self, task: EvaluationTask) -> dict[int, str]:
-        """Ids of the samples that are used, by their positions."""
+    def _check(self, number: int) -> dict[int, Checked]:
+        """The samples of a task that are used, by their positions."""
+        task = self.tasks[number]
         task.open()
-        number = self.tasks.index(task)
-        order = np.random.default_rng(derive_seed(self.protocol.seed, number)).permutation(len(task))[: self.limit]
-        ids: dict[int, str] = {}
-        problems = []
-        known: dict[str, int] = {}
-        for index in np.sort(order).tolist():
-            try:
-                sample = task.outline(index)
-            except CorruptRecord as error:
-                problems.append(str(error))
-                continue
-            ids[index] = sample.id
-            if "generation" in self.protocol.methods and len(sample.options) > self._most_options:
-                problems.append(f"sample {sample.id} has {len(sample.options)} options, more than there are marks")
-            if ids[index] in known:
-                problems.append(f"samples {known[ids[index]]} and {index} have the same id {ids[index]!r}")
-            known[ids[index]] = index
-        if problems:
-            shown = "; ".join(problems[:_SHOWN])
-            raise ValueError(
-                f"{len(problems)} of {len(order)} samples of task {task.name} cannot be used: {shown}. Repair them or "
-                "remove them from the data"
-            )
-        if not ids:
+        dialogues = task.dialogues()
+        order = np.random.default_rng(derive_seed(self.protocol.seed, number)).permutation(len(dialogues))
+        drawn = sorted(index for place in order[: self.limit] for index in dialogues[place])
+        if not drawn:
             raise ValueError(f"task {task.name} has no samples; check its files and options")
-        return ids
-
-    @property
-    def _most_options(self) -> int:
-        marks = self.protocol.marks
-        return max(map(len, MARKS.values())) if marks == "random" else len(MARKS[marks])
+        assert self.chat is not None
+        asker = Asker(self.tasks, chat=self.chat, protocol=self.protocol)
+        return check_samples(asker, number, drawn, workers=self.num_workers)
 
     def leave_out(self, finished: Callable[[], Collection[str]]) -> None:
         """Do not ask again what was answered before.
@@ -176,19 +162,24 @@ class ReformEvalDataModule(ProcessDataModule):
         """
         self._finished = finished
 
-    def keys(self) -> list[str]:
-        """Keys of all units, in their order."""
+    def questions(self) -> dict[str, str]:
+        """Keys of all units, in their order, with a hash of what each asks: instructions, texts and pixels."""
         dataset = self._dataset()
-        return [dataset.key(place) for method in self.protocol.methods for place in dataset.places(method)]
+        return {
+            dataset.key(place): self._checked[place.task][place.position].content
+            for method in self.protocol.methods
+            for place in dataset.places(method)
+        }
 
     def facts(self) -> dict[str, Any]:
         """What answers depend on beside the model, as plain data."""
         tasks = [
-            {"name": task.name, "dimension": task.dimension, "formulation": task.formulation, "samples": len(ids)}
-            | {"hash": digest([task.fingerprint(), str(task.instructions), sorted(ids.items())])}
-            for task, ids in zip(self.tasks, self._ids, strict=True)
+            {"name": task.name, "dimension": task.dimension, "formulation": task.formulation, "samples": len(checked)}
+            | {"hash": digest(map(tuple, checked.values()))}
+            for task, checked in zip(self.tasks, self._checked, strict=True)
         ]
-        return {"protocol": asdict(self.protocol), "tasks": tasks, "processor": self._processor_hash()}
+        protocol = asdict(self.protocol) | {"suite_hash": suite_hash()}
+        return {"protocol": protocol, "tasks": tasks, "processor": self._processor_hash()}
 
     def _processor_hash(self) -> str:
         """Covers what makes tokens and pixels of a question, whether it was saved with the model or changed here."""
@@ -209,6 +200,11 @@ class ReformEvalDataModule(ProcessDataModule):
                 if name not in found:
                     found[name] = dataset.describe(place)
         return found
+
+    def suite(self) -> dict[str, Any]:
+        """What every task was made with and the instructions it is put with, by its name."""
+        dataset = self._dataset()
+        return {task.name: settings_of(task, dataset.methods(task)) for task in self.tasks}
 
     def describe(self, split: str, index: int) -> str:
         """A question as the model sees it, with its candidates or the right answer.
@@ -245,7 +241,15 @@ class ReformEvalDataModule(ProcessDataModule):
         return found
 
     def test_dataloader(self) -> ReportingLoader:
-        """Batches of questions, none of them twice unless there are fewer than processes."""
+        """Batches of questions, none of them twice unless there are fewer than processes.
+
+        Raises:
+            ConfigurationError: Nothing would keep the answers.
+        """
+        if self._finished is None:
+            raise ConfigurationError(
+                "nothing keeps the answers: add callbacks.ReformEvalReport to the callbacks of the trainer"
+            )
         dataset = self._dataset(self._finished())
         sampler = ResumableSampler(dataset, num_replicas=self._world, rank=self._rank, shuffle=False, drop_last=False)
         return ReportingLoader(dataset, sampler=sampler, batch_size=None, **self._loader_options(_as_it_is))
@@ -265,7 +269,7 @@ class ReformEvalDataModule(ProcessDataModule):
         assert self.chat is not None
         return ReformEvalDataset(
             self.tasks,
-            ids=self._ids,
+            ids=[{index: each.id for index, each in checked.items()} for checked in self._checked],
             chat=self.chat,
             protocol=self.protocol,
             batch_size=self.batch_size,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from datamodules.image_dataset import flatten_image
@@ -55,13 +56,97 @@ class Place(NamedTuple):
     run: int
 
 
-class _Asked(NamedTuple):
+class Asked(NamedTuple):
+    """A unit as inputs of the model, with the tokens of the options that are weighed."""
+
     unit: Unit
     inputs: dict[str, torch.Tensor]
     candidates: list[list[int]]
 
 
-class ReformEvalDataset(Dataset):
+def instructions_of(task: EvaluationTask, method: Method, *, pictures: bool) -> Sequence[str]:
+    """The sentences that may open the prompts of a task: its own, or those of its formulation."""
+    return task.instructions or own_instructions(task.formulation, method, pictures=pictures)
+
+
+class Asker:
+    """Puts samples to a model.
+
+    Args:
+        tasks: Opened tasks.
+        chat: The model's form.
+        protocol: How questions are put.
+    """
+
+    def __init__(self, tasks: Sequence[EvaluationTask], *, chat: ChatFormat, protocol: Protocol) -> None:
+        self.tasks = tasks
+        self.chat = chat
+        self.protocol = protocol
+
+    def methods(self, task: EvaluationTask) -> list[Method]:
+        """Those by which a task's questions are put; choices alone can be weighed."""
+        return [each for each in self.protocol.methods if each == "generation" or task.formulation == "SingleChoice"]
+
+    def ask(self, place: Place, sample: Sample) -> Asked:
+        """A sample as inputs of the model.
+
+        Raises:
+            CorruptRecord: Pictures, template, processor or tokenizer cannot serve; the message says of which sample.
+        """
+        try:
+            unit, prompt = self.put(place, sample)
+            images = shown_pictures(sample)
+            if place.method == "generation":
+                return Asked(unit, self.chat.encode_prompt(prompt.turns, images, begun=prompt.begun), [])
+            assert sample.answer is not None
+            turns = (*prompt.turns, Turn("assistant", sample.options[sample.answer]))
+            encoded = self.chat.encode_question(Conversation(turns, images, sample.options, sample.answer))
+        except ValueError as error:
+            raise CorruptRecord(f"{self.tasks[place.task].where(place.position)}: {error}") from error
+        return Asked(unit, encoded.inputs, encoded.continuations)
+
+    def put(self, place: Place, sample: Sample) -> tuple[Unit, Prompt]:
+        """A sample as it is put in one run."""
+        task, protocol = self.tasks[place.task], self.protocol
+        instructions = instructions_of(task, place.method, pictures=bool(sample.images))
+        put = variant(
+            seed=protocol.seed,
+            task=task.name,
+            sample=sample.id,
+            run=place.run,
+            instructions=len(instructions),
+            wordings=len(sample.questions),
+            options=len(sample.options),
+            marks=protocol.marks,
+            perturbation=protocol.perturbation,
+        )
+        prompt = make_prompt(
+            sample,
+            put,
+            instruction=instructions[put.instruction],
+            formulation=task.formulation,
+            method=place.method,
+            example=protocol.example,
+        )
+        unit = Unit(
+            task=task.name,
+            sample=sample.id,
+            dialogue=sample.dialogue,
+            run=place.run,
+            method=place.method,
+            formulation=task.formulation,
+            question=sample.questions[put.wording],
+            pictures=len(sample.images),
+            options=sample.options,
+            answer=sample.answer,
+            references=sample.references,
+            turn=sample.turn,
+            variant=put,
+        )
+        return unit, prompt
+
+
+class ReformEvalDataset(Asker, Dataset):
     """One batch of questions at each position, all put by one method.
 
     Args:
@@ -86,10 +171,8 @@ class ReformEvalDataset(Dataset):
         processes: int = 1,
         finished: Collection[str] = (),
     ) -> None:
-        self.tasks = tasks
+        super().__init__(tasks, chat=chat, protocol=protocol)
         self.ids = ids
-        self.chat = chat
-        self.protocol = protocol
         self.batches: list[list[Place]] = []
         for method in protocol.methods:
             places = self.places(method)
@@ -103,11 +186,11 @@ class ReformEvalDataset(Dataset):
             self.batches = [[first]] * processes
 
     def places(self, method: Method) -> list[Place]:
-        """All units of a method; choices alone can be weighed."""
+        """All units of a method."""
         return [
             Place(method, number, position, sample, run)
             for number, (task, ids) in enumerate(zip(self.tasks, self.ids, strict=True))
-            if method == "generation" or task.formulation == "SingleChoice"
+            if method in self.methods(task)
             for position, sample in ids.items()
             for run in range(self.protocol.runs)
         ]
@@ -130,7 +213,7 @@ class ReformEvalDataset(Dataset):
 
     def batch(self, places: Sequence[Place]) -> dict[str, Any]:
         """A batch of these units."""
-        asked = [self._asked(place) for place in places]
+        asked = [self.ask(place, self.tasks[place.task][place.position]) for place in places]
         prompts = [one.inputs for one in asked]
         return {
             "inputs": join_prompts(prompts, pad_id=self.chat.pad_id, images_in_rows=self.chat.images_in_rows),
@@ -139,51 +222,9 @@ class ReformEvalDataset(Dataset):
             "new_tokens": self.protocol.new_tokens,
         }
 
-    def _asked(self, place: Place) -> _Asked:
-        task, sample = self.tasks[place.task], self.tasks[place.task][place.position]
-        unit, prompt = self.put(place, sample)
-        images = tuple(flatten_image(image, channels=3, background=BACKGROUND) for image in sample.images)
-        try:
-            if place.method == "generation":
-                return _Asked(unit, self.chat.encode_prompt(prompt.turns, images, begun=prompt.begun), [])
-            assert sample.answer is not None
-            turns = (*prompt.turns, Turn("assistant", sample.options[sample.answer]))
-            encoded = self.chat.encode_question(Conversation(turns, images, sample.options, sample.answer))
-        except ValueError as error:  # that template, processor or tokenizer cannot serve is one
-            raise CorruptRecord(f"task {task.name}, sample {sample.id}: {error}") from error
-        return _Asked(unit, encoded.inputs, encoded.continuations)
-
-    def put(self, place: Place, sample: Sample) -> tuple[Unit, Prompt]:
-        """A sample as it is put in one run."""
-        task, protocol = self.tasks[place.task], self.protocol
-        instructions = task.instructions or own_instructions(
-            task.formulation, place.method, pictures=bool(sample.images)
-        )
-        put = variant(
-            seed=protocol.seed,
-            task=task.name,
-            sample=sample.id,
-            run=place.run,
-            instructions=len(instructions),
-            wordings=len(sample.questions),
-            options=len(sample.options),
-            marks=protocol.marks,
-            perturbation=protocol.perturbation,
-        )
-        prompt = make_prompt(
-            sample,
-            put,
-            instruction=instructions[put.instruction],
-            formulation=task.formulation,
-            method=place.method,
-            example=protocol.example,
-        )
-        targets = (sample.options, sample.answer, sample.references, sample.turn)
-        return Unit(task.name, sample.id, place.run, place.method, task.formulation, *targets, put), prompt
-
     def describe(self, place: Place) -> str:
         """A unit as the model sees it."""
-        unit, inputs, candidates = self._asked(place)
+        unit, inputs, candidates = self.ask(place, self.tasks[place.task][place.position])
         ids = inputs["input_ids"][0].tolist()
         lines = [
             f"{place.method}, task {unit.task}, sample {unit.sample}, run {unit.run}: {len(ids)} tokens",
@@ -195,3 +236,12 @@ class ReformEvalDataset(Dataset):
             right = unit.references if unit.answer is None else (unit.options[unit.answer],)
             lines.append(f"  right: {' | '.join(right)}")
         return "\n".join(lines)
+
+
+def shown_pictures(sample: Sample) -> tuple[Image.Image, ...]:
+    """Pictures of a sample as every model gets them, of three channels.
+
+    Raises:
+        CorruptRecord: One has more than 8 bits a channel.
+    """
+    return tuple(flatten_image(image, channels=3, background=BACKGROUND) for image in sample.images)

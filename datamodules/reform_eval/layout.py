@@ -46,9 +46,22 @@ def read_id(entry: Mapping[str, Any], layout: Layout, position: int) -> str:
     Raises:
         ValueError: It is neither text nor number.
     """
-    found = position if layout.id is None else find_field(entry, layout.id)
+    return _name(position if layout.id is None else find_field(entry, layout.id), layout.id)
+
+
+def read_dialogue(entry: Mapping[str, Any], layout: Layout) -> str | None:
+    """Id of the dialogue that an entry is a question of, if it is.
+
+    Raises:
+        ValueError: It is neither text nor number.
+    """
+    found = optional_field(entry, layout.dialogue)
+    return None if found is None else _name(found, layout.dialogue)
+
+
+def _name(found: Any, field: str | None) -> str:
     if isinstance(found, bool) or not isinstance(found, (str, int)) or not str(found).strip():
-        raise ValueError(f"`{layout.id}` is {found!r}, neither text nor a whole number")
+        raise ValueError(f"`{field}` is {found!r}, neither text nor a whole number")
     return str(found)
 
 
@@ -90,6 +103,7 @@ def read_sample(
         references=() if references is None else _texts(references, layout.references),
         history=_history(optional_field(entry, layout.history), layout.history),
         turn=turn,
+        dialogue=read_dialogue(entry, layout),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -11,13 +11,14 @@ from typing import Any
 
 from PIL import Image
 
-from datamodules.records import MAX_PIXELS, CorruptRecord, check_max_pixels, decode_image, digest, image_size
+from datamodules.records import MAX_PIXELS, CorruptRecord, check_max_pixels, decode_image, digest
 from datamodules.reform_eval.entries import JsonEntries
 from datamodules.reform_eval.layout import (
     apply_boxes,
     find_field,
     find_rounds,
     read_boxes,
+    read_dialogue,
     read_id,
     read_pictures,
     read_round,
@@ -28,7 +29,6 @@ from sparsight.reform_eval.sample import Formulation, Sample
 from sparsight.reform_eval.taxonomy import find_data_set, find_layout
 
 HUB = "Aweminus/ReForm-Eval-Data"
-_BLANK = Image.new("1", (1, 1))
 
 
 class PublishedTask(EvaluationTask):
@@ -43,7 +43,7 @@ class PublishedTask(EvaluationTask):
         fields: Fields of the layout that differ: ``{id: null}`` numbers entries that repeat their ids.
         root: Folder, or hub id of a data set, with the files; published data sets are on the hub, a ``file`` is local.
         revision: Branch, tag or commit on the hub; give a commit for a run that can be repeated.
-        limit: As many entries at most, drawn with ``seed``; all rounds of a dialogue are one entry.
+        limit: As many entries at most, drawn with ``seed``; all questions of a dialogue are one entry.
         seed: Of that draw, and of wrong options where the data set stores none (TDIUC, MSCOCO-OC).
         max_pixels: Pictures with more pixels are refused.
         name: Of the task; the data set's or the file's by default.
@@ -102,7 +102,8 @@ class PublishedTask(EvaluationTask):
         self._hashes: list[str] = []
         self._joined: dict[str, dict[str, Any]] = {}
         self._pool: list[str] = []
-        self._samples: list[tuple[int, int | None]] = []  # entry and, in a dialogue, round
+        self._samples: list[tuple[int, int | None]] = []  # entry and, in a dialogue that is one, round
+        self._dialogues: list[list[int]] = []
 
     def prepare(self) -> None:
         """Download the file, and the two that TDIUC and MSCOCO-OC need beside it."""
@@ -113,13 +114,33 @@ class PublishedTask(EvaluationTask):
         """Number of samples, usable ones or not."""
         return len(self._samples)
 
+    def dialogues(self) -> list[list[int]]:
+        """Positions of the questions of each dialogue; of other entries the only one."""
+        return self._dialogues
+
     def __getitem__(self, index: int) -> Sample:
         """Parse an entry and decode its pictures."""
-        return self._sample(index, self._decoded)
+        number, turn = self._samples[index]
+        try:
+            entry = self._joined_entry(number)
+            name = read_id(entry, self.layout, number)
+            if turn is not None:
+                entry = read_round(entry, self._entries.header, self.layout, turn) | {"dialogue": name}
+                name = f"{name}_{turn}"
+            sample = read_sample(
+                entry, self.layout, id=name, formulation=self.formulation, pool=self._pool, seed=self.seed
+            )
+            images = tuple(self._decoded(data, entry) for data in read_pictures(entry, self.layout))
+            sample = replace(sample, images=images)
+            sample.check(self.formulation)
+        except ValueError as error:  # a corrupt picture, too, is one
+            raise CorruptRecord(f"{self.where(index)}: {error}") from error
+        return sample
 
-    def outline(self, index: int) -> Sample:
-        """Parse an entry and look at the headers of its pictures."""
-        return self._sample(index, self._looked_at)
+    def where(self, index: int) -> str:
+        """File and number of the entry."""
+        number, turn = self._samples[index]
+        return f"{self._entries.file} entry {number}" + ("" if turn is None else f" round {turn}")
 
     def fingerprint(self) -> str:
         """Covers the contents of all files, and the options."""
@@ -139,7 +160,9 @@ class PublishedTask(EvaluationTask):
         if self.limit is not None and self.limit < len(chosen):
             drawn = sorted(Random(self.seed).sample(range(len(chosen)), self.limit))
             chosen = [chosen[number] for number in drawn]
-        self._samples = [sample for samples in chosen for sample in samples]
+        self._samples = sorted(sample for samples in chosen for sample in samples)
+        places = {sample: place for place, sample in enumerate(self._samples)}
+        self._dialogues = [[places[sample] for sample in samples] for samples in chosen]
         if not self._samples:
             raise ValueError(f"{self._entries.file} holds no entries" + (" of this kind" if self.layout.where else ""))
 
@@ -161,14 +184,20 @@ class PublishedTask(EvaluationTask):
         for number in range(len(entries)):
             try:
                 entry = entries[number]
-                self._joined[read_id(entry, self.layout, number)] = entry
+                name = read_id(entry, self.layout, number)
+                if name in self._joined:
+                    raise ValueError(f"an entry before it has the same `{self.layout.id}` {name}; mend the file")
+                self._joined[name] = entry
             except ValueError as error:
                 raise ValueError(f"{file} entry {number}: {error}") from error
 
     def _read_pool(self, file: Path) -> None:
         if not file.is_file():
             raise FileNotFoundError(f"there is no file {file}")
-        found = json.loads(file.read_bytes())
+        try:
+            found = json.loads(file.read_bytes())
+        except ValueError as error:  # one that is no text, too
+            raise ValueError(f"{file} is not JSON: {error}") from error
         found = found.get("choice") if isinstance(found, dict) else found
         if not isinstance(found, list):
             raise ValueError(f"{file} holds no list `choice` of answers")
@@ -176,11 +205,12 @@ class PublishedTask(EvaluationTask):
         self._hashes.append(digest(self._pool))
 
     def _chosen(self) -> list[list[tuple[int, int | None]]]:
-        """Samples of each entry that is wanted; what is wrong with one entry is said when it is read."""
-        chosen: list[list[tuple[int, int | None]]] = []
+        """Samples of each dialogue or other entry that is wanted; what is wrong with one is said when it is read."""
+        chosen: dict[Any, list[tuple[int, int | None]]] = {}
         places: dict[str, int] = {}
         for number in range(len(self._entries)):
             rounds: list[int | None] = [None]
+            dialogue: str | None = None
             try:
                 entry = self._joined_entry(number)
                 name = read_id(entry, self.layout, number)
@@ -188,6 +218,7 @@ class PublishedTask(EvaluationTask):
                     continue
                 if self.layout.rounds is not None:
                     rounds = list(range(len(find_rounds(entry, self.layout))))
+                dialogue = read_dialogue(entry, self.layout)
             except ValueError:
                 name = f"unreadable entry {number}"
             if name in places:
@@ -196,8 +227,8 @@ class PublishedTask(EvaluationTask):
                     "mend the file, or set fields to {id: null} to number the entries"
                 )
             places[name] = number
-            chosen.append([(number, turn) for turn in rounds])
-        return chosen
+            chosen.setdefault(number if dialogue is None else dialogue, []).extend((number, turn) for turn in rounds)
+        return list(chosen.values())
 
     def _files(self) -> list[str]:
         return [file for file in (self.file, self.layout.join, self.layout.pool) if file is not None]
@@ -221,26 +252,7 @@ class PublishedTask(EvaluationTask):
                 f"name on the hub; set `root` to a folder that holds it, or see to the connection: {error}"
             ) from error
 
-    # ---------------------------------------------------------------------------------------------- reading one sample
-    def _sample(self, index: int, picture: Callable[[bytes, Mapping[str, Any]], Image.Image]) -> Sample:
-        number, turn = self._samples[index]
-        try:
-            entry = self._joined_entry(number)
-            name = read_id(entry, self.layout, number)
-            if turn is not None:
-                name = f"{name}_{turn}"
-                entry = read_round(entry, self._entries.header, self.layout, turn)
-            sample = read_sample(
-                entry, self.layout, id=name, formulation=self.formulation, pool=self._pool, seed=self.seed
-            )
-            images = tuple(picture(data, entry) for data in read_pictures(entry, self.layout))
-            sample = replace(sample, images=images)
-            sample.check(self.formulation)
-        except ValueError as error:  # a corrupt picture, too, is one
-            where = f"{self._entries.file} entry {number}" + ("" if turn is None else f" round {turn}")
-            raise CorruptRecord(f"{where}: {error}") from error
-        return sample
-
+    # ---------------------------------------------------------------------------------------------- reading one entry
     def _joined_entry(self, number: int) -> dict[str, Any]:
         entry = self._entries[number]
         if self.layout.join is None:
@@ -253,11 +265,3 @@ class PublishedTask(EvaluationTask):
     def _decoded(self, data: bytes, entry: Mapping[str, Any]) -> Image.Image:
         image = decode_image(data, max_pixels=self.max_pixels)
         return apply_boxes(image, read_boxes(entry, self.layout, (image.height, image.width)), self.layout)
-
-    def _looked_at(self, data: bytes, entry: Mapping[str, Any]) -> Image.Image:
-        """A stand-in for a picture that can be decoded as far as its header tells."""
-        height, width = image_size(data)
-        if height * width > self.max_pixels:
-            raise CorruptRecord(f"{width} x {height} pixels are more than max_pixels={self.max_pixels}")
-        read_boxes(entry, self.layout, (height, width))
-        return _BLANK

@@ -73,6 +73,10 @@ class ReformulatedTask(EvaluationTask):
 
     def _open(self) -> None:
         self.source.open()
+        if not len(self.source):
+            raise ValueError(
+                f"task {self.name!r}: its source {type(self.source).__name__} has no records; check its path"
+            )
         self._read()
         self._order = np.random.default_rng(derive_seed(self.seed)).permutation(len(self.source)).tolist()
         self._ranks = np.argsort(self._order).tolist()
@@ -94,8 +98,14 @@ class ReformulatedTask(EvaluationTask):
             sample = self._make(position, self.source[position], rng)
             sample.check(self.formulation)
         except ValueError as error:  # a corrupt record, too, is one
-            raise CorruptRecord(f"record {position} of {type(self.source).__name__}: {error}") from error
+            where, text = self.where(index), str(error)  # some sources say it themselves
+            raise CorruptRecord(text if text.startswith(where) else f"{where}: {text}") from error
         return sample
+
+    def where(self, index: int) -> str:
+        """File and position of the record."""
+        self.open()
+        return self.source.where(self._chosen[index])
 
     def fingerprint(self) -> str:
         """Covers the source with the names of its classes, all options, and embeddings if there are any."""

@@ -51,21 +51,21 @@ class EvaluationTask(ABC):
     def __len__(self) -> int:
         """Number of samples; the task is open."""
 
+    def dialogues(self) -> list[list[int]]:
+        """Positions of the questions of each dialogue; any other sample is alone. The task is open."""
+        return [[position] for position in range(len(self))]
+
+    def where(self, index: int) -> str:
+        """Where a sample comes from, for messages: file and position, say. The task is open."""
+        return f"sample {index} of task {self.name}"
+
     @abstractmethod
     def __getitem__(self, index: int) -> Sample:
         """One sample, its parts fitting together.
 
         Raises:
-            CorruptRecord: It cannot be used; the message names file and position.
+            CorruptRecord: It cannot be used; the message begins with :meth:`where`.
         """
-
-    def outline(self, index: int) -> Sample:
-        """A sample whose pictures may be stand-ins, for checks before a run: whole ones need not be decoded.
-
-        Raises:
-            CorruptRecord: It cannot be used, as far as can be told.
-        """
-        return self[index]
 
     @abstractmethod
     def fingerprint(self) -> str:

@@ -50,7 +50,7 @@ def write_published(task: EvaluationTask, path: str | Path, *, source: str, seed
             for number in range(len(task)):  # one at a time: all pictures together may not fit into memory
                 sample = task[number]
                 if sample.id in seen:
-                    raise ValueError(f"task {task.name!r}: sample {number} repeats id {sample.id!r}")
+                    raise ValueError(f"task {task.name!r}: {task.where(number)} repeats id {sample.id!r}")
                 seen.add(sample.id)
                 stream.write((",\n  " if number else "\n  ") + json.dumps(_entry(sample)))
             stream.write("\n ]\n}\n")
@@ -73,6 +73,8 @@ def _entry(sample: Sample) -> dict[str, Any]:
         entry["history"] = [{"from": turn.role, "value": turn.text} for turn in sample.history]
     if sample.turn is not None:
         entry["turn"] = sample.turn
+    if sample.dialogue is not None:
+        entry["dialogue"] = sample.dialogue
     return entry
 
 

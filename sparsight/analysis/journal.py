@@ -59,10 +59,20 @@ def _refuse_other(path: Path, begun: Mapping[str, Any], about: Mapping[str, Any]
     now = json.loads(json.dumps(about))
     for name in sorted({*now, *begun} - {"date"}):
         if now.get(name) != begun.get(name):
+            where, before, after = _first_difference(name, begun.get(name), now.get(name))
             raise ValueError(
-                f"{path} was begun with {name} {begun.get(name)!r}, now it is {now.get(name)!r}: "
+                f"{path} was begun with {where} {before!r}, now it is {after!r}: "
                 "results would not compare; choose another folder or delete the file"
             )
+
+
+def _first_difference(where: str, before: Any, after: Any) -> tuple[str, Any, Any]:
+    """Path of the first value that differs, such as ``model.hash``, and both values."""
+    if isinstance(before, dict) and isinstance(after, dict) and before.keys() == after.keys():
+        for name in before:
+            if before[name] != after[name]:
+                return _first_difference(f"{where}.{name}", before[name], after[name])
+    return where, before, after
 
 
 def _whole_lines(path: Path) -> list[str]:

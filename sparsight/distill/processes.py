@@ -5,16 +5,35 @@ Shape legend: B batch, N tokens, C channels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from blocks.base import SiteSamples
 
+T = TypeVar("T")
+
 
 def process_count() -> int:
     """Number of processes of the run; 1 if it is not distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def everywhere(own: T) -> list[T]:
+    """What every process has, in their order; anything that can be pickled."""
+    if process_count() == 1:
+        return [own]
+    parts: list[Any] = [None] * process_count()
+    dist.all_gather_object(parts, own)
+    return parts
+
+
+def own_share(items: Sequence[T]) -> Sequence[T]:
+    """Those items that fall to this process, so that all of them together have each once."""
+    return items if process_count() == 1 else items[dist.get_rank() :: process_count()]
 
 
 def summed(values: Tensor) -> Tensor:

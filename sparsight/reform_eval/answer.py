@@ -21,9 +21,12 @@ class Unit(NamedTuple):
     Args:
         task: Name of the task.
         sample: Id of the sample.
+        dialogue: Id of its dialogue.
         run: Number of the run.
         method: Whether the answer is written or weighed.
         formulation: The form of the question.
+        question: Its text, in the wording of this run.
+        pictures: How many belong to it.
         options: Options of the sample, in their own order.
         answer: Position of the right one.
         references: Accepted texts.
@@ -33,9 +36,12 @@ class Unit(NamedTuple):
 
     task: str
     sample: str
+    dialogue: str | None
     run: int
     method: Method
     formulation: Formulation
+    question: str
+    pictures: int
     options: tuple[str, ...]
     answer: int | None
     references: tuple[str, ...]
@@ -67,7 +73,7 @@ def answer_units(model: PreTrainedModel, tokenizer: Any, batch: Mapping[str, Any
             ``new_tokens``.
 
     Raises:
-        ValueError: Log-likelihoods are not numbers, of which the first would pass for the largest.
+        ValueError: Log-likelihoods are not finite, of which the first would pass for the largest.
     """
     units: list[Unit] = batch["units"]
     if units[0].method == "likelihood":
@@ -81,17 +87,18 @@ def answer_units(model: PreTrainedModel, tokenizer: Any, batch: Mapping[str, Any
 
 def _asked(unit: Unit) -> dict[str, Any]:
     asked: dict[str, Any] = {"task": unit.task, "sample": unit.sample, "run": unit.run, "method": unit.method}
-    if unit.turn is not None:
-        asked["turn"] = unit.turn
+    asked |= {name: value for name in ("dialogue", "turn") if (value := getattr(unit, name)) is not None}
+    asked |= {"instruction": unit.variant.instruction, "wording": unit.variant.wording}
+    asked |= {"pictures": unit.pictures, "question": unit.question}
     if unit.formulation != "SingleChoice":
-        return asked | {"instruction": unit.variant.instruction, "references": list(unit.references)}
+        return asked | {"references": list(unit.references)}
     shown = {"order": list(unit.variant.order), "marks": unit.variant.marks} if unit.method == "generation" else {}
     target = {"options": list(unit.options), "answer": unit.answer}
-    return asked | {"instruction": unit.variant.instruction} | shown | target
+    return asked | shown | target
 
 
 def _weighed(unit: Unit, logs: list[float], ids: list[list[int]]) -> dict[str, Any]:
-    if any(math.isnan(log) for log in logs):
+    if not all(math.isfinite(log) for log in logs):
         raise ValueError(
             f"task {unit.task}, sample {unit.sample}: log-likelihoods are {logs}. The model does not compute numbers: "
             "are its weights sound? In float16 they may overflow, set model.dtype to bfloat16 or float32"

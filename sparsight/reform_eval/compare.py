@@ -7,9 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsight.analysis.bootstrap import compare
+import numpy as np
+
+from sparsight.analysis.bootstrap import Interval, compare
 from sparsight.analysis.tables import json_text, markdown_table, write_text
-from sparsight.reform_eval.report import LEVELS, is_share, numbers, plot_dimensions, read_report, shown
+from sparsight.reform_eval.report import (
+    LEVELS,
+    defined,
+    numbers,
+    plot_dimensions,
+    read_report,
+    shown,
+    with_interval,
+)
 from sparsight.reform_eval.scores import Estimate, ScoreKey, scores_of
 
 
@@ -83,10 +93,7 @@ def _table(runs: Mapping[str, Mapping[ScoreKey, Estimate]]) -> str:
 
 
 def _gap(ours: Estimate, base: Estimate, key: ScoreKey) -> str:
-    unit, digits = (100, 1) if is_share(key) else (1, 2)
-    gap = (ours.value - base.value, *compare(ours.draws_R, base.draws_R).difference)
-    value, low, high = (f"{unit * number:+.{digits}f}" for number in gap)
-    return f"{value} ({low} to {high})"
+    return with_interval(ours.value - base.value, compare(ours.draws_R, base.draws_R).difference, key, sign="+")
 
 
 def _plain(runs: Mapping[str, Mapping[ScoreKey, Estimate]]) -> list[dict[str, Any]]:
@@ -96,12 +103,17 @@ def _plain(runs: Mapping[str, Mapping[ScoreKey, Estimate]]) -> list[dict[str, An
         for key, each in scores.items():
             base = runs[first][key]
             paired = compare(each.draws_R, base.draws_R)
+            kept = each.value / base.value if base.value > 0 else np.nan
             found.append(
-                {"run": label, **key._asdict(), **numbers(each), "difference": each.value - base.value}
-                | {"difference_interval": paired.difference, "share_of_draws_above": paired.higher}
-                | {"kept": each.value / base.value if base.value > 0 else None, "kept_interval": paired.ratio}
+                {"run": label, **key._asdict(), **numbers(each), "difference": defined(each.value - base.value)}
+                | {"difference_interval": _ends(paired.difference), "share_of_draws_above": defined(paired.higher)}
+                | {"kept": defined(kept), "kept_interval": _ends(paired.ratio)}
             )
     return found
+
+
+def _ends(found: Interval | None) -> list[float] | None:
+    return None if found is None or np.isnan(found).any() else list(found)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -118,10 +118,23 @@ def is_share(key: ScoreKey) -> bool:
 
 def shown(estimate: Estimate, key: ScoreKey) -> str:
     """A score with its interval; shares in per cent."""
-    low, high = estimate.interval
-    if not is_share(key):
-        return f"{estimate.value:.2f} ({low:.2f} to {high:.2f})"
-    return f"{100 * estimate.value:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    return with_interval(estimate.value, estimate.interval, key)
+
+
+def with_interval(value: float, ends: Sequence[float], key: ScoreKey, *, sign: str = "") -> str:
+    """A number in the unit of a score, and between what it lies; a dash where that is not defined.
+
+    Args:
+        value: The number.
+        ends: Of its interval.
+        key: What score it belongs to.
+        sign: ``+`` writes one before positive numbers, too.
+    """
+    if np.isnan([value, *ends]).any():
+        return "-"
+    unit, digits = (100, 1) if is_share(key) else (1, 2)
+    middle, low, high = (f"{unit * number:{sign}.{digits}f}" for number in (value, *ends))
+    return f"{middle} ({low} to {high})"
 
 
 def plot_dimensions(runs: Mapping[str, Scores], path: Path) -> None:
@@ -158,7 +171,12 @@ def _is_bar(key: ScoreKey, method: str) -> bool:
 def numbers(estimate: Estimate) -> dict[str, float | None]:
     """Score and ends of its interval; none where it is not defined."""
     named = zip(("value", "low", "high"), (estimate.value, *estimate.interval), strict=True)
-    return {name: None if np.isnan(number) else number for name, number in named}
+    return {name: defined(number) for name, number in named}
+
+
+def defined(number: float) -> float | None:
+    """A number as JSON knows it, which has no word for one that is not defined."""
+    return None if np.isnan(number) else float(number)
 
 
 def _title(about: Mapping[str, Any], extra: Mapping[str, Any]) -> str:

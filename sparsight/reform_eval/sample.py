@@ -27,6 +27,7 @@ class Sample:
         references: Accepted answers (the other formulations): the text in the picture, or captions.
         history: Earlier turns of a dialogue about the same pictures, without ``<image>``.
         turn: Number of this question in its dialogue, from 0.
+        dialogue: What all questions of that dialogue have in common, such as its id; they are drawn together.
     """
 
     id: str
@@ -37,6 +38,7 @@ class Sample:
     references: tuple[str, ...] = ()
     history: tuple[Turn, ...] = ()
     turn: int | None = None
+    dialogue: str | None = None
 
     def check(self, formulation: Formulation) -> None:
         """See that the parts fit together.

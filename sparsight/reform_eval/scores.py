@@ -2,7 +2,7 @@
 
 The draws of two evaluations of the same samples belong together one by one, so that their differences can be taken.
 
-Shape legend: N samples, K statistics of a metric, R draws.
+Shape legend: N samples, D dialogues (a sample outside of any is one by itself), K statistics of a metric, R draws.
 """
 
 from __future__ import annotations
@@ -101,18 +101,24 @@ def scores_of(
 
 def _of_task(answers: Sequence[Answer], task: Mapping[str, Any], *, resamples: int) -> dict[str, Estimate]:
     samples = {sample: number for number, sample in enumerate(sorted({answer["sample"] for answer in answers}))}
+    dialogue_of = {samples[answer["sample"]]: _dialogue(answer) for answer in answers}
+    dialogues = {dialogue: number for number, dialogue in enumerate(sorted(set(dialogue_of.values())))}
+    dialogue_N = np.array([dialogues[dialogue_of[number]] for number in range(len(samples))])
     runs: dict[int, list[Answer]] = {}
     for answer in answers:
         runs.setdefault(answer["run"], []).append(answer)
 
+    def drawn(metric: AnswerMetric, values_NK: np.ndarray) -> Estimate:
+        return _estimate(metric, values_NK, dialogue_N, task=task["name"], resamples=resamples)
+
     def estimate(metric: AnswerMetric, *columns: Callable[[Answer], Any]) -> Estimate:
-        """A sample's numbers are the means over its runs, so that draws are of samples."""
+        """A sample's numbers are the means over its runs, so that draws are not of runs."""
         sums_NK, counts_N = np.zeros((len(samples), metric.width)), np.zeros(len(samples))
         for given in runs.values():
             places = [samples[answer["sample"]] for answer in given]
             sums_NK[places] += metric.statistics(*([column(answer) for answer in given] for column in columns)).numpy()
             counts_N[places] += 1
-        return _estimate(metric, sums_NK / counts_N[:, None], task=task["name"], resamples=resamples)
+        return drawn(metric, sums_NK / counts_N[:, None])
 
     if task["formulation"] != "SingleChoice":
         metrics = _metrics_of_texts(task["formulation"])
@@ -131,14 +137,19 @@ def _of_task(answers: Sequence[Answer], task: Mapping[str, Any], *, resamples: i
         said: list[list[str]] = [[] for _ in samples]
         for answer in answers:
             said[samples[answer["sample"]]].append(_said(answer))
-        metric = Instability()
-        values_NK = metric.statistics(said).numpy()
-        found["instability"] = _estimate(metric, values_NK, task=task["name"], resamples=resamples)
+        found["instability"] = drawn(Instability(), Instability().statistics(said).numpy())
     return found
 
 
-def _estimate(metric: AnswerMetric, values_NK: np.ndarray, *, task: str, resamples: int) -> Estimate:
-    means_RK = resampled_means(values_NK, resamples=resamples, seed=seed_of(task))
+def _estimate(
+    metric: AnswerMetric, values_NK: np.ndarray, dialogue_N: np.ndarray, *, task: str, resamples: int
+) -> Estimate:
+    """A score of means over samples, with draws of dialogues, each of which brings all of its questions along."""
+    sums_DK, counts_D1 = np.zeros((dialogue_N.max() + 1, metric.width)), np.zeros((dialogue_N.max() + 1, 1))
+    np.add.at(sums_DK, dialogue_N, values_NK)
+    np.add.at(counts_D1, dialogue_N, 1)
+    drawn = resampled_means(np.concatenate([sums_DK, counts_D1], axis=1), resamples=resamples, seed=seed_of(task))
+    means_RK = drawn[:, :-1] / drawn[:, -1:]
     both = metric.combine(torch.from_numpy(np.concatenate([values_NK.mean(0, keepdims=True), means_RK]))).numpy()
     return Estimate(float(both[0]), both[1:])
 
@@ -151,6 +162,10 @@ def _metrics_of_texts(formulation: str) -> dict[str, AnswerMetric]:
 
 def _is_right(answer: Answer) -> float:
     return float(answer["choice"] == answer["answer"])
+
+
+def _dialogue(answer: Answer) -> tuple[bool, str]:
+    return "dialogue" in answer, answer.get("dialogue", answer["sample"])
 
 
 def _turn(answer: Answer) -> int:

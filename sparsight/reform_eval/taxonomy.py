@@ -35,6 +35,7 @@ class Layout:
         references: Field of accepted answers: a text or a list.
         history: Field of earlier turns, ``{"from": ..., "value": ...}``.
         turn: Field of the number in its dialogue.
+        dialogue: Field of the id of that dialogue.
         boxes: Field of one box or a list, drawn on the picture when it is read.
         corners: Boxes are two corners (x, y, x, y), not a corner with width and height.
         crop: Cut the box out instead.
@@ -57,6 +58,7 @@ class Layout:
     references: str | None = "answer_txt"
     history: str | None = "history"
     turn: str | None = "turn"
+    dialogue: str | None = "dialogue"
     boxes: str | None = None
     corners: bool = False
     crop: bool = False

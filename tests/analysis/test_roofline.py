@@ -53,3 +53,9 @@ def test_a_journal_of_another_device_is_refused(tmp_path: Path) -> None:
     Journal(tmp_path / "rows.jsonl", ABOUT)
     with pytest.raises(ValueError, match="begun with device 'this', now it is 'that'"):
         Journal(tmp_path / "rows.jsonl", ABOUT | {"device": "that"})
+
+
+def test_of_nested_facts_the_one_that_differs_is_named(tmp_path: Path) -> None:
+    Journal(tmp_path / "rows.jsonl", {"model": {"name": "a" * 1000, "hash": "this"}})
+    with pytest.raises(ValueError, match=r"begun with model\.hash 'this', now it is 'that'"):
+        Journal(tmp_path / "rows.jsonl", {"model": {"name": "a" * 1000, "hash": "that"}})

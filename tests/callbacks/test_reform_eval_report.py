@@ -48,6 +48,7 @@ def evaluate(
     tasks: list[Any] | None = None,
     resamples: int = 100,
     limit: int | None = None,
+    limit_samples: int | None = None,
     **data: Any,
 ) -> Path:
     """Run an evaluation; the folder of its report."""
@@ -60,7 +61,7 @@ def evaluate(
         default_root_dir=str(folder.parent),
         limit_test_batches=limit,
     )
-    options = {"batch_size": 3, **BOTH, **data}
+    options = {"batch_size": 3, "limit": limit_samples, **BOTH, **data}
     trainer.test(LVLMEvaluation(str(model)), ReformEvalDataModule(tasks or suite(), **options), verbose=False)
     return folder
 
@@ -133,98 +134,11 @@ def test_padding_changes_no_answer(tmp_path: Path, family: str) -> None:
         assert alone.get("log_likelihoods", []) == expected
 
 
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = read_report(evaluate(model, tmp_path / "whole"))
-    folder = evaluate(model, tmp_path / "parts", limit=3)
-    first = read_report(folder)
-    assert not first["complete"]
-    assert first["answered"] == 9
-    assert "Not finished: 9 of" in (folder / "report.md").read_text()
-    with (folder / "answers-0.jsonl").open("a") as file:
-        file.write('{"key": "likelihood/greys')  # killed while it wrote
-    asked: list[str] = []
-    step = LVLMEvaluation.test_step
-    monkeypatch.setattr(
-        LVLMEvaluation,
-        "test_step",
-        lambda self, batch, number: (asked.extend(unit.key for unit in batch["units"]), step(self, batch, number))[1],
-    )
-    evaluate(model, tmp_path / "parts", batch_size=2)
-    assert len(asked) == whole["asked"] - 9
-    assert read_report(folder)["complete"]
-    assert [a["sample"] for a in read_report(folder)["answers"]] == [a["sample"] for a in whole["answers"]]
-    assert scores(folder) == pytest.approx(scores(tmp_path / "whole"))
-
-
-def test_a_finished_evaluation_is_reported_again_without_asking_all(model: Path, tmp_path: Path) -> None:
-    evaluate(model, tmp_path / "out")
-    before = (tmp_path / "out" / "answers-0.jsonl").read_text()
-    evaluate(model, tmp_path / "out", resamples=200)
-    assert (tmp_path / "out" / "answers-0.jsonl").read_text() == before
-    assert read_report(tmp_path / "out")["complete"]
-
-
-def test_captions_alone_are_reported_again_too(model: Path, tmp_path: Path) -> None:
-    captions = {"tasks": [GreyTask("captions", "description", "Generation", count=3)]}
-    evaluate(model, tmp_path / "out", **captions)
-    evaluate(model, tmp_path / "out", resamples=200, **captions)
-    assert read_report(tmp_path / "out")["complete"]
-
-
 def test_captions_are_left_out_where_only_likelihoods_are_asked_for(model: Path, tmp_path: Path) -> None:
     tasks = [GreyTask("captions", "description", "Generation", count=3), GreyTask()]
     report = read_report(evaluate(model, tmp_path / "out", tasks=tasks, methods=["likelihood"]))
     assert report["complete"]
     assert {a["task"] for a in report["answers"]} == {"greys"}
-
-
-@pytest.mark.parametrize("other", [{"seed": 1}, {"runs": 2}, {"tasks": [GreyTask(count=5)]}])
-def test_answers_to_other_questions_are_not_mixed(model: Path, tmp_path: Path, other: dict[str, Any]) -> None:
-    evaluate(model, tmp_path / "out", tasks=[GreyTask()])
-    with pytest.raises(ValueError, match=r"was begun with (protocol|tasks)"):
-        evaluate(model, tmp_path / "out", **{"tasks": [GreyTask()], **other})
-
-
-def test_answers_of_another_model_are_not_mixed(model: Path, tmp_path: Path) -> None:
-    evaluate(model, tmp_path / "out", tasks=[GreyTask()])
-    other = save_tiny_lvlm(tmp_path / "other" / "tiny", "fast_vlm")
-    with pytest.raises(ValueError, match="was begun with model"):
-        evaluate(other, tmp_path / "out", tasks=[GreyTask()])
-
-
-def test_answers_that_other_processes_left_are_not_mixed_either(model: Path, tmp_path: Path) -> None:
-    """On fewer processes than before, and after the first file was deleted, as its message says."""
-    evaluate(model, tmp_path / "out", tasks=[GreyTask()])
-    (tmp_path / "out" / "answers-0.jsonl").rename(tmp_path / "out" / "answers-1.jsonl")
-    other = save_tiny_lvlm(tmp_path / "other" / "tiny", "fast_vlm")
-    with pytest.raises(ValueError, match=r"answers-1\.jsonl was begun with model"):
-        evaluate(other, tmp_path / "out", tasks=[GreyTask()])
-    assert not (tmp_path / "out" / "answers-0.jsonl").exists()
-    evaluate(model, tmp_path / "out", tasks=[GreyTask()])
-    assert len((tmp_path / "out" / "answers-0.jsonl").read_text().splitlines()) == 1  # nothing was asked again
-
-
-@pytest.mark.parametrize(
-    ("file", "change", "message"),
-    [
-        ("processor_config.json", {"image_processor": {"image_mean": [0.1, 0.2, 0.3]}}, "begun with processor"),
-        ("config.json", {"text_config": {"rms_norm_eps": 0.5}}, "begun with model"),
-    ],
-)
-def test_a_model_folder_that_was_changed_by_hand_is_another(
-    model: Path, tmp_path: Path, file: str, change: dict[str, Any], message: str
-) -> None:
-    """Its name and weights are the same."""
-    copy = shutil.copytree(model, tmp_path / "copy" / model.name)
-    evaluate(copy, tmp_path / "out", tasks=[GreyTask()])
-    content = json.loads((copy / file).read_text())
-    for name, value in change.items():
-        content[name] = content[name] | value if isinstance(value, dict) else value
-    (copy / file).write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=message):
-        evaluate(copy, tmp_path / "out", tasks=[GreyTask()])
 
 
 def test_a_model_that_computes_no_numbers_has_no_score(model: Path, tmp_path: Path) -> None:
@@ -277,7 +191,7 @@ def test_more_options_than_marks_are_found_before_anything_is_computed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(questions, "GREYS", tuple(f"grey {number}" for number in range(12)))
-    with pytest.raises(ValueError, match=r"6 of 6 samples .* sample 0 has 12 options, more than there are marks"):
+    with pytest.raises(ValueError, match=r"6 of 6 samples .*: sample 0 of task greys: 12 options are more than there"):
         evaluate(model, tmp_path / "out", tasks=[GreyTask()], marks="number")
     evaluate(model, tmp_path / "out", tasks=[GreyTask()], marks="random")
 

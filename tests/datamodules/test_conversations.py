@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -141,9 +142,18 @@ def test_file_that_is_no_list_is_refused_when_it_is_opened(tmp_path: Path) -> No
         lonely[0]
 
 
-def test_fingerprint_follows_the_text(tmp_path: Path) -> None:
-    before = write(tmp_path, GOOD).fingerprint()
-    assert write(tmp_path, GOOD).fingerprint() == before != write(tmp_path, GOOD[:3]).fingerprint()
+def test_fingerprint_follows_texts_and_pictures(tmp_path: Path) -> None:
+    source = write(tmp_path, [*GOOD, {"conversations": [], "image": 3}])
+    before = source.fingerprint()
+    assert ConversationRecords(source.file, source.images).fingerprint() == before
+    (tmp_path / "images").rename(tmp_path / "elsewhere")
+    assert ConversationRecords(source.file, tmp_path / "elsewhere").fingerprint() == before
+    shutil.copytree(tmp_path / "elsewhere", tmp_path / "images")
+    assert ConversationRecords(source.file, source.images).fingerprint() == before
+    (tmp_path / "images/sub/b.png").write_bytes(png(10))
+    after = ConversationRecords(source.file, source.images).fingerprint()
+    source.file.write_text(json.dumps(GOOD[:3]))
+    assert len({before, after, ConversationRecords(source.file, source.images).fingerprint()}) == 3
 
 
 def test_data_set_of_images_refuses_records_without_one_by_name(tmp_path: Path) -> None:

@@ -118,7 +118,6 @@ def test_every_layout_gives_its_sample(tmp_path: Path, name: str, content: Any, 
     sample = task[0]
     assert {field: getattr(sample, field) for field in expected} == expected
     assert [image.size for image in sample.images] == [(16, 12)]
-    assert task.outline(0).id == sample.id
     assert (task.name, task.dimension) == (name, find_data_set(name).dimension)
 
 
@@ -155,7 +154,6 @@ def test_boxes_are_drawn_red_first(
     assert image.getpixel((12, 9)) == (7, 7, 7)
     if name == "MSCOCO-MOS":
         assert image.getpixel((0, 0)) == (0, 128, 0)
-    task.outline(0)
 
 
 def test_textocr_shows_only_what_the_box_holds(tmp_path: Path) -> None:
@@ -171,12 +169,11 @@ def test_textocr_shows_only_what_the_box_holds(tmp_path: Path) -> None:
         ([[0, 0, 4, 4]] * 2, "2 boxes, too many to cut out"),
     ],
 )
-def test_impossible_boxes_are_refused_before_decoding(tmp_path: Path, box: Any, message: str) -> None:
+def test_impossible_boxes_are_refused(tmp_path: Path, box: Any, message: str) -> None:
     write(tmp_path, "TextOCR", container({**OPEN, "bbox": box}))
     task = opened(tmp_path, "TextOCR")
-    for read in (task.outline, task.__getitem__):
-        with pytest.raises(CorruptRecord, match=rf"textocr_core_open_ended.json entry 0: .*{message}"):
-            read(0)
+    with pytest.raises(CorruptRecord, match=rf"textocr_core_open_ended.json entry 0: .*{message}"):
+        task[0]
 
 
 # ----------------------------------------------------------------------------------------------- dialogues, joint files
@@ -205,6 +202,7 @@ def test_rounds_of_a_dialogue_are_samples_with_a_history(tmp_path: Path) -> None
     task = opened(tmp_path, "VisDial")
     first, second = task[0], task[1]
     assert (first.id, first.turn, first.history) == ("9_0", 0, ())
+    assert first.dialogue == second.dialogue == "9"
     assert (first.questions, first.options, first.answer) == (("is it red?",), ("yes", "no"), 1)
     assert (second.id, second.turn, second.options, second.answer) == ("9_1", 1, ("3", "2"), 1)
     assert second.history == (Turn("user", "is it red?"), Turn("assistant", "no"))
@@ -216,9 +214,9 @@ def test_dialogue_that_names_no_text_is_refused(tmp_path: Path) -> None:
     broken["data"]["dialogs"][0]["dialog"][1]["answer"] = 4
     write(tmp_path, "VisDial", broken)
     task = opened(tmp_path, "VisDial")
-    assert task.outline(0).id == "9_0"
+    assert task[0].id == "9_0"
     with pytest.raises(CorruptRecord, match="entry 0 round 1: 4 is not the number of one of the file's `answers`"):
-        task.outline(1)
+        task[1]
 
 
 def tdiuc(folder: Path, *, kinds: Sequence[str] = ("color", "counting", "color")) -> None:
@@ -247,7 +245,7 @@ def test_question_without_annotation_is_named(tmp_path: Path) -> None:
     tdiuc(tmp_path)
     write(tmp_path, "huggingface_data/TDIUC/TDIUC_val_anns.json", [])
     with pytest.raises(CorruptRecord, match=r"entry 0: .*TDIUC_val_anns\.json has no entry with `question_id` 0"):
-        opened(tmp_path, "TDIUC-Color").outline(0)
+        opened(tmp_path, "TDIUC-Color")[0]
 
 
 def test_counts_draw_other_counts(tmp_path: Path) -> None:
@@ -265,11 +263,27 @@ def test_limit_draws_entries_by_seed_and_keeps_dialogues_whole(tmp_path: Path) -
     for seed in (0, 0, 1):
         task = core(tmp_path, *entries, limit=5, seed=seed)
         task.open()
-        drawn.append([task.outline(number).id for number in range(len(task))])
+        drawn.append([task[number].id for number in range(len(task))])
     assert drawn[0] == drawn[1] != drawn[2]
     assert len(set(drawn[0])) == 5 and drawn[0] == sorted(drawn[0], key=int)
     write(tmp_path, "VisDial", DIALOGUE)
-    assert len(opened(tmp_path, "VisDial", limit=1)) == 2
+    visdial = opened(tmp_path, "VisDial", limit=1)
+    assert len(visdial) == 2 and visdial.dialogues() == [[0, 1]]
+
+
+def test_questions_of_a_dialogue_may_be_entries_of_their_own(tmp_path: Path) -> None:
+    talks = ("a", "b", None, "a")
+    entries = [{**CHOICE, "question_id": n, "dialogue": talk} for n, talk in enumerate(talks)]
+    task = core(tmp_path, *entries)
+    task.open()
+    assert task.dialogues() == [[0, 3], [1], [2]]
+    assert [task[n].dialogue for n in range(len(task))] == list(talks)
+    sizes = set()
+    for seed in range(8):
+        limited = core(tmp_path, *entries, limit=1, seed=seed)
+        limited.open()
+        sizes.add(tuple(limited[n].id for n in range(len(limited))))
+    assert ("0", "3") in sizes and sizes <= {("0", "3"), ("1",), ("2",)}
 
 
 def test_fingerprint_covers_data_and_options(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from datamodules.records import CorruptRecord
 from datamodules.reform_eval.entries import JsonEntries
 from datamodules.reform_eval.published import PublishedTask
 from tests.datamodules.test_records import png
-from tests.datamodules.test_reform_published import CHOICE, OPEN, core, opened, picture, write
+from tests.datamodules.test_reform_published import CHOICE, OPEN, core, opened, picture, tdiuc, write
 
 
 # ---------------------------------------------------------------------------------------------------- broken entries
@@ -43,10 +43,9 @@ from tests.datamodules.test_reform_published import CHOICE, OPEN, core, opened, 
 def test_broken_entry_is_named_by_file_and_index(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     task = core(tmp_path, {**CHOICE, "question_id": "q0"}, {**CHOICE, **change}, max_pixels=1000)
     task.open()
-    assert task.outline(0).id == task[0].id == "q0"
-    for read in (task.outline, task.__getitem__):
-        with pytest.raises(CorruptRecord, match=rf"own.json entry 1: .*({message})"):
-            read(1)
+    assert task[0].id == "q0"
+    with pytest.raises(CorruptRecord, match=rf"own.json entry 1: .*({message})"):
+        task[1]
 
 
 @pytest.mark.parametrize("field", ["question_id", "image", "question", "answer_options", "answer"])
@@ -54,7 +53,7 @@ def test_missing_field_is_named(tmp_path: Path, field: str) -> None:
     task = core(tmp_path, {name: value for name, value in CHOICE.items() if name != field})
     task.open()
     with pytest.raises(CorruptRecord, match=f"entry 0: field `{field}` is missing; there are"):
-        task.outline(0)
+        task[0]
 
 
 def test_entry_that_is_no_object_and_torn_picture_are_found(tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_entry_that_is_no_object_and_torn_picture_are_found(tmp_path: Path) -> N
     task = core(tmp_path, "text", {**CHOICE, "image": torn})
     task.open()
     with pytest.raises(CorruptRecord, match="entry 0: not a JSON object"):
-        task.outline(0)
+        task[0]
     with pytest.raises(CorruptRecord, match="entry 1: "):
         task[1]
 
@@ -71,7 +70,7 @@ def test_open_questions_need_accepted_answers(tmp_path: Path) -> None:
     task = core(tmp_path, {**OPEN, "answer_txt": " "}, formulation="OCROpenEnded")
     task.open()
     with pytest.raises(CorruptRecord, match="entry 0: OCROpenEnded needs accepted answers"):
-        task.outline(0)
+        task[0]
 
 
 def test_repeated_ids_are_refused_unless_entries_are_numbered(tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ def test_repeated_ids_are_refused_unless_entries_are_numbered(tmp_path: Path) ->
         core(tmp_path, CHOICE, {**CHOICE, "question_id": 1}, CHOICE).open()
     task = core(tmp_path, CHOICE, CHOICE, fields={"id": None})
     task.open()
-    assert [task.outline(number).id for number in range(2)] == ["0", "1"]
+    assert [task[number].id for number in range(2)] == ["0", "1"]
 
 
 # ------------------------------------------------------------------------------------------------------- broken files
@@ -103,6 +102,32 @@ def test_broken_file_is_named(tmp_path: Path, text: str, message: str) -> None:
     task = PublishedTask(file=tmp_path / "own.json", dimension="spatial", formulation="SingleChoice")
     with pytest.raises(ValueError, match=message):
         task.open()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{x", "is not JSON: Expecting property name"),
+        (b'{"choice": ["caf\xe9"]}', "is not JSON: 'utf-8' codec can't decode byte 0xe9"),
+        (b'{"answers": []}', "holds no list `choice` of answers"),
+    ],
+)
+def test_broken_list_of_choices_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    tdiuc(tmp_path)
+    (tmp_path / "huggingface_data/TDIUC/choice_list/color.json").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"^{tmp_path}/huggingface_data/TDIUC/choice_list/color\.json {message}"):
+        opened(tmp_path, "TDIUC-Color")
+
+
+def test_repeated_annotations_are_refused(tmp_path: Path) -> None:
+    tdiuc(tmp_path)
+    path = tmp_path / "huggingface_data/TDIUC/TDIUC_val_anns.json"
+    notes = json.loads(path.read_text())
+    path.write_text(json.dumps([*notes, notes[0] | {"answers": [{"answer": "blue"}]}]))
+    repeated = notes[0]["question_id"]
+    message = rf"^{path} entry {len(notes)}: an entry before it has the same `question_id` {repeated}; mend the file"
+    with pytest.raises(ValueError, match=message):
+        opened(tmp_path, "TDIUC-Color")
 
 
 def test_entries_are_found_in_any_language_and_spacing(tmp_path: Path) -> None:

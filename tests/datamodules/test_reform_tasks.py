@@ -8,12 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from jsonargparse import ArgumentParser
+from PIL import Image
 
 from datamodules import (
     CorruptRecord,
+    FolderRecords,
+    HuggingFaceRecords,
     IdxRecords,
     LabelledQuestions,
+    ParquetRecords,
     TextQuestions,
 )
 from datamodules.reform_eval.captioning import CaptioningTask
@@ -150,8 +156,8 @@ def test_a_record_that_cannot_be_read_is_reported_with_its_position() -> None:
     place = [task._chosen[index] for index in range(len(task))].index(4)
     assert len(task) == 60
     with pytest.raises(CorruptRecord, match="record 4 of Squares: torn"):
-        task.outline(place)
-    assert task.outline(place - 1)
+        task[place]
+    assert task[place - 1]
 
 
 def test_wordings_have_the_fields_of_the_task() -> None:
@@ -214,3 +220,32 @@ def test_tasks_are_made_by_configs() -> None:
     config["init_args"] = options | {"default_wordings": ["x"]}
     with pytest.raises(Exception, match="'default_wordings' is not accepted"):
         parser.parse_object({"task": config})
+
+
+def test_folders_rows_and_tables_with_labels_are_asked_about(tmp_path: Path) -> None:
+    """What users have: one folder for each class, a data set on disk, parquet files."""
+    colours = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0)}
+    for name, colour in colours.items():
+        for number in range(2):
+            (tmp_path / "folder" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (4, 4), colour).save(tmp_path / f"folder/{name}/{number}.png")
+    paths = sorted(map(str, (tmp_path / "folder").rglob("*.png")))
+    labels = [sorted(colours).index(Path(path).parent.name) for path in paths]
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=sorted(colours))})
+    rows = Dataset.from_dict({"image": paths, "label": labels}, features=features)
+    rows.save_to_disk(tmp_path / "rows")
+    bytes_of = [{"bytes": Path(path).read_bytes(), "path": None} for path in paths]
+    names = [Path(path).parent.name for path in paths]
+    Dataset.from_dict({"image": bytes_of, "label": names}).to_parquet(tmp_path / "table.parquet")
+    sources = [
+        FolderRecords(tmp_path / "folder"),
+        HuggingFaceRecords(str(tmp_path / "rows"), label_column="label"),
+        ParquetRecords(str(tmp_path / "table.parquet"), label_column="label"),
+    ]
+    for source in sources:
+        found = samples(NamingTask(source, options=3, **BASIC))
+        assert len(found) == 6
+        for sample in found:
+            pixel = np.asarray(sample.images[0].convert("RGB"))[0, 0]
+            assert tuple(pixel) == colours[right(sample)]
+            assert set(sample.options) == set(colours)

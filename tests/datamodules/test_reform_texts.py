@@ -156,10 +156,10 @@ def test_pictures_of_question_and_history_come_first_in_their_order() -> None:
 
 def test_records_without_a_question_are_reported() -> None:
     with pytest.raises(CorruptRecord, match="record 0 of Pictures: it has no conversation; make some with Labelled"):
-        QuestionsTask(captioned("one"), **BASIC).outline(0)
+        QuestionsTask(captioned("one"), **BASIC)[0]
     greeting = Conversation((Turn("system", "Be kind."), Turn("assistant", "Hello.")))
     with pytest.raises(CorruptRecord, match="its last answer follows no question"):
-        QuestionsTask(talks(greeting), **BASIC).outline(0)
+        QuestionsTask(talks(greeting), **BASIC)[0]
 
 
 def test_captions_are_known_without_decoding_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

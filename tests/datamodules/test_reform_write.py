@@ -56,7 +56,7 @@ def test_choices_come_back_equal(tmp_path: Path) -> None:
     options = {"options": ("cat", "dog", "2"), "answer": 2}
     task = Fixed(
         Sample("a", ("What?", "Which <image> <image>?"), (noise("RGB"), noise("L")), **options),
-        Sample("b", ("And now?",), (noise("RGBA"),), **options, history=said, turn=3),
+        Sample("b", ("And now?",), (noise("RGBA"),), **options, history=said, turn=3, dialogue="talk"),
         Sample("c", ("No picture",), (), **options, references=("2", "two"), turn=0),
         Sample("d", ("Modes",), (noise("P"), noise("1"), noise("LA")), **options),
     )
@@ -91,6 +91,6 @@ def test_written_file_can_be_written_again(tmp_path: Path) -> None:
 
 def test_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     sample = Sample("a", ("What?",), (), ("cat", "dog"), 0)
-    with pytest.raises(ValueError, match="task 'fixed': sample 1 repeats id 'a'"):
+    with pytest.raises(ValueError, match="task 'fixed': sample 1 of task fixed repeats id 'a'"):
         write_published(Fixed(sample, sample), tmp_path / "own.json", source="x")
     assert not list(tmp_path.iterdir())

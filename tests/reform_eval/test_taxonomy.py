@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 from typing import get_args
 
 import pytest
+import yaml
 
+from sparsight.cli import find_config
 from sparsight.reform_eval.sample import Formulation
 from sparsight.reform_eval.taxonomy import (
     Layout,
@@ -80,3 +83,10 @@ def test_wrong_names_are_told_close_ones() -> None:
         find_layout("xyz")
     with pytest.raises(ValueError, match="a layout has no field 'pictures'; it has records, id"):
         Layout().changed({"pictures": "img"})
+
+
+def test_the_shipped_config_asks_all_of_them_once() -> None:
+    config = yaml.safe_load(Path(find_config("reform_eval/published")).read_text(encoding="utf-8"))
+    tasks = config["data"]["init_args"]["tasks"]
+    assert [task["init_args"]["dataset"] for task in tasks] == [data_set.name for data_set in data_sets()]
+    assert len({task["init_args"]["root"] for task in tasks}) == 1

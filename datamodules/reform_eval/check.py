@@ -1,0 +1,98 @@
+"""A look at all samples of a task before a run: each is read whole, and put to the model's processor once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.instruction_dataset import image_key
+from datamodules.records import CorruptRecord, digest
+from datamodules.reform_eval.dataset import Asker, Place, shown_pictures
+from datamodules.reform_eval.task import EvaluationTask
+from sparsight.distill.processes import everywhere, own_share
+from sparsight.reform_eval.sample import Sample
+
+_SHOWN = 5  # problems of a message
+
+
+class Checked(NamedTuple):
+    """A sample that can be used.
+
+    Args:
+        id: Its id.
+        content: Hash of all that is asked about, pixels included, wherever they are stored.
+    """
+
+    id: str
+    content: str
+
+
+def check_samples(asker: Asker, number: int, drawn: Sequence[int], *, workers: int = 0) -> dict[int, Checked]:
+    """See that a task's samples can be used; processes and their workers share the work.
+
+    Args:
+        asker: How samples are put.
+        number: Position of the task among the asker's.
+        drawn: Positions of the samples in the task.
+        workers: Loader processes.
+
+    Returns:
+        Ids and contents by position.
+
+    Raises:
+        ValueError: Some cannot be used; it names the first of them.
+    """
+    task, own = asker.tasks[number], own_share(drawn)
+    loader = DataLoader(_Samples(asker, number, own), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
+    looked_at = dict(zip(own, loader, strict=True))
+    everything = {index: each for part in everywhere(looked_at) for index, each in part.items()}
+    found: dict[int, Checked] = {}
+    known: dict[str, int] = {}
+    problems: list[str] = []
+    for index in drawn:
+        each = everything[index]
+        if isinstance(each, str):
+            problems.append(each)
+        elif each.id in known:
+            problems.append(f"{task.where(known[each.id])} and {task.where(index)} have the same id {each.id!r}")
+        else:
+            found[index], known[each.id] = each, index
+    if problems:
+        shown = "; ".join(problems[:_SHOWN])
+        raise ValueError(
+            f"{len(problems)} of {len(drawn)} samples of task {task.name} cannot be used: {shown}. Repair them or "
+            "remove them from the data"
+        )
+    return found
+
+
+class _Samples(Dataset):
+    """What is found about each sample: its id and content, or what is wrong with it."""
+
+    def __init__(self, asker: Asker, number: int, drawn: Sequence[int]) -> None:
+        self.asker, self.number, self.drawn = asker, number, drawn
+
+    def __len__(self) -> int:
+        return len(self.drawn)
+
+    def __getitem__(self, place: int) -> Checked | str:
+        index, task = self.drawn[place], self.asker.tasks[self.number]
+        try:
+            sample = task[index]
+            for method in self.asker.methods(task):
+                self.asker.ask(Place(method, self.number, index, sample.id, run=0), sample)
+            return Checked(sample.id, _content(task, sample))
+        except CorruptRecord as error:
+            return str(error)
+
+
+def _content(task: EvaluationTask, sample: Sample) -> str:
+    pictures = [image_key(image) for image in shown_pictures(sample)]
+    return digest([task.formulation, task.instructions, replace(sample, images=()), pictures])
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
