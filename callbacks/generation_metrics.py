@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from callbacks.drawing import check_drawable
 from sparsight.analysis.tables import json_text, write_text
 from sparsight.captions import read_captions
 from sparsight.export.facts import Metric
@@ -116,10 +117,9 @@ class GenerationMetrics(Callback):
         """Refuse a module that cannot draw what the metrics need.
 
         Raises:
-            ConfigurationError: It draws no samples, or has no teacher.
+            ConfigurationError: It draws no samples, draws from other conditions than are given, or has no teacher.
         """
-        if not hasattr(pl_module, "draw_latents"):
-            raise ConfigurationError(f"{type(pl_module).__name__} draws no samples: leave GenerationMetrics out")
+        check_drawable(self, pl_module, column=self.column, conditions=self.conditions)
         needs_teacher = self.references == "teacher" or any(metric.needs_teacher for metric in self.metrics)
         if needs_teacher and not hasattr(pl_module, "draw_teacher_latents"):
             raise ConfigurationError(
@@ -200,12 +200,15 @@ class GenerationMetrics(Callback):
         self._stage = stage
 
     def _check(self, module: Any, batch: Mapping[str, Any], loader: Any) -> None:
+        dataset = getattr(loader, "dataset", None)
         for distance in self._sets:
             if self.references == "data" and distance.wants_reference and "image" not in batch:
                 raise ConfigurationError(
                     f"{type(distance).__name__} needs reference images, but the data holds only {sorted(batch)}: give "
                     "it a file of reference statistics, or set references: teacher"
                 )
+            if self.references == "data":
+                distance.prepared_by(self._prepared(batch, dataset))
         if self.conditions is not None:
             return
         column = module.diffusion.conditioner.column
@@ -213,9 +216,15 @@ class GenerationMetrics(Callback):
             raise ConfigurationError(
                 f"the data has no {column!r} to draw: give labels or captions to GenerationMetrics"
             )
-        dataset = getattr(loader, "dataset", None)
         if isinstance(dataset, Sized):
             self._check_found(len(dataset))
+
+    def _prepared(self, batch: Mapping[str, Any], dataset: Any) -> dict[str, Any]:
+        steps: dict[str, Any] = {"compare_size": self.compare_size or "none"}
+        transform: Any = next(iter(getattr(dataset, "transforms", ())), None)  # validation and test have one
+        if "image" in batch and is_dataclass(transform) and not isinstance(transform, type):
+            steps["transform"] = asdict(transform)
+        return steps
 
     def _check_found(self, found: int) -> None:
         if found < self.num_samples:

@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
+from callbacks.drawing import check_drawable
 from callbacks.ema import TrainableEMA
 from sparsight.sharding import is_sharded
 
@@ -37,6 +38,15 @@ class SampleGrid(Callback):
         self.every_n_steps = every_n_steps
         self._drawn_at = -1
         self._teacher_images: Tensor | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a module that cannot draw this.
+
+        Raises:
+            ConfigurationError: It draws no samples, or draws from other conditions than are given.
+        """
+        column = "caption" if self.labels is None else "label"
+        check_drawable(self, pl_module, column=column, conditions=self.labels or self.captions)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Draw when it is time."""

@@ -12,6 +12,7 @@ from datamodules.base import RecordsDataModule, require
 from datamodules.buckets import AspectBuckets, trained_model
 from datamodules.image_dataset import Fit, ImageDataset, ImageTransform
 from datamodules.records import RecordSource
+from sparsight.diffusion.model import DiffusionModel
 
 
 class ImageDataModule(RecordsDataModule):
@@ -84,6 +85,11 @@ class ImageDataModule(RecordsDataModule):
         self.horizontal_flip = horizontal_flip
         self.buckets = buckets
         self.alike = "one size" if buckets is not None else ""
+
+    def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
+        """Samples a batch, their height and width in a model's space; known before there is any data."""
+        cell = model.pixels_per_cell
+        return self.batch_size, self.transform.height // cell, self.transform.width // cell
 
     def _check_sources(self, opened: Mapping[str, RecordSource]) -> None:
         named = {name: source.classes for name, source in opened.items() if source.classes is not None}

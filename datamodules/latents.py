@@ -1,4 +1,4 @@
-"""Latents and text embeddings of images, computed once: training then needs neither VAE nor text encoders."""
+"""Latents and text embeddings of images, computed once: training steps then call neither VAE nor text encoders."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sparsight.diffusion.identity import codec_identity
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.distill.sample_cache import NOT_MADE, SampleCache, Shard, fill_progress
 
-FORMAT = 1  # goes up when the same settings would give other numbers
+FORMAT = 2  # goes up when the same settings would give other numbers
 _log = logging.getLogger(__name__)
 
 
@@ -38,6 +38,9 @@ class CachedLatentsDataModule(ProcessDataModule):
     A batch holds ``"sample": float32 (B, C, H, W)`` in model space, ``"index"``, ``"label"`` or ``"caption"`` as the
     images had them, and for text-to-image teachers the embeddings ``"cond"`` and ``"uncond"``. Order, splits, flips and
     buckets are those of ``images``: training sees the same numbers as without the cache.
+
+    Time is saved, and no memory: the module that is trained loads its VAE and text encoders all the same and keeps them
+    on its device, because sample grids and metrics draw with them.
 
     The cache of a split lies in ``<cache_dir>/<key>``. The key covers the weights of VAE and text encoders, the
     tokenizers, the records (for files: name, size and time of change) and how images are prepared; a cache that was
@@ -95,6 +98,10 @@ class CachedLatentsDataModule(ProcessDataModule):
     def classes(self) -> list[str] | None:
         """Names of the training classes, once ``setup`` has run."""
         return self.images.classes
+
+    def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
+        """As ImageDataModule's."""
+        return self.images.batch_shape(model)
 
     # -- the cache -------------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
 from datamodules.records import RecordSource, RecordStream
 from datamodules.sampler import ReportingLoader
 from datamodules.stream_dataset import StreamDataset, StreamLoader
+from sparsight.diffusion.model import DiffusionModel
 
 _FIRST_RECORDS = 1000  # too few to tell the share of unreadable ones
 
@@ -95,6 +96,10 @@ class StreamingImageDataModule(ProcessDataModule):
     def classes(self) -> list[str] | None:
         """Names of the training classes in the order of their numbers; known after ``setup``."""
         return self.stream.classes
+
+    def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
+        """As ImageDataModule's."""
+        return self.evaluated.batch_shape(model)
 
     def prepare_data(self) -> None:
         """Download what the sources need, in one process a machine."""

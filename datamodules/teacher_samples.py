@@ -120,6 +120,11 @@ class TeacherSamplesDataModule(ProcessDataModule):
             )
         self.plan.check_coverage(self.count)
 
+    def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
+        """Samples a batch, their height and width in model space; known before there is any sample."""
+        height, width = self.plan.size or model.sample_shape()[1:]
+        return self.batch_size, height, width
+
     # ------------------------------------------------------------------------------------------------------ samples
     def prepare_data(self) -> None:
         """Draw what the cache lacks, in one process a machine.
@@ -177,13 +182,21 @@ class TeacherSamplesDataModule(ProcessDataModule):
         return loader
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        """All states of the validation trajectories, none twice; an empty list if there are none."""
+        """All states of the validation trajectories, none twice; an empty list if there are none.
+
+        Every trajectory comes once before any comes again: the first records have as many conditions as there are.
+        """
         if "val" not in self.datasets:
             return []
-        dataset = self.datasets["val"]
+        dataset = Subset(self.datasets["val"], self._in_turn())
         batch_size = even_batch_size(len(dataset), batch_size=self.batch_size, processes=self._world)
         sampler = ResumableSampler(dataset, num_replicas=self._world, rank=self._rank, shuffle=False, drop_last=False)
         return DataLoader(dataset, sampler=sampler, batch_size=batch_size, **self._loader_options(default_collate))
+
+    def _in_turn(self) -> list[int]:
+        # each round takes another state of a trajectory than the last one, and of its neighbours: all noise levels
+        kept, samples = self.plan.kept, range(self.val_count)
+        return [sample * kept + (sample + turn) % kept for turn in range(kept) for sample in samples]
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
         """The validation trajectories: there is nothing else that was held out."""

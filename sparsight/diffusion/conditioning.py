@@ -133,8 +133,12 @@ class Captions(Conditioner):
         return self._embed(list(self._column(batch)), size)
 
     def unconditional(self, count: int, size: tuple[int, int]) -> Condition:
-        """The empty caption."""
+        """The empty caption; zeros in place of its embeddings where the pipeline draws with those, as SDXL's does."""
         one = self._embed([""], size)
+        if zeros_for_no_caption(self.pipeline):
+            added = one["added_cond_kwargs"]
+            one["encoder_hidden_states"] = torch.zeros_like(one["encoder_hidden_states"])
+            one["added_cond_kwargs"] = added | {"text_embeds": torch.zeros_like(added["text_embeds"])}
         return map_condition(lambda x: x.expand(count, *x.shape[1:]), one)
 
     @torch.no_grad()
@@ -164,6 +168,11 @@ class Captions(Conditioner):
             return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask, "added_cond_kwargs": added}
         embeds, _ = self.pipeline.encode_prompt(list(captions), num_images_per_prompt=1, **arguments)
         return {"encoder_hidden_states": embeds}
+
+
+def zeros_for_no_caption(pipeline: Any) -> bool:
+    """Whether a pipeline that is given no negative prompt takes zeros for its embeddings: SDXL's config decides."""
+    return bool(pipeline.config.get("force_zeros_for_empty_prompt"))
 
 
 CAPTIONED = (

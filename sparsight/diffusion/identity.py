@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsight.diffusion.conditioning import zeros_for_no_caption
+
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of the tensors, in the order of their names."""
@@ -36,7 +38,10 @@ def codec_identity(pipeline: Any) -> dict[str, Any]:
         elif name.startswith("tokenizer") and part is not None:
             identity[name] = {"rules": tokenizer_hash(part)}
     config = getattr(getattr(pipeline, "transformer", None), "config", {})
-    return identity | {"size_conditions": bool(config.get("use_additional_conditions"))}
+    return identity | {
+        "size_conditions": bool(config.get("use_additional_conditions")),
+        "zeros_for_no_caption": zeros_for_no_caption(pipeline),
+    }
 
 
 def _weights(part: Any) -> dict[str, Any]:

@@ -18,13 +18,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from sparsight.diffusion.conditioning import ClassLabels
+from sparsight.diffusion.conditioning import ClassLabels, zeros_for_no_caption
 from sparsight.diffusion.examples import family
 from sparsight.diffusion.identity import state_hash
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.sampling import deterministic_sampler
 
-FORMAT = 1  # goes up when the same settings would give other numbers
+FORMAT = 2  # goes up when the same settings would give other numbers
 GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 Mode = Literal["samples", "trajectory"]
@@ -166,6 +166,7 @@ def _identity(model: DiffusionModel) -> dict[str, Any]:
         "config": _public(model.denoiser.config),
         "weights": state_hash(model.denoiser.state_dict()),
         "text_encoders": encoders,
+        "zeros_for_no_caption": zeros_for_no_caption(model.pipeline),
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from sparsight.analysis.tables import write_whole
 from sparsight.distill.sample_cache import differences
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.hyperparameters import ConfigurationError, flatten
 
 
 @dataclass(frozen=True)
@@ -23,11 +24,19 @@ class Reference:
         file: A safetensors file. If it is not there, it is made from the reference images of the first evaluation.
         dataset: Name of the images, e.g. ``coco2014-val``; a file of another name is refused.
         count: Number of images that the file must hold; any if not given.
+        transform: Options of the ``ImageTransform`` that the images must have gone through, e.g. ``{fit: crop, height:
+            256, width: 256}``. If not given: that of the data, where it has images, and any where it has none.
     """
 
     file: str
     dataset: str
     count: int | None = None
+    transform: dict[str, Any] | None = None
+
+    @property
+    def demanded(self) -> dict[str, str]:
+        """``transform`` as the file tells it."""
+        return as_told({"transform": self.transform}) if self.transform else {}
 
     @property
     def exists(self) -> bool:
@@ -47,24 +56,53 @@ class Reference:
                 "limits of data or batches leave images out?"
             )
 
+    def check_told(self, told: Mapping[str, str], wanted: Mapping[str, str]) -> None:
+        """Compare what the file tells of its making with what is wanted.
 
-def save_reference(reference: Reference, statistics: Mapping[str, Tensor], made_from: Mapping[str, str]) -> None:
-    """Write statistics with the data set's name and what else they were made from."""
-    content = save(
-        {name: tensor.cpu().contiguous() for name, tensor in statistics.items()}, metadata=_told(reference, made_from)
-    )
+        Raises:
+            ConfigurationError: Something differs; both values are named.
+        """
+        found = {name: told.get(name) for name in wanted}
+        if found != dict(wanted):
+            raise ConfigurationError(
+                f"{self.file} holds statistics of other images or features:\n{differences(found, wanted)}\n"
+                "Delete it to have it made anew, give another file, or name the images' own transform in the reference"
+            )
+
+    def check_prepared(self, prepared: Mapping[str, str]) -> None:
+        """Compare how images of the data are prepared with what ``transform`` demands.
+
+        Raises:
+            ConfigurationError: Something differs; both values are named.
+        """
+        found = {name: prepared.get(name) for name in self.demanded}
+        if found != self.demanded:
+            raise ConfigurationError(
+                f"{self.file} is to hold statistics of images of another transform than those of the data:\n"
+                f"{differences(found, self.demanded)}\nGive the data these options, or change the reference's transform"
+            )
+
+
+def as_told(facts: Mapping[str, Any]) -> dict[str, str]:
+    """Nested facts as files tell them: text under dotted names."""
+    return {name: str(value) for name, value in flatten(facts).items()}
+
+
+def save_reference(reference: Reference, statistics: Mapping[str, Tensor], told: Mapping[str, str]) -> None:
+    """Write statistics with what they tell of their making."""
+    content = save({name: tensor.cpu().contiguous() for name, tensor in statistics.items()}, metadata=dict(told))
     write_whole(Path(reference.file), lambda part: part.write_bytes(content))
 
 
-def load_reference(reference: Reference, made_from: Mapping[str, str]) -> tuple[dict[str, Tensor], str]:
+def load_reference(reference: Reference, wanted: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read statistics that were made from the same.
 
     Args:
-        reference: File, data set and number of images.
-        made_from: What the statistics must have been made from, by name.
+        reference: File, data set and number of images, and their transform if that is demanded.
+        wanted: What the statistics must have been made from, by name.
 
     Returns:
-        The statistics, and the size of the images.
+        The statistics, and all that the file tells of their making.
 
     Raises:
         ValueError: The file is none of ours, or was made from other images or features; both values are named.
@@ -75,16 +113,6 @@ def load_reference(reference: Reference, made_from: Mapping[str, str]) -> tuple[
             statistics = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
     except SafetensorError as error:
         raise ValueError(f"{reference.file} is no safetensors file: {error}") from error
-    wanted = _told(reference, made_from)
-    if {name: metadata.get(name) for name in wanted} != wanted:
-        raise ValueError(
-            f"{reference.file} holds statistics of other images or features:\n"
-            f"{differences({name: metadata.get(name) for name in wanted}, wanted)}\n"
-            "Delete it to have it made anew, or give another file"
-        )
+    reference.check_told(metadata, {**wanted, **reference.demanded})
     reference.check_count(statistics)
-    return statistics, metadata["size"]
-
-
-def _told(reference: Reference, made_from: Mapping[str, str]) -> dict[str, str]:
-    return {"format": "sparsight reference 1", "dataset": reference.dataset, **made_from}
+    return statistics, metadata

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch.distributed as dist
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -16,7 +16,7 @@ from sparsight.hyperparameters import ConfigurationError
 from sparsight.metrics.base import GenerationMetric
 from sparsight.metrics.extractor import FeatureExtractor
 from sparsight.metrics.images import to_uint8
-from sparsight.metrics.reference import Reference, load_reference, save_reference
+from sparsight.metrics.reference import Reference, as_told, load_reference, save_reference
 from sparsight.metrics.samples import Samples
 
 Statistics = dict[str, Tensor]
@@ -48,8 +48,11 @@ class SetDistance(GenerationMetric, WrapperMetric):
         self.drawn, self.real = self.statistics(), self.statistics()
         self._known: Statistics | None = None
         self._size: str | None = None
+        self._prepared: dict[str, str] = {}
+        self._told: dict[str, str] | None = None  # by the file
         if reference is not None and reference.exists:
-            self._known, self._size = load_reference(reference, self._made_from())
+            self._known, self._told = load_reference(reference, self._made_from(reference))
+            self._size = self._told["size"]
 
     @abstractmethod
     def statistics(self) -> Metric:
@@ -70,6 +73,26 @@ class SetDistance(GenerationMetric, WrapperMetric):
     def wants_reference(self) -> bool:
         """Whether reference images must still be given."""
         return self._known is None
+
+    def prepared_by(self, steps: Mapping[str, Any]) -> None:
+        """Tell how images of the data get the size that they have here; their file of statistics tells it on.
+
+        Args:
+            steps: Nested plain data; ``transform`` is there if the data has images, and counts unless the reference
+                names another.
+
+        Raises:
+            ConfigurationError: The file was made from images that were prepared otherwise, or is to be.
+        """
+        self._prepared = as_told(steps)
+        if self.reference is None:
+            return
+        if self._told is None:
+            self.reference.check_prepared(self._prepared)
+        else:
+            named = self.reference.transform is not None  # and compared when the file was read
+            counts = {name: step for name, step in steps.items() if not (named and name == "transform")}
+            self.reference.check_told(self._told, as_told(counts))
 
     def forget_reference(self) -> None:
         """Start the reference anew, unless it was read from a file."""
@@ -107,8 +130,9 @@ class SetDistance(GenerationMetric, WrapperMetric):
             known = {name: value.clone() for name, value in self.real.compute().items()}
             if self.reference is not None:
                 self.reference.check_count(known)
+                self._told = self._made_from(self.reference) | self._prepared | {"size": str(self._size)}
                 if not dist.is_initialized() or dist.get_rank() == 0:
-                    save_reference(self.reference, known, self._made_from() | {"size": str(self._size)})
+                    save_reference(self.reference, known, self._told)
                     rank_zero_info(f"reference: wrote {self.kind} of {known['count']} images to {self.reference.file}")
             self._known = known
             self.real.reset()
@@ -130,8 +154,10 @@ class SetDistance(GenerationMetric, WrapperMetric):
             self.update_reference(samples.images, samples.index)
         return self
 
-    def _made_from(self) -> dict[str, str]:
+    def _made_from(self, reference: Reference) -> dict[str, str]:
         return {
+            "format": "sparsight reference 1",
+            "dataset": reference.dataset,
             "kind": self.kind,
             "extractor": f"{self.extractor.name}, {self.extractor.preprocessing}",
             "extractor_hash": self.extractor.identity,

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from PIL import Image
 
@@ -19,6 +19,7 @@ from callbacks import ImageWriter, SampleGrid, Throughput, TrainableEMA
 from datamodules import IdxRecords, ImageDataModule, Record
 from lightning_modules import AttentionDistillation
 from sparsight.distill.stages import Stage
+from sparsight.hyperparameters import ConfigurationError
 from tests import tiny
 
 
@@ -73,6 +74,27 @@ def test_labels_or_captions() -> None:
     for arguments in ({}, {"labels": [1], "captions": ["a"]}):
         with pytest.raises(ValueError, match="labels or captions"):
             SampleGrid(**arguments)
+
+
+def test_grids_that_the_model_cannot_draw_are_refused_before_training(
+    tmp_path: Path, module: AttentionDistillation
+) -> None:
+    for grid, message in (
+        (
+            SampleGrid(captions=["a cat"]),
+            "SampleGrid is given captions, but DiT.* is conditioned on labels: give labels",
+        ),
+        (SampleGrid(labels=[11]), "SampleGrid: labels 11 to 11 do not fit a denoiser of 10 classes"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            fit(tmp_path, module, [grid], logger=False)
+        assert module.global_step == 0
+    text_teacher = str(tiny.save_sd_pipeline(tmp_path / "sd"))
+    text = AttentionDistillation(text_teacher, SoftmaxAttention, [Stage("layerwise", 4)], sample_steps=2)
+    with pytest.raises(ConfigurationError, match="SampleGrid is given labels, but UNet2DConditionModel is conditioned"):
+        fit(tmp_path, text, [SampleGrid(labels=[1])], logger=False)
+    with pytest.raises(ConfigurationError, match="LightningModule draws no samples: leave SampleGrid out"):
+        SampleGrid(labels=[1]).setup(Trainer(logger=False, accelerator="cpu"), LightningModule(), "fit")
 
 
 def test_throughput_and_every_term_are_logged(

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.cli import main
 from sparsight.distill.stages import Stage
 from sparsight.export.facts import read_metrics
+from sparsight.hyperparameters import ConfigurationError
 from sparsight.metrics import (
     CLIPScore,
     FrechetDistance,
@@ -218,6 +220,50 @@ def test_statistics_of_a_first_run_serve_data_without_images(teacher: str, tmp_p
         )
 
 
+@pytest.mark.filterwarnings("ignore:Frechet distance")
+def test_statistics_of_images_that_were_prepared_otherwise_are_refused(teacher: str, tmp_path: Path) -> None:
+    module, file = distillation(teacher), str(tmp_path / "reference.safetensors")
+
+    def validated(*, fit: str = "crop", size: int | None = None, transform: dict[str, Any] | None = None) -> float:
+        data = tiny.image_data(tmp_path, count=12)
+        data.transform = replace(data.transform, fit=fit)
+        distance = FrechetDistance(Quarters(), Reference(file, "noise", transform=transform))
+        callback = GenerationMetrics([distance], 5, labels=[1, 2], compare_size=size)
+        (found,) = trainer(tmp_path, [callback]).validate(module, datamodule=data, verbose=False)
+        return found["val/fd_quarters_5"]
+
+    with pytest.raises(ConfigurationError, match=r"transform\.fit: stretch there, crop asked for"):
+        validated(fit="stretch", transform={"fit": "crop", "height": 8})
+    assert not Path(file).exists(), "what is not as demanded is not written"
+    first = validated(transform={"fit": "crop", "height": 8})
+    assert validated() == first
+    with pytest.raises(ConfigurationError, match=r"transform\.fit: crop there, pad asked for"):
+        validated(fit="pad")
+    assert validated(fit="pad", transform={"fit": "crop"}) == first, "the file is asked, the data's images are not used"
+    with pytest.raises(ConfigurationError, match=r"transform\.height: 8 there, 256 asked for"):
+        validated(transform={"fit": "crop", "height": 256})
+    for transform in (None, {"fit": "crop"}):
+        with pytest.raises(ConfigurationError, match="compare_size: none there, 8 asked for"):
+            validated(size=8, transform=transform)
+
+
+def test_trajectories_give_each_of_their_conditions_before_any_twice(teacher: str, tmp_path: Path) -> None:
+    data = TeacherSamplesDataModule(
+        teacher, count=2, val_count=5, steps=4, batch_size=4, cache_dir=str(tmp_path / "cache")
+    )
+    drawn: list[int] = []
+
+    class Watched(TeacherError):
+        """Notes the ids that are drawn; those of a trajectory lie side by side."""
+
+        def update(self, samples: Samples) -> None:
+            drawn.extend(samples.index.tolist())
+            super().update(samples)
+
+    trainer(tmp_path, [GenerationMetrics([Watched()], 7)]).validate(distillation(teacher), data, verbose=False)
+    assert [i // 4 for i in drawn] == [2, 3, 4, 5, 6, 2, 3] and len(set(drawn)) == 7
+
+
 # -- several processes -------------------------------------------------------------------------------------------
 
 
@@ -294,6 +340,12 @@ def test_metrics_that_cannot_be_fed_are_refused(teacher: str, tmp_path: Path) ->
     with pytest.raises(ValueError, match="DenoiserTraining has no teacher"):
         trainer(tmp_path, [GenerationMetrics([TeacherError()], 4)]).validate(alone, datamodule=data, verbose=False)
     module = distillation(teacher)
+    wrong = GenerationMetrics([TeacherError()], 4, captions=["a cat"])
+    with pytest.raises(ConfigurationError, match=r"given captions, but DiT.* is conditioned on labels: give labels"):
+        trainer(tmp_path, [wrong], num_sanity_val_steps=0).fit(module, datamodule=data)
+    beyond = GenerationMetrics([TeacherError()], 4, labels=[3, 11])
+    with pytest.raises(ConfigurationError, match="GenerationMetrics: labels 3 to 11 do not fit a denoiser of 10"):
+        trainer(tmp_path, [beyond], num_sanity_val_steps=0).fit(module, datamodule=data)
     with pytest.raises(ValueError, match="num_samples is 25, but the data of this stage has only 24 conditions"):
         trainer(tmp_path, [GenerationMetrics([TeacherError()], 25)]).fit(module, datamodule=data)
     assert module.global_step == 0
@@ -311,25 +363,97 @@ def test_equal_extractors_are_held_once() -> None:
 # -- presets -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("preset", "names"),
-    [
-        ("coco30k", ["FrechetDistance", "FrechetDistance", "CLIPScore"]),
-        ("teacher5k", ["FrechetDistance", *["TeacherSimilarity"] * 2, "CLIPScore", *["TeacherError"] * 2]),
-        ("fashion_mnist", ["FrechetDistance", "KernelDistance"]),
-        ("teacher_fidelity", ["TeacherError", "TeacherError", "TeacherSimilarity"]),
-    ],
-)
-def test_presets_add_to_the_callbacks_of_an_experiment(
-    preset: str, names: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["test", "--config", "experiment/quickstart", "--config", f"callbacks/{preset}", "--print_config"])
-    assert stop.value.code == 0
-    config = yaml.safe_load(capsys.readouterr().out)
-    callbacks = config["trainer"]["callbacks"]
-    assert callbacks[0]["class_path"] == "callbacks.TrainableEMA"
-    assert callbacks[-1]["class_path"] == "callbacks.GenerationMetrics"
-    assert [m["class_path"].rpartition(".")[2] for m in callbacks[-1]["init_args"]["metrics"]] == names
-    if preset == "coco30k":
-        assert config["model"]["init_args"]["guidance_scale"] == 7.5
+COCO = {"dataset": "coco2014-val", "count": 40504, "transform": {"fit": "crop", "height": 256, "width": 256}}
+FASHION = {"dataset": "fashion-mnist-test", "count": 10000}
+DINO = {"TimmFeatures": {"model": "vit_large_patch14_dinov2.lvd142m", "size": 224, "name": "dinov2_vitl14"}}
+LITE0 = {"EfficientNetLite0Features": {"size": 112}}
+CLIP = {"model": "openai/clip-vit-large-patch14"}
+PRESETS: dict[str, dict[str, Any]] = {
+    "coco30k": {
+        "num_samples": 30_000,
+        "captions": "coco2014_val_captions_30k.txt",
+        "references": "data",
+        "compare_size": 256,
+        "every_n_steps": 0,
+        "metrics": [
+            {"FrechetDistance": {"extractor": {"InceptionFeatures": {"resize": "clean"}}, "reference": COCO}},
+            {"FrechetDistance": {"extractor": DINO, "reference": COCO}},
+            {
+                "CLIPScore": {
+                    "model": "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
+                    "prefix": "A photo depicts ",
+                    "name": "vit_g14",
+                }
+            },
+        ],
+    },
+    "teacher5k": {
+        "num_samples": 5_000,
+        "captions": "coco2014_val_captions_5k.txt",
+        "references": "teacher",
+        "every_n_steps": 0,
+        "metrics": [
+            {"FrechetDistance": {"extractor": {"InceptionFeatures": {"resize": "tensorflow"}}}},
+            {"TeacherSimilarity": {"extractor": {"CLIPFeatures": CLIP}}},
+            {"TeacherSimilarity": {"extractor": DINO}},
+            {"CLIPScore": CLIP | {"prefix": ""}},
+            {"TeacherError": {"space": "pixels"}},
+            {"TeacherError": {"space": "latents"}},
+        ],
+    },
+    "fashion_mnist": {
+        "num_samples": 2_000,
+        "labels": list(range(10)),
+        "references": "data",
+        "every_n_steps": 0,
+        "metrics": [
+            {"FrechetDistance": {"extractor": LITE0, "reference": FASHION}},
+            {
+                "KernelDistance": {
+                    "extractor": LITE0,
+                    "reference": FASHION,
+                    "subset_size": 1000,
+                    "subsets": 100,
+                    "seed": 0,
+                }
+            },
+        ],
+    },
+    "teacher_fidelity": {
+        "num_samples": 64,
+        "references": "data",
+        "every_n_steps": 1,
+        "metrics": [
+            {"TeacherError": {"space": "pixels"}},
+            {"TeacherError": {"space": "latents"}},
+            {"TeacherSimilarity": {"extractor": LITE0}},
+        ],
+    },
+}
+NO_PART_OF_A_PROTOCOL = ("file", "batch_size")
+
+
+def in_short(options: Any) -> Any:
+    """Options with classes by name, without those that are not set."""
+    if isinstance(options, dict) and "class_path" in options:
+        return {options["class_path"].rpartition(".")[2]: in_short(options["init_args"])}
+    if isinstance(options, dict):
+        kept = {name: value for name, value in options.items() if name not in NO_PART_OF_A_PROTOCOL}
+        return {name: in_short(value) for name, value in kept.items() if value is not None}
+    return [in_short(option) for option in options] if isinstance(options, list) else options
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_are_the_protocols_that_the_page_names(preset: str, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for fragments in ([], ["--config", f"callbacks/{preset}"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["test", "--config", "experiment/quickstart", *fragments, "--print_config"])
+        assert stop.value.code == 0
+        printed.append(yaml.safe_load(capsys.readouterr().out))
+    before, config = printed
+    *others, added = config["trainer"]["callbacks"]
+    assert others == before["trainer"]["callbacks"], "it is added to the callbacks of the experiment"
+    assert in_short(added) == {"GenerationMetrics": PRESETS[preset]}
+    sampler = {"sample_steps": 25, "guidance_scale": 7.5} if preset == "coco30k" else {}
+    assert config["model"]["init_args"] == before["model"]["init_args"] | sampler

@@ -135,6 +135,23 @@ def test_training_sees_the_same_numbers_with_and_without_the_cache(
     assert not all(map(torch.equal, turned, [b["image"] for b in epochs(plain.train_dataloader())]))
 
 
+def test_no_caption_is_cached_as_the_pipeline_wants_it(teachers: dict[str, str], folder: Path, tmp_path: Path) -> None:
+    pipeline = load_pipeline(teachers["sdxl"])
+    pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    pipeline.save_pretrained(tmp_path / "other")
+    zeros, empty = (
+        next(iter(ready(teacher, images(folder), tmp_path / "cache").train_dataloader()))["uncond"]
+        for teacher in (teachers["sdxl"], str(tmp_path / "other"))
+    )
+    assert len(list((tmp_path / "cache").glob("*/manifest.json"))) == 4, "train and val of each"
+    for parts in (
+        lambda uncond: uncond["encoder_hidden_states"],
+        lambda uncond: uncond["added_cond_kwargs"]["text_embeds"],
+    ):
+        assert not parts(zeros).any() and parts(empty).any()
+    assert zeros["added_cond_kwargs"]["time_ids"].tolist() == [[SIDE, SIDE, 0, 0, SIDE, SIDE]] * 2
+
+
 @pytest.mark.parametrize("family", ["sdxl", "pixart"])
 def test_masks_and_added_conditions_are_kept(
     teachers: dict[str, str], folder: Path, tmp_path: Path, family: str

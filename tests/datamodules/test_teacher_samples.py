@@ -160,6 +160,17 @@ def test_prediction_asks_for_every_held_out_sample_once(teacher: str, tmp_path: 
     assert torch.equal(next(iter(module.test_dataloader()))["index"], next(iter(module.val_dataloader()))["index"])
 
 
+def test_validation_comes_by_every_trajectory_before_it_returns_to_one(teacher: str, tmp_path: Path) -> None:
+    module = ready(teacher, tmp_path, val_count=5, batch_size=3)
+    batches = list(module.val_dataloader())
+    labels, index, timesteps = (
+        torch.cat([batch[name] for batch in batches]) for name in ("label", "index", "timestep")
+    )
+    assert labels.tolist() == [6, 7, 8, 9, 0] * 4  # ids 6 to 10 of a teacher with 10 classes
+    assert sorted(index.tolist()) == list(range(24, 44))
+    assert all(len(first.unique()) == 4 for first in timesteps.split(5)), "the first ones have all noise levels too"
+
+
 def test_half_precision_files_give_float32_batches(teacher: str, tmp_path: Path) -> None:
     exact = items(ready(teacher, tmp_path))
     module = ready(teacher, tmp_path, dtype="float16")
@@ -312,6 +323,14 @@ def test_another_teacher_or_sampler_finds_no_samples_of_this_one(
         told.clear()
         assert ready(str(tmp_path / name), tmp_path / "cache").datasets["train"].cache.folder != folder
         assert any(f"{folder} is not used" in line and setting in line for line in told)
+
+
+def test_what_no_caption_means_to_the_teacher_is_a_setting(tmp_path: Path) -> None:
+    model = DiffusionModel.from_pretrained(str(tiny.save_sdxl_pipeline(tmp_path / "sdxl")))
+    plan = data("", tmp_path, captions=["a cat"]).plan
+    zeros = plan.settings(model)["teacher"]
+    model.pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    assert plan.settings(model)["teacher"] == zeros | {"zeros_for_no_caption": False} != zeros
 
 
 def test_a_manifest_that_cannot_be_read_stops_the_run(teacher: str, tmp_path: Path) -> None:

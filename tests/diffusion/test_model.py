@@ -62,6 +62,27 @@ def test_sampling_equals_the_pipeline(model: DiffusionModel, guidance: float) ->
     torch.testing.assert_close(model.decode(latents), images, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("guidance", [1.0, 5.0])
+@pytest.mark.parametrize("family", ["sd", "sdxl", "sdxl_with_the_empty_caption", "pixart"])
+def test_text_to_image_equals_the_pipelines_of_diffusers(family: str, guidance: float, tmp_path: Path) -> None:
+    save = {"sd": tiny.save_sd_pipeline, "pixart": tiny.save_pixart_pipeline}.get(family, tiny.save_sdxl_pipeline)
+    model = DiffusionModel.from_pretrained(str(save(tmp_path / "pipeline")))
+    pipeline, captions = model.pipeline, ["a cat", "a dog"]
+    if family == "sdxl_with_the_empty_caption":
+        pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    noise = starting_noise(model.sample_shape(), seed=7, index=torch.arange(2))
+    images = model.decode(sample(model, {"caption": captions}, noise, steps=3, guidance=guidance))
+    pipeline.scheduler = deterministic_sampler(pipeline.scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"use_resolution_binning": False} if family == "pixart" else {}
+    arguments = {"guidance_scale": guidance, "num_inference_steps": 3, "latents": noise.clone(), "output_type": "pt"}
+    theirs = pipeline(captions, **arguments, **options).images
+    torch.testing.assert_close(images, theirs, rtol=1e-4, atol=1e-4)
+    if guidance != 1.0:  # the branch without a condition has a say
+        plain = model.decode(sample(model, {"caption": captions}, noise, steps=3, guidance=1.0))
+        assert (images - plain).abs().max() > 1e-3
+
+
 def test_a_generator_makes_noisy_samplers_repeatable(model: DiffusionModel) -> None:
     pipeline = model.pipeline
     pipeline.set_progress_bar_config(disable=True)

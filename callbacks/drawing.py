@@ -1,0 +1,41 @@
+"""What callbacks that draw samples ask of a module before training begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+
+from sparsight.hyperparameters import ConfigurationError
+
+
+def check_drawable(callback: Callback, module: Any, *, column: str | None, conditions: Sequence[Any] | None) -> None:
+    """See that a module can draw samples under these conditions.
+
+    Args:
+        callback: What is to draw.
+        module: What is trained.
+        column: ``label`` or ``caption``; those of the data if not given.
+        conditions: The labels or captions.
+
+    Raises:
+        ConfigurationError: The module draws no samples, is conditioned on the other of the two, or has no such class.
+    """
+    name = type(callback).__name__
+    if not hasattr(module, "draw_latents"):
+        raise ConfigurationError(f"{type(module).__name__} draws no samples: leave {name} out")
+    if column is None:
+        return
+    conditioner = module.diffusion.conditioner
+    if column != conditioner.column:
+        raise ConfigurationError(
+            f"{name} is given {column}s, but {type(module.diffusion.denoiser).__name__} is conditioned on "
+            f"{conditioner.column}s: give {conditioner.column}s instead"
+        )
+    if column == "label":
+        try:
+            conditioner({"label": torch.tensor(conditions)}, module.diffusion.sample_shape()[1:])
+        except ValueError as error:
+            raise ConfigurationError(f"{name}: {error}") from error
