@@ -18,7 +18,8 @@ MEBIBYTE = 2**20
 class Throughput(Callback):
     """Logs samples per second over all processes, peak memory in MiB and the share of waiting, at every logging step.
 
-    At the end it says the median time of a step between logging steps, and the peak memory.
+    At the end of every stage of a module, and of training, it says the median time of a step between logging steps, the
+    share of FLOPs that the module predicted for it (``predicted_share``) if it did, and the peak memory so far.
 
     Peak memory is what the allocator of the GPU reached, or the resident set of the process on a CPU.
 
@@ -32,14 +33,12 @@ class Throughput(Callback):
         """Start the clock."""
         self._seconds_a_step: list[float] = []
         self._logged_step = trainer.global_step
+        self._stage = stage_index(pl_module, trainer.global_step)
         self._restart(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what was measured."""
-        if self._seconds_a_step:
-            rank_zero_info(
-                f"measured: {median(self._seconds_a_step):.3g} s a step, peak memory {peak_memory_mib():,.0f} MiB"
-            )
+        self._tell(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -47,8 +46,10 @@ class Throughput(Callback):
         """Count samples, and log when Lightning does."""
         self._samples += len(batch["index"]) * trainer.world_size
         self._batches += 1
+        stage = stage_index(pl_module, trainer.global_step)
         # with accumulated gradients several batches end at one step, the first of them when it is logged
-        if trainer.global_step % getattr(trainer, "log_every_n_steps", 50) or trainer.global_step == self._logged_step:
+        between = trainer.global_step % getattr(trainer, "log_every_n_steps", 50) and stage == self._stage
+        if between or trainer.global_step == self._logged_step:
             return
         self._logged_step = trainer.global_step
         seconds = time.perf_counter() - self._begin
@@ -59,11 +60,33 @@ class Throughput(Callback):
         waited = seconds_waited(trainer)
         if waited is not None and self._waited is not None:
             pl_module.log("train/data_wait_share", (waited - self._waited) / seconds, sync_dist=True)
+        if stage != self._stage:
+            self._tell(pl_module)
+            self._stage, self._seconds_a_step = stage, []
         self._restart(trainer)
+
+    def _tell(self, module: Any) -> None:
+        if not self._seconds_a_step:
+            return
+        stages, share = getattr(module, "clock", None), getattr(module, "predicted_share", None)
+        which = (
+            "" if stages is None or len(stages.stages) == 1 else f"stage {self._stage + 1} of {len(stages.stages)}, "
+        )
+        predicted = "" if share is None else f" (predicted: {share:.1%} of the FLOPs of training all layers)"
+        rank_zero_info(
+            f"{which}measured: {median(self._seconds_a_step):.3g} s a step{predicted}, "
+            f"peak memory {peak_memory_mib():,.0f} MiB"
+        )
 
     def _restart(self, trainer: Trainer) -> None:
         self._begin, self._samples, self._batches = time.perf_counter(), 0, 0
         self._waited = seconds_waited(trainer)
+
+
+def stage_index(module: Any, step: int) -> int:
+    """Index of the stage that trains at a step; 0 for a module without stages."""
+    clock = getattr(module, "clock", None)
+    return 0 if clock is None else clock.index(step)
 
 
 def seconds_waited(trainer: Trainer) -> float | None:

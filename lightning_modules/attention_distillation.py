@@ -12,8 +12,9 @@ from torch import Tensor
 
 from blocks.base import Site, TokenMixer
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
+from sparsight.analysis.memory_table import MemoryEstimate
 from sparsight.analysis.report import replacement_report
-from sparsight.analysis.run_memory import announce_memory, run_memory
+from sparsight.analysis.run_memory import run_memory
 from sparsight.diffusion.identity import state_hash
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.distill.capture import capture_site
@@ -203,16 +204,17 @@ class AttentionDistillation(DiffusionModule):
             steps=stage.steps,
         )
 
+    def estimated_memory(self) -> MemoryEstimate:
+        """Of the stage that needs most."""
+        return run_memory(self, objectives=[s.objective for s in self.clock.stages], optimizer=self.optimizer)
+
     def on_fit_start(self) -> None:
         """Say what is replaced, and what that saves."""
         rank_zero_info(f"replaced self-attention:\n{replacement_report(self.denoiser).text()}")
 
     def on_train_start(self) -> None:
-        """Say what memory is needed; let mixers start from the teacher, unless training was begun before."""
+        """Let mixers start from the teacher, unless training was begun before."""
         data: Any = getattr(self.trainer, "datamodule", None)  # set by fit, unknown to the class
-        if data is not None:
-            batches = data.train_dataloader
-            announce_memory(self.trainer, self.denoiser, lambda: run_memory(self, next(iter(batches()))))
         if not self._restored and self.init_samples > 0:
             self.initialise_mixers(iter(data.train_dataloader()))
             if self.trainer.world_size > 1 and not is_sharded(self.denoiser):  # the same up to rounding: now to the bit

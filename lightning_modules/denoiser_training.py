@@ -13,6 +13,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
+from sparsight.analysis.memory_table import MemoryEstimate
+from sparsight.analysis.run_memory import run_memory
 from sparsight.diffusion.model import DiffusionModel, load_pipeline, predict
 from sparsight.diffusion.untrained import untrained_pipeline
 from sparsight.distill.losses import min_snr_weight
@@ -109,6 +111,10 @@ class DenoiserTraining(DiffusionModule):
             warmup_steps=self.warmup_steps,
             steps=int(self.trainer.estimated_stepping_batches),
         )
+
+    def estimated_memory(self) -> MemoryEstimate:
+        """Of a step with all that is trained."""
+        return run_memory(self, objectives=["denoising"], optimizer=lambda p, _: self.optimizer(p))
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean squared error to the target of the noising process."""

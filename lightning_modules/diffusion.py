@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_modules.base import TrainedPartsModule
+from sparsight.analysis.memory_table import MemoryEstimate
+from sparsight.analysis.run_memory import announce_memory
 from sparsight.diffusion.conditioning import drop_condition
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.randomness import Stream, sample_normal, sample_uniform
@@ -35,6 +39,16 @@ class DiffusionModule(TrainedPartsModule):
         self.seed = seed
         self.sample_steps = sample_steps
         self.guidance_scale = guidance_scale
+
+    def estimated_memory(self) -> MemoryEstimate:
+        """What training will need of its device, before anything is there."""
+        raise NotImplementedError
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None; but what memory training takes is said here, before a teacher draws samples for hours."""
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            announce_memory(self.trainer, self.estimated_memory)
+        return []
 
     def setup(self, stage: str) -> None:
         """Move text encoders and VAE beside the denoiser."""

@@ -13,16 +13,16 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.base import TrainedPartsModule
 from sparsight.diffusion.identity import state_hash
-from sparsight.distill.processes import averaged
+from sparsight.distill.processes import averaged, everywhere
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.evaluate import answer_items
 from sparsight.lvlm.load import DTYPES, Dtype, load_lvlm, load_processor
 from sparsight.lvlm.pictures import check_pictures
 from sparsight.lvlm.provenance import read_provenance
-from sparsight.lvlm.retire import LayerPruning, RetiredLayers, removable_layers
+from sparsight.lvlm.retire import LayerPruning, RetiredLayers, measurement, removable_layers
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
 from sparsight.lvlm.spare_picture import always_read_a_picture
-from sparsight.lvlm.task_scores import TaskScores, read_accuracies
+from sparsight.lvlm.task_scores import TaskScores
 from sparsight.lvlm.tower import find_parts
 from sparsight.reform_eval.answer import answer_units
 from sparsight.sharding import is_sharded, shard_parts, split_again
@@ -56,6 +56,10 @@ class LVLMModule(TrainedPartsModule):
         trust_remote_code: Run code that comes with the model.
         evaluation: How evaluation items are answered.
         prune: Which layers may be removed.
+
+    Attributes:
+        tuned_layers: Decoder layers that any stage tunes.
+        removals: Steps at which layers left, in order, each with its layers and the numbers they were chosen by.
     """
 
     scores_before_training = True
@@ -73,7 +77,7 @@ class LVLMModule(TrainedPartsModule):
     ) -> None:
         super().__init__()
         self.evaluation = evaluation or Evaluation()
-        self.reference = None if self.evaluation.reference is None else read_accuracies(self.evaluation.reference)
+        self.reference = None if self.evaluation.reference is None else TaskScores.load(self.evaluation.reference)
         self.base, self.revision, self.frozen_dtype = base, revision, DTYPES[dtype]
         self.source: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.model: Any = load_lvlm(base, dtype=dtype, attn_implementation=attn_implementation, **self.source)
@@ -81,10 +85,12 @@ class LVLMModule(TrainedPartsModule):
         self.earlier = read_provenance(base)
         self.parts = find_parts(self.model)
         self.depth = len(self.parts.layers)
-        self.layers: list[int] = []
+        self.tuned_layers: list[int] = []
         self.prune = prune
         self.export_name = "tuned" if prune is None else "pruned"
         self.retired = RetiredLayers(self.model, self.parts)
+        self.removals: list[dict[str, Any]] = []
+        self._measured: dict[str, Any] | None = None  # what the next removal is chosen by
         self._scores = TaskScores()
         self._tokenizer: Any = None
         self._pictures_fit = False
@@ -110,8 +116,9 @@ class LVLMModule(TrainedPartsModule):
             )
 
     def on_fit_start(self) -> None:
-        """Refuse pictures that the model cannot read."""
+        """Refuse pictures that the model cannot read, and a reference that has not answered the validation items."""
         self._check_pictures()
+        self._check_reference()
 
     def on_validation_start(self) -> None:
         """The same where nothing was trained before."""
@@ -132,6 +139,19 @@ class LVLMModule(TrainedPartsModule):
             if is_sharded(self.model):
                 split_again(self.model)
                 always_read_a_picture(self.model, self.parts, inputs)
+
+    def _check_reference(self) -> None:
+        """Compare places in the source before training; after an evaluation the items themselves are compared."""
+        dataset = getattr(getattr(self.trainer, "datamodule", None), "datasets", {}).get("val")
+        limit = self.trainer.limit_val_batches
+        if self.reference is None or dataset is None or not (isinstance(limit, float) and limit == 1.0):  # 1 is a batch
+            return
+        there, here = set(self.reference.items), set(map(int, dataset.indices))
+        if not there <= here or len(here - there) > dataset.max_corrupt:  # the unreadable ones are in no scores
+            raise ConfigurationError(
+                f"evaluation.reference {self.evaluation.reference} has answered {len(there)} items, not the same "
+                f"{len(here)} as the validation data hold: let it answer them with the same data and data.limit"
+            )
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
@@ -187,14 +207,20 @@ class LVLMModule(TrainedPartsModule):
         for name in MEANS:
             if f"likelihood/{name}" in found:
                 self.log(f"{prefix}/{name}", found[f"likelihood/{name}"], prog_bar=True)
-        if self.reference is not None:
-            kept = {n: value / self.reference[n] for n, value in found.items() if self.reference.get(n)}
-            self.log_dict({f"{prefix}/kept/{name}": value for name, value in kept.items()})
-            told = [f"{name} {value:.1%}" for name, value in kept.items() if name.rpartition("/")[2] in MEANS]
-            rank_zero_info(f"{prefix}: kept of the scores in {self.evaluation.reference}: {', '.join(told) or 'none'}")
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # a broadcast: all processes must ask
         if self.trainer.is_global_zero and not self.trainer.sanity_checking:
             scores.save(Path(folder, f"scores_{prefix}.json"))
+        if self.reference is not None and not (self.trainer.sanity_checking or self.trainer.fast_dev_run):  # type: ignore[attr-defined]
+            self._log_kept(prefix, scores.kept(self.reference))
+
+    def _log_kept(self, prefix: str, kept: Mapping[str, float | None]) -> None:
+        known = {name: value for name, value in kept.items() if value is not None}
+        self.log_dict({f"{prefix}/kept/{name}": value for name, value in known.items()})
+        told = [f"{name} {value:.1%}" for name, value in known.items() if name.rpartition("/")[2] in MEANS]
+        zero = [name for name in kept if name not in known]
+        without = f"; 0 there, so without a share: {', '.join(zero)}" if zero else ""
+        source = self.evaluation.reference
+        rank_zero_info(f"{prefix}: kept of the scores in {source}: {', '.join(told) or 'none'}{without}")
 
     # -- layers ----------------------------------------------------------------------------------------------------
 
@@ -215,7 +241,9 @@ class LVLMModule(TrainedPartsModule):
         if self.prune is None:
             raise ValueError("the module has no `prune`: give it, with a score, to let a schedule remove layers")
         tuned_before = [] if self.earlier is None else self.earlier["tuned_layers_now"]
-        found = removable_layers(self.model, self.prune, depth=self.depth, tuned=self.layers, tuned_before=tuned_before)
+        found = removable_layers(
+            self.model, self.prune, depth=self.depth, tuned=self.tuned_layers, tuned_before=tuned_before
+        )
         return [f"{SITE}{index}" for index in found]
 
     def score(self) -> dict[str, float]:
@@ -225,18 +253,25 @@ class LVLMModule(TrainedPartsModule):
         drawn = islice(iter(data.train_dataloader()), self.prune.batches)
         batches = [self.trainer.strategy.batch_to_device(batch) for batch in drawn]
         with self.trainer.precision_plugin.forward_context():
-            (values,) = score_layers(self.model, batches, [self.prune.score]).values.values()
+            table = score_layers(self.model, batches, [self.prune.score])
+        (values,) = table.values.values()
         known = torch.tensor([float("inf") if value is None else value for value in values], device=self.device)
-        everywhere = averaged(known).tolist()
-        return {name: everywhere[layer_of(name)] for name in self.sites()}
+        mean = averaged(known).tolist()
+        self._measured = measurement(self.prune.score.name, mean, everywhere(table.facts))
+        return {name: mean[layer_of(name)] for name in self.sites()}
 
     def distance(self, one: str, other: str) -> int:
         """How many layers two sites are apart."""
         return abs(layer_of(one) - layer_of(other))
 
     def retire(self, names: Sequence[str]) -> None:
-        """Pass these layers by."""
-        self.retired.set([layer_of(name) for name in names])
+        """Pass these layers by, and remember by which numbers those that are new among them were chosen."""
+        layers = [layer_of(name) for name in names]
+        leaving = [layer for layer in layers if layer not in self.retired.indices]
+        if leaving:
+            self.removals.append({"step": self.global_step, "layers": leaving, "measured": self._measured})
+            self._measured = None
+        self.retired.set(layers)
 
 
 def layer_of(site: str) -> int:

@@ -18,7 +18,7 @@ from sparsight.distill.processes import process_count, summed
 from sparsight.dropout import seed_dropout
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.answers import answer_losses
-from sparsight.lvlm.cost import explain, forward_flops, step_cost
+from sparsight.lvlm.cost import StepCost, explain, forward_flops, step_cost
 from sparsight.lvlm.load import Dtype
 from sparsight.lvlm.memory import run_tuning_memory
 from sparsight.lvlm.recompute import recompute_layers
@@ -58,6 +58,9 @@ class SparseLayerTuning(LVLMModule):
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
 
+    Attributes:
+        predicted_share: FLOPs of a step of the current stage over those of one that trains all layers.
+
     Raises:
         ValueError: No stage, the model's parts cannot be told apart, layers that it does not have, or a negative
             number.
@@ -96,7 +99,8 @@ class SparseLayerTuning(LVLMModule):
         )
         self.keep_hyperparameters()
         self.clock = StageClock(stages)
-        self.layers = (layers or Uniform(ratio=0.25)).select(self.depth)
+        rule = layers or Uniform(ratio=0.25)
+        self.layers, self.selection = rule.select(self.depth), rule.record()
         self.save_hyperparameters({"selected_layers": list(self.layers)})
         self.distill, self.distill_from = distill, distill_from
         self.distill_options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}
@@ -104,6 +108,7 @@ class SparseLayerTuning(LVLMModule):
         self.adapters = lora is not None
         wanted = {part for stage in stages for part in stage.train}
         self.trained = make_trainable(self.model, self.parts, layers=self.layers, lora=lora, wanted=wanted)
+        self.tuned_layers = list(self.layers) if LAYERS in self.trained else []
         self.optimizer = optimizer
         self.vision_cache = VisionCache(self.model, self.parts, gib=vision_cache_gib) if vision_cache_gib > 0 else None
         self.gradient_checkpointing = gradient_checkpointing
@@ -112,6 +117,7 @@ class SparseLayerTuning(LVLMModule):
         self._active = list(self.layers)
         self._stage_index = 0
         self._announced = False
+        self.predicted_share: float | None = None
         self._require_gradients()
 
     # -- state -----------------------------------------------------------------------------------------------------
@@ -146,7 +152,9 @@ class SparseLayerTuning(LVLMModule):
             "base_hash": self.base_hash,
             "layers": list(self.layers),
             "active": list(self._active),
+            "selection": self.selection,
             "retired": list(self.retired.indices),
+            "removals": list(self.removals),
             "tuned_before_removal": None if self.unpruned is None else self.unpruned.taken,
         }
 
@@ -166,7 +174,9 @@ class SparseLayerTuning(LVLMModule):
             raise ValueError(f"the checkpoint tuned layers {saved['layers']}, the configuration selects {self.layers}")
         self._stage_index = saved["stage"]
         self._active = saved["active"]
+        self.selection = saved.get("selection", self.selection)  # not in checkpoints of earlier versions
         self.retired.set(saved["retired"])
+        self.removals = saved.get("removals", [])
         if self.unpruned is not None and saved.get("tuned_before_removal") is not None:
             self.unpruned.take(saved["tuned_before_removal"])
         self._require_gradients()
@@ -191,7 +201,7 @@ class SparseLayerTuning(LVLMModule):
         first = bool(names) and not before and self.global_step > 0  # at step 0 nothing has been tuned
         if first and self.unpruned is not None and self.distill_from is None:
             self.unpruned.take(tuned_weights(self.model, [name for part in self.trained.values() for name in part]))
-        if set(self.layers) & (set(self.retired.indices) - before):
+        if set(self.tuned_layers) & (set(self.retired.indices) - before):
             self._require_gradients()
             average_what_is_trained(self.trainer)
 
@@ -282,7 +292,7 @@ class SparseLayerTuning(LVLMModule):
             kind = " (low-rank adapters)" if part == LAYERS and self.adapters else ""
             lines.append(f"trained {part}{kind}: {count:,} parameters, {count / total:.1%} of the model")
         rank_zero_info("\n".join(lines))
-        announce_memory(self.trainer, self.model, lambda: run_tuning_memory(self))
+        announce_memory(self.trainer, lambda: run_tuning_memory(self))
 
     def on_train_start(self) -> None:
         """What is trained goes into train mode: models come in eval mode, and Lightning leaves modes as they are."""
@@ -300,13 +310,22 @@ class SparseLayerTuning(LVLMModule):
             self._announced = False
         if not self._announced:
             self._announced = True
-            rank_zero_info(f"stage {index + 1} of {len(self.clock.stages)}: {self.predicted_cost(batch)}")
+            chosen, everything = self.predicted_costs(batch)
+            self.predicted_share = chosen.total / everything.total
+            told = explain(
+                chosen,
+                everything,
+                projector=PROJECTOR in self.stage.train,
+                lowest=min(self._layers_of_stage(), default=self.depth),
+                cached=self.vision_cache is not None,
+            )
+            rank_zero_info(f"stage {index + 1} of {len(self.clock.stages)}: {told}")
         seed_dropout(self.global_step, batch["index"])
 
-    def predicted_cost(self, batch: Mapping[str, Any]) -> str:
-        """What a step costs against one that trains all layers, in words, counted on a batch.
+    def predicted_costs(self, batch: Mapping[str, Any]) -> tuple[StepCost, StepCost]:
+        """FLOPs of a step of this stage, and of one that trains all layers, counted on a batch.
 
-        With a vision cache this is a step whose images have come before.
+        With a vision cache these are steps whose images have come before.
         """
 
         def run() -> None:
@@ -317,15 +336,16 @@ class SparseLayerTuning(LVLMModule):
                 with torch.no_grad():
                     run()
             flops = forward_flops(self.model, self.parts, run)
-        projector, layers = PROJECTOR in self.stage.train, self.layers if LAYERS in self.stage.train else []
-        options = {"projector": projector, "adapters": self.adapters, "checkpointing": self.gradient_checkpointing}
-        return explain(
-            step_cost(flops, layers=layers, **options),
-            step_cost(flops, layers=range(len(flops.layers)), **options),
-            projector=projector,
-            lowest=min(layers, default=len(flops.layers)),
-            cached=self.vision_cache is not None,
-        )
+        options = {
+            "projector": PROJECTOR in self.stage.train,
+            "adapters": self.adapters,
+            "checkpointing": self.gradient_checkpointing,
+        }
+        chosen = step_cost(flops, layers=self._layers_of_stage(), **options)
+        return chosen, step_cost(flops, layers=range(self.depth), **options)
+
+    def _layers_of_stage(self) -> list[int]:
+        return self.layers if LAYERS in self.stage.train else []
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the answer tokens of the whole batch, over all processes."""
@@ -341,7 +361,9 @@ class SparseLayerTuning(LVLMModule):
         if not self._heals():
             return loss
         assert self.unpruned is not None
-        difference = self.unpruned.difference(batch["inputs"], hidden[-1])
+        tower = self.unpruned.shared_tower
+        with nullcontext() if tower is None else self._cached_vision(batch, tower=tower):
+            difference = self.unpruned.difference(batch["inputs"], hidden[-1])
         self.log("train/hidden_difference", difference.detach(), sync_dist=True)
         return loss + self.distill * difference
 
@@ -349,8 +371,12 @@ class SparseLayerTuning(LVLMModule):
         """Whether there are fewer layers than in the model that hidden states are compared with."""
         return self.unpruned is not None and self.depth - len(self.retired.indices) < self.unpruned.depth
 
-    def _cached_vision(self, batch: Mapping[str, Any]) -> AbstractContextManager[None]:
-        return nullcontext() if self.vision_cache is None else self.vision_cache.serving(batch["image_keys"])
+    def _cached_vision(
+        self, batch: Mapping[str, Any], *, tower: torch.nn.Module | None = None
+    ) -> AbstractContextManager[None]:
+        if self.vision_cache is None:
+            return nullcontext()
+        return self.vision_cache.serving(batch["image_keys"], tower=tower)
 
     def _last_hidden_states(self) -> AbstractContextManager[list[Tensor]]:
         return outputs_of(self.parts.layers[-1]) if self._heals() else nullcontext([])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,9 @@ from PIL import Image
 from sparsight.cli import main
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.surgery.sites import students
+from tests import tiny, two_processes
+from tests.datamodules.test_latents import save_images
+from tests.datamodules.test_tar import write_shard
 from tests.test_cli import distillation_config, run_command
 
 
@@ -75,6 +79,7 @@ def test_two_processes_do_all_that_one_does(tmp_path: Path) -> None:
     grid = np.asarray(Image.open(next(one.rglob("step_0000004.png")))).astype(int)
     (value,) = json.loads(next(one.rglob("val_step_0000004.json")).read_text())[:1]
     assert grid.std() > 0 and value["value"] > 0
+    exported = DiffusionModel.from_pretrained(str(one / "student")).denoiser.state_dict()
     start = main(["validate", "--config", str(config), "--trainer.callbacks=[]"]).model.state_dict()
     moved = max(float((wanted[name] - value).abs().max()) for name, value in start.items())
     assert moved > 1e-2, "the comparison means nothing if nothing was learnt"
@@ -88,5 +93,31 @@ def test_two_processes_do_all_that_one_does(tmp_path: Path) -> None:
         assert np.abs(np.asarray(Image.open(next(root.rglob("step_0000004.png")))).astype(int) - grid).max() <= 1
         (found,) = json.loads(next(root.rglob("val_step_0000004.json")).read_text())[:1]
         assert found["value"] == pytest.approx(value["value"], rel=1e-3), found["name"]
-        student = DiffusionModel.from_pretrained(str(root / "student"))
-        assert len(students(student.denoiser)) == 2
+        student = DiffusionModel.from_pretrained(str(root / "student")).denoiser
+        assert len(students(student)) == 2
+        for name, tensor in student.state_dict().items():
+            torch.testing.assert_close(tensor, exported[name], rtol=1e-3, atol=1e-5)
+
+
+def test_cached_latents_and_streams_are_trained_on_by_two_processes(tmp_path: Path) -> None:
+    tiny.save_sd_pipeline(tmp_path / "teacher")
+    save_images(tmp_path / "images", count=8)
+    for shard in range(4):
+        write_shard(tmp_path / f"{shard}.tar", 4 * shard, 4)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(two_processes.main, (tmp_path, port), nprocs=2)
+    two_processes.train(tmp_path, tmp_path / "one", two_processes.latents(tmp_path, batch_size=4), processes=1)
+
+    def weights(run: str, step: int = two_processes.STEPS) -> dict[str, torch.Tensor]:
+        return torch.load(tmp_path / run / f"step={step}.ckpt", weights_only=True)["state_dict"]
+
+    for got, wanted in (("two", "one"), ("resumed", "stream")):
+        moved = max(float((weights(wanted)[name] - value).abs().max()) for name, value in weights(wanted, 2).items())
+        assert moved > 1e-4, "the comparison means nothing if nothing was learnt"
+        for name, value in weights(wanted).items():
+            torch.testing.assert_close(weights(got)[name], value, rtol=1e-4, atol=1e-6)
+    seen = [torch.load(tmp_path / f"seen_{rank}.pt") for rank in (0, 1)]
+    assert len({index for ranks in seen for index in ranks["whole"]}) == 16, "every record of the stream, none twice"
+    assert all(ranks["resumed"] == ranks["whole"][4:] for ranks in seen)

@@ -280,6 +280,16 @@ def save_clip(folder: Path) -> Path:
     return folder
 
 
+def save_alexnet(file: Path) -> Path:
+    """AlexNet as torchvision saves it, with random weights and without its 58 M classifier weights."""
+    import torchvision
+
+    torch.manual_seed(0)
+    features = torchvision.models.alexnet(weights=None).features
+    torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, file)
+    return file
+
+
 def save_timm(file: Path, model: str = "test_vit") -> Path:
     """Random weights of one of timm's test models (64 features, 160x160 pixels), as safetensors."""
     import timm

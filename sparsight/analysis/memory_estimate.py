@@ -1,4 +1,4 @@
-"""What a distillation will need of a device's memory, told before it starts.
+"""What training a denoiser, or mixers in it, will need of a device's memory, told before it starts.
 
 Weights, gradients and optimiser state are counted. Activations are counted too: the denoiser runs once with fake
 tensors, which have shape, dtype and device but no memory, and every tensor that autograd keeps for the backward pass is
@@ -33,13 +33,13 @@ from sparsight.surgery.replace import set_mode, shells_of
 from sparsight.surgery.shell import Mode
 
 NOT_COUNTED = (
-    "encoding and decoding of images, gradients of activations while they are passed on, workspaces of kernels, and "
-    "what the driver and the allocator keep (often 1 to 2 GiB)"
+    "encoding and decoding of images, activations that no backward pass needs, gradients of activations while they are "
+    "passed on, workspaces of kernels, and what the driver and the allocator keep (often 1 to 2 GiB)"
 )
-REMEDIES = (
-    "set gradient_checkpointing to true, lower batch_size and raise trainer.accumulate_grad_batches, set teacher_dtype "
-    "to bfloat16, or replace fewer sites"
-)
+REMEDIES = "set gradient_checkpointing to true, lower batch_size and raise trainer.accumulate_grad_batches, "
+FEWER_SITES = "set teacher_dtype to bfloat16, or replace fewer sites"
+FEWER_PARAMETERS = "or train fewer parameters"
+OBJECTIVES = ("layerwise", "end_to_end", "denoising")
 
 
 @dataclass
@@ -72,11 +72,11 @@ def estimate_memory(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | None = None,
 ) -> MemoryEstimate:
-    """Estimate what distilling a denoiser with shells takes.
+    """Estimate what training takes: of the mixers in a denoiser with shells, or of a denoiser itself.
 
     Args:
         denoiser: On any device, ``meta`` included; it is called, with fake tensors, and left as it was.
-        objectives: ``layerwise``, ``end_to_end`` or both.
+        objectives: ``layerwise``, ``end_to_end`` or both; ``denoising`` for a denoiser without shells.
         batch: Samples on the device.
         size: Height and width in model space; the config's ``sample_size`` if not given.
         optimizer: Called as ``optimizer(parameters, learning_rate)``.
@@ -88,22 +88,22 @@ def estimate_memory(
     device = device or next(denoiser.parameters()).device
     frozen = tensor_bytes(tensor for tensor in tensors_of(denoiser) if not tensor.requires_grad)
     trained = tensor_bytes(tensor for tensor in tensors_of(denoiser) if tensor.requires_grad)
-    dtype = str(next(p.dtype for p in denoiser.parameters() if not p.requires_grad)).removeprefix("torch.")
+    dtype = str(next(denoiser.parameters()).dtype).removeprefix("torch.")
     standing = {
-        f"frozen denoiser, {dtype}": frozen,
-        "mixers and what else is trained": trained,
+        f"frozen part of the denoiser, {dtype}": frozen,
+        "what is trained": trained,
         **training_bytes(trained, optimizer=optimizer, averaged=averaged),
     }
     standing |= {name: tensor_bytes(tensors_of(module)) for name, module in (others or {}).items()}
-    one = {name: saved_bytes(denoiser, name, size=size, autocast=autocast, device=device) for name in set(objectives)}
-    ordered = [name for name in ("layerwise", "end_to_end") if name in one]
-    return MemoryEstimate(
-        standing,
-        NOT_COUNTED,
-        REMEDIES,
-        stages={f"activations, batch {batch}, {name}": batch * one[name].total for name in ordered},
-        available=available_bytes(device),
-    )
+    wanted = set(objectives)
+    options: dict[str, Any] = {"batch": batch, "size": size, "autocast": autocast, "device": device}
+    stages = {
+        f"activations, batch {batch}, {name}": saved_bytes(denoiser, name, **options).total
+        for name in OBJECTIVES
+        if name in wanted
+    }
+    remedies = REMEDIES + (FEWER_SITES if shells_of(denoiser) else FEWER_PARAMETERS)
+    return MemoryEstimate(standing, NOT_COUNTED, remedies, stages=stages, available=available_bytes(device))
 
 
 def saved_bytes(
@@ -119,7 +119,7 @@ def saved_bytes(
     device = device or next(denoiser.parameters()).device
     shells = shells_of(denoiser)
     modes = {path: shell.mode for path, shell in shells.items()}
-    dtype = next(p.dtype for p in denoiser.parameters() if not p.requires_grad)
+    dtype = next(denoiser.parameters()).dtype
     state = {**dict(denoiser.named_parameters()), **dict(denoiser.named_buffers())}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.compiler.set_stance("force_eager"):
         fakes = {name: _fake(mode, tensor, device) for name, tensor in state.items()}

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelSummary
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from torch import nn
 
 from sparsight.analysis.memory_estimate import estimate_memory
 from sparsight.analysis.memory_table import MemoryEstimate
-from sparsight.sharding import is_sharded
 
 
 @rank_zero_only
-def announce_memory(trainer: Trainer, model: nn.Module, estimate: Callable[[], MemoryEstimate]) -> None:
+def announce_memory(trainer: Trainer, estimate: Callable[[], MemoryEstimate]) -> None:
     """Tell what training takes of its device, and warn if that is more than the device has.
 
     Nothing is told where the trainer was asked for no model summary either, or where parameters are split over
@@ -24,11 +25,10 @@ def announce_memory(trainer: Trainer, model: nn.Module, estimate: Callable[[], M
 
     Args:
         trainer: The run's.
-        model: What is trained, with its frozen rest.
         estimate: Makes the estimate, if it is wanted.
     """
     wanted = any(isinstance(callback, ModelSummary) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    if not wanted or is_sharded(model):
+    if not wanted or isinstance(trainer.strategy, ModelParallelStrategy):
         return
     found = estimate()
     rank_zero_info(f"Estimated memory:\n{found.text()}")
@@ -36,22 +36,32 @@ def announce_memory(trainer: Trainer, model: nn.Module, estimate: Callable[[], M
         rank_zero_warn(found.too_much)
 
 
-def run_memory(module: Any, batch: Mapping[str, Any]) -> MemoryEstimate:
-    """Estimate for an AttentionDistillation that has a trainer and whose batches look like ``batch``."""
-    pixels = "image" in batch
-    sample = batch["image"] if pixels else batch["sample"] if "sample" in batch else batch["xt"]
-    cell = module.diffusion.pixels_per_cell if pixels else 1
-    height, width = sample.shape[-2:]
+def run_memory(
+    module: Any, *, objectives: Iterable[str], optimizer: Callable[..., torch.optim.Optimizer]
+) -> MemoryEstimate:
+    """Estimate for a DiffusionModule that has a trainer; needs neither data nor anything on the device.
+
+    The datamodule's ``batch_shape(model)`` tells samples a batch, height and width in model space. Where there is none,
+    one sample of the size that the model was made for is counted.
+
+    Args:
+        module: Has not begun to train.
+        objectives: As for :func:`estimate_memory`.
+        optimizer: Called as ``optimizer(parameters, learning_rate)``.
+    """
+    trainer, model = module.trainer, module.diffusion
+    shape = getattr(trainer.datamodule, "batch_shape", None)
+    batch, *size = (1, *model.sample_shape()[1:]) if shape is None else shape(model)
     return estimate_memory(
         module.denoiser,
-        objectives={stage.objective for stage in module.clock.stages},
-        batch=len(sample),
-        size=(height // cell, width // cell),
-        optimizer=module.optimizer,
-        averaged=any(type(callback).__name__ == "TrainableEMA" for callback in module.trainer.callbacks),
-        others={name: part for name, part in module.diffusion.pipeline.components.items() if _is_other(module, part)},
-        autocast=module.trainer.precision_plugin.forward_context,
-        device=module.device,
+        objectives=objectives,
+        batch=batch,
+        size=tuple(size),
+        optimizer=optimizer,
+        averaged=any(type(callback).__name__ == "TrainableEMA" for callback in trainer.callbacks),
+        others={name: part for name, part in model.pipeline.components.items() if _is_other(module, part)},
+        autocast=trainer.precision_plugin.forward_context,
+        device=trainer.strategy.root_device,
     )
 
 

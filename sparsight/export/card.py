@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from sparsight.export.verify import EXACT
 
 LICENCE = ("license", "license_name", "license_link")
 CONFIG = "training.yaml"
+ABSOLUTE = re.compile(r"(/[^/\s]+/|~[^/\s]*/|[A-Za-z]:[/\\])")  # "/no_think" in a prompt is none
 
 
 def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> None:
@@ -43,10 +45,20 @@ def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> No
 
 
 def without_places(config: str) -> str:
-    """The run's configuration but for where its files went on the machine that ran it."""
+    """The run's configuration without the folders of the machine that ran it: of absolute paths the last part."""
     content = yaml.safe_load(config)
     content.get("trainer", {}).pop("default_root_dir", None)
-    return yaml.safe_dump(content, sort_keys=False)
+    return yaml.safe_dump(_shortened(content), sort_keys=False)
+
+
+def _shortened(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _shortened(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_shortened(item) for item in value]
+    if not isinstance(value, str) or not ABSOLUTE.match(value):
+        return value
+    return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
 
 
 def _metadata(model: Model, base: Base | None) -> ModelCardData:
@@ -124,7 +136,7 @@ def training_text(run: Run) -> str:
     lines = []
     if run.stages:
         lines += ["| stage | steps | learning rate |", "|---|---|---|"]
-        lines += [f"| {objective} | {steps} | {schedule} |" for objective, steps, schedule in run.stages]
+        lines += [f"| {objective} | {steps} | {rate} |" for objective, steps, rate in run.stages]
         lines += [""]
     lines += [f"- Optimiser steps taken: {'not recorded' if run.steps is None else run.steps}"]
     lines += [f"- Weights: {run.weights}"]
@@ -132,10 +144,14 @@ def training_text(run: Run) -> str:
     lines += ["- Versions at export: " + ", ".join(f"{name} {value}" for name, value in versions().items())]
     if run.config is None:
         return "\n".join([*lines, "- The run's configuration was not recorded."])
-    data = yaml.safe_load(run.config).get("data")
+    data = yaml.safe_load(without_places(run.config)).get("data")
     if data is not None:
         lines += ["- Data:", "", "```yaml", yaml.safe_dump(data, sort_keys=False).strip(), "```"]
-    lines += ["", f"To repeat it, with the complete configuration in `{CONFIG}`:", ""]
+    lines += [
+        "",
+        f"To repeat it, with the configuration in `{CONFIG}`, which keeps the last part of absolute paths:",
+        "",
+    ]
     return "\n".join([*lines, "```sh", f"sparsight fit --config {CONFIG}", "```"])
 
 

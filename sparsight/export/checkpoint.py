@@ -44,9 +44,9 @@ def restore(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) ->
 
 
 def stages_of(module: Any) -> list[tuple[str, int, str]]:
-    """(objective, steps, learning-rate schedule) of each stage, for modules that have stages."""
-    clock = getattr(module, "clock", None)
-    return [] if clock is None else [(s.objective, s.steps, s.lr_schedule) for s in clock.stages]
+    """(objective, steps, learning rate and schedule) of each stage, for modules that have stages."""
+    stages = [] if getattr(module, "clock", None) is None else module.clock.stages
+    return [(s.objective, s.steps, f"{getattr(s, 'rates', f'{s.lr:g}')}, {s.lr_schedule}") for s in stages]
 
 
 def saved_config(checkpoint: Path) -> str | None:

@@ -34,7 +34,7 @@ class Run:
 
     Args:
         steps: Optimiser steps taken; none if that is not known.
-        stages: (objective, steps, learning-rate schedule) of each stage of a distillation.
+        stages: (objective, steps, learning rate and schedule) of each stage.
         weights: Which weights were exported, in words.
         hardware: Where it was trained; none if that is not known.
         config: Text of the run's configuration.

@@ -91,13 +91,30 @@ def _changes(model: PreTrainedModel, record: Mapping[str, Any]) -> str:
     lines = [f"Layers are decoder layers, counted from 0 as in the base model, which has {record['base_layers']}."]
     if record["trained"]:
         lines += ["", f"- Trained: {' and '.join(record['trained'])}"]
-    lines += [f"- Tuned layers: {_listed(record['tuned_layers'])}"]
+    lines += [f"- Tuned layers: {_listed(record['tuned_layers'])}{_chosen_by(record['selection'])}"]
     lines += [f"- Removed layers: {_listed(record['removed_layers'])}"]
+    lines += [_removal(step) for step in record["pruning"]]
     if record["removed_layers"] or record["earlier"]:
         now = _listed(record["tuned_layers_now"])
         lines += [f"- Layers that this run or an earlier one tuned, as they are numbered now: {now}"]
     lines += [f"- Parameters: {sum(p.numel() for p in model.parameters()):,}"]
     return "\n".join([*lines, "", "`sparsight.json` holds the same for programs, with the records of earlier runs."])
+
+
+def _chosen_by(selection: Mapping[str, Any] | None) -> str:
+    if selection is None:
+        return ""
+    told = ", ".join(f"{name} {value}" for name, value in selection["options"].items() if value is not None)
+    return f", chosen by {selection['rule']}{f' ({told})' if told else ''}"
+
+
+def _removal(step: Mapping[str, Any]) -> str:
+    """One line about layers that left together."""
+    measured, where = step["measured"], f"  - {_listed(step['layers'])}, after {step['step']} optimiser steps"
+    if measured is None:
+        return f"{where}, as the configuration said"
+    data = ", ".join(measured["data_sha256"])
+    return f"{where}, by {measured['score']} on {measured['samples']} training samples (SHA-256 of the data: {data})"
 
 
 def _listed(layers: list[int]) -> str:

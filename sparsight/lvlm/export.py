@@ -23,7 +23,7 @@ from sparsight.lvlm.load import load_processor
 from sparsight.lvlm.provenance import FILE, provenance, read_provenance
 from sparsight.lvlm.recompute import keep_activations
 from sparsight.lvlm.surgery import remove_layers
-from sparsight.lvlm.trained import LAYERS, merge_lora
+from sparsight.lvlm.trained import merge_lora
 
 NEW = ("with_cache", "without_cache")
 SHARD = "5GB"  # largest safetensors file
@@ -60,10 +60,12 @@ def write_lvlm(
         revision=module.revision,
         base_hash=module.base_hash,
         depth=depth,
-        tuned=module.layers if LAYERS in module.trained else [],
+        tuned=module.tuned_layers,
         parts=list(module.trained),
         removed=module.retired.indices,
         earlier=read_provenance(module.base),
+        selection=module.selection,
+        pruning=module.removals,
     )
     write_text(folder / FILE, json_text(record))
     difference = verify_lvlm(model, processor, folder)
@@ -110,7 +112,13 @@ def verify_lvlm(model: PreTrainedModel, processor: Any, folder: Path) -> float:
     if different:
         raise RuntimeError(f"the exported processor makes other {', '.join(different)} of the same image and question")
     whole = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
-    expected: dict[str, Tensor] = reload.answers(whole, inputs)
+    try:
+        expected: dict[str, Tensor] = reload.answers(whole, inputs)
+    except IndexError as problem:
+        raise RuntimeError(
+            f"the model to export cannot go on with a cache (IndexError: {problem}): did a decoder layer keep the "
+            "number, such as layer_idx, that it had before others were removed?"
+        ) from problem
     error = relative_l2(found["logits"], expected["logits"])
     if not error <= EXACT:
         raise RuntimeError(f"the export answers differently after reloading: relative L2 difference {error:.2e}")

@@ -21,6 +21,8 @@ def provenance(
     parts: Sequence[str],
     removed: Sequence[int],
     earlier: Mapping[str, Any] | None,
+    selection: Mapping[str, Any] | None = None,
+    pruning: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     """The record of one run, with that of the run before it.
 
@@ -33,6 +35,10 @@ def provenance(
         parts: What was trained at some time: ``layers``, ``projector``.
         removed: Layers that were taken out, in its numbering.
         earlier: The base's own record. Layers that earlier runs tuned are among ``tuned_layers_now`` too.
+        selection: Rule by which the tuned layers were chosen, with its options.
+        pruning: Steps at which layers left, in order, each with its ``layers`` in the base's numbering and what was
+            ``measured``: ``score``, ``values`` of all layers, ``samples`` and ``data_sha256`` of each process; none if
+            the configuration named the layers.
     """
     kept = [index for index in range(depth) if index not in set(removed)]
     first = layers_of_first(earlier, depth)
@@ -45,7 +51,9 @@ def provenance(
         "base_layers": depth,
         "trained": list(parts),
         "tuned_layers": list(tuned),
+        "selection": None if not tuned or selection is None else dict(selection),
         "removed_layers": sorted(removed),
+        "pruning": [dict(step) for step in pruning],
         "tuned_layers_now": [new for new, old in enumerate(kept) if old in ever_tuned],
         "kept_of_first": [first[index] for index in kept],
         "earlier": earlier,

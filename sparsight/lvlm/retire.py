@@ -7,9 +7,11 @@ needs a cache without gaps: for that the layers are really taken out, and put ba
 from __future__ import annotations
 
 import copy
-from collections.abc import Collection, Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -80,6 +82,22 @@ def removable_layers(
     if not found:
         raise ValueError(f"all {depth} layers are protected, so none can be removed: tune fewer, or protect less")
     return found
+
+
+def measurement(score: str, values: Sequence[float], facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What layers were chosen by, as plain data.
+
+    Args:
+        score: Its name.
+        values: One for every layer, retired ones too; means over processes.
+        facts: Of the score table of every process.
+    """
+    return {
+        "score": score,
+        "values": [value if math.isfinite(value) else None for value in values],
+        "samples": sum(found["samples"] for found in facts),
+        "data_sha256": [found["data_sha256"] for found in facts],
+    }
 
 
 class RetiredLayers:

@@ -6,12 +6,13 @@ Efficient and Effective Vision-Language Training and Inference" (arXiv 2412.1278
 
 from __future__ import annotations
 
+import json
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from sparsight.lvlm.scores.table import ScoreTable
 
@@ -52,6 +53,10 @@ class LayerSelection(ABC):
     @abstractmethod
     def choose(self, num_layers: int) -> Sequence[int]:
         """The chosen layers in any order; :meth:`select` checks them."""
+
+    def record(self) -> dict[str, Any]:
+        """The rule and its options as plain data, for the record of where a model comes from."""
+        return {"rule": type(self).__name__, "options": json.loads(json.dumps(vars(self), default=str))}
 
 
 class CountedSelection(LayerSelection):
@@ -261,3 +266,11 @@ class TopK(CountedSelection):
             raise ValueError(f"{source} has no number for layers {sorted(set(range(num_layers)) - set(values))}")
         sign = -1 if self.highest else 1
         return sorted(values, key=lambda layer: (sign * values[layer], layer))[: self.resolve(num_layers)]
+
+    def record(self) -> dict[str, Any]:
+        """See the class; with the numbers, and what they were measured on."""
+        table = ScoreTable.load(Path(self.scores))
+        known = super().record()
+        known["options"]["scores"] = Path(self.scores).name
+        measured = {key: table.facts.get(key) for key in ("samples", "data_sha256")}
+        return {**known, "measured": {"score": self.score, "values": table.values_of(self.score), **measured}}

@@ -55,6 +55,14 @@ class TuningStage:
         return self.projector_lr if part == PROJECTOR and self.projector_lr is not None else self.lr
 
     @property
+    def rates(self) -> str:
+        """Learning rates of what is trained, in words."""
+        found = {part: self.lr_of(part) for part in self.train}
+        if len(set(found.values())) == 1:
+            return f"{found[self.train[0]]:g}"
+        return ", ".join(f"{part} {lr:g}" for part, lr in found.items())
+
+    @property
     def objective(self) -> str:
         """What is trained, in words."""
         return " and ".join(self.train)

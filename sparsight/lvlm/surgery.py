@@ -23,6 +23,8 @@ COUPLINGS = {
     "hidden_size_per_layer_input": "its token embeddings hold a part for every layer",
     "n_layers_per_attn_res_block": "its layers stand in blocks that attend to each other",
     "_heterogeneity_spec": "its layers have configurations of their own",
+    "deepstack_layer_map": "image features enter before layers that it names by number",
+    "spatial_target_layers": "image features enter before layers that it names by number",
 }
 LAYER_ENTRIES = (  # lists with an entry for every layer
     "activation_sparsity_pattern",
@@ -95,14 +97,17 @@ def check_removable(model: PreTrainedModel, removed: Collection[int], *, depth: 
     config = model.config.get_text_config(decoder=True)
     kind = type(model).__name__
     for option, why in COUPLINGS.items():
-        if removed and getattr(config, option, None):
-            raise ValueError(f"{kind} cannot lose layers: {why} ({option}: {getattr(config, option)})")
+        value = getattr(config, option, None) or getattr(model.config, option, None)
+        if removed and value:
+            raise ValueError(f"{kind} cannot lose layers: {why} ({option}: {value})")
     if removed and (getattr(config, "decoder_sparse_step", None) or 1) > 1:
         raise ValueError(f"{kind} cannot lose layers: every {config.decoder_sparse_step}th is a mixture of experts")
     shared = getattr(config, "kv_source_layers", None)
     if removed and shared and list(shared) != list(range(depth)):
         raise ValueError(f"{kind} cannot lose layers: some read keys and values of others (kv_source_layers: {shared})")
-    unknown = _unknown_lists(config, depth)
+    unknown = _unknown_lists(config, depth=depth, known=(*LAYER_ENTRIES, *LAYER_NUMBERS))
+    if config is not model.config:  # what stands there is not shortened, and lists are as long as layers are by chance
+        unknown += _unknown_lists(model.config, depth=None, known=())
     if removed and unknown:
         raise ValueError(
             f"{kind} cannot lose layers: its configuration has {', '.join(unknown)}, of which Sparsight does not know "
@@ -117,14 +122,15 @@ def check_removable(model: PreTrainedModel, removed: Collection[int], *, depth: 
         )
 
 
-def _unknown_lists(config: Any, depth: int) -> list[str]:
-    """Lists of a text configuration that may say something about its layers, but nobody knows what."""
+def _unknown_lists(config: Any, *, depth: int | None, known: Collection[str]) -> list[str]:
+    """Lists of a configuration that may say something about decoder layers: by their names, and by this length."""
     found = []
     for option, value in vars(config).items():
-        if not isinstance(value, (list, tuple)) or not value or option in (*LAYER_ENTRIES, *LAYER_NUMBERS):
+        if not isinstance(value, (list, tuple)) or not value or option in known:
             continue
         named = any(word in option for word in ("layer", "idx", "indices"))
-        other = option.startswith("mtp_") or "token" in option  # of layers that follow the decoder; ids of tokens
+        # of layers that follow the decoder; ids of tokens; of the vision tower
+        other = option.startswith("mtp_") or "token" in option or "vision" in option
         if (len(value) == depth or named) and not other:
             found.append(option)
     return found

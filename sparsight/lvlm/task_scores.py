@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from sparsight.analysis.tables import json_text, write_text
 from sparsight.distill.processes import process_count
+from sparsight.hyperparameters import ConfigurationError
 
 VERSION = 1
 NAMES = {"": "unnamed", "visual": "visual (task)", "text": "text (task)"}  # of tasks, told from those of means
@@ -101,10 +102,56 @@ class TaskScores:
                     found[f"{kind}/{name}"] = sum(group) / len(group)
         return found
 
+    def kept(self, reference: TaskScores) -> dict[str, float | None]:
+        """Accuracies as shares of another model's on the same items; none where its accuracy is 0.
+
+        Raises:
+            ConfigurationError: The two have answered different items.
+        """
+        own, other = self._questions(), reference._questions()
+        different = sorted(i for i in own.keys() | other.keys() if own.get(i) != other.get(i))
+        if different:
+            first = different[0]
+            raise ConfigurationError(
+                f"evaluation.reference has answered {len(other)} items, not the same {len(own)} as this model: "
+                f"{len(different)} differ, the first of them item {first}: {other.get(first, 'none')} there, "
+                f"{own.get(first, 'none')} here; let both answer the same split with the same data and data.limit"
+            )
+        there = reference.accuracies()
+        return {n: value / there[n] if there[n] else None for n, value in self.accuracies().items() if n in there}
+
+    def _questions(self) -> dict[int, str]:
+        """What was asked in each item, in words."""
+        return {
+            index: f"answer {item.answer} of {item.candidates}, task {item.task!r}"
+            for index, item in self.items.items()
+        }
+
     def save(self, path: Path) -> None:
         """Write accuracies and items as JSON."""
         items = [asdict(item) for item in self.items.values()]
         write_text(path, json_text({"version": VERSION, "accuracies": self.accuracies(), "items": items}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> TaskScores:
+        """The items of a file that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It holds something else.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there are no scores at {path}; `sparsight validate` and `test` write them")
+        scores = cls()
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["version"] != VERSION:
+                raise ValueError(f"version {content['version']}")
+            scores.add(Item(**item) for item in content["items"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no scores of version {VERSION}: {error!r}") from error
+        return scores
 
 
 KINDS: Mapping[str, Any] = {
@@ -112,25 +159,6 @@ KINDS: Mapping[str, Any] = {
     "likelihood_by_token": lambda item: None if item.candidates < 2 else item.likeliest_by_token == item.answer,
     "generation": lambda item: item.generated_right,
 }
-
-
-def read_accuracies(path: str | Path) -> dict[str, float]:
-    """Accuracies of a file that :meth:`TaskScores.save` wrote.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It holds something else.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there are no scores at {path}; `sparsight validate` and `test` write them")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != VERSION:
-            raise ValueError(f"version {content['version']}")
-        return {str(name): float(value) for name, value in content["accuracies"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} holds no scores of version {VERSION}: {error!r}") from error
 
 
 def same_answer(written: str, right: str) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sparsight.diffusion.identity import state_hash
 from sparsight.distill.processes import process_count, summed
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.bypass import leaving
@@ -28,15 +29,18 @@ class UnprunedModel:
 
     Args:
         model: It, in no other's use.
+        student: The one that heals.
 
     Attributes:
+        shared_tower: Its vision tower, if that answers every image as the one that heals; none otherwise.
         taken: Weights that it took over from the one that heals; none if it has those that it was made with.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, student: PreTrainedModel) -> None:
         self.model: Any = model.requires_grad_(False).eval()
         layers = find_parts(model).layers
         self.depth, self.last = len(layers), layers[-1]
+        self.shared_tower = _same_tower(model, student)
         self.taken: dict[str, Tensor] | None = None
 
     def take(self, weights: dict[str, Tensor]) -> None:
@@ -82,14 +86,14 @@ def unpruned_model(
         name: Any = str(dtype).removeprefix("torch.")
         model = load_lvlm(source, dtype=name, **options)
         _check_is_unpruned(source, model, base=base, student=student)
-        return UnprunedModel(model)
+        return UnprunedModel(model, student)
     depth = len(find_parts(student).layers)
     if first_depth(read_provenance(base), depth) > depth:
         raise ConfigurationError(
             f"distill: layers left model.base {base} before, by its sparsight.json: name what it was until then in "
             "distill_from, or the base itself"
         )
-    return UnprunedModel(unpruned_copy(student, dtype))
+    return UnprunedModel(unpruned_copy(student, dtype), student)
 
 
 def unpruned_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
@@ -131,6 +135,15 @@ def _check_is_unpruned(source: str, teacher: PreTrainedModel, *, base: str, stud
             f"distill_from {source} is not model.base {base} before layers left: by their sparsight.json the one has "
             f"layers {sorted(there)} of a model of {origins[0]}, the other {sorted(left)} of a model of {origins[1]}"
         )
+
+
+def _same_tower(model: PreTrainedModel, other: PreTrainedModel) -> nn.Module | None:
+    """The only vision tower of a model, if the other's has the same weights and the same of its layers are read."""
+    towers, others = (list(find_parts(one).vision.values()) for one in (model, other))
+    layers, other_layers = (getattr(one.config, "vision_feature_layer", None) for one in (model, other))
+    if (len(towers), len(others), layers) != (1, 1, other_layers):
+        return None
+    return towers[0] if state_hash(towers[0].state_dict()) == state_hash(others[0].state_dict()) else None
 
 
 def _sizes(model: PreTrainedModel) -> dict[str, Any]:

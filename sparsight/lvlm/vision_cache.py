@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsight.lvlm.bypass import replaced_forward
@@ -46,17 +46,19 @@ class VisionCache:
         self._kind: Any = None
 
     @contextmanager
-    def serving(self, keys: Sequence[Sequence[str]]) -> Iterator[None]:
+    def serving(self, keys: Sequence[Sequence[str]], *, tower: nn.Module | None = None) -> Iterator[None]:
         """The tower answers from here while a batch passes.
 
         Args:
             keys: Hash of every image's content, for each sample.
+            tower: Another model's tower that answers in its place, and must answer as the own one.
 
         Raises:
             ValueError: Inside, if the tower is not called with one row for each of these images.
         """
         flat = [key for sample in keys for key in sample]
-        compute = self.tower.forward
+        tower = self.tower if tower is None else tower
+        compute = tower.forward
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             if not flat:  # a spare picture, for which processes wait
@@ -64,7 +66,7 @@ class VisionCache:
             pixels: Tensor = args[0] if args else kwargs.pop("pixel_values")
             if len(pixels) != len(flat):
                 raise ValueError(
-                    f"vision_cache_gib: {type(self.tower).__name__} was called with {len(pixels)} rows for {len(flat)} "
+                    f"vision_cache_gib: {type(tower).__name__} was called with {len(pixels)} rows for {len(flat)} "
                     "images; models that cut images up or lay patches end to end cannot be cached: set it to 0"
                 )
             missing = [row for row, key in enumerate(flat) if key not in self.kept]
@@ -76,7 +78,7 @@ class VisionCache:
                 self._keep(fresh)
             return self._joined([fresh[key] if key in fresh else self.kept[key] for key in flat], pixels.device)
 
-        with replaced_forward(self.tower, answer):
+        with replaced_forward(tower, answer):
             yield
 
     def _row(self, output: Any, place: int) -> Row:

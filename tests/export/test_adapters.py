@@ -8,7 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import ControlNetModel, DiffusionPipeline, StableDiffusionControlNetPipeline, StableDiffusionPipeline
+from diffusers import (
+    ControlNetModel,
+    DiffusionPipeline,
+    StableDiffusionControlNetPipeline,
+    StableDiffusionXLControlNetPipeline,
+)
 from torch import Tensor, nn
 
 from blocks import DeltaConvBlock, NeighborhoodAttention
@@ -29,11 +34,12 @@ REST = ("attn2.to_q", "attn2.to_out.0", "ff.net.2")
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A teacher's folder and exports of students of it."""
+    """Folders of an SD1.5 and an SDXL teacher, exports of students of the former, and one of the latter."""
     root = tmp_path_factory.mktemp("adapters")
     tiny.save_sd_pipeline(root / "teacher")
-    for name, (mixer, sites) in MIXERS.items():
-        model = DiffusionModel.from_pretrained(str(root / "teacher"))
+    tiny.save_sdxl_pipeline(root / "sdxl_teacher")
+    for name, (mixer, sites) in (MIXERS | {"sdxl": MIXERS["feature"]}).items():
+        model = DiffusionModel.from_pretrained(str(root / ("sdxl_teacher" if name == "sdxl" else "teacher")))
         replace(model.denoiser, mixer, sites)
         write_pipeline(model, root / name, fp16=False)
     return root
@@ -55,8 +61,8 @@ def student(root: Path, name: str, *, own_code: bool = False) -> Any:
     )
 
 
-def teacher(root: Path) -> Any:
-    return StableDiffusionPipeline.from_pretrained(root / "teacher")
+def teacher(root: Path, name: str = "teacher") -> Any:
+    return DiffusionPipeline.from_pretrained(root / name)
 
 
 def lora(denoiser: nn.Module, *targets: str, prefix: str = "unet.") -> dict[str, Tensor]:
@@ -87,6 +93,15 @@ def ip_adapter(denoiser: Any, *, face_id: bool = False) -> dict[str, dict[str, T
 def draw(pipeline: Any, **options: Any) -> Tensor:
     noise = torch.Generator().manual_seed(0)
     return pipeline("a cat", num_inference_steps=1, generator=noise, output_type="pt", **options).images
+
+
+def open_controlnet(unet: Any) -> ControlNetModel:
+    """A ControlNet of random weights where a fresh one has zeros."""
+    controlnet = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32))
+    zeros = (controlnet.controlnet_cond_embedding.conv_out, controlnet.controlnet_mid_block)
+    for convolution in (*controlnet.controlnet_down_blocks, *zeros):
+        nn.init.normal_(convolution.weight)
+    return controlnet
 
 
 @pytest.mark.parametrize("own_code", [False, True])
@@ -184,10 +199,7 @@ def test_face_id_adapters_are_refused(root: Path) -> None:
 
 def test_controlnet_of_the_teacher_steers_the_student(root: Path) -> None:
     pipeline = student(root, "feature")
-    controlnet = ControlNetModel.from_unet(teacher(root).unet, conditioning_embedding_out_channels=(16, 32))
-    zeros = (controlnet.controlnet_cond_embedding.conv_out, controlnet.controlnet_mid_block)
-    for convolution in (*controlnet.controlnet_down_blocks, *zeros):
-        nn.init.normal_(convolution.weight)
+    controlnet = open_controlnet(teacher(root).unet)
     steered = StableDiffusionControlNetPipeline(
         **pipeline.components, controlnet=controlnet, requires_safety_checker=False
     )
@@ -198,6 +210,23 @@ def test_controlnet_of_the_teacher_steers_the_student(root: Path) -> None:
     torch.testing.assert_close(draw(again, image=image), draw(steered, image=image))
     with pytest.raises(RuntimeError, match=r"Missing key\(s\).*attn1\.to_q"):
         ControlNetModel.from_unet(pipeline.unet)
+
+
+def test_sdxl_students_take_and_refuse_the_same(root: Path) -> None:
+    base, pipeline = teacher(root, "sdxl_teacher"), student(root, "sdxl")
+    before = draw(pipeline)
+    good, bad = lora(base.unet, *REST), lora(base.unet, "attn1.to_q", "attn1.to_out.0")
+    with pytest.raises(ValueError, match="mixers have replaced") as refused:
+        pipeline.load_lora_weights(good | bad)
+    assert {line.strip() for line in str(refused.value).splitlines() if line.startswith("  ")} == set(bad)
+    pipeline.load_lora_weights(good)
+    assert not torch.allclose(draw(pipeline), before)
+    pipeline.unload_lora_weights()
+    torch.testing.assert_close(draw(pipeline), before)
+    image = torch.rand(1, 3, 32, 32)
+    steered = StableDiffusionXLControlNetPipeline(**pipeline.components, controlnet=open_controlnet(base.unet))
+    assert not torch.allclose(draw(steered, image=image), before)
+    assert not torch.allclose(draw(steered, image=image), draw(steered, image=1 - image))
 
 
 def test_attention_processors_of_what_is_left_can_be_set(root: Path) -> None:

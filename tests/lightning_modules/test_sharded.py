@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from sparsight.cli import main
 from sparsight.hyperparameters import ConfigurationError
@@ -94,7 +95,18 @@ def test_checkpoints_in_parts_resume_too(tmp_path: Path) -> None:
     fit(config, root, processes=2, strategy=strategy())
     assert checkpoint(root, 2).is_dir()
     fit(config, tmp_path / "resumed", processes=2, strategy=strategy(), resume=checkpoint(root, 2))
-    assert checkpoint(tmp_path / "resumed", 4).is_dir()
+    wanted, got = (whole_state(checkpoint(folder, 4)) for folder in (root, tmp_path / "resumed"))
+    before = whole_state(checkpoint(root, 2))
+    assert wanted.keys() == got.keys() == before.keys()
+    assert any(not torch.equal(before[name], value) for name, value in wanted.items())
+    for name, value in wanted.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-3, atol=1e-5)
+
+
+def whole_state(folder: Path) -> dict[str, torch.Tensor]:
+    """All trained tensors of a checkpoint in parts."""
+    dcp_to_torch_save(folder, folder.with_suffix(".whole"))
+    return torch.load(folder.with_suffix(".whole"), weights_only=True)["state_dict"]
 
 
 def test_lightnings_default_sizes_are_refused() -> None:

@@ -20,17 +20,38 @@ from sparsight.lvlm.load import load_lvlm
 from sparsight.lvlm.provenance import FILE, read_provenance
 from sparsight.lvlm.reload import example_inputs
 from sparsight.lvlm.retire import RetiredLayers
+from sparsight.lvlm.surgery import remove_layers
 from sparsight.lvlm.tower import find_parts
 from sparsight.lvlm.trained import LoRA, make_trainable
 from tests.lightning_modules.lvlm_run import STAGE, tuning_config
 from tests.lightning_modules.test_sparse_layer_tuning import SCORE, checkpoint, pruning, with_callback
-from tests.tiny_lvlm import tiny_lvlm
+from tests.tiny_lvlm import VOCABULARY, tiny_lvlm, tiny_processor
+from tests.tiny_processors import PROCESSORS, family_processor
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
 
 
-@pytest.mark.parametrize("family", ["fast_vlm", "llava"])
-def test_a_pruned_run_with_adapters_loads_as_a_plain_model(tmp_path: Path, family: str) -> None:
+FAST = ("fast_vlm", "llava")
+SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in PROCESSORS if family not in FAST]
+
+
+def save_base(folder: Path, family: str, **options: Any) -> Path:
+    """Model and processor of a family; the model has settings for writing that are its own."""
+    processor = family_processor(family)
+    model = tiny_lvlm(family, vocab_size=max(VOCABULARY, len(processor.tokenizer)), **options)
+    model.generation_config.repetition_penalty = 1.25
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("family", [*FAST, *SLOW])
+def test_a_pruned_run_with_adapters_loads_as_a_plain_model(
+    tmp_path: Path, family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "SHARD", "60KB")
+    tied = family == "llava"
+    base = save_base(tmp_path / "base", family, tie_word_embeddings=tied)
     config = with_callback(tuning_config(tmp_path, family, prune=SCORE, lora=LORA), pruning())
     cli = main(["fit", "--config", str(config)])
     folder = tmp_path / "exported"
@@ -46,6 +67,15 @@ def test_a_pruned_run_with_adapters_loads_as_a_plain_model(tmp_path: Path, famil
         wanted = cli.model.model(**inputs).logits
     torch.testing.assert_close(model(**inputs).logits, wanted, rtol=1e-4, atol=1e-5)
     assert [layer.self_attn.layer_idx for layer in find_parts(model).layers] == [0, 1, 2, 3]
+
+    assert len(list(folder.glob("*.safetensors"))) > 1
+    weights = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    assert any(name.endswith("lm_head.weight") for name in weights) != tied
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    for settings in (model.generation_config, cli.model.model.generation_config):
+        assert settings.repetition_penalty == 1.25
+    template = "chat_template.jinja"
+    assert (folder / template).read_text() == (base / template).read_text()
 
     record = json.loads((folder / FILE).read_text())
     assert record["tuned_layers"] == [1, 4] and record["removed_layers"] == cli.model.retired.indices == [2, 3]
@@ -174,7 +204,7 @@ def test_an_export_that_answers_otherwise_does_not_appear(tmp_path: Path, monkey
     assert not (tmp_path / "bad").exists()
 
 
-def test_an_export_whose_layers_are_numbered_wrongly_does_not_appear(
+def test_an_export_whose_configuration_counts_removed_layers_does_not_appear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = with_callback(tuning_config(tmp_path, prune=SCORE), pruning())
@@ -190,6 +220,38 @@ def test_an_export_whose_layers_are_numbered_wrongly_does_not_appear(
     with pytest.raises(RuntimeError, match="missing_keys"):
         main(["export", "--config", str(config), *arguments, "--output", str(tmp_path / "bad")])
     assert not (tmp_path / "bad").exists()
+
+
+def old_numbers(model: Any, removed: list[int]) -> None:
+    for number, layer in zip(remove_layers(model, removed), find_parts(model).layers, strict=True):
+        layer.self_attn.layer_idx = number
+
+
+def old_layer_types(model: Any, removed: list[int]) -> None:
+    config = model.config.get_text_config()
+    before = list(config.layer_types)
+    remove_layers(model, removed)
+    config.layer_types = before
+
+
+@pytest.mark.usefixtures("reload_here")
+@pytest.mark.parametrize(
+    ("remove", "error", "message"),
+    [
+        (old_numbers, RuntimeError, r"cannot go on with a cache.*layer_idx"),
+        (old_layer_types, Exception, r"num_hidden_layers.*layer.types"),
+    ],
+)
+def test_layers_that_are_removed_in_part_only_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, remove: Any, error: type[Exception], message: str
+) -> None:
+    monkeypatch.setattr(export, "remove_layers", remove)
+    model, processor = tiny_lvlm("fast_vlm"), tiny_processor("fast_vlm")
+    with pytest.raises(error, match=message):
+        whole = export.finished(model, removed=[2, 3], dtype=torch.float32)
+        whole.save_pretrained(tmp_path)
+        processor.save_pretrained(tmp_path)
+        export.verify_lvlm(whole, processor, tmp_path)
 
 
 @pytest.mark.usefixtures("reload_here")

@@ -151,6 +151,15 @@ def test_top_k_refuses_files_and_scores_that_do_not_fit(scores: str, tmp_path: P
         TopK(str(tmp_path / "none.json"), "a", count=1).select(4)
 
 
+def test_a_rule_of_scores_is_recorded_with_its_numbers_and_without_its_folder(tmp_path: Path) -> None:
+    facts = {"samples": 8, "data_sha256": "abc", "model": "some/model"}
+    ScoreTable({"a": [1.0, 3.0, 2.0], "b": [0.0, 0.0, 0.0]}, facts=facts).save(tmp_path / "scores.json")
+    record = TopK(str(tmp_path / "scores.json"), "a", count=1).record()
+    assert record["rule"] == "TopK" and record["options"]["scores"] == "scores.json"
+    assert record["measured"] == {"score": "a", "values": [1.0, 3.0, 2.0], "samples": 8, "data_sha256": "abc"}
+    assert str(tmp_path) not in str(record)
+
+
 def test_a_selection_is_given_in_yaml_by_its_class_name() -> None:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--layers", type=LayerSelection)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from sparsight.lvlm.bypass import bypassed
 from sparsight.lvlm.load import load_lvlm
-from sparsight.lvlm.surgery import remove_layers
+from sparsight.lvlm.surgery import check_removable, remove_layers
 from sparsight.lvlm.tower import find_parts
-from tests.tiny_lvlm import FAMILIES, tiny_inputs, tiny_lvlm
+from tests.tiny_lvlm import FAMILIES, IMAGE, SIDE, SIGLIP, TEXT, tiny_inputs, tiny_lvlm
 
 REMOVED = [2, 4]  # behind the layers to which Qwen3-VL adds image features
 
@@ -111,6 +112,42 @@ def test_tied_layers_are_refused_by_the_option_that_ties_them(option: str, value
     setattr(model.config.text_config, option, value)
     with pytest.raises(ValueError, match=option):
         remove_layers(model, [2])
+
+
+@pytest.mark.parametrize(("option", "value"), [("deepstack_layer_map", [[1, 0]]), ("spatial_target_layers", [1, 2])])
+def test_layers_that_the_whole_models_configuration_names_are_refused(option: str, value: list[object]) -> None:
+    model = granite(**{option: value})
+    with pytest.raises(ValueError, match=rf"Granite4Vision.* cannot lose layers: image features.*{option}: \["):
+        check_removable(model, [5], depth=6)
+    check_removable(granite(), [5], depth=6)
+
+
+def granite(**options: object) -> Any:
+    """Granite 4 Vision, whose configuration as a whole, not that of its text model, names decoder layers."""
+    vision = SIGLIP | {"hidden_size": 64}
+    former = {"hidden_size": 64, "encoder_hidden_size": 64, "num_hidden_layers": 1, "intermediate_size": 32}
+    config = AutoConfig.for_model(
+        "granite4_vision",
+        text_config=TEXT | {"model_type": "granite4_vision_text"},
+        vision_config=vision,
+        qformer_config=former | {"model_type": "blip_2_qformer", "num_attention_heads": 1},
+        downsample_rate="1/2",
+        image_grid_pinpoints=[[SIDE, 2 * SIDE]] * TEXT["num_hidden_layers"],  # as many as layers, by chance
+        image_token_index=IMAGE,
+        **{"deepstack_layer_map": [], "spatial_target_layers": []} | options,
+    )
+    return AutoModelForImageTextToText.from_config(config)
+
+
+def test_lists_of_the_whole_models_configuration_are_looked_at_too() -> None:
+    model = tiny_lvlm("llava")
+    model.config.vision_feature_layer = [-2, -1]  # of the vision tower
+    check_removable(model, [2], depth=6)
+    for option in ("router_layers", "layer_types"):
+        setattr(model.config, option, [0, 3])
+        with pytest.raises(ValueError, match=f"cannot lose layers.*{option}"):
+            check_removable(model, [2], depth=6)
+        delattr(model.config, option)
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sparsight.lvlm.task_scores import Item, TaskScores, read_accuracies, same_answer
+from sparsight.hyperparameters import ConfigurationError
+from sparsight.lvlm.task_scores import Item, TaskScores, same_answer
 
 
 def item(index: int, **options: Any) -> Item:
@@ -62,13 +63,33 @@ def test_saved_scores_are_read_again_and_others_refused(tmp_path: Path) -> None:
     scores = TaskScores()
     scores.add([item(0), item(1, likeliest=1)])
     scores.save(tmp_path / "scores.json")
-    assert read_accuracies(tmp_path / "scores.json") == scores.accuracies()
+    assert TaskScores.load(tmp_path / "scores.json").items == scores.items
     with pytest.raises(FileNotFoundError, match="sparsight validate"):
-        read_accuracies(tmp_path / "none.json")
-    for content in ([], {"version": 2, "accuracies": {}}, {"version": 1}):
+        TaskScores.load(tmp_path / "none.json")
+    contents: list[Any] = [[], {"version": 2, "items": []}, {"version": 1}, {"version": 1, "items": [{"index": 0}]}]
+    for content in contents:
         (tmp_path / "other.json").write_text(json.dumps(content))
         with pytest.raises(ValueError, match=r"other\.json holds no scores"):
-            read_accuracies(tmp_path / "other.json")
+            TaskScores.load(tmp_path / "other.json")
+
+
+def test_shares_of_a_score_are_of_the_same_items() -> None:
+    own, reference = TaskScores(), TaskScores()
+    own.add([item(0), item(1, likeliest=1, likeliest_by_token=1), item(2, task="counting")])
+    reference.add([item(0), item(1), item(2, task="counting", likeliest=1)])
+    kept = own.kept(reference)
+    assert kept["likelihood/naming"] == 0.5 and kept["likelihood/visual"] == 1.5
+    assert kept["likelihood/counting"] is None  # the reference has none right
+    for other in ({"task": "yes_no"}, {"answer": 1}, {"candidates": 3}):
+        different = TaskScores()
+        different.add([*reference.items.values(), item(2, **{"task": "counting"} | other)])
+        with pytest.raises(ConfigurationError, match=r"not the same 3 .*: 1 differ, the first of them item 2: answer"):
+            own.kept(different)
+    for fewer, more in ((own, TaskScores()), (TaskScores(), own)):
+        with pytest.raises(
+            ConfigurationError, match=r"3 differ, the first of them item 0: (none there|answer .* none)"
+        ):
+            fewer.kept(more)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,19 @@ from sparsight.lvlm.trained import LAYERS, PROJECTOR, LoRA, add_lora, is_adapter
 from tests.tiny_lvlm import FAMILIES, TEXT, tiny_inputs, tiny_lvlm
 
 CHOSEN = [0, 2]
+# names in each family's own model code: vision tower, what makes its output fit for the decoder, decoder layers
+LLAVA = ("model.vision_tower", ("model.multi_modal_projector",), "model.language_model.layers")
+TILED = ("model.vision_tower", ("model.multi_modal_projector", "model.image_newline"), "model.language_model.layers")
+IDEFICS = ("model.vision_model", ("model.connector",), "model.text_model.layers")
+MERGERS = ("model.visual.merger", "model.visual.deepstack_merger_list")
+NAMES = dict.fromkeys(FAMILIES, LLAVA) | {
+    "llava_next": TILED,
+    "llava_onevision": TILED,
+    "smolvlm": IDEFICS,
+    "idefics3": IDEFICS,
+    "qwen2_5_vl": ("model.visual", MERGERS[:1], "model.language_model.layers"),
+    "qwen3_vl": ("model.visual", MERGERS, "model.language_model.layers"),
+}
 
 
 def labels_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -28,6 +41,8 @@ def labels_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
 def test_parts_are_told_apart(family: str) -> None:
     model = tiny_lvlm(family)
     parts = find_parts(model)
+    tower, projector, layers = NAMES[family]
+    assert ([*parts.vision], set(parts.projector), parts.layers_name) == ([tower], {*projector}, layers)
     assert len(parts.layers) == TEXT["num_hidden_layers"]
     assert all(layer is model.get_submodule(parts.layer_name(i)) for i, layer in enumerate(parts.layers))
     inside_vision = {id(module) for tower in parts.vision.values() for module in tower.modules()}
@@ -56,8 +71,11 @@ def test_a_choice_of_layers_trains_those_layers_alone(family: str, adapters: boo
         answer_losses(model, inputs, labels_of(inputs))[0].sum().backward()
         optimizer.step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
-    layers = tuple(f"{parts.layer_name(index)}." for index in CHOSEN)
-    assert {name for name in changed if not name.startswith(layers)} <= set(found[PROJECTOR])
+    _, projector, decoder_layers = NAMES[family]
+    layers = tuple(f"{decoder_layers}.{index}." for index in CHOSEN)
+    between = tuple(f"{part}." for part in projector)
+    beside = {name for name in changed if not name.startswith(layers)}
+    assert beside == {name for name in before if f"{name}.".startswith(between)}
     for layer in layers:
         of_layer = {name for name in changed if name.startswith(layer)}
         wanted = {name for name in before if name.startswith(layer) and is_adapter(name) == adapters}

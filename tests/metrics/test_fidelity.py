@@ -13,6 +13,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 
 from sparsight.metrics import Samples, TeacherError, TeacherLPIPS, TeacherSimilarity
 from sparsight.metrics.images import to_uint8
+from tests import tiny
 from tests.metrics.quarters import Quarters
 
 
@@ -79,12 +80,7 @@ def test_what_the_teacher_did_not_draw_is_asked_for() -> None:
 
 @pytest.fixture(scope="module")
 def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """AlexNet as torchvision saves it, with random weights and without its 58 M classifier weights."""
-    torch.manual_seed(0)
-    features = torchvision.models.alexnet(weights=None).features
-    path = tmp_path_factory.mktemp("lpips") / "alexnet.pth"
-    torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, path)
-    return path
+    return tiny.save_alexnet(tmp_path_factory.mktemp("lpips") / "alexnet.pth")
 
 
 @torch.no_grad()

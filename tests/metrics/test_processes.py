@@ -16,10 +16,11 @@ from tests.metrics.two_processes import main, measure
 @pytest.mark.filterwarnings("ignore:CLIP score")
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     clip = str(tiny.save_clip(tmp_path / "clip"))
-    expected = measure(0, 1, tmp_path, clip)
-    assert len(expected) == 16
+    alexnet = str(tiny.save_alexnet(tmp_path / "alexnet.pth"))
+    expected = measure(0, 1, tmp_path, clip, alexnet)
+    assert len(expected) == 17 and expected["fidelity_lpips_alex"] > 0
     assert all(expected[name] for name in ("BLEU", "CIDEr", "RougeL", "WordAccuracy", "ChoiceAccuracy", "TurnSlope"))
-    torch.multiprocessing.spawn(main, (2, tmp_path, clip), nprocs=2)
+    torch.multiprocessing.spawn(main, (2, tmp_path, clip, alexnet), nprocs=2)
     for rank in (0, 1):
         values = json.loads((tmp_path / f"values_{rank}.json").read_text())
         assert values == {name: pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in expected.items()}

@@ -16,6 +16,7 @@ from sparsight.metrics import (
     Reference,
     Samples,
     TeacherError,
+    TeacherLPIPS,
     TeacherSimilarity,
 )
 from tests.metrics import answered
@@ -28,7 +29,7 @@ COUNT = len(CAPTIONS)
 def share(rank: int, processes: int, *, alone: bool = False) -> list[Samples]:
     """This process's samples, one or two a batch; all of them on the first process if ``alone``."""
     generator = torch.Generator().manual_seed(0)
-    images, teacher = (torch.rand(COUNT, 3, 20, 20, generator=generator) for _ in range(2))
+    images, teacher = (torch.rand(COUNT, 3, 32, 32, generator=generator) for _ in range(2))
     latents, teacher_latents = (torch.randn(COUNT, 2, 4, 4, generator=generator) for _ in range(2))
     own = torch.arange(rank, COUNT, processes) if not alone else torch.arange(COUNT if rank == 0 else 0)
     return [
@@ -40,17 +41,18 @@ def share(rank: int, processes: int, *, alone: bool = False) -> list[Samples]:
 
 def real(rank: int, processes: int) -> list[Samples]:
     """This process's reference images, which do not divide either."""
-    images = torch.rand(11, 3, 20, 20, generator=torch.Generator().manual_seed(1)) ** 2
+    images = torch.rand(11, 3, 32, 32, generator=torch.Generator().manual_seed(1)) ** 2
     return [Samples(images[i], i) for i in torch.arange(rank, 11, processes).split(3)]
 
 
-def measure(rank: int, processes: int, folder: Path, clip: str) -> dict[str, float]:
+def measure(rank: int, processes: int, folder: Path, clip: str, alexnet: str) -> dict[str, float]:
     """All metrics, in turn over dealt samples, over all on the first process, and over dealt ones again."""
     reference = Reference(str(folder / f"reference_{processes}.safetensors"), "random", count=11)
     sets = [FrechetDistance(Quarters(), reference), KernelDistance(Quarters(), subset_size=5, subsets=7)]
     for distance in sets:
         distance.with_reference(real(rank, processes))
-    pairs = [CLIPScore(clip), TeacherError("pixels"), TeacherError("latents"), TeacherSimilarity(Quarters())]
+    errors = [TeacherError("pixels"), TeacherError("latents")]
+    pairs = [CLIPScore(clip), *errors, TeacherSimilarity(Quarters()), TeacherLPIPS(alexnet)]
     metrics: list[Any] = [*sets, *pairs]
     rounds = [share(rank, processes, alone=alone) for alone in (False, True, False)]
     values = [{name: value for metric in metrics for name, value in metric.of(batches).items()} for batches in rounds]
@@ -62,11 +64,11 @@ def measure(rank: int, processes: int, folder: Path, clip: str) -> dict[str, flo
     return values[0]
 
 
-def main(rank: int, processes: int, folder: Path, clip: str) -> None:
+def main(rank: int, processes: int, folder: Path, clip: str, alexnet: str) -> None:
     """One process of several."""
     torch.set_num_threads(1)
     torch.manual_seed(rank)  # nothing may depend on the global generator
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=processes)
-    values = measure(rank, processes, folder, clip)
+    values = measure(rank, processes, folder, clip, alexnet)
     (folder / f"values_{rank}.json").write_text(json.dumps(values))
     dist.destroy_process_group()

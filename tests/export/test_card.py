@@ -1,0 +1,56 @@
+"""What cards tell of the training: rates of every stage, and nothing of the machine's folders."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import yaml
+
+from sparsight.distill.stages import Stage
+from sparsight.export.card import training_text, without_places
+from sparsight.export.checkpoint import stages_of
+from sparsight.export.facts import Run
+from sparsight.lvlm.stages import TuningStage
+from sparsight.stage_clock import StageClock
+
+CONFIG = {
+    "trainer": {"default_root_dir": "/home/somebody/runs", "devices": 1},
+    "model": {"init_args": {"base": "~/models/base", "layers": None, "lr": 0.1}},
+    "data": {
+        "init_args": {
+            "train": {"sources": [{"file": "/home/somebody/talks/train.jsonl", "images": "C:\\Users\\me\\pictures\\"}]},
+            "val": {"file": "data/val.jsonl"},
+            "model": "some/model",
+            "question": "/no_think What is this?",
+        }
+    },
+}
+
+
+def test_a_stage_is_told_with_the_rates_of_what_it_trains() -> None:
+    stages = [
+        TuningStage(5, train=["projector"], lr=1e-4, projector_lr=1e-3, lr_schedule="constant"),
+        TuningStage(7, lr=2e-5, projector_lr=1e-3),
+        TuningStage(9, lr=2e-5),
+    ]
+    text = training_text(Run(stages=stages_of(SimpleNamespace(clock=StageClock(stages)))))
+    assert "| stage | steps | learning rate |" in text
+    assert "| projector | 5 | 0.001, constant |" in text
+    assert "| layers and projector | 7 | layers 2e-05, projector 0.001, cosine |" in text
+    assert "| layers and projector | 9 | 2e-05, cosine |" in text
+    distilled = SimpleNamespace(clock=StageClock([Stage("layerwise", 3, lr=3e-4)]))
+    assert stages_of(distilled) == [("layerwise", 3, "0.0003, constant_with_warmup")]
+    assert stages_of(SimpleNamespace()) == []
+
+
+def test_neither_card_nor_configuration_tells_the_machines_folders() -> None:
+    config = yaml.safe_dump(CONFIG)
+    kept = yaml.safe_load(without_places(config))
+    assert kept["trainer"] == {"devices": 1}
+    assert kept["model"]["init_args"] == {"base": "base", "layers": None, "lr": 0.1}
+    options = kept["data"]["init_args"]
+    assert options["train"] == {"sources": [{"file": "train.jsonl", "images": "pictures"}]}
+    assert options["val"] == {"file": "data/val.jsonl"} and options["model"] == "some/model"
+    assert options["question"] == "/no_think What is this?"
+    text = training_text(Run(config=config))
+    assert "file: train.jsonl" in text and "somebody" not in text and "Users" not in text
