@@ -143,7 +143,7 @@ def test_the_card_says_what_was_done(folder: Any) -> None:
         "trust_remote_code=True",
         'mount(load_pipeline("base"), "student/delta")',
         "| Wave | `turns=0.5` | `transformer_blocks.0.attn1` |",
-        "| layerwise | 2 | constant_with_warmup |",
+        "| layerwise | 2 | 0.0003, constant_with_warmup |",
         "Optimiser steps taken: 2",
         "Weights: moving average",
         "| val/output_relative_l2 |",
