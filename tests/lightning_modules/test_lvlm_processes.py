@@ -54,6 +54,10 @@ def test_two_processes_train_as_one(tmp_path: Path, kind: str) -> None:
     assert {k: one[1][k] for k in ("active", "retired", "stage")} == {
         k: two[1][k] for k in ("active", "retired", "stage")
     }
+    for alone, shared in zip(one[1]["removals"], two[1]["removals"], strict=True):
+        measured, share = alone["measured"], shared["measured"]
+        assert share["values"] == pytest.approx(measured["values"], rel=1e-3)
+        assert share["samples"] == measured["samples"] and len(share["data_sha256"]) == 2
     assert [item["index"] for item in one[2]["items"]] == [item["index"] for item in two[2]["items"]] == list(range(11))
     for a, b in zip(one[2]["items"], two[2]["items"], strict=True):
         assert a["log_likelihood"] == pytest.approx(b["log_likelihood"], abs=1e-3)
