@@ -90,12 +90,17 @@ def arm_line(arm: str, records: Sequence[Record], reference: Sequence[Record]) -
     if both and arm != REFERENCE:
         kept = np.mean([score(a, "visual") for a, _ in both]) / np.mean([score(b, "visual") for _, b in both])
         line["visual kept (95 % interval)"] = f"{kept:.1%} {spanned(compare(*resampled_scores(both)).ratio)}"
-    if reference:
-        seconds, of_all = (np.mean([record["step_seconds"] for record in them]) for them in (records, reference))
-        line["processor time of a step"] = f"{seconds / of_all:.2f}"
-    if memory := [record["peak_memory_mib"] for record in records if record["peak_memory_mib"] is not None]:
+    seconds, of_all = measured(records, "step_seconds"), measured(reference, "step_seconds")
+    if seconds and of_all:
+        line["processor time of a step"] = f"{np.mean(seconds) / np.mean(of_all):.2f}"
+    if memory := measured(records, "peak_memory_mib"):
         line["peak memory"] = f"{np.mean(memory) / 1024:.2f} GiB"
     return {key: line.get(key, "") for key in COLUMNS}
+
+
+def measured(records: Sequence[Record], key: str) -> list[float]:
+    """Of the runs that measured it: not those that were broken off between training and evaluation."""
+    return [record[key] for record in records if record[key] is not None]
 
 
 def described_layers(of_seeds: Sequence[Sequence[int]]) -> str:

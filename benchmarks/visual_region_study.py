@@ -44,6 +44,7 @@ STEPS = ("align", "score", "train", "prune", "questions", "report")
 REMOVED = (0, 1, 2, 3, 4, 6)  # layers
 HEALING_STEPS = 60
 ASKED_WITHOUT = 4  # layers that the pruned models of the suite lack
+SCORES_FILE = "scores_val.json"  # of an evaluation's items
 SCORES = ["sparsight.lvlm.scores.MultimodalBlockInfluence", "sparsight.lvlm.scores.ImageAttention"]
 
 
@@ -119,24 +120,32 @@ def train(arm: str, root: Path, *, seed: int) -> None:
     folder = root / arm / f"seed{seed}"
     if (folder / "record.json").is_file():
         return
-    arguments = ["fit", "--config", CONFIG, *model_options(root / "aligned"), *arm_options(arm, root, seed)]
+    arguments = ["--config", CONFIG, *model_options(root / "aligned"), *arm_options(arm, root, seed)]
     arguments += ["--seed_everything", str(seed), f"--data.seed={seed}", "--trainer.default_root_dir", str(folder)]
     clock = {"class_path": "benchmarks.tuning_step.StepTimes"}  # of the processor: lanes beside it do not count
-    cli = sparsight([*arguments, "--trainer.callbacks+", json.dumps(clock), *resumed(folder)])
-    steps = next(callback for callback in cli.trainer.callbacks if isinstance(callback, StepTimes))
-    save_record(folder, cli, arm=arm, seed=seed, step_seconds=statistics.median(steps.seconds()))
+    cli = fitted_and_judged([*arguments, "--trainer.callbacks+", json.dumps(clock)], folder)
+    seconds = next(callback for callback in cli.trainer.callbacks if isinstance(callback, StepTimes)).seconds()
+    save_record(folder, cli, arm=arm, seed=seed, step_seconds=statistics.median(seconds) if seconds else None)
+
+
+def fitted_and_judged(arguments: list[str], folder: Path) -> Any:
+    """Train from the run's last checkpoint on; Lightning judges at the end, but not when all steps were done before."""
+    cli = sparsight(["fit", *arguments, *resumed(folder)])
+    if not Path(cli.trainer.log_dir, SCORES_FILE).is_file():
+        cli = sparsight(["validate", *arguments, *resumed(folder)])
+    return cli
 
 
 def save_record(folder: Path, cli: Any, **facts: Any) -> None:
     """Keep what a run measured, and its items."""
-    scores = json.loads(Path(cli.trainer.log_dir, "scores_val.json").read_text(encoding="utf-8"))
+    scores = json.loads(Path(cli.trainer.log_dir, SCORES_FILE).read_text(encoding="utf-8"))
     metrics = {name: float(value) for name, value in cli.trainer.callback_metrics.items()}
     record = facts | {
         "layers": cli.model.layers if any("layers" in stage.train for stage in cli.model.clock.stages) else [],
         "removed": cli.model.retired.indices,
-        "steps": cli.trainer.global_step,
+        "steps": cli.model.clock.total,
         "threads": torch.get_num_threads(),
-        "peak_memory_mib": peak_memory_mib(),
+        "peak_memory_mib": peak_memory_mib() if cli.subcommand == "fit" else None,  # judging takes less
         "metrics": metrics,
         "scores": scores,
     }
@@ -171,7 +180,7 @@ def prune(arm: str, root: Path, *, seed: int, removed: int, heal: bool) -> None:
     pruning = {"score": score, "protect_tuned": False, "protected": region, "batches": 16}
     schedule = {"shape": "one_shot", "begin": 0, "amount": removed, "rescore": True}
     steps = HEALING_STEPS if heal else 1  # without healing nothing is learned in the one step
-    arguments = ["fit", "--config", CONFIG, *model_options(export(arm, root, seed=seed))]
+    arguments = ["--config", CONFIG, *model_options(export(arm, root, seed=seed))]
     arguments += [*chosen("Uniform", count=COUNT), f"--trainer.val_check_interval={steps}"]
     rate = 1e-4 if heal else 0.0
     arguments += stage(["layers", "projector"], steps=steps, lr=rate, projector_lr=rate)
@@ -179,8 +188,7 @@ def prune(arm: str, root: Path, *, seed: int, removed: int, heal: bool) -> None:
     callback = {"class_path": "callbacks.PruningSchedule", "init_args": schedule}
     arguments += ["--seed_everything", str(seed), f"--data.seed={seed + 100}"]
     arguments += ["--trainer.callbacks+", json.dumps(callback)] if removed else []
-    cli = sparsight([*arguments, *resumed(folder)])
-    save_record(folder, cli, arm=arm, seed=seed, healed=heal)
+    save_record(folder, fitted_and_judged(arguments, folder), arm=arm, seed=seed, healed=heal)
 
 
 def ask(root: Path, *, seed: int) -> None:

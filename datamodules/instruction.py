@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,8 +18,8 @@ from datamodules.records import CorruptRecord, RecordSource
 from datamodules.sampler import GroupSampler, LengthSampler
 from sparsight.lvlm.chat import ChatFormat
 from sparsight.lvlm.chat_text import UnusableConversation
-from sparsight.lvlm.load import load_processor
 from sparsight.lvlm.packing import check_packable
+from sparsight.lvlm.processor import load_processor
 
 _TRIES = 100  # records
 _log = logging.getLogger(__name__)
@@ -147,7 +146,7 @@ class InstructionDataModule(RecordsDataModule):
             FileNotFoundError: There is no such model, or no such file of a chat template.
             ValueError: The model has no processor, or the processor no such option.
         """
-        return read_processor(
+        return load_processor(
             self.model, chat_template=self.chat_template, options=self.processor_options, **self.pretrained_options
         )
 
@@ -217,33 +216,6 @@ class InstructionDataModule(RecordsDataModule):
                 *(len(found), len(dataset), name, self.max_length),
             )
         return super()._receive(name, batch, last)
-
-
-def read_processor(model: str, *, chat_template: str | None, options: dict[str, Any] | None, **pretrained: Any) -> Any:
-    """A model's processor, with changes.
-
-    Args:
-        model: Folder or hub id.
-        chat_template: Jinja template, or a file of one, in place of its own.
-        options: Options of processor and image processor in place of the saved ones.
-        pretrained: Of the hub: ``revision`` and ``trust_remote_code``.
-
-    Raises:
-        FileNotFoundError: There is no such model, or no such file of a chat template.
-        ValueError: The model has no processor, or the processor no such option.
-    """
-    processor = load_processor(model, options=options, **pretrained)
-    if chat_template is not None:
-        processor.chat_template = _read_template(chat_template)
-    return processor
-
-
-def _read_template(given: str) -> str:
-    if "{" in given:
-        return given
-    if not Path(given).is_file():
-        raise FileNotFoundError(f"chat_template is {given!r}, which is neither a Jinja template nor a file of one")
-    return Path(given).read_text(encoding="utf-8")
 
 
 def _spread(indices: np.ndarray) -> Iterator[int]:

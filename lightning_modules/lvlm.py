@@ -16,8 +16,9 @@ from sparsight.diffusion.identity import state_hash
 from sparsight.distill.processes import averaged, everywhere
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.evaluate import answer_items
-from sparsight.lvlm.load import DTYPES, Dtype, load_lvlm, load_processor
+from sparsight.lvlm.load import DTYPES, Dtype, load_lvlm
 from sparsight.lvlm.pictures import check_pictures
+from sparsight.lvlm.processor import load_processor
 from sparsight.lvlm.provenance import read_provenance
 from sparsight.lvlm.retire import LayerPruning, RetiredLayers, measurement, removable_layers
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers

@@ -12,7 +12,6 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import ProcessDataModule, require
-from datamodules.instruction import read_processor
 from datamodules.records import digest
 from datamodules.reform_eval.check import Checked, check_samples
 from datamodules.reform_eval.dataset import Asker, Protocol, ReformEvalDataset
@@ -23,6 +22,7 @@ from datamodules.sampler import ReportingLoader, ResumableSampler, derive_seed
 from sparsight.diffusion.identity import tokenizer_hash
 from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.chat import ChatFormat
+from sparsight.lvlm.processor import load_processor
 from sparsight.reform_eval.identity import suite_hash
 from sparsight.reform_eval.perturb import MARKS, Marks, Perturbation
 from sparsight.reform_eval.sample import Method
@@ -134,11 +134,11 @@ class ReformEvalDataModule(ProcessDataModule):
 
     def _load_processor(self) -> Any:
         if self.model is not None:
-            return read_processor(self.model, **self.processor_changes, **self.pretrained_options)
+            return load_processor(self.model, **self.processor_changes, **self.pretrained_options)
         module: Any = getattr(self.trainer, "lightning_module", None)
         if not hasattr(module, "base"):
             raise ValueError("no model says how to write questions; set data.model to a model's folder or hub id")
-        return read_processor(module.base, **self.processor_changes, **module.source)
+        return load_processor(module.base, **self.processor_changes, **module.source)
 
     def _check(self, number: int) -> dict[int, Checked]:
         """The samples of a task that are used, by their positions."""

@@ -51,6 +51,8 @@ def test_report_of_what_is_finished(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         arm, seed = name.split("/")[:2]
         run = record(right, arm=arm, seed=int(seed.removeprefix("seed")))
+        if name == "uniform/seed1":  # broken off between training and evaluation
+            run |= {"step_seconds": None, "peak_memory_mib": None}
         (tmp_path / name / "record.json").write_text(json.dumps(run), encoding="utf-8")
 
     write_report(tmp_path, tmp_path / "report", arms=("all", "uniform", "top"), seeds=(0, 1, 2))

@@ -13,7 +13,7 @@ from transformers import AutoProcessor
 
 from datamodules import InstructionDataModule
 from sparsight.cli import main
-from sparsight.lvlm.load import load_processor
+from sparsight.lvlm.processor import load_processor
 from tests.datamodules.test_instruction import Talks, make
 from tests.lightning_modules.lvlm_run import tuning_config
 from tests.lightning_modules.test_sparse_layer_tuning import checkpoint

@@ -23,6 +23,7 @@ from transformers import (
     SiglipVisionModel,
 )
 
+from benchmarks.visual_region_study import CONFIG, SCORES_FILE, fitted_and_judged
 from sparsight.lvlm import reload
 from sparsight.lvlm.provenance import read_provenance
 from sparsight.lvlm.tower import find_parts
@@ -254,3 +255,17 @@ def test_the_offline_demo_loses_layers(data: Path, exports: dict[str, Path], tmp
     pruned, module = walk("lvlm_demo_prune", exports["demo"], data, tmp_path)
     record = check_export(pruned, layers=26, tuned=module.layers)
     assert not set(record["removed_layers"]) & {0, 29, *module.layers}
+
+
+def test_a_study_run_broken_off_before_its_evaluation_is_judged(data: Path, tmp_path: Path) -> None:
+    """All steps are done, so that Lightning's resumed fit ends at once and evaluates nothing."""
+    base = save_tiny_lvlm(tmp_path / "base", "fast_vlm", num_hidden_layers=30)
+    small = shrunk("visual_region_study", base, data, tmp_path, steps=(4,))
+    arguments, run = ["--config", CONFIG, "--config", str(small)], tmp_path / "visual_region_study"
+    whole = fitted_and_judged(arguments, run)
+    scores = Path(whole.trainer.log_dir, SCORES_FILE).read_text()
+    Path(whole.trainer.log_dir, SCORES_FILE).unlink()
+
+    again = fitted_and_judged(arguments, run)
+    assert (whole.subcommand, again.subcommand) == ("fit", "validate")
+    assert Path(again.trainer.log_dir, SCORES_FILE).read_text() == scores
