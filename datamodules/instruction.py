@@ -15,7 +15,7 @@ from datamodules.base import RecordsDataModule, require
 from datamodules.conversations import QuestionTemplate
 from datamodules.instruction_dataset import InstructionDataset
 from datamodules.records import CorruptRecord, RecordSource
-from datamodules.sampler import GroupSampler, LengthSampler
+from datamodules.sampler import GroupSampler, LengthSampler, similar_together
 from sparsight.lvlm.chat import ChatFormat
 from sparsight.lvlm.chat_text import UnusableConversation
 from sparsight.lvlm.packing import check_packable
@@ -53,7 +53,8 @@ class InstructionDataModule(RecordsDataModule):
         batch_size: Conversations a batch and process; the global batch is this times the number of processes.
         num_workers: Loader processes; 0 loads in the main process.
         length_grouping: Make batches of conversations of similar length, either all with or all without images; what
-            does not fill a last batch of its kind is left out, another part in every epoch.
+            does not fill a last batch of its kind is left out, another part in every epoch. No evaluation item is; the
+            order of their batches is drawn with the seed, so that the first of them are a sample of all.
         packing: Put conversations of a batch together into rows of at most ``max_length`` tokens.
         seed: Seed of order, split and ``limit``.
         max_corrupt_share: Share of unusable records of a split, 0 to 1, above which the run fails.
@@ -188,13 +189,17 @@ class InstructionDataModule(RecordsDataModule):
     ) -> InstructionDataset:
         assert self.chat is not None
         extents_N2 = np.zeros((len(indices), 2), dtype=np.int64)
-        if self.alike and name == "train":
+        if self.alike:
             extents_N2 = np.array([_extent(source, int(index)) for index in indices])
+        lengths_N = np.argsort(np.lexsort((extents_N2[:, 1], extents_N2[:, 0])))  # an image is longer than any text
+        if self.alike and name != "train":
+            order_N = similar_together(lengths_N, block=self.batch_size * self._world, seed=self.seed)
+            indices, extents_N2, lengths_N = indices[order_N], extents_N2[order_N], lengths_N[order_N]
         return InstructionDataset(
             source,
             indices=indices,
             groups=(extents_N2[:, 0] > 0).astype(np.int64),
-            lengths=np.argsort(np.lexsort((extents_N2[:, 1], extents_N2[:, 0]))),  # an image is longer than any text
+            lengths=lengths_N,
             max_corrupt=max_corrupt,
             chat=self.chat,
             template=self.template,

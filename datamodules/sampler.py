@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
@@ -148,6 +149,21 @@ class LengthSampler(GroupSampler):
         full = len(shuffled) // self.global_batch * self.global_batch
         pools = shuffled[:full].split(self.pool * self.global_batch)  # what is left out is so by chance, not by length
         return torch.cat([pool[self.lengths[pool].argsort(stable=True)] for pool in pools])
+
+
+def similar_together(lengths: np.ndarray, *, block: int, seed: int) -> np.ndarray:
+    """Order of all samples in which every block of them has similar lengths, and whole blocks come at random.
+
+    Args:
+        lengths: Length of every sample, in any unit.
+        block: Samples of a block; what is left when blocks are full comes last.
+        seed: Seed of the order of the blocks.
+    """
+    ranked = np.argsort(lengths, kind="stable")
+    blocks = np.split(ranked, range(block, len(ranked), block))
+    rest = [blocks.pop()] if len(blocks[-1]) < block else []
+    drawn = np.random.default_rng(derive_seed(seed)).permutation(len(blocks))
+    return np.concatenate([*(blocks[number] for number in drawn), *rest])
 
 
 class ReportingLoader(DataLoader):

@@ -255,6 +255,23 @@ def test_length_grouping_makes_batches_of_one_kind_and_similar_length(model: str
     assert len(grouped) == len(mixed) == 15 and sum(grouped) < 0.35 * sum(mixed)
 
 
+def test_evaluation_items_of_similar_length_are_together_and_none_is_left_out(model: str) -> None:
+    def batches(rank: int, world: int, **options: Any) -> list[tuple[list[int], int]]:
+        datamodule = InstructionDataModule(model, None, val=Talks(42), batch_size=4 // world, **options)
+        datamodule.trainer = SimpleNamespace(world_size=world, global_rank=rank)  # type: ignore[assignment]
+        datamodule.setup("validate")
+        loader = datamodule.val_dataloader()
+        return [(b["index"].tolist(), int((b["inputs"]["attention_mask"] == 0).sum())) for b in loader]
+
+    mixed, grouped = batches(0, 1), batches(0, 1, length_grouping=True)
+    assert sorted(i for indices, _ in grouped for i in indices) == list(range(42))
+    assert sum(padding for _, padding in grouped) < 0.35 * sum(padding for _, padding in mixed)
+    pictures = [sum(index % 3 != 0 for index in indices) for indices, _ in grouped[:-1]]
+    assert pictures != sorted(pictures)  # not the shortest first
+    halves = zip(batches(0, 2, length_grouping=True), batches(1, 2, length_grouping=True), strict=True)
+    assert [sorted(a + b) for (a, _), (b, _) in halves] == [sorted(indices) for indices, _ in grouped]
+
+
 def test_length_sampler_covers_everything_and_keeps_pools_random() -> None:
     lengths = torch.randint(100, (64,)).tolist()
     sampler = LengthSampler([0] * 64, lengths=lengths, pool=4, global_batch=4, seed=1)
