@@ -32,12 +32,16 @@ CLASSES = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt"
 CASES: dict[str, tuple[LayerSelection, list[Any]]] = {
     "all layers, projector": (All(), ["layers", "projector"]),
     "25 % uniform, projector": (Uniform(ratio=0.25), ["layers", "projector"]),
+    "25 % top, projector": (Consecutive(place="top", ratio=0.25), ["layers", "projector"]),
+    "projector": (All(), ["projector"]),
     "all layers": (All(), ["layers"]),
     "25 % uniform": (Uniform(ratio=0.25, rule="stride_end"), ["layers"]),
     "25 % top": (Consecutive(place="top", ratio=0.25), ["layers"]),
 }
 AGAINST = {
     "25 % uniform, projector": "all layers, projector",
+    "25 % top, projector": "all layers, projector",
+    "projector": "all layers, projector",
     "25 % uniform": "all layers",
     "25 % top": "all layers",
 }
@@ -93,7 +97,7 @@ def compare_cases(base: str, batches: Sequence[Any], rounds: int) -> list[dict[s
     batch = batches[0]
     flops = forward_flops(one.model, one.parts, lambda: answer_losses(one.model, batch["inputs"], batch["labels"]))
     costs = {
-        case: step_cost(flops, layers=modules[case].layers, projector="projector" in CASES[case][1]).total
+        case: step_cost(flops, layers=modules[case].tuned_layers, projector="projector" in CASES[case][1]).total
         for case in CASES
     }
     return [

@@ -26,8 +26,9 @@ COLUMNS = (
     "visual",
     "text",
     "visual kept (95 % interval)",
+    "kept above chance (95 % interval)",
     "processor time of a step",
-    "peak memory",
+    "peak memory (GiB)",
 )
 Record = dict[str, Any]
 
@@ -88,14 +89,30 @@ def arm_line(arm: str, records: Sequence[Record], reference: Sequence[Record]) -
     }
     both = pairs(records, reference)
     if both and arm != REFERENCE:
-        kept = np.mean([score(a, "visual") for a, _ in both]) / np.mean([score(b, "visual") for _, b in both])
-        line["visual kept (95 % interval)"] = f"{kept:.1%} {spanned(compare(*resampled_scores(both)).ratio)}"
+        line["visual kept (95 % interval)"] = kept(both)
+        line["kept above chance (95 % interval)"] = kept(both, floor=chance(records[0]))
     seconds, of_all = measured(records, "step_seconds"), measured(reference, "step_seconds")
     if seconds and of_all:
-        line["processor time of a step"] = f"{np.mean(seconds) / np.mean(of_all):.2f}"
+        line["processor time of a step"] = ranged([each / float(np.mean(of_all)) for each in seconds], "{:.2f}")
     if memory := measured(records, "peak_memory_mib"):
-        line["peak memory"] = f"{np.mean(memory) / 1024:.2f} GiB"
+        line["peak memory (GiB)"] = ranged([mib / 1024 for mib in memory], "{:.1f}")
     return {key: line.get(key, "") for key in COLUMNS}
+
+
+def kept(both: Sequence[tuple[Record, Record]], floor: float = 0.0) -> str:
+    """What one arm has of another's visual score above a floor, with the paired bootstrap's interval."""
+    ours, theirs = (np.mean([score(record, "visual") for record in arm]) for arm in zip(*both, strict=True))
+    span = compare(*(scores - floor for scores in resampled_scores(both))).ratio
+    return f"{(ours - floor) / (theirs - floor):.1%} {spanned(span)}".rstrip()
+
+
+def chance(record: Record) -> float:
+    """Visual score of guessing: the mean over tasks of one by the number of candidates."""
+    by_task: dict[str, list[float]] = {}
+    for item in record["scores"]["items"]:
+        if item["visual"]:
+            by_task.setdefault(item["task"], []).append(1 / item["candidates"])
+    return float(np.mean([np.mean(shares) for shares in by_task.values()]))
 
 
 def measured(records: Sequence[Record], key: str) -> list[float]:
@@ -231,8 +248,9 @@ def spanned(interval: Interval | None) -> str:
     return "" if interval is None else f"({interval.low:.1%} to {interval.high:.1%})"
 
 
-def ranged(values: Sequence[float]) -> str:
+def ranged(values: Sequence[float], form: str = "{:.1%}") -> str:
     """Mean, and smallest to largest where there are several."""
     if len(values) < 2:
-        return f"{values[0]:.1%}" if values else ""
-    return f"{np.mean(values):.1%} ({min(values):.1%} to {max(values):.1%})"
+        return form.format(values[0]) if values else ""
+    mean, low, high = (form.format(value) for value in (np.mean(values), min(values), max(values)))
+    return f"{mean} ({low} to {high})"

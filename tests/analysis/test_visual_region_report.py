@@ -18,7 +18,8 @@ ITEMS = 400
 def record(right: float, *, arm: str, seed: int) -> dict[str, Any]:
     """A run whose items are hard or easy for all arms alike: it solves those below its skill."""
     hard = np.random.default_rng(seed).random(ITEMS)
-    items = [{"task": "naming", "visual": True, "answer": 0, "likeliest": int(h > right)} for h in hard]
+    known = {"task": "naming", "visual": True, "answer": 0, "candidates": 4}
+    items = [known | {"likeliest": int(h > right)} for h in hard]
     share = float(np.mean([item["likeliest"] == 0 for item in items]))
     accuracies = {"likelihood/visual": share, "likelihood/text": 0.5, "likelihood/naming": share}
     facts = {"layers": [0, 2], "removed": [], "step_seconds": 1.0, "peak_memory_mib": 1024.0}
@@ -60,7 +61,11 @@ def test_report_of_what_is_finished(tmp_path: Path) -> None:
     tables = (tmp_path / "report" / "tables.md").read_text(encoding="utf-8")
     rows = {tuple(cell.strip() for cell in line.split("|")[1:-1]) for line in tables.splitlines() if line}
     whole, without = (next(row for row in rows if row[0] == removed) for removed in ("0", "4"))
-    assert [row[2] for row in rows if row[0] == "uniform" and len(row) == 8] == ["2"]  # seeds
+    (arm,) = (row for row in rows if row[0] == "uniform" and len(row) == 9)
+    assert arm[2] == "2"  # seeds
+    assert arm[5].startswith(f"{visual(0.7) / visual(0.6):.1%} (")
+    assert arm[6].startswith(f"{(visual(0.7) - 0.25) / (visual(0.6) - 0.25):.1%} (")  # four candidates
+    assert arm[7:] == ("1.00", "1.0")  # of the seed that was not broken off
     assert without[3].startswith(f"{100 * (visual(0.5) - visual(0.4)):+.1f} (")
     assert without[5:] == ("", "")  # the all-layer model is not healed yet: nothing to compare
     assert whole[3].startswith(f"{100 * (visual(0.7) - visual(0.6)):+.1f} (")  # tuning's own records, shared seeds
