@@ -90,7 +90,7 @@ def arm_line(arm: str, records: Sequence[Record], reference: Sequence[Record]) -
     both = pairs(records, reference)
     if both and arm != REFERENCE:
         line["visual kept (95 % interval)"] = kept(both)
-        line["kept above chance (95 % interval)"] = kept(both, floor=chance(records[0]))
+        line["kept above chance (95 % interval)"] = kept(both, floor=chance(records[0], "visual"))
     seconds, of_all = measured(records, "step_seconds"), measured(reference, "step_seconds")
     if seconds and of_all:
         line["processor time of a step"] = ranged([each / float(np.mean(of_all)) for each in seconds], "{:.2f}")
@@ -106,11 +106,11 @@ def kept(both: Sequence[tuple[Record, Record]], floor: float = 0.0) -> str:
     return f"{(ours - floor) / (theirs - floor):.1%} {spanned(span)}".rstrip()
 
 
-def chance(record: Record) -> float:
-    """Visual score of guessing: the mean over tasks of one by the number of candidates."""
+def chance(record: Record, kind: str) -> float:
+    """Visual or text score of guessing: the mean over tasks of one by the number of candidates."""
     by_task: dict[str, list[float]] = {}
     for item in record["scores"]["items"]:
-        if item["visual"]:
+        if item["visual"] == (kind == "visual"):
             by_task.setdefault(item["task"], []).append(1 / item["candidates"])
     return float(np.mean([np.mean(shares) for shares in by_task.values()]))
 
@@ -210,7 +210,7 @@ def summary(pruned: dict[tuple[str, bool, int], list[Record]]) -> list[dict[str,
 
 
 def plot_arms(found: dict[str, list[Record]], path: Path) -> None:
-    """Visual and text score of every arm, a point for every seed."""
+    """Visual and text score of every arm, a point for every seed; what guessing scores is dashed."""
     figure = Figure(figsize=(9, 0.42 * len(found) + 1.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for panel, kind in zip(panels, ("visual", "text"), strict=True):
@@ -218,28 +218,33 @@ def plot_arms(found: dict[str, list[Record]], path: Path) -> None:
             values = [score(record, kind) for record in records]
             panel.barh(place, np.mean(values), color="tab:blue" if kind == "visual" else "tab:gray", alpha=0.55)
             panel.plot(values, [place] * len(values), "k.", markersize=4)
-        panel.set_xlabel(f"{kind} accuracy by likelihood, mean over tasks (points are seeds)")
+        panel.axvline(chance(next(iter(found.values()))[0], kind), color="black", linestyle="--", linewidth=0.8)
+        panel.set_xlabel(f"{kind} accuracy")
+    figure.suptitle("by likelihood, mean over tasks; points are seeds, dashed is guessing", fontsize=10)
     panels[0].set_yticks(range(len(found)), list(found))
     panels[0].invert_yaxis()
     figure.savefig(path, dpi=130)
 
 
 def plot_pruning(pruned: dict[tuple[str, bool, int], list[Record]], path: Path) -> None:
-    """Visual score against removed layers."""
-    figure = Figure(figsize=(6.5, 4), layout="constrained")
-    axes = figure.subplots()
-    for arm, colour in zip(PRUNED, ("tab:blue", "tab:orange"), strict=True):
-        for healed in (False, True):
-            points = [(n, records) for (a, h, n), records in pruned.items() if (a, h) == (arm, healed)]
-            if points:
-                values = [[score(record, "visual") for record in records] for _, records in points]
-                counts = [n for n, _ in points]
-                label = f"{arm}-tuned{', healed' if healed else ''}"
-                axes.plot(counts, [np.mean(v) for v in values], "o-" if healed else "o--", color=colour, label=label)
-                axes.fill_between(counts, [min(v) for v in values], [max(v) for v in values], color=colour, alpha=0.12)
-    axes.set_xlabel("decoder layers removed, of 30")
-    axes.set_ylabel("visual accuracy by likelihood")
-    axes.legend(frameon=False)
+    """Visual score against removed layers, a line for every seed."""
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    counts = sorted({removed for _, _, removed in pruned})
+    for panel, healed in zip(panels, (False, True), strict=True):
+        for arm, colour in zip(PRUNED, ("tab:blue", "tab:orange"), strict=True):
+            lines: dict[int, list[tuple[int, float]]] = {}
+            for count in counts:
+                for record in pruned.get((arm, healed, count), []):
+                    lines.setdefault(record["seed"], []).append((count, score(record, "visual")))
+            for number, points in enumerate(lines.values()):
+                label = f"{arm}-tuned, by seed" if number == 0 else None
+                panel.plot(*zip(*points, strict=True), "o-", color=colour, alpha=0.7, markersize=4, label=label)
+        panel.set_title("healed" if healed else "not healed", fontsize=10)
+        panel.set_xlabel(f"decoder layers removed, of {DEPTH}")
+        panel.set_xticks(counts)
+    panels[0].set_ylabel("visual accuracy by likelihood")
+    panels[0].legend(frameon=False)
     figure.savefig(path, dpi=130)
 
 

@@ -20,7 +20,8 @@ def record(right: float, *, arm: str, seed: int) -> dict[str, Any]:
     hard = np.random.default_rng(seed).random(ITEMS)
     known = {"task": "naming", "visual": True, "answer": 0, "candidates": 4}
     items = [known | {"likeliest": int(h > right)} for h in hard]
-    share = float(np.mean([item["likeliest"] == 0 for item in items]))
+    items += [{"task": "text_sums", "visual": False, "answer": 1, "candidates": 2, "likeliest": 0}]
+    share = float(np.mean(hard <= right))
     accuracies = {"likelihood/visual": share, "likelihood/text": 0.5, "likelihood/naming": share}
     facts = {"layers": [0, 2], "removed": [], "step_seconds": 1.0, "peak_memory_mib": 1024.0}
     return facts | {"arm": arm, "seed": seed, "scores": {"accuracies": accuracies, "items": items}}
