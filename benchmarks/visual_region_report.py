@@ -146,9 +146,8 @@ def outcomes(records: Sequence[Record]) -> dict[str, np.ndarray]:
 
 
 def pairs(records: Sequence[Record], reference: Sequence[Record]) -> list[tuple[Record, Record]]:
-    """Records of two arms with the same seed."""
-    of_seed = {record["seed"]: record for record in reference}
-    return [(record, of_seed[record["seed"]]) for record in records if record["seed"] in of_seed]
+    """Records of two arms with the same seed; one without a seed, of what was not trained, goes with all."""
+    return [(ours, theirs) for ours in records for theirs in reference if ours["seed"] in (None, theirs["seed"])]
 
 
 def resampled_scores(both: Sequence[tuple[Record, Record]]) -> tuple[np.ndarray, np.ndarray]:

@@ -6,11 +6,11 @@
 
 Steps: ``align`` (assemble the offline model, train its projector alone), ``score`` (``sparsight analyze``, for the arms
 that choose by scores), ``train`` (config experiment/visual_region_study with other layers for each arm; every run ends
-with likelihoods of the same items), ``prune`` (layers outside the region leave the region-tuned and the all-layer
-model, with and without healing), ``questions`` (the suite reform_eval/offline put to the untuned, all-tuned,
-region-tuned, pruned and healed model of the first seed) and ``report`` (tables with paired bootstrap intervals, and
-plots). Each can be broken off and started again. Needs the four idx files and the emoji font (Debian: apt-get install
-dataset-fashion-mnist fonts-noto-color-emoji) and the demo extra.
+with likelihoods of the same items; their common start answers them too, as the arm ``untuned``), ``prune`` (layers
+outside the region leave the region-tuned and the all-layer model, with and without healing), ``questions`` (the suite
+reform_eval/offline put to the untuned, all-tuned, region-tuned, pruned and healed model of the first seed) and
+``report`` (tables with paired bootstrap intervals, and plots). Each can be broken off and started again. Needs the four
+idx files and the emoji font (Debian: apt-get install dataset-fashion-mnist fonts-noto-color-emoji) and the demo extra.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ def arm_options(arm: str, root: Path, seed: int) -> list[str]:
     }[arm]
 
 
+UNTUNED = "untuned"
 ARMS = (
+    UNTUNED,
     "all",
     "uniform",
     "all_half_rate",
@@ -95,32 +97,42 @@ def model_options(folder: Path) -> list[str]:
     return ["--model.base", str(folder), "--data.model", str(folder)]
 
 
-def align(root: Path) -> None:
-    """Assemble the model and train its projector; the result is ``aligned``."""
-    if (root / "aligned").is_dir():
-        return
+def align(root: Path, start: Path) -> None:
+    """Assemble the model, ``base``; unless all start from that, train its projector, which makes it ``aligned``."""
     if not (root / "base").is_dir():
         assemble(root / "base")
+    if start.is_dir():
+        return
     options = ["--config", CONFIG, "--config", ALIGN, *model_options(root / "base")]
     sparsight(["fit", *options, "--trainer.default_root_dir", str(root / "align"), *resumed(root / "align")])
-    sparsight(["export", *options, *resumed(root / "align"), "--weights=raw", "--output", str(root / "aligned")])
+    sparsight(["export", *options, *resumed(root / "align"), "--weights=raw", "--output", str(start)])
 
 
-def score(root: Path, batches: int) -> None:
-    """Scores of the aligned model's layers."""
+def score(root: Path, start: Path, batches: int) -> None:
+    """Scores of the layers that every arm starts from."""
     if (root / "scores" / "scores.json").is_file():
         return
     scores = [f"--scores+={name}" for name in SCORES]
-    arguments = ["analyze", "--config", CONFIG, *model_options(root / "aligned"), *scores]
+    arguments = ["analyze", "--config", CONFIG, *model_options(start), *scores]
     sparsight([*arguments, f"--batches={batches}", "--output", str(root / "scores")])
 
 
-def train(arm: str, root: Path, *, seed: int) -> None:
+def judge_untuned(root: Path, start: Path) -> None:
+    """What every arm starts from, on the same items; nothing is trained, so there are no seeds."""
+    folder = root / UNTUNED / "seed0"
+    if (folder / "record.json").is_file():
+        return
+    arguments = ["validate", "--config", CONFIG, *model_options(start), *arm_options("projector", root, 0)]
+    cli = sparsight([*arguments, "--trainer.default_root_dir", str(folder)])
+    save_record(folder, cli, arm=UNTUNED, seed=None, step_seconds=None)
+
+
+def train(arm: str, root: Path, start: Path, *, seed: int) -> None:
     """Tune one arm with one seed; ``record.json`` appears when it is done."""
     folder = root / arm / f"seed{seed}"
     if (folder / "record.json").is_file():
         return
-    arguments = ["--config", CONFIG, *model_options(root / "aligned"), *arm_options(arm, root, seed)]
+    arguments = ["--config", CONFIG, *model_options(start), *arm_options(arm, root, seed)]
     arguments += ["--seed_everything", str(seed), f"--data.seed={seed}", "--trainer.default_root_dir", str(folder)]
     clock = {"class_path": "benchmarks.tuning_step.StepTimes"}  # of the processor: lanes beside it do not count
     cli = fitted_and_judged([*arguments, "--trainer.callbacks+", json.dumps(clock)], folder)
@@ -158,16 +170,16 @@ def resumed(folder: Path) -> list[str]:
     return ["--ckpt_path", str(checkpoints[-1])] if checkpoints else []
 
 
-def export(arm: str, root: Path, *, seed: int) -> Path:
+def export(arm: str, root: Path, start: Path, *, seed: int) -> Path:
     """The tuned model of an arm as a folder."""
     folder, run = root / arm / f"seed{seed}" / "export", root / arm / f"seed{seed}"
     if not folder.is_dir():
-        arguments = ["export", "--config", CONFIG, *model_options(root / "aligned"), *arm_options(arm, root, seed)]
+        arguments = ["export", "--config", CONFIG, *model_options(start), *arm_options(arm, root, seed)]
         sparsight([*arguments, *resumed(run), "--weights=raw", "--output", str(folder)])
     return folder
 
 
-def prune(arm: str, root: Path, *, seed: int, removed: int, heal: bool) -> None:
+def prune(arm: str, root: Path, start: Path, *, seed: int, removed: int, heal: bool) -> None:
     """Remove layers outside the uniform region, one by one by angular distance, and judge the rest.
 
     Healing trains projector and region for a few steps after the layers have left.
@@ -180,7 +192,7 @@ def prune(arm: str, root: Path, *, seed: int, removed: int, heal: bool) -> None:
     pruning = {"score": score, "protect_tuned": False, "protected": region, "batches": 16}
     schedule = {"shape": "one_shot", "begin": 0, "amount": removed, "rescore": True}
     steps = HEALING_STEPS if heal else 1  # without healing nothing is learned in the one step
-    arguments = ["--config", CONFIG, *model_options(export(arm, root, seed=seed))]
+    arguments = ["--config", CONFIG, *model_options(export(arm, root, start, seed=seed))]
     arguments += [*chosen("Uniform", count=COUNT), f"--trainer.val_check_interval={steps}"]
     rate = 1e-4 if heal else 0.0
     arguments += stage(["layers", "projector"], steps=steps, lr=rate, projector_lr=rate)
@@ -191,13 +203,13 @@ def prune(arm: str, root: Path, *, seed: int, removed: int, heal: bool) -> None:
     save_record(folder, fitted_and_judged(arguments, folder), arm=arm, seed=seed, healed=heal)
 
 
-def ask(root: Path, *, seed: int) -> None:
+def ask(root: Path, start: Path, *, seed: int) -> None:
     """Put the suite to five models, and compare them with the untuned one."""
     tuned = root / "uniform" / f"seed{seed}"
     models = {
-        "untuned": root / "aligned",
-        "all layers": export("all", root, seed=seed),
-        "region": export("uniform", root, seed=seed),
+        "untuned": start,
+        "all layers": export("all", root, start, seed=seed),
+        "region": export("uniform", root, start, seed=seed),
         f"region, without {ASKED_WITHOUT}": export_run(tuned / f"without{ASKED_WITHOUT}"),
         f"region, without {ASKED_WITHOUT}, healed": export_run(tuned / f"without{ASKED_WITHOUT}_healed"),
     }
@@ -226,6 +238,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--removed", type=int, nargs="+", default=list(REMOVED), help="numbers of layers to remove")
     parser.add_argument("--batches", type=int, default=16, help="calibration batches of `score`")
+    parser.add_argument(
+        "--start",
+        choices=("aligned", "base"),
+        default="aligned",
+        help="what every arm starts from: the model whose projector was trained, or the assembled one, whose was not",
+    )
     parser.add_argument("--root", type=Path, default=Path("runs/visual_region_study"))
     parser.add_argument("--output", type=Path, help="folder of the report; `report` in the root if not given")
     arguments = parser.parse_args()
@@ -241,19 +259,22 @@ def alone(work: Callable[..., None], *arguments: Any, **options: Any) -> None:
 def run(arguments: argparse.Namespace, root: Path, only: Sequence[str]) -> None:
     """The steps in their order; seeds come one after the other, so that a broken off study has whole seeds."""
     root.mkdir(parents=True, exist_ok=True)
+    start = root / arguments.start
     if "align" in only:
-        alone(align, root)
+        alone(align, root, start)
     if "score" in only and set(arguments.arms) & set(BY_SCORE):
-        alone(score, root, arguments.batches)
+        alone(score, root, start, arguments.batches)
+    if "train" in only and UNTUNED in arguments.arms:
+        alone(judge_untuned, root, start)
     for seed in arguments.seeds:
-        for arm in arguments.arms if "train" in only else ():
-            alone(train, arm, root, seed=seed)
+        for arm in [arm for arm in arguments.arms if arm != UNTUNED] if "train" in only else ():
+            alone(train, arm, root, start, seed=seed)
         for arm in ("uniform", "all") if "prune" in only else ():
             for removed in arguments.removed if arm in arguments.arms else ():
                 for heal in (False, True) if removed else (True,):  # tuning has judged the whole model
-                    alone(prune, arm, root, seed=seed, removed=removed, heal=heal)
+                    alone(prune, arm, root, start, seed=seed, removed=removed, heal=heal)
     if "questions" in only:
-        alone(ask, root, seed=arguments.seeds[0])
+        alone(ask, root, start, seed=arguments.seeds[0])
     if "report" in only:
         write_report(root, arguments.output or root / "report", arms=ARMS, seeds=arguments.seeds)
 

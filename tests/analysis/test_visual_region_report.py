@@ -44,6 +44,8 @@ def test_resamples_keep_items_and_seeds_paired() -> None:
 def test_pairs_are_of_equal_seeds() -> None:
     ours, theirs = ([record(0.5, arm="a", seed=seed) for seed in seeds] for seeds in ((0, 1, 2), (2, 0)))
     assert [(a["seed"], b["seed"]) for a, b in pairs(ours, theirs)] == [(0, 0), (2, 2)]
+    untrained = [record(0.5, arm="untuned", seed=0) | {"seed": None}]
+    assert [(a["seed"], b["seed"]) for a, b in pairs(untrained, theirs)] == [(None, 2), (None, 0)]
 
 
 def test_report_of_what_is_finished(tmp_path: Path) -> None:
