@@ -244,9 +244,11 @@ def main() -> None:
         default="aligned",
         help="what every arm starts from: the model whose projector was trained, or the assembled one, whose was not",
     )
-    parser.add_argument("--root", type=Path, default=Path("runs/visual_region_study"))
+    parser.add_argument("--root", type=Path, default=Path("runs/visual_region_study"), help="one for every --start")
     parser.add_argument("--output", type=Path, help="folder of the report; `report` in the root if not given")
     arguments = parser.parse_args()
+    if arguments.start == "base" and (arguments.root / "aligned").is_dir():
+        parser.error(f"{arguments.root} holds the study of the aligned model; give another --root for --start base")
     run(arguments, arguments.root, arguments.only)
 
 
