@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from matplotlib.figure import Figure
 from sparsight.analysis.bootstrap import Interval, compare
 from sparsight.analysis.environment import environment
 from sparsight.analysis.tables import json_text, markdown_table, write_text
+from sparsight.lvlm.task_scores import Item, TaskScores
 
 REFERENCE = "all"
+UNTUNED = "untuned"  # what all arms start from
+KINDS = ("visual", "text")
 RESAMPLES = 4000
 PRUNED = ("uniform", "all")
 DEPTH = 30
@@ -41,6 +45,8 @@ def write_report(root: Path, output: Path, *, arms: Sequence[str], seeds: Sequen
     if not found:
         raise SystemExit(f"no run is finished in {root}: nothing to report")
     parts = [markdown_table([arm_line(arm, records, found.get(REFERENCE, [])) for arm, records in found.items()])]
+    if untuned := found.get(UNTUNED):
+        parts.append(markdown_table([gain_line(arm, found[arm], untuned) for arm in found if arm != UNTUNED]))
     parts.append(markdown_table([task_line(arm, records) for arm, records in found.items()]))
     pruned = read_pruned(root, seeds)
     if pruned:
@@ -74,12 +80,27 @@ def read_pruned(root: Path, seeds: Sequence[int]) -> dict[tuple[str, bool, int],
             key = (arm, healed, int(name.removesuffix("_healed")))
             if records := read(root, arm, seeds, path.name):
                 found[key] = records
-    return dict(sorted(found.items()))
+    return on_shared_items(dict(sorted(found.items())))
+
+
+def on_shared_items(found: dict[tuple[str, bool, int], list[Record]]) -> dict[tuple[str, bool, int], list[Record]]:
+    """The records with only what all of them answered: of models without layers a share of the items is asked."""
+    of_runs = [{item["index"] for item in record["scores"]["items"]} for runs in found.values() for record in runs]
+    shared = set.intersection(*of_runs) if of_runs else set()
+    return {key: [only(record, shared) for record in records] for key, records in found.items()}
+
+
+def only(record: Record, indices: set[int]) -> Record:
+    """A record of these items alone."""
+    scores = TaskScores()
+    scores.add(Item(**item) for item in record["scores"]["items"] if item["index"] in indices)
+    items = [asdict(item) for item in scores.items.values()]
+    return record | {"scores": {"accuracies": scores.accuracies(), "items": items}}
 
 
 def arm_line(arm: str, records: Sequence[Record], reference: Sequence[Record]) -> dict[str, str]:
     """A row of the main table; ranges are over seeds, the interval is the paired bootstrap's."""
-    visual, text = ([score(r, kind) for r in records] for kind in ("visual", "text"))
+    visual, text = ([score(r, kind) for r in records] for kind in KINDS)
     line = {
         "arm": arm,
         "layers": described_layers([record["layers"] for record in records]),
@@ -97,6 +118,12 @@ def arm_line(arm: str, records: Sequence[Record], reference: Sequence[Record]) -
     if memory := measured(records, "peak_memory_mib"):
         line["peak memory (GiB)"] = ranged([mib / 1024 for mib in memory], "{:.1f}")
     return {key: line.get(key, "") for key in COLUMNS}
+
+
+def gain_line(arm: str, records: Sequence[Record], untuned: Sequence[Record]) -> dict[str, str]:
+    """A row of the table of what tuning changed, in percentage points."""
+    both = pairs(records, untuned)
+    return {"arm": arm} | {f"{kind}, points above {UNTUNED} (95 % interval)": difference(both, kind) for kind in KINDS}
 
 
 def kept(both: Sequence[tuple[Record, Record]], floor: float = 0.0) -> str:
@@ -132,13 +159,13 @@ def score(record: Record, kind: str) -> float:
     return float(record["scores"]["accuracies"][f"likelihood/{kind}"])
 
 
-def outcomes(records: Sequence[Record]) -> dict[str, np.ndarray]:
-    """Right or wrong by visual task: (seeds, items)."""
+def outcomes(records: Sequence[Record], kind: str = "visual") -> dict[str, np.ndarray]:
+    """Right or wrong by visual or text task: (seeds, items)."""
     by_task: dict[str, list[list[bool]]] = {}
     for record in records:
         own: dict[str, list[bool]] = {}
         for item in record["scores"]["items"]:
-            if item["visual"]:
+            if item["visual"] == (kind == "visual"):
                 own.setdefault(item["task"], []).append(item["likeliest"] == item["answer"])
         for task, values in own.items():
             by_task.setdefault(task, []).append(values)
@@ -147,15 +174,16 @@ def outcomes(records: Sequence[Record]) -> dict[str, np.ndarray]:
 
 def pairs(records: Sequence[Record], reference: Sequence[Record]) -> list[tuple[Record, Record]]:
     """Records of two arms with the same seed; one without a seed, of what was not trained, goes with all."""
-    return [(ours, theirs) for ours in records for theirs in reference if ours["seed"] in (None, theirs["seed"])]
+    every = [(ours, theirs) for ours in records for theirs in reference]
+    return [(a, b) for a, b in every if a["seed"] == b["seed"] or None in (a["seed"], b["seed"])]
 
 
-def resampled_scores(both: Sequence[tuple[Record, Record]]) -> tuple[np.ndarray, np.ndarray]:
-    """Visual scores of two arms in bootstrap resamples, (R,) each.
+def resampled_scores(both: Sequence[tuple[Record, Record]], kind: str = "visual") -> tuple[np.ndarray, np.ndarray]:
+    """Visual or text scores of two arms in bootstrap resamples, (R,) each.
 
     Items are drawn with replacement inside each task, and seeds too, for both arms alike: the pairs stay pairs.
     """
-    ours, theirs = (outcomes(records) for records in zip(*both, strict=True))
+    ours, theirs = (outcomes(records, kind) for records in zip(*both, strict=True))
     rng = np.random.default_rng(0)
     seeds = len(both)
     scores_2R = np.empty((2, RESAMPLES))
@@ -186,16 +214,15 @@ def pruning_lines(pruned: dict[tuple[str, bool, int], list[Record]]) -> list[dic
             for arm, records in zip(PRUNED, (ours, theirs), strict=True):
                 line[f"{arm}{label}"] = ranged([score(record, "visual") for record in records])
             both = pairs(ours, theirs)
-            points = [100 * scores for scores in resampled_scores(both)] if both else []
-            line[f"difference in points{label} (95 % interval)"] = difference(both, points) if both else ""
+            line[f"difference in points{label} (95 % interval)"] = difference(both) if both else ""
         lines.append(line)
     return lines
 
 
-def difference(both: Sequence[tuple[Record, Record]], points_R: Sequence[np.ndarray]) -> str:
-    """Visual score of one arm less that of another, in percentage points."""
-    mean = 100 * np.mean([score(a, "visual") - score(b, "visual") for a, b in both])
-    low, high = compare(*points_R).difference
+def difference(both: Sequence[tuple[Record, Record]], kind: str = "visual") -> str:
+    """Score of one arm less that of another, in percentage points."""
+    mean = 100 * np.mean([score(a, kind) - score(b, kind) for a, b in both])
+    low, high = compare(*(100 * scores_R for scores_R in resampled_scores(both, kind))).difference
     return f"{mean:+.1f} ({low:+.1f} to {high:+.1f})"
 
 
@@ -212,7 +239,7 @@ def plot_arms(found: dict[str, list[Record]], path: Path) -> None:
     """Visual and text score of every arm, a point for every seed; what guessing scores is dashed."""
     figure = Figure(figsize=(9, 0.42 * len(found) + 1.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    for panel, kind in zip(panels, ("visual", "text"), strict=True):
+    for panel, kind in zip(panels, KINDS, strict=True):
         for place, records in enumerate(found.values()):
             values = [score(record, kind) for record in records]
             panel.barh(place, np.mean(values), color="tab:blue" if kind == "visual" else "tab:gray", alpha=0.55)

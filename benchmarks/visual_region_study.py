@@ -27,8 +27,9 @@ from typing import Any
 import torch
 
 from benchmarks.tuning_step import StepTimes
-from benchmarks.visual_region_report import DEPTH, write_report
+from benchmarks.visual_region_report import DEPTH, UNTUNED, write_report
 from callbacks.throughput import peak_memory_mib
+from lightning_modules.lvlm import SITE
 from sparsight.analysis.tables import json_text, write_text
 from sparsight.cli import main as sparsight
 from sparsight.lvlm.assemble import assemble
@@ -42,7 +43,10 @@ STEPS_EACH = 280  # as in the config
 SUITE = "reform_eval/offline"
 STEPS = ("align", "score", "train", "prune", "questions", "report")
 REMOVED = (0, 1, 2, 3, 4, 6)  # layers
+HEALING = ("without", "with")
 HEALING_STEPS = 60
+ITEMS_OF = 0.5  # share of the items' batches that models without layers answer
+DATA_SEED = 100  # of healing, and of which batches these are: one for all runs, which pairs them
 ASKED_WITHOUT = 4  # layers that the pruned models of the suite lack
 SCORES_FILE = "scores_val.json"  # of an evaluation's items
 SCORES = ["sparsight.lvlm.scores.MultimodalBlockInfluence", "sparsight.lvlm.scores.ImageAttention"]
@@ -76,7 +80,6 @@ def arm_options(arm: str, root: Path, seed: int) -> list[str]:
     }[arm]
 
 
-UNTUNED = "untuned"
 ARMS = (
     UNTUNED,
     "all",
@@ -182,25 +185,34 @@ def export(arm: str, root: Path, start: Path, *, seed: int) -> Path:
 def prune(arm: str, root: Path, start: Path, *, seed: int, removed: int, heal: bool) -> None:
     """Remove layers outside the uniform region, one by one by angular distance, and judge the rest.
 
-    Healing trains projector and region for a few steps after the layers have left.
+    Healing trains projector and region for a few steps after the layers have left. A share of the items answers, the
+    same of all runs.
     """
-    folder = root / arm / f"seed{seed}" / f"without{removed}{'_healed' if heal else ''}"
+    run = root / arm / f"seed{seed}"
+    folder = run / f"without{removed}{'_healed' if heal else ''}"
     if (folder / "record.json").is_file():
         return
-    region = Uniform(count=COUNT).select(DEPTH)
     score = {"class_path": "sparsight.lvlm.scores.AngularDistance", "init_args": {"tokens": "all"}}
-    pruning = {"score": score, "protect_tuned": False, "protected": region, "batches": 16}
-    schedule = {"shape": "one_shot", "begin": 0, "amount": removed, "rescore": True}
+    pruning = {"score": score, "protect_tuned": False, "protected": Uniform(count=COUNT).select(DEPTH), "batches": 8}
+    schedule = {"shape": "one_shot", "begin": 0, "amount": removed, "order": removal_order(run), "rescore": True}
     steps = HEALING_STEPS if heal else 1  # without healing nothing is learned in the one step
     arguments = ["--config", CONFIG, *model_options(export(arm, root, start, seed=seed))]
     arguments += [*chosen("Uniform", count=COUNT), f"--trainer.val_check_interval={steps}"]
     rate = 1e-4 if heal else 0.0
     arguments += stage(["layers", "projector"], steps=steps, lr=rate, projector_lr=rate)
     arguments += ["--model.prune", json.dumps(pruning), "--trainer.default_root_dir", str(folder)]
+    arguments += ["--seed_everything", str(seed), f"--data.seed={DATA_SEED}", f"--trainer.limit_val_batches={ITEMS_OF}"]
     callback = {"class_path": "callbacks.PruningSchedule", "init_args": schedule}
-    arguments += ["--seed_everything", str(seed), f"--data.seed={seed + 100}"]
     arguments += ["--trainer.callbacks+", json.dumps(callback)] if removed else []
-    save_record(folder, fitted_and_judged(arguments, folder), arm=arm, seed=seed, healed=heal)
+    cli = fitted_and_judged(arguments, folder)
+    order = [f"{SITE}{layer}" for removal in cli.model.removals for layer in removal["layers"]]
+    save_record(folder, cli, arm=arm, seed=seed, healed=heal, order=order)
+
+
+def removal_order(run: Path) -> str | list[str]:
+    """In which order layers left the run that lost most; if that is not done, they are scored, with equal outcome."""
+    record = run / f"without{max(REMOVED)}" / "record.json"
+    return json.loads(record.read_text(encoding="utf-8"))["order"] if record.is_file() else "score"
 
 
 def ask(root: Path, start: Path, *, seed: int) -> None:
@@ -237,6 +249,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--removed", type=int, nargs="+", default=list(REMOVED), help="numbers of layers to remove")
+    parser.add_argument("--healing", nargs="+", choices=HEALING, default=HEALING, help="of models that lost layers")
     parser.add_argument("--batches", type=int, default=16, help="calibration batches of `score`")
     parser.add_argument(
         "--start",
@@ -272,9 +285,9 @@ def run(arguments: argparse.Namespace, root: Path, only: Sequence[str]) -> None:
         for arm in [arm for arm in arguments.arms if arm != UNTUNED] if "train" in only else ():
             alone(train, arm, root, start, seed=seed)
         for arm in ("uniform", "all") if "prune" in only else ():
-            for removed in arguments.removed if arm in arguments.arms else ():
-                for heal in (False, True) if removed else (True,):  # tuning has judged the whole model
-                    alone(prune, arm, root, start, seed=seed, removed=removed, heal=heal)
+            for removed in sorted(arguments.removed, reverse=True) if arm in arguments.arms else ():
+                for healing in arguments.healing if removed else ("with",):  # tuning has judged the whole model
+                    alone(prune, arm, root, start, seed=seed, removed=removed, heal=healing == "with")
     if "questions" in only:
         alone(ask, root, start, seed=arguments.seeds[0])
     if "report" in only:
