@@ -194,7 +194,8 @@ def prune(arm: str, root: Path, start: Path, *, seed: int, removed: int, heal: b
         return
     score = {"class_path": "sparsight.lvlm.scores.AngularDistance", "init_args": {"tokens": "all"}}
     pruning = {"score": score, "protect_tuned": False, "protected": Uniform(count=COUNT).select(DEPTH), "batches": 8}
-    schedule = {"shape": "one_shot", "begin": 0, "amount": removed, "order": removal_order(run), "rescore": True}
+    schedule = {"shape": "one_shot", "begin": 0, "amount": removed, "rescore": True}
+    schedule["order"] = removal_order(run, removed)
     steps = HEALING_STEPS if heal else 1  # without healing nothing is learned in the one step
     arguments = ["--config", CONFIG, *model_options(export(arm, root, start, seed=seed))]
     arguments += [*chosen("Uniform", count=COUNT), f"--trainer.val_check_interval={steps}"]
@@ -209,10 +210,11 @@ def prune(arm: str, root: Path, start: Path, *, seed: int, removed: int, heal: b
     save_record(folder, cli, arm=arm, seed=seed, healed=heal, order=order)
 
 
-def removal_order(run: Path) -> str | list[str]:
-    """In which order layers left the run that lost most; if that is not done, they are scored, with equal outcome."""
-    record = run / f"without{max(REMOVED)}" / "record.json"
-    return json.loads(record.read_text(encoding="utf-8"))["order"] if record.is_file() else "score"
+def removal_order(run: Path, removed: int) -> str | list[str]:
+    """In which order layers left a run that lost as many or more; if none did, they are scored, with equal outcome."""
+    records = [run / f"without{count}" / "record.json" for count in sorted(REMOVED) if count >= removed]
+    done = [path for path in records if path.is_file()]
+    return json.loads(done[0].read_text(encoding="utf-8"))["order"] if done else "score"
 
 
 def ask(root: Path, start: Path, *, seed: int) -> None:
