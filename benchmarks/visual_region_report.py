@@ -39,11 +39,11 @@ Record = dict[str, Any]
 
 def write_report(root: Path, output: Path, *, arms: Sequence[str], seeds: Sequence[int]) -> None:
     """Write ``tables.md``, ``study.json`` and plots of whatever is finished."""
-    output.mkdir(parents=True, exist_ok=True)
     found = {arm: read(root, arm, seeds) for arm in arms}
     found = {arm: records for arm, records in found.items() if records}
     if not found:
         raise SystemExit(f"no run is finished in {root}: nothing to report")
+    output.mkdir(parents=True, exist_ok=True)
     parts = [markdown_table([arm_line(arm, records, found.get(REFERENCE, [])) for arm, records in found.items()])]
     if untuned := found.get(UNTUNED):
         parts.append(markdown_table([gain_line(arm, found[arm], untuned) for arm in found if arm != UNTUNED]))
@@ -66,7 +66,20 @@ def write_report(root: Path, output: Path, *, arms: Sequence[str], seeds: Sequen
 def read(root: Path, arm: str, seeds: Sequence[int], run: str = "") -> list[Record]:
     """Records of an arm's finished seeds, in their order."""
     paths = [root / arm / f"seed{seed}" / run / "record.json" for seed in seeds]
-    return [json.loads(path.read_text(encoding="utf-8")) for path in paths if path.is_file()]
+    return [read_record(path) for path in paths if path.is_file()]
+
+
+def read_record(path: Path) -> Record:
+    """What a finished run has left.
+
+    Raises:
+        SystemExit: The file is damaged; the message names it and the remedy.
+    """
+    try:
+        record: Record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise SystemExit(f"{path} is damaged ({error}): remove it, and the driver judges that run again") from error
+    return record
 
 
 def read_pruned(root: Path, seeds: Sequence[int]) -> dict[tuple[str, bool, int], list[Record]]:

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from benchmarks.tuning_step import StepTimes
-from benchmarks.visual_region_report import DEPTH, UNTUNED, write_report
+from benchmarks.visual_region_report import DEPTH, UNTUNED, read_record, write_report
 from callbacks.throughput import peak_memory_mib
 from lightning_modules.lvlm import SITE
 from sparsight.analysis.tables import json_text, write_text
@@ -42,7 +42,7 @@ COUNT = 8  # of 30 layers
 STEPS_EACH = 280  # as in the config
 SUITE = "reform_eval/offline"
 STEPS = ("align", "score", "train", "prune", "questions", "report")
-REMOVED = (0, 1, 2, 3, 4, 6)  # layers
+REMOVED = (0, 1, 2, 3, 4, 5, 6)  # layers
 HEALING = ("without", "with")
 HEALING_STEPS = 60
 ITEMS_OF = 0.5  # share of the items' batches that models without layers answer
@@ -214,7 +214,7 @@ def removal_order(run: Path, removed: int) -> str | list[str]:
     """In which order layers left a run that lost as many or more; if none did, they are scored, with equal outcome."""
     records = [run / f"without{count}" / "record.json" for count in sorted(REMOVED) if count >= removed]
     done = [path for path in records if path.is_file()]
-    return json.loads(done[0].read_text(encoding="utf-8"))["order"] if done else "score"
+    return read_record(done[0])["order"] if done else "score"
 
 
 def ask(root: Path, start: Path, *, seed: int) -> None:

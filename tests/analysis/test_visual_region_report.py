@@ -91,6 +91,14 @@ def test_report_of_what_is_finished(tmp_path: Path) -> None:
     }
 
 
+def test_a_damaged_record_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "all" / "seed0" / "record.json"
+    path.parent.mkdir(parents=True)
+    path.write_text('{"arm": "all", "sco', encoding="utf-8")
+    with pytest.raises(SystemExit, match=r"seed0.record\.json is damaged .*remove it"):
+        write_report(tmp_path, tmp_path / "report", arms=("all",), seeds=(0,))
+
+
 def test_nothing_finished(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="nothing to report"):
         write_report(tmp_path, tmp_path / "report", arms=("all",), seeds=(0,))
