@@ -21,7 +21,8 @@ import torch.nn.functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from sparsight.analysis.environment import environment
-from sparsight.analysis.tables import json_text, write_text
+from sparsight.analysis.tables import json_text
+from sparsight.common.files import write_text
 from sparsight.lvlm.answers import forward
 from sparsight.lvlm.likelihood import candidate_log_likelihoods
 

@@ -14,7 +14,8 @@ from torchvision.utils import save_image
 
 from sparsight.analysis.environment import environment
 from sparsight.analysis.report import replacement_report
-from sparsight.analysis.tables import json_text, markdown_table, short, write_text
+from sparsight.analysis.tables import json_text, markdown_table, short
+from sparsight.common.files import write_text
 from sparsight.diffusion.model import DiffusionModel
 
 Rows = list[dict[str, Any]]

@@ -27,8 +27,9 @@ from torch import Tensor
 
 from benchmarks.fashion_mnist import accuracy, fashion_mnist, trained_classifier
 from benchmarks.fashion_mnist_report import write_report
-from sparsight.analysis.tables import json_text, write_text
+from sparsight.analysis.tables import json_text
 from sparsight.cli import main as sparsight
+from sparsight.common.files import write_text
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.sampling import sample, starting_noise
 from sparsight.metrics import EfficientNetLite0Features, FrechetDistance, KernelDistance, Reference, in_batches

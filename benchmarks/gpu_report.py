@@ -13,7 +13,8 @@ from sparsight.analysis.candidates import BACKWARD
 from sparsight.analysis.flops import COUNTED
 from sparsight.analysis.memory import METHOD
 from sparsight.analysis.roofline import FLOORS, Roofs, Work
-from sparsight.analysis.tables import csv_text, markdown_table, short, write_text, write_whole
+from sparsight.analysis.tables import csv_text, markdown_table, short
+from sparsight.common.files import write_text, write_whole
 
 Row = Mapping[str, Any]
 Ways = Sequence[tuple[str, str, str]]

@@ -25,8 +25,9 @@ from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sparsight.analysis.environment import environment
-from sparsight.analysis.tables import json_text, write_text
+from sparsight.analysis.tables import json_text
 from sparsight.cli import main as sparsight
+from sparsight.common.files import write_text
 from sparsight.reform_eval.prompt import CUE, own_instructions
 from sparsight.reform_eval.report import read_report
 

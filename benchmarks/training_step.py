@@ -38,7 +38,8 @@ from sparsight.analysis.candidates import teacher_and_student
 from sparsight.analysis.environment import environment
 from sparsight.analysis.latency import Call, Timing, TooSlow, longest_run, time_in_turn
 from sparsight.analysis.memory import METHOD, held_bytes, peak_bytes
-from sparsight.analysis.tables import format_table, json_text, write_text
+from sparsight.analysis.tables import format_table, json_text
+from sparsight.common.files import write_text
 from sparsight.diffusion.model import predict
 from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
 from sparsight.distill.capture import capture_site

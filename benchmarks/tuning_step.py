@@ -22,7 +22,8 @@ from lightning.pytorch import Callback, Trainer
 from datamodules import IdxRecords, InstructionDataModule, LabelledQuestions
 from lightning_modules import SparseLayerTuning
 from sparsight.analysis.environment import environment
-from sparsight.analysis.tables import json_text, markdown_table, write_text
+from sparsight.analysis.tables import json_text, markdown_table
+from sparsight.common.files import write_text
 from sparsight.lvlm.answers import answer_losses
 from sparsight.lvlm.cost import forward_flops, step_cost
 from sparsight.lvlm.selection import All, Consecutive, LayerSelection, Uniform

@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 
 from sparsight.analysis.bootstrap import Interval, compare
 from sparsight.analysis.environment import environment
-from sparsight.analysis.tables import json_text, markdown_table, write_text
+from sparsight.analysis.tables import json_text, markdown_table
+from sparsight.common.files import write_text
 from sparsight.lvlm.task_scores import Item, TaskScores
 
 REFERENCE = "all"

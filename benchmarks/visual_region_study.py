@@ -30,8 +30,9 @@ from benchmarks.tuning_step import StepTimes
 from benchmarks.visual_region_report import DEPTH, UNTUNED, read_record, write_report
 from callbacks.throughput import peak_memory_mib
 from lightning_modules.lvlm import SITE
-from sparsight.analysis.tables import json_text, write_text
+from sparsight.analysis.tables import json_text
 from sparsight.cli import main as sparsight
+from sparsight.common.files import write_text
 from sparsight.lvlm.assemble import assemble
 from sparsight.lvlm.selection import Uniform
 from sparsight.reform_eval.compare import compare_reports

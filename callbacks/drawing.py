@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 
 
 def check_drawable(callback: Callback, module: Any, *, column: str | None, conditions: Sequence[Any] | None) -> None:

@@ -9,10 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from sparsight.common.errors import ConfigurationError
 from sparsight.export.checkpoint import stages_of
 from sparsight.export.export import check_destination, export_and_push
 from sparsight.export.facts import Metric, Run, hardware
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.export import processor_of
 
 

@@ -14,10 +14,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from callbacks.drawing import check_drawable
-from sparsight.analysis.tables import json_text, write_text
+from sparsight.analysis.tables import json_text
 from sparsight.captions import read_captions
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.files import write_text
 from sparsight.export.facts import Metric
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.metrics import FeatureExtractor, GenerationMetric, KernelDistance, Samples
 from sparsight.metrics.draws import Draw, OwnDraws
 from sparsight.metrics.images import resized

@@ -8,8 +8,8 @@ from typing import Any
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from sparsight.common.errors import ConfigurationError
 from sparsight.ddp import check_training_may_change
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.trained import LAYERS
 
 

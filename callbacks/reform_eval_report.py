@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from sparsight.analysis.environment import environment
 from sparsight.analysis.journal import Journal, check_about, read_results
+from sparsight.common.errors import ConfigurationError
 from sparsight.distill.processes import everywhere
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.reform_eval.report import FILE, read_report, write_report
 from sparsight.reform_eval.scores import Estimate, ScoreKey, scores_of
 

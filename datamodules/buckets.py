@@ -15,7 +15,7 @@ from huggingface_hub.utils import WeakFileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.records import CorruptRecord, RecordSource
-from sparsight.analysis.tables import write_whole
+from sparsight.common.files import write_whole
 from sparsight.diffusion.examples import family
 from sparsight.diffusion.model import DiffusionModel
 

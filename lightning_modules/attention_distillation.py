@@ -15,7 +15,8 @@ from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, com
 from sparsight.analysis.memory_table import MemoryEstimate
 from sparsight.analysis.report import replacement_report
 from sparsight.analysis.run_memory import run_memory
-from sparsight.diffusion.identity import state_hash
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.hashes import state_hash
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.distill.capture import capture_site
 from sparsight.distill.distiller import Distiller
@@ -24,7 +25,6 @@ from sparsight.distill.processes import gathered, process_count
 from sparsight.distill.relative_errors import RelativeErrors
 from sparsight.distill.stages import Stage, site_weight
 from sparsight.distill.start import start_from_teacher
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.sharding import is_sharded
 from sparsight.stage_clock import StageClock
 from sparsight.surgery.record import record_of

@@ -12,9 +12,9 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_modules.base import TrainedPartsModule
-from sparsight.diffusion.identity import state_hash
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.hashes import state_hash
 from sparsight.distill.processes import averaged, everywhere
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.evaluate import answer_items
 from sparsight.lvlm.load import DTYPES, Dtype, load_lvlm
 from sparsight.lvlm.pictures import check_pictures

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lightning_modules.lvlm import Evaluation, LVLMModule
 from sparsight.analysis.run_memory import announce_memory
+from sparsight.common.errors import ConfigurationError
 from sparsight.ddp import average_what_is_trained, check_training_may_change
 from sparsight.distill.processes import process_count, summed
 from sparsight.dropout import seed_dropout
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.answers import answer_losses
 from sparsight.lvlm.cost import StepCost, explain, forward_flops, step_cost
 from sparsight.lvlm.load import Dtype

@@ -19,7 +19,8 @@ import datamodules
 import lightning_modules
 import sparsight
 from datamodules.record_dataset import TooManyCorruptRecords
-from sparsight.hyperparameters import ConfigurationError, check_against_checkpoint
+from sparsight.common.errors import ConfigurationError
+from sparsight.hyperparameters import check_against_checkpoint
 from sparsight.parser import Parser
 from sparsight.quiet import quieten
 from sparsight.trainer import SparsightTrainer

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from sparsight.common.errors import ConfigurationError
+
 FLAG_WINS = (
     "attn_implementation",
     "base",
@@ -24,10 +26,6 @@ FLAG_WINS = (
     "vision_cache_gib",
 )
 """Options of a module whose value on the command line or in YAML beats the checkpoint's; others must be equal."""
-
-
-class ConfigurationError(ValueError):
-    """The configuration cannot be run; the message says why and what to do."""
 
 
 def check_against_checkpoint(config: Mapping[str, Any], path: str) -> None:

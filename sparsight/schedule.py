@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 
 Shape = Literal["one_shot", "linear", "cubic", "exponential"]
 EXPONENTIAL_RATE = 5.0  # all but e^-5 of the way would be left undone without the normalisation

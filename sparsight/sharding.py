@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.surgery.replace import shells_of
 
 # transformer blocks and the other large parts; and what the whole DiT asks of its first block's insides

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.schedule import Schedule, in_order, spaced
 
 

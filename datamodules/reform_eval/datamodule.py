@@ -19,8 +19,8 @@ from datamodules.reform_eval.settings import settings_of
 from datamodules.reform_eval.task import EvaluationTask
 from datamodules.reform_eval.write import write_published
 from datamodules.sampler import ReportingLoader, ResumableSampler, derive_seed
+from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.identity import tokenizer_hash
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.chat import ChatFormat
 from sparsight.lvlm.processor import load_processor
 from sparsight.reform_eval.identity import suite_hash

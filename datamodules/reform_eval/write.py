@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from datamodules.reform_eval.task import EvaluationTask
-from sparsight.analysis.tables import write_whole
+from sparsight.common.files import write_whole
 from sparsight.reform_eval.sample import Sample
 
 FORMAT = "sparsight-1"

@@ -22,9 +22,10 @@ from sparsight.analysis.memory import METHOD
 from sparsight.analysis.plot import plot_rows
 from sparsight.analysis.report import own_size, replacement_report
 from sparsight.analysis.rows import Row, table
-from sparsight.analysis.tables import csv_text, json_text, write_text, write_whole
+from sparsight.analysis.tables import csv_text, json_text
 from sparsight.analysis.verify import Verdict, verify
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.files import write_text, write_whole
 from sparsight.surgery.sites import meta_twin, probe_grids, students
 from sparsight.surgery.student import StudentAttention
 

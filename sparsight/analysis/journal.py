@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsight.analysis.tables import write_text
+from sparsight.common.files import write_text
 
 
 class Journal:

@@ -29,8 +29,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sparsight.analysis.tables import json_text, write_text, write_whole
-from sparsight.diffusion.identity import state_hash
+from sparsight.analysis.tables import json_text
+from sparsight.common.files import write_text, write_whole
+from sparsight.common.hashes import state_hash
 from sparsight.hyperparameters import flatten
 
 MANIFEST = "manifest.json"

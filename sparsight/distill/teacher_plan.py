@@ -18,9 +18,9 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from sparsight.common.hashes import state_hash
 from sparsight.diffusion.conditioning import ClassLabels, zeros_for_no_caption
 from sparsight.diffusion.examples import family
-from sparsight.diffusion.identity import state_hash
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.sampling import deterministic_sampler
 

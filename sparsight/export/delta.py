@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsight import __version__
-from sparsight.diffusion.identity import state_hash
+from sparsight.common.hashes import state_hash
 from sparsight.surgery.record import apply_record, record_of
 from sparsight.surgery.replace import shells_of
 from sparsight.surgery.sites import meta_twin

@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsight.analysis.tables import json_text, write_text
+from sparsight.analysis.tables import json_text
+from sparsight.common.files import write_text
 from sparsight.export.facts import Base, Run
 from sparsight.export.verify import EXACT, relative_l2, run_fresh
 from sparsight.lvlm import reload

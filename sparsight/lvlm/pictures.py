@@ -11,7 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sparsight.analysis.memory import is_out_of_memory
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.answers import answer_logits
 from sparsight.lvlm.tower import Parts
 

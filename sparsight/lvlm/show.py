@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 
 Split = Literal["train", "val", "test"]
 STAGES = {"train": "fit", "val": "validate", "test": "test"}

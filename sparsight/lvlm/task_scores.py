@@ -15,9 +15,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from sparsight.analysis.tables import json_text, write_text
+from sparsight.analysis.tables import json_text
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.files import write_text
 from sparsight.distill.processes import process_count
-from sparsight.hyperparameters import ConfigurationError
 
 VERSION = 1
 NAMES = {"": "unnamed", "visual": "visual (task)", "text": "text (task)"}  # of tasks, told from those of means

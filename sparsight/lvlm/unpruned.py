@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsight.diffusion.identity import state_hash
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.hashes import state_hash
 from sparsight.distill.processes import process_count, summed
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.bypass import leaving
 from sparsight.lvlm.load import load_lvlm
 from sparsight.lvlm.provenance import first_depth, layers_of_first, read_provenance

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.metrics.base import GenerationMetric
 from sparsight.metrics.extractor import FeatureExtractor
 from sparsight.metrics.samples import Samples

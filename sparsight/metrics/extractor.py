@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sparsight.diffusion.identity import state_hash
+from sparsight.common.hashes import state_hash
 
 
 class FeatureExtractor(nn.Module, ABC):

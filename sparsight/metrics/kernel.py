@@ -7,7 +7,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.image.kid import poly_mmd
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.metrics.extractor import FeatureExtractor
 from sparsight.metrics.reference import Reference
 from sparsight.metrics.set_distance import SetDistance, Statistics

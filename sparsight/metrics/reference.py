@@ -11,9 +11,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from sparsight.analysis.tables import write_whole
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.files import write_whole
 from sparsight.distill.sample_cache import differences
-from sparsight.hyperparameters import ConfigurationError, flatten
+from sparsight.hyperparameters import flatten
 
 
 @dataclass(frozen=True)

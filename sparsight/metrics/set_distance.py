@@ -12,7 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.wrappers.abstract import WrapperMetric
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.metrics.base import GenerationMetric
 from sparsight.metrics.extractor import FeatureExtractor
 from sparsight.metrics.images import to_uint8

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from sparsight.analysis.bootstrap import Interval, compare
-from sparsight.analysis.tables import json_text, markdown_table, write_text
+from sparsight.analysis.tables import json_text, markdown_table
+from sparsight.common.files import write_text
 from sparsight.reform_eval.report import (
     LEVELS,
     defined,

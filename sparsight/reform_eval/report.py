@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from sparsight.analysis.tables import format_table, json_text, markdown_table, write_text, write_whole
+from sparsight.analysis.tables import format_table, json_text, markdown_table
+from sparsight.common.files import write_text, write_whole
 from sparsight.reform_eval.scores import HEADLINES, Estimate, ScoreKey
 from sparsight.reform_eval.taxonomy import CAPTIONS
 

@@ -18,8 +18,8 @@ from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.analysis.benchmark import Settings, benchmark_denoiser, benchmark_sites, distinct_sites, run_benchmark
 from sparsight.analysis.candidates import grid_of, size_for
 from sparsight.analysis.flops import attention_flops, mixer_flops
+from sparsight.common.errors import ConfigurationError
 from sparsight.distill.stages import Stage
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.surgery.replace import Mode, finalize, replace, set_mode
 from sparsight.surgery.sites import students
 from sparsight.trainer import SparsightTrainer

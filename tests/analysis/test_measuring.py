@@ -12,7 +12,8 @@ from torch import nn
 from sparsight.analysis.contest import Contest, extrapolate
 from sparsight.analysis.latency import MIN_RUNS, Timing, TooSlow, time_in_turn, timing_of
 from sparsight.analysis.memory import held_bytes, peak_bytes
-from sparsight.analysis.tables import format_table, short, write_whole
+from sparsight.analysis.tables import format_table, short
+from sparsight.common.files import write_whole
 
 CPU = torch.device("cpu")
 

@@ -18,8 +18,8 @@ from blocks import SoftmaxAttention
 from callbacks import ImageWriter, SampleGrid, Throughput, TrainableEMA
 from datamodules import IdxRecords, ImageDataModule, Record
 from lightning_modules import AttentionDistillation
+from sparsight.common.errors import ConfigurationError
 from sparsight.distill.stages import Stage
-from sparsight.hyperparameters import ConfigurationError
 from tests import tiny
 
 

@@ -24,9 +24,9 @@ from callbacks import GenerationMetrics, TrainableEMA
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.cli import main
+from sparsight.common.errors import ConfigurationError
 from sparsight.distill.stages import Stage
 from sparsight.export.facts import read_metrics
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.metrics import (
     CLIPScore,
     FrechetDistance,

@@ -17,10 +17,10 @@ from lightning.pytorch import Callback, Trainer
 from blocks import DeltaConvBlock
 from callbacks import PruningSchedule, TrainableEMA
 from lightning_modules import AttentionDistillation
+from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.distill.stages import Objective, Stage
 from sparsight.export.export import export
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.surgery.record import record_of
 from sparsight.surgery.replace import without_idle
 from tests import tiny

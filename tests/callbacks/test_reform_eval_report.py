@@ -15,7 +15,7 @@ from transformers import LlavaForConditionalGeneration
 from callbacks import ReformEvalReport
 from datamodules import InstructionDataModule, ReformEvalDataModule, TextQuestions
 from lightning_modules import LVLMEvaluation
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.reform_eval import answer
 from sparsight.reform_eval.compare import compare_reports
 from sparsight.reform_eval.report import read_report

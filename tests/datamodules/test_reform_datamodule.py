@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 from datamodules import NamingTask, ReformEvalDataModule
 from datamodules.reform_eval.task import EvaluationTask
 from lightning_modules import LVLMEvaluation
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.reform_eval.sample import Sample
 from tests.reform_eval.questions import GreyTask
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_processor

@@ -23,7 +23,7 @@ from torch import Tensor
 from blocks import DeltaConvBlock
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
-from sparsight.diffusion.identity import state_hash
+from sparsight.common.hashes import state_hash
 from sparsight.diffusion.model import DiffusionModel, load_pipeline
 from sparsight.diffusion.sampling import sample, starting_noise
 from sparsight.distill import teacher_samples

@@ -14,8 +14,8 @@ from lightning.pytorch import Callback, Trainer
 from blocks import DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention
 from callbacks import TrainableEMA
 from lightning_modules import AttentionDistillation
+from sparsight.common.errors import ConfigurationError
 from sparsight.distill.stages import OBJECTIVES, Objective, Stage
-from sparsight.hyperparameters import ConfigurationError
 from tests import tiny
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from sparsight.cli import main
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.sharding import shard
 from tests.test_cli import distillation_config, run_command
 

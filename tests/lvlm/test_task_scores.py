@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.task_scores import Item, TaskScores, same_answer
 
 

@@ -11,8 +11,8 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
+from sparsight.common.errors import ConfigurationError
 from sparsight.export.checkpoint import restore
-from sparsight.hyperparameters import ConfigurationError
 from sparsight.lvlm.scores.base import LayerScore
 from sparsight.lvlm.scores.change import AngularDistance, BlockInfluence, MultimodalBlockInfluence
 from sparsight.lvlm.scores.table import ScoreTable

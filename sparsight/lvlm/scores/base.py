@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.scores.geometry import Directions
 from sparsight.lvlm.scores.tokens import CalibrationSet, TokenKinds
 from sparsight.lvlm.tower import Parts

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.scores.base import LayerPass, SampleMeans, StreamingScore, mean_of
 from sparsight.lvlm.scores.geometry import Directions
 from sparsight.lvlm.scores.tokens import TokenKinds

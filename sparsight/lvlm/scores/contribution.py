@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.answers import IGNORED, answer_logits
 from sparsight.lvlm.bypass import entering, leaving
 from sparsight.lvlm.scores.base import SeparateScore

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.answers import answer_losses
 from sparsight.lvlm.bypass import bypassed
 from sparsight.lvlm.scores.base import SeparateScore

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.bypass import entering, leaving
 from sparsight.lvlm.scores.base import LayerPass, LayerScore, SeparateScore, StreamingScore
 from sparsight.lvlm.scores.table import ScoreTable

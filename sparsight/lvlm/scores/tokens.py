@@ -14,8 +14,8 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
-from sparsight.diffusion.identity import state_hash
-from sparsight.hyperparameters import ConfigurationError
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.hashes import state_hash
 from sparsight.lvlm.tower import Parts
 
 

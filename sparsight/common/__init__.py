@@ -1,0 +1,1 @@
+"""What both halves stand on: it knows neither of them."""
