@@ -8,10 +8,10 @@ READY := $(VENV)/.sparsight-installed
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow test-gpu lint format pins clean
+.PHONY: help venv quickstart test test-slow test-gpu test-faults lint format pins clean
 
 help:  ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 venv: $(READY)  ## Make the virtual environment and install sparsight with its demo and dev extras
 
@@ -19,13 +19,16 @@ quickstart: $(READY)  ## Distil the shipped teacher and measure the student: abo
 	$(BIN)/python benchmarks/quickstart.py
 
 test: lint  ## Lint, types and tests, in WORKERS processes: under 15 minutes on 2 cores
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not faults"
 
 test-slow: $(READY)  ## The tests that take longer
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(BIN)/python -m pytest -m "slow and not gpu and not faults"
 
 test-gpu: $(READY)  ## The tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m "gpu and not faults"
+
+test-faults: $(READY)  ## Kill runs at random moments, fill disks, feed parsers nonsense (long)
+	$(BIN)/python -m pytest -m "faults and not gpu"
 
 lint: $(READY)  ## Style, formatting and types
 	$(BIN)/python -m ruff check .
