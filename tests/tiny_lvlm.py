@@ -1,7 +1,8 @@
 """Real transformers image-text models at a tiny size, made from configs: what tests use in place of downloads.
 
 Every family of :data:`FAMILIES` has 6 text layers of 32 channels, 2 or 3 vision layers, and reads the tokens of
-:func:`tiny_tokenizer`. Those that read images through timm (FastVLM, PerceptionLM) are made without the hub too.
+:func:`tiny_tokenizer`. Layers of :data:`HYBRIDS` are not all of one kind. Those that read images
+through timm (FastVLM, PerceptionLM) are made without the hub too.
 """
 
 from __future__ import annotations
@@ -89,6 +90,9 @@ PERCEPTION = {
     "model_args": {"embed_dim": 16, "depth": 2, "num_heads": 2, "img_size": [SIDE, SIDE], "patch_size": PATCH},
 }
 
+QWEN3_ROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1], "mrope_interleaved": True}
+QWEN3_VISION = {"num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1], **QWEN_VISION}
+
 # model_type, text model, vision model, what else the config says
 FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
     "llava": ("llava", {"model_type": "llama"}, CLIP, {"image_token_index": IMAGE, "image_seq_length": 16}),
@@ -145,22 +149,47 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] 
     ),
     "qwen3_vl": (
         "qwen3_vl",
-        {
-            "model_type": "qwen3_vl_text",
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 5e6,
-                "mrope_section": [2, 1, 1],
-                "mrope_interleaved": True,
-            },
-        },
-        {
-            "model_type": "qwen3_vl_vision",
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0, 1],
-            **QWEN_VISION,
-        },
+        {"model_type": "qwen3_vl_text", "rope_parameters": QWEN3_ROPE},
+        {"model_type": "qwen3_vl_vision", **QWEN3_VISION},
         QWEN_TOKENS,
+    ),
+    "qwen3_vl_moe": (  # 4 experts in every layer
+        "qwen3_vl_moe",
+        {
+            "model_type": "qwen3_vl_moe_text",
+            "rope_parameters": QWEN3_ROPE,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 16,
+            "decoder_sparse_step": 1,
+        },
+        {"model_type": "qwen3_vl_moe_vision", **QWEN3_VISION},
+        QWEN_TOKENS,
+    ),
+    "qwen3_5": (  # linear attention, and full attention in every third layer
+        "qwen3_5",
+        {
+            "model_type": "qwen3_5_text",
+            "rope_parameters": QWEN3_ROPE,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2,
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+        {"model_type": "qwen3_5_vision", **QWEN3_VISION, "deepstack_visual_indexes": []},
+        QWEN_TOKENS,
+    ),
+    "lfm2_vl": (  # short convolutions, and attention in every third layer
+        "lfm2_vl",
+        {
+            "model_type": "lfm2",
+            "layer_types": ["conv", "conv", "full_attention"] * 2,
+            "block_auto_adjust_ff_dim": False,
+            "block_multiple_of": 8,
+        },
+        {"model_type": "siglip2_vision_model", "num_patches": 16, "vision_use_head": False, **VISION},
+        {"image_token_id": IMAGE, "downsample_factor": 2, "projector_hidden_size": 32},
     ),
     "smolvlm": (
         "smolvlm",
@@ -181,6 +210,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] 
         {"image_token_id": IMAGE, "video_token_id": VIDEO},
     ),
 }
+
+
+HYBRIDS = ("qwen3_5", "lfm2_vl")
+QWENS = ("qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5")  # images as patches in a row
 
 
 def tiny_lvlm(family: str, **options: Any) -> Any:
@@ -225,7 +258,7 @@ def tiny_inputs(family: str, model: Any) -> dict[str, Any]:
         rows.append(torch.cat([torch.tensor([BOS]), before, image, after]))
     input_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
     inputs = {"input_ids": input_ids, "attention_mask": (input_ids != PAD).long(), **images}
-    if family in ("gemma3", "qwen2_5_vl", "qwen3_vl"):
+    if family in ("gemma3", *QWENS):
         name = "token_type_ids" if family == "gemma3" else "mm_token_type_ids"
         inputs[name] = (input_ids == IMAGE).long()
     if family == "paligemma":  # 0 where tokens see each other both ways, 1 in the answer
@@ -235,10 +268,16 @@ def tiny_inputs(family: str, model: Any) -> dict[str, Any]:
 
 def _images(family: str) -> dict[str, Any]:
     """Pixels of two images as a family's processor gives them, and what it says about them."""
-    if family in ("qwen2_5_vl", "qwen3_vl"):  # patches in a row, two frames of each
+    if family in QWENS:  # two frames of each
         return {
             "pixel_values": torch.randn(2 * 16, 3 * 2 * PATCH * PATCH),
             "image_grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]]),
+        }
+    if family == "lfm2_vl":  # patches in a row, as many as they are
+        return {
+            "pixel_values": torch.randn(2, 16, 3 * PATCH * PATCH),
+            "spatial_shapes": torch.tensor([[4, 4], [4, 4]]),
+            "pixel_attention_mask": torch.ones(2, 16, dtype=torch.long),
         }
     if family in ("llava_next", "llava_onevision"):  # the whole image and its two halves
         return {"pixel_values": torch.randn(2, 3, 3, SIDE, SIDE), "image_sizes": torch.tensor([[SIDE, 2 * SIDE]] * 2)}

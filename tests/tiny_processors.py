@@ -28,7 +28,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from tests.tiny_lvlm import CHATML, PATCH, SIDE, TEXT, tiny_processor, tiny_tokenizer
+from tests.tiny_lvlm import CHATML, PATCH, QWENS, SIDE, TEXT, tiny_processor, tiny_tokenizer
 
 SQUARE = {"height": SIDE, "width": SIDE}
 PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE]]
@@ -107,11 +107,11 @@ def family_processor(family: str) -> Any:
     if family == "gemma3":
         tokenizer = tokenizer_with(boi_token="<vision_start>", eoi_token="<vision_end>")
         return Gemma3Processor(Gemma3ImageProcessor(size=SQUARE), tokenizer, GEMMA, image_seq_length=4)
-    if family in ("qwen2_5_vl", "qwen3_vl"):
+    if family in QWENS:
         tokenizer = tokenizer_with(vision_start_token="<vision_start>", vision_end_token="<vision_end>")
         size = {"shortest_edge": SIDE * SIDE, "longest_edge": 4 * SIDE * SIDE}
         images = Qwen2VLImageProcessor(patch_size=PATCH, size=size)
-        if family == "qwen3_vl":
+        if family != "qwen2_5_vl":
             return Qwen3VLProcessor(images, tokenizer, Qwen3VLVideoProcessor(), chat_template=QWEN)
         return Qwen2_5_VLProcessor(images, tokenizer, Qwen2VLVideoProcessor(), chat_template=QWEN)
     if family == "perception_lm":

@@ -26,6 +26,8 @@ NAMES = dict.fromkeys(FAMILIES, LLAVA) | {
     "idefics3": IDEFICS,
     "qwen2_5_vl": ("model.visual", MERGERS[:1], "model.language_model.layers"),
     "qwen3_vl": ("model.visual", MERGERS, "model.language_model.layers"),
+    "qwen3_vl_moe": ("model.visual", MERGERS, "model.language_model.layers"),
+    "qwen3_5": ("model.visual", MERGERS[:1], "model.language_model.layers"),
 }
 
 
