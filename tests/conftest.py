@@ -1,4 +1,4 @@
-"""What every test stands on: no network, one thread, the same random numbers each time."""
+"""What every test stands on: no network, few threads, the same random numbers each time."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "offline"
 os.environ["MPLBACKEND"] = "Agg"
+# Threads of each process, and of those that it starts. Tiny models gain nothing from more than one, and beside other
+# work threads wait for each other; `make test-portable` asks for four, as results must not depend on it.
+THREADS = os.environ["OMP_NUM_THREADS"] = os.environ.get("SPARSIGHT_TEST_THREADS", "1")
 
 import numpy as np
 import pytest
 import torch
 
-torch.set_num_threads(1)  # tiny models gain nothing from more, and beside other work threads wait for each other
+torch.set_num_threads(int(THREADS))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

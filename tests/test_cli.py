@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -105,9 +104,8 @@ def test_the_config_of_a_run_serves_for_every_verb(tmp_path: Path) -> None:
 
 def run_command(arguments: list[str]) -> None:
     """The command in a process of its own, as several of them are needed for a distributed run."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     run = [sys.executable, "-m", "sparsight", *arguments]
-    done = subprocess.run(run, capture_output=True, text=True, env=environment, timeout=300)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
 
 

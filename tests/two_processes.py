@@ -72,7 +72,6 @@ def train(folder: Path, root: Path, data: LightningDataModule, *, processes: int
 
 def main(rank: int, folder: Path, port: int) -> None:
     """One process of two."""
-    torch.set_num_threads(1)
     os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     train(folder, folder / "two", latents(folder, batch_size=2), processes=2)
     seen = train(folder, folder / "stream", stream(folder), processes=2)

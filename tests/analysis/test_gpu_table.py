@@ -41,10 +41,7 @@ def table(folder: Path, *arguments: str, models: dict[str, Model] | None = None)
 @pytest.fixture(scope="module")
 def eager(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
     folder = tmp_path_factory.mktemp("table")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     rows = table(folder, "--modes", "eager", "--sizes", "128", "64", "--train_sizes", "64", "--dtype", "float32")
-    torch.set_num_threads(threads)
     return folder, rows
 
 

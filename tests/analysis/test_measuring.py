@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
+from sparsight.analysis import latency
 from sparsight.analysis.contest import Contest, extrapolate
 from sparsight.analysis.latency import MIN_RUNS, Timing, TooSlow, time_in_turn, timing_of
 from sparsight.analysis.memory import held_bytes, peak_bytes
 from sparsight.analysis.tables import format_table, short
 from sparsight.common.files import write_whole
+from tests.clock import Clock
 
 CPU = torch.device("cpu")
 
 
-def test_calls_are_timed_in_turn_after_warm_up() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(latency, "time", clock)
+    return clock
+
+
+def test_calls_are_timed_in_turn_after_warm_up(clock: Clock) -> None:
     order: list[str] = []
 
     def sleep(name: str, seconds: float) -> Callable[[], None]:
-        return lambda: (order.append(name), time.sleep(seconds))[1]
+        return lambda: (order.append(name), clock.sleep(seconds))[1]
 
     timings = time_in_turn({"a": sleep("a", 0.002), "b": sleep("b", 0.02)}, device=CPU, runs=5, max_seconds=10)
     assert order[-10:] == ["a", "b"] * 5
@@ -32,16 +40,19 @@ def test_calls_are_timed_in_turn_after_warm_up() -> None:
         timing = timings[name]
         assert isinstance(timing, Timing)
         assert timing.runs == 5
-        assert seconds <= timing.p10 <= timing.median <= timing.p90
+        assert (timing.p10, timing.median, timing.p90) == pytest.approx((seconds, seconds, seconds))
 
 
-def test_time_is_bounded() -> None:
-    calls = {"slow": lambda: time.sleep(0.06), "fast": lambda: time.sleep(0.02), "never": lambda: time.sleep(0.3)}
-    timings = time_in_turn(calls, device=CPU, runs=1000, max_seconds=0.24)
-    assert isinstance(timings["never"], TooSlow)
-    assert timings["never"].seconds >= 0.3
-    assert isinstance(timings["fast"], Timing)
-    assert MIN_RUNS <= timings["fast"].runs <= 12
+def test_time_is_bounded(clock: Clock) -> None:
+    calls = {"slow": lambda: clock.sleep(6), "fast": lambda: clock.sleep(2.5), "never": lambda: clock.sleep(30)}
+    timings = time_in_turn(calls, device=CPU, runs=1000, max_seconds=24)
+    assert timings["never"] == TooSlow(30)
+    assert timings["fast"] == Timing(2.5, 2.5, 2.5, runs=10)
+    assert timings["slow"] == Timing(6, 6, 6, runs=4)
+    assert clock.now == 30 + 10 * 2.5 + 2.5 + 4 * 6 + 6  # what came before the timed runs is one run each
+    few = time_in_turn({"slow": lambda: clock.sleep(6), "odd": lambda: clock.sleep(20)}, device=CPU, max_seconds=24)
+    assert few["odd"] == TooSlow(20)
+    assert few["slow"].runs >= MIN_RUNS  # type: ignore[union-attr]
 
 
 def test_percentiles() -> None:
@@ -98,19 +109,19 @@ def test_extrapolation_stays_between_linear_and_quadratic(points: list[tuple[int
     assert extrapolate(points, 20) == pytest.approx(expected)
 
 
-def test_a_contest_skips_what_is_refused_too_slow_or_too_large_and_says_why() -> None:
+def test_a_contest_skips_what_is_refused_too_slow_or_too_large_and_says_why(clock: Clock) -> None:
     def full() -> None:
         raise torch.OutOfMemoryError("no more")
 
-    contest = Contest(CPU, runs=3, max_seconds=0.4)
-    slow = {"slow": lambda: time.sleep(0.06)}
+    contest = Contest(CPU, runs=3, max_seconds=40)
+    slow = {"slow": lambda: clock.sleep(6)}
     found = contest.measure(10, {"bad": "is wrong", "full": full, **slow})
     assert found["bad"].skipped == "is wrong"
     assert found["full"].skipped == "out of memory"
     assert found["slow"].timing is not None
-    started = time.perf_counter()
-    assert "would take about 0.2 s" in contest.measure(20, slow)["slow"].skipped  # 4 times 0.06 s; 0.1 s are allowed
-    assert time.perf_counter() - started < 0.05
+    started = clock.now
+    assert "would take about 24.0 s" in contest.measure(20, slow)["slow"].skipped  # 4 times 6 s; 10 s are allowed
+    assert clock.now == started, "it was not run"
 
 
 def test_a_contest_foresees_memory() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -193,12 +192,10 @@ def test_a_device_that_is_too_small_is_reported_with_the_remedy() -> None:
 
 
 @pytest.mark.parametrize("name", diffusion_memory.PIXELS)
-def test_the_page_has_the_numbers_of_its_command_which_takes_seconds(name: str) -> None:
+def test_the_page_has_the_numbers_of_its_command(name: str) -> None:
     page = Path("docs/recipes.md").read_text()
     assert "python -m benchmarks.diffusion_memory" in page
-    start = time.process_time()
     header, _, row = markdown_table([diffusion_memory.row(name)]).splitlines()
-    assert time.process_time() - start < 60
     (table,) = re.findall(r"^\|  ?\| standing \|.*\n(?:\|.*\n)+", page, flags=re.MULTILINE)
     assert header in table and row in table
     assert all(0.1 < float(count) < 20 for count in row.split("|")[2:-1])  # batches of the recipes for 24 GB

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,26 +11,27 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks import throughput
 from sparsight.cli import main
+from tests.clock import Clock
 from tests.lightning_modules.lvlm_run import STAGE, tuning_config
 from tests.lightning_modules.test_sparse_layer_tuning import with_callback
 
-NOW = [0.0]  # seconds
+CLOCK = Clock()
 
 
-class Clock(Callback):
+class Work(Callback):
     """Lets a step of the projector's stage take 3 seconds, and one of the next stage 1."""
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        NOW[0] += 3.0 if trainer.global_step < 8 else 1.0
+        CLOCK.sleep(3.0 if trainer.global_step < 8 else 1.0)
 
 
 def test_every_stage_is_told_by_itself(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: NOW[0]))
+    monkeypatch.setattr(throughput, "time", CLOCK)
     stages = [STAGE | {"steps": 8, "train": ["projector"]}, STAGE]  # the first ends between two logging steps
     config = with_callback(tuning_config(tmp_path, stages=stages), {"class_path": "callbacks.Throughput"})
-    config = with_callback(config, {"class_path": f"{Clock.__module__}.Clock"})
+    config = with_callback(config, {"class_path": f"{Work.__module__}.Work"})
     with caplog.at_level("INFO"):
         main(["fit", "--config", str(config), "--trainer.log_every_n_steps=3", "--trainer.limit_val_batches=0"])
     told = re.findall(r"stage (\d) of 2, measured: ([\d.]+) s a step \(predicted: ([\d.]+)% of the FLOPs", caplog.text)

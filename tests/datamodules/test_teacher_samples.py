@@ -6,7 +6,6 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -30,15 +29,6 @@ from sparsight.distill import teacher_samples
 from sparsight.distill.stages import Stage
 from sparsight.distill.teacher_samples import NOISE_OFFSET
 from tests import tiny
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """A second thread would only wait for tensors this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,6 @@ from accelerate import cpu_offload_with_hook
 from diffusers import AutoModel, DiffusionPipeline, DiTTransformer2DModel, UNet2DConditionModel
 from safetensors.torch import load_file
 
-torch.set_num_threads(1)
 ROOT = Path(sys.argv[1])
 TENSORS = load_file(ROOT / "expected.safetensors")
 

@@ -318,7 +318,7 @@ def test_plain_diffusers_loads_all_of_it(folder: Any, monkeypatch: pytest.Monkey
         DiffusionPipeline.from_pretrained(root / name, trust_remote_code=True).save_pretrained(root / f"{name}_again")
 
     script = Path(__file__).with_name("plain_diffusers.py")
-    surroundings = os.environ | {"HF_MODULES_CACHE": str(root / "fresh"), "OMP_NUM_THREADS": "1"}
+    surroundings = os.environ | {"HF_MODULES_CACHE": str(root / "fresh")}
     process = subprocess.run(
         [sys.executable, str(script), str(root)], cwd=root / "sd", env=surroundings, capture_output=True, text=True
     )

@@ -26,9 +26,8 @@ PATIENCE = 400  # seconds, of which a run that does not hang takes 25 on an idle
 
 def run_or_kill(arguments: list[str]) -> None:
     """The command in a process of its own, with all that it starts; those that wait for each other are ended."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "sparsight", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         _, said = process.communicate(timeout=PATIENCE)
     except subprocess.TimeoutExpired:

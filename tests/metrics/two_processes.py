@@ -66,7 +66,6 @@ def measure(rank: int, processes: int, folder: Path, clip: str, alexnet: str) ->
 
 def main(rank: int, processes: int, folder: Path, clip: str, alexnet: str) -> None:
     """One process of several."""
-    torch.set_num_threads(1)
     torch.manual_seed(rank)  # nothing may depend on the global generator
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=processes)
     values = measure(rank, processes, folder, clip, alexnet)

@@ -21,7 +21,6 @@ sys.meta_path.insert(0, Absent())
 import torch
 from diffusers import DiffusionPipeline
 
-torch.set_num_threads(1)
 ROOT = Path(sys.argv[1])
 for wanted in (ROOT / "wanted").iterdir():
     pipeline = DiffusionPipeline.from_pretrained(ROOT / wanted.stem, trust_remote_code=True)

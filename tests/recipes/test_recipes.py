@@ -172,7 +172,7 @@ def check_plain_diffusers_draws(exports: dict[str, Path], tmp_path: Path) -> Non
         torch.save(draw(load_pipeline(str(folder))), tmp_path / "wanted" / f"{name}.pt")
         (tmp_path / name).symlink_to(folder)
     script = Path(__file__).with_name("draw_with_plain_diffusers.py")
-    surroundings = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "OMP_NUM_THREADS": "1"}
+    surroundings = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
     process = subprocess.run(
         [sys.executable, str(script), str(tmp_path)], cwd=tmp_path, env=surroundings, capture_output=True, text=True
     )
