@@ -88,6 +88,8 @@ class SparseLayerTuning(LVLMModule):
             raise ValueError(f"distill and vision_cache_gib are 0 or more, got {distill} and {vision_cache_gib}")
         if distill_from is not None and distill == 0:
             raise ValueError(f"distill_from names {distill_from}, but distill, the weight, is 0: set it, e.g. to 1.0")
+        rule = layers or Uniform(ratio=0.25)
+        selection = rule.record()  # scores of layers that are no numbers are refused before weights are loaded
         super().__init__(
             base=base,
             dtype=dtype,
@@ -99,8 +101,7 @@ class SparseLayerTuning(LVLMModule):
         )
         self.keep_hyperparameters()
         self.clock = StageClock(stages)
-        rule = layers or Uniform(ratio=0.25)
-        self.layers, self.selection = rule.select(self.depth), rule.record()
+        self.layers, self.selection = rule.select(self.depth), selection
         self.save_hyperparameters({"selected_layers": list(self.layers)})
         self.distill, self.distill_from = distill, distill_from
         self.distill_options = {"attn_implementation": attn_implementation, "trust_remote_code": trust_remote_code}

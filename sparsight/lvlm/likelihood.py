@@ -1,9 +1,9 @@
 """How likely a model finds each candidate answer to a question.
 
-Image and question are computed once; what the model keeps of them (keys and values, states of convolutions and of linear
-attention) serves all candidates, of which only the tokens themselves are computed. For a long image and short answers
-that is nearly all of the work. The first time that a model is asked, some candidates are computed with their questions,
-too: a model that cannot share, or to which it makes a difference, computes whole texts from then on.
+Image and question are computed once; what the model keeps of them (keys and values, states of convolutions and of
+linear attention) serves all candidates, of which only the tokens themselves are computed. For a long image and short
+answers that is nearly all of the work. The first time that a model is asked, some candidates are also computed with
+their questions: a model that cannot share, or to which it makes a difference, computes whole texts from then on.
 
 Shape legend: B questions, R candidates of all questions, P prompt tokens, L tokens of the longest candidate, V
 vocabulary.

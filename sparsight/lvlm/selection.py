@@ -37,7 +37,11 @@ class LayerSelection(ABC):
         Raises:
             ValueError: The rule names a layer twice, one that does not exist, or none, or does not fit this depth.
         """
-        chosen = sorted(self.choose(num_layers))
+        chosen = [*self.choose(num_layers)]
+        odd = [layer for layer in chosen if type(layer) is not int]
+        if odd:
+            raise ValueError(f"{type(self).__name__} names layer {odd[0]!r}; layers are whole numbers, counted from 0")
+        chosen.sort()
         outside = [layer for layer in chosen if not 0 <= layer < num_layers]
         if outside:
             raise ValueError(

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.cache_utils import Cache, LinearAttentionLayer
 
 from sparsight.lvlm import likelihood
 from sparsight.lvlm.answers import IGNORED, answer_losses
 from sparsight.lvlm.likelihood import candidate_log_likelihoods
-from tests.tiny_lvlm import FAMILIES, HYBRIDS, SPECIAL, VOCABULARY, tiny_inputs, tiny_lvlm
+from sparsight.lvlm.whole_texts import whole_log_likelihoods
+from tests.tiny_lvlm import FAMILIES, SPECIAL, VOCABULARY, tiny_inputs, tiny_lvlm
 
 TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -58,7 +60,7 @@ def one_by_one(model: Any, inputs: dict[str, Any], candidates: list[list[list[in
     return found
 
 
-@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in HYBRIDS])
+@pytest.mark.parametrize("family", FAMILIES)
 def test_shared_prompts_change_nothing(family: str) -> None:
     model = tiny_lvlm(family)
     inputs = tiny_inputs(family, model)
@@ -68,11 +70,47 @@ def test_shared_prompts_change_nothing(family: str) -> None:
     with torch.no_grad():
         wanted = one_by_one(model, inputs, candidates, family)
         got = candidate_log_likelihoods(model, left_padded(inputs), candidates)
-    for a, b in zip(got, wanted, strict=True):
-        torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-4, atol=1e-4)
+        whole = whole_log_likelihoods(model, left_padded(inputs), candidates)
+    for found in (got, whole):
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-4, atol=1e-4)
+    assert likelihood._SHARES[model]
 
 
-@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen3_vl"])
+@pytest.mark.parametrize("broken", ["no cache", "a cache that cannot be shared", "states outside the cache"])
+def test_a_model_that_cannot_share_computes_whole_texts(
+    broken: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Faults that a cache of a new kind may have, made in a real model."""
+    model = tiny_lvlm("lfm2_vl")
+    inputs = left_padded(tiny_inputs("lfm2_vl", model))
+    candidates = [[[9, 30, 31], [50, 51]], [[40, 41]]]
+    wanted = candidate_log_likelihoods(model, inputs, candidates)
+    likelihood._SHARES.pop(model)
+
+    def refuse(*_: Any) -> None:
+        raise NotImplementedError("this layer\ncannot be reordered")
+
+    if broken == "no cache":
+        model.register_forward_hook(lambda _, __, output: setattr(output, "past_key_values", None))
+    elif broken == "a cache that cannot be shared":
+        monkeypatch.setattr(Cache, "reorder_cache", refuse)
+    else:  # what the convolutions keep is not taken along
+        monkeypatch.setattr(LinearAttentionLayer, "reorder_cache", lambda layer, _: layer.conv_states[0].zero_())
+        candidates, wanted = candidates[:1] * 2, wanted[:1] * 2
+        inputs = {k: v[:1].repeat(2, *[1] * (v.ndim - 1)) if k in TOKENS else v for k, v in inputs.items()}
+        half = {k: v[: len(v) // 2] for k, v in inputs.items() if k not in TOKENS}
+        inputs |= {k: torch.cat([v, v]) for k, v in half.items()}
+        candidates = [[ids for ids in question if len(ids) > 1] for question in candidates]
+    with caplog.at_level("WARNING"):
+        found = [candidate_log_likelihoods(model, inputs, candidates) for _ in range(2)]
+    assert len(caplog.messages) == 1 and "whole texts, which is slower" in caplog.text
+    for of_time in found:
+        for a, b in zip(of_time, wanted, strict=True):
+            torch.testing.assert_close(torch.tensor(a), torch.tensor(b), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llava", "gemma3", "qwen3_vl", "qwen3_5", "lfm2_vl"])
 def test_many_candidates_go_through_in_parts(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_lvlm(family)
     inputs = left_padded(tiny_inputs(family, model))

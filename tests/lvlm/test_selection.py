@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 from jsonargparse import ArgumentParser
 
+from lightning_modules import SparseLayerTuning
 from sparsight.lvlm.scores import ScoreTable
+from sparsight.lvlm.scores.table import FORMAT
 from sparsight.lvlm.selection import (
     All,
     Consecutive,
@@ -20,6 +24,7 @@ from sparsight.lvlm.selection import (
     TopK,
     Uniform,
 )
+from sparsight.lvlm.stages import TuningStage
 
 
 @pytest.mark.parametrize(
@@ -101,9 +106,58 @@ def test_top_k_takes_the_highest_or_the_lowest(scores: str) -> None:
     assert TopK(scores, "a", count=2, highest=False).select(4) == [0, 1]
 
 
+ODD = [
+    *(([5.0, odd, 1.0, 9.0], "layer 1 has .*, no finite number") for odd in (math.nan, math.inf, -math.inf)),
+    *(
+        ([5.0, 1.0, odd, 9.0], "layer 2 has .*, no finite number")
+        for odd in ("9", True, [1.0], {"value": 1.0}, 10**400)
+    ),
+    *((values, "is no list of numbers") for values in ([], "1234", {"0": 1.0}, 5, None)),
+    ([5.0, None, 1.0, 9.0], r"has no number for layers \[1\]"),
+    ([5.0, 1.0, 9.0], "scores 3 layers, but the decoder has 4"),
+    ([5.0, 1.0, 9.0, 2.0, 3.0], "scores 5 layers, but the decoder has 4"),
+]
+
+
+@pytest.mark.parametrize(("values", "message"), ODD, ids=lambda value: str(value)[:20])
+def test_scores_that_are_no_numbers_are_refused(values: object, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_text(json.dumps({"format": FORMAT, "scores": {"a": {"values": values}}}))
+    with pytest.raises(ValueError, match=message) as caught:
+        TopK(str(path), "a", count=2).select(4)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"layer,a\n0,1.0\n1,2.0\n", "is no JSON that can be used"),
+        (b"", "is no JSON that can be used"),
+        (b"\xff\xfe\x00", "is no JSON that can be used"),
+        (b"[1, 2, 3]", "holds no layer scores"),
+        (b'{"format": "sparsight layer scores 1"}', "`scores` is no object of scores by name"),
+        (b'{"format": "sparsight layer scores 1", "scores": {"a": [1.0, 2.0]}}', "`scores` is no object"),
+        (
+            b'{"format": "sparsight layer scores 1", "scores": {"a": {"values": [1]}, "a": {"values": [2]}}}',
+            "'a' twice",
+        ),
+    ],
+)
+def test_files_that_hold_no_scores_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "scores.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{message}.*make them with `sparsight analyze`"):
+        TopK(str(path), "a", count=1).select(1)
+    with pytest.raises(ValueError, match=message):  # so before the model's weights are looked for
+        SparseLayerTuning("no model", [TuningStage(steps=1)], layers=TopK(str(path), "a", count=1))
+
+
 @pytest.mark.parametrize(
     ("selection", "depth", "message"),
     [
+        (Explicit([True, 2]), 4, "names layer True; layers are whole numbers"),
+        (Explicit(["1"]), 4, "names layer '1'"),  # type: ignore[list-item]
+        (Explicit([1.0]), 4, r"names layer 1\.0"),  # type: ignore[list-item]
         (Uniform(5), 4, "count is 5, but the decoder has 4 layers"),
         (Uniform(4, offset=1), 4, r"Uniform names layers \[4\], but the decoder has 4: 0 to 3"),
         (Uniform(4, offset=-1), 4, r"names layers \[-1\]"),

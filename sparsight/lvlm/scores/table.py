@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ from sparsight.common.files import write_text, write_whole
 from sparsight.lvlm.scores.plot import plot_scores
 
 FORMAT = "sparsight layer scores 1"
+_REMEDY = "make them with `sparsight analyze`, whose scores.json is the file to give"
 CORRELATIONS = ("spearman", "kendall")
 Values = Sequence[float | None]
 
@@ -129,13 +131,19 @@ class ScoreTable:
             ValueError: The file is something else.
         """
         if not path.is_file():
-            raise FileNotFoundError(f"there are no scores at {path}; make them with `sparsight analyze`")
-        content = json.loads(path.read_text(encoding="utf-8"))
+            raise FileNotFoundError(f"there are no scores at {path}; {_REMEDY}")
+        try:
+            content = json.loads(path.read_bytes(), object_pairs_hook=_once)
+        except ValueError as error:  # one that is no text, too
+            raise ValueError(f"{path} is no JSON that can be used: {error}; {_REMEDY}") from error
         if not isinstance(content, dict) or content.get("format") != FORMAT:
-            raise ValueError(f"{path} holds no layer scores ({FORMAT}); make them with `sparsight analyze`")
+            raise ValueError(f"{path} holds no layer scores ({FORMAT}); {_REMEDY}")
+        scores = content.get("scores")
+        if not isinstance(scores, dict) or not all(isinstance(entry, dict) for entry in scores.values()) or not scores:
+            raise ValueError(f"{path}: `scores` is no object of scores by name; {_REMEDY}")
         known = ("format", "scores", "rank_correlations")
         return cls(
-            values={name: entry["values"] for name, entry in content["scores"].items()},
+            values={name: _numbers(entry.get("values"), f"score {name!r} in {path}") for name, entry in scores.items()},
             facts={key: value for key, value in content.items() if key not in known},
             details={
                 name: extra
@@ -143,6 +151,30 @@ class ScoreTable:
                 if (extra := {key: value for key, value in entry.items() if key not in ("values", "ranks")})
             },
         )
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names differ; of two equal ones JSON readers would keep the last."""
+    names = [name for name, _ in pairs]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        raise ValueError(f"it has {repeated!r} twice")
+    return dict(pairs)
+
+
+def _numbers(values: Any, where: str) -> list[float | None]:
+    """Return the numbers of a score, one a layer, as they are.
+
+    Raises:
+        ValueError: One is neither a finite number nor null, which says that there is nothing to measure.
+    """
+    if not isinstance(values, list) or not values:
+        raise ValueError(f"{where}: `values` is no list of numbers, one a layer; {_REMEDY}")
+    for layer, value in enumerate(values):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (number and abs(value) <= sys.float_info.max):
+            raise ValueError(f"{where}: layer {layer} has {value!r}, no finite number; {_REMEDY} or mend the file")
+    return values
 
 
 def _correlation(kind: str, a: Values, b: Values) -> float | None:
