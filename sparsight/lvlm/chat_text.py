@@ -39,6 +39,7 @@ class ChatText:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
         self._added_end = ""
+        self._control = _control_tokens(processor)
         name = type(processor).__name__
         if processor.chat_template is None:
             raise ValueError(f"{name} comes without a chat template; {_REMEDY}")
@@ -72,8 +73,15 @@ class ChatText:
             cue: Whether to end with what asks the model for an answer.
 
         Raises:
-            UnusableConversation: The template refuses it.
+            UnusableConversation: The template refuses it, or what is said holds a control token of the tokenizer.
         """
+        for turn in turns:
+            found = self._control.search(turn.text.replace(IMAGE, ""))
+            if found is not None:
+                raise UnusableConversation(
+                    f"a turn of {turn.role!r} holds {found[0]!r}, which the tokenizer takes for a control token: take "
+                    "it out or write it otherwise"
+                )
         messages = [{"role": turn.role, "content": self._content(turn)} for turn in turns]
         try:
             return str(self.processor.apply_chat_template(messages, add_generation_prompt=cue, tokenize=False))
@@ -116,3 +124,11 @@ class ChatText:
             if text:
                 parts.append({"type": "text", "text": text})
         return parts
+
+
+def _control_tokens(processor: Any) -> re.Pattern[str]:
+    """Matches what only a template may write; the token of an image has a message of its own."""
+    tokenizer = processor.tokenizer
+    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = {token for token in added | set(tokenizer.all_special_tokens) if len(token) > 1} - {processor.image_token}
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")

@@ -7,6 +7,8 @@ from typing import Literal, get_args
 
 from PIL import Image
 
+from sparsight.common.text import check_text
+
 Role = Literal["system", "user", "assistant"]
 IMAGE = "<image>"  # in a text: here is the next picture
 
@@ -36,8 +38,8 @@ class Conversation:
         task: Name under which an evaluation counts this item.
 
     Raises:
-        ValueError: A role is unknown, an answer is missing or empty, the pictures are not as many as the places for
-            them, or the candidates do not hold the answer.
+        ValueError: A role is unknown, an answer is missing or empty, a text holds half a character or control
+            characters, the pictures are not as many as the places for them, or the candidates do not hold the answer.
     """
 
     turns: tuple[Turn, ...]
@@ -47,6 +49,8 @@ class Conversation:
     task: str = ""
 
     def __post_init__(self) -> None:
+        for text in (*(turn.text for turn in self.turns), *self.candidates, self.task):
+            check_text(text)
         for number, turn in enumerate(self.turns, start=1):
             if turn.role not in get_args(Role):
                 raise ValueError(f"turn {number} has role {turn.role!r}; allowed: {', '.join(get_args(Role))}")

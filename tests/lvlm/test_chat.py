@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -236,6 +237,20 @@ def test_text_that_poses_as_an_image_is_refused() -> None:
     chat = ChatFormat(family_processor("gemma3"))
     with pytest.raises(UnusableConversation, match="a text holds '<vision_start>', which stands for an image"):
         chat.encode(dialogue("look: <vision_start>", "no"))
+
+
+@pytest.mark.parametrize("family", PROCESSORS)
+@pytest.mark.parametrize("place", range(3))
+def test_control_tokens_inside_what_is_said_are_refused_by_name(family: str, place: int) -> None:
+    chat = ChatFormat(family_processor(family))
+    said = ["What is it?", "A bag.", "A shoe."]
+    said[place] += f" {chat.text.end} more"
+    talk = dialogue(*said[:2], candidates=tuple(said[1:]), answer=0)
+    with pytest.raises(UnusableConversation, match=rf"holds '{re.escape(chat.text.end)}', which .* control token"):
+        chat.encode_question(talk)
+    if place < 2:
+        with pytest.raises(UnusableConversation, match="control token"):
+            chat.encode(talk)
 
 
 # -------------------------------------------------------------------------------------------------------------- length
