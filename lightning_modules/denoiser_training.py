@@ -29,11 +29,12 @@ class DenoiserTraining(DiffusionModule):
         pretrained: Pipeline folder, shipped model or hub id to start from; its denoiser, scheduler, text encoders and
             VAE are used.
         denoiser: A denoiser to use instead of the pipeline's. Without a pipeline it is trained from nothing, on pixels:
-            a ``diffusers.DiTTransformer2DModel`` on classes, a ``diffusers.UNet2DConditionModel`` on captions.
+            a ``diffusers.DiTTransformer2DModel`` on classes, a ``diffusers.UNet2DConditionModel`` or
+            ``diffusers.SD3Transformer2DModel`` on captions.
         noise_scheduler: A scheduler to use instead of the pipeline's, e.g. ``diffusers.DDPMScheduler``.
         class_names: Names of the classes of a fresh DiT, kept in the exported pipeline.
-        text_encoder: Text encoder of a fresh U-Net: folder or hub id of transformers, or ``all-MiniLM-L6-v2``, which
-            the ``demo`` extra brings. It stays frozen and is in no checkpoint.
+        text_encoder: Text encoder of a fresh denoiser of captions: folder or hub id of transformers, or
+            ``all-MiniLM-L6-v2``, which the ``demo`` extra brings. It stays frozen and is in no checkpoint.
         text_tokens: Tokens of every caption for it.
         trainable: Patterns of parameter names to train, e.g. ``*.attn1.*``; everything else is frozen.
         condition_dropout: Share of samples trained without their condition, for classifier-free guidance.

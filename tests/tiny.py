@@ -13,7 +13,7 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel, PixArtTransformer2DM
 from torch import nn
 
 from datamodules import IdxRecords, ImageDataModule
-from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline, PixelUNetPipeline
+from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline, PixelSD3Pipeline, PixelUNetPipeline
 
 
 def dit(**options: Any) -> DiTTransformer2DModel:
@@ -131,6 +131,40 @@ def save_pixel_unet_pipeline(folder: Path, **options: Any) -> Path:
     tokenizer, text_encoder = load_text_encoder(str(encoder), tokens=12)
     scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", clip_sample=False)
     PixelUNetPipeline(tokenizer, text_encoder, denoiser, scheduler).save_pretrained(folder)
+    return folder
+
+
+def sd3(**options: Any) -> Any:
+    """A joint transformer on 16x16 pixels: 2 blocks, 16 image tokens beside the text."""
+    from diffusers import SD3Transformer2DModel
+
+    torch.manual_seed(0)
+    defaults: dict[str, Any] = {
+        "sample_size": 16,
+        "patch_size": 4,
+        "in_channels": 3,
+        "out_channels": 3,
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 16,
+        "joint_attention_dim": 32,
+        "caption_projection_dim": 32,
+        "pooled_projection_dim": 32,
+        "pos_embed_max_size": 8,
+        "qk_norm": "rms_norm",
+    }
+    return SD3Transformer2DModel(**defaults | options)
+
+
+def save_pixel_sd3_pipeline(folder: Path, **options: Any) -> Path:
+    """A pixel-space pipeline over :func:`sd3` with the text encoder of :func:`save_text_encoder`."""
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    from sparsight.diffusion.text_encoders import load_text_encoder
+
+    denoiser = awake(sd3(**options))
+    tokenizer, encoder = load_text_encoder(str(save_text_encoder(folder / "encoder")), tokens=12)
+    PixelSD3Pipeline(tokenizer, encoder, denoiser, FlowMatchEulerDiscreteScheduler(shift=2.0)).save_pretrained(folder)
     return folder
 
 

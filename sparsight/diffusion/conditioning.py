@@ -144,9 +144,8 @@ class Captions(Conditioner):
     @torch.no_grad()
     def _embed(self, captions: Sequence[str], size: tuple[int, int]) -> Condition:
         family = type(self.pipeline).__name__
-        if family == "PixelUNetPipeline":
-            embeds, mask = self.pipeline.encode_prompt(list(captions))
-            return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+        if family in ("PixelUNetPipeline", "PixelSD3Pipeline"):
+            return self.pipeline.conditions(list(captions))
         arguments = {"device": self.pipeline._execution_device, "do_classifier_free_guidance": False}
         if family.startswith("StableDiffusionXL"):
             embeds, _, pooled, _ = self.pipeline.encode_prompt(list(captions), **arguments)
@@ -180,6 +179,7 @@ CAPTIONED = (
     "StableDiffusionXLPipeline",
     "PixArtAlphaPipeline",
     "PixArtSigmaPipeline",
+    "PixelSD3Pipeline",
     "PixelUNetPipeline",
 )
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-TEXT_TOKENS = {"UNet2DConditionModel": 77, "PixArtTransformer2DModel": 300}
+TEXT_TOKENS = {"UNet2DConditionModel": 77, "PixArtTransformer2DModel": 300, "SD3Transformer2DModel": 154}
 
 
 def family(denoiser: nn.Module) -> str:
@@ -16,7 +16,7 @@ def family(denoiser: nn.Module) -> str:
     Raises:
         ValueError: The denoiser is of none of the supported classes.
     """
-    supported = ("UNet2DConditionModel", "DiTTransformer2DModel", "PixArtTransformer2DModel")
+    supported = ("UNet2DConditionModel", "DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
     for base in type(denoiser).__mro__:
         if base.__name__ in supported:
             return base.__name__
@@ -34,7 +34,7 @@ def example_inputs(
     """Keyword arguments of ``denoiser.forward`` with random content.
 
     Args:
-        denoiser: A UNet2DConditionModel, DiTTransformer2DModel or PixArtTransformer2DModel.
+        denoiser: A UNet2DConditionModel, DiTTransformer2DModel, PixArtTransformer2DModel or SD3Transformer2DModel.
         batch: Samples B.
         size: Height and width in model space; the config's ``sample_size`` if not given.
         device: Where the tensors are; ``meta`` for counting.
@@ -50,6 +50,13 @@ def example_inputs(
     if name == "DiTTransformer2DModel":
         return {"hidden_states": sample, "timestep": timestep, "class_labels": torch.zeros_like(timestep)}
     text = TEXT_TOKENS[name]
+    if name == "SD3Transformer2DModel":
+        return {
+            "hidden_states": sample,
+            "timestep": timestep,
+            "encoder_hidden_states": torch.randn(batch, text, config.joint_attention_dim, **options),
+            "pooled_projections": torch.randn(batch, config.pooled_projection_dim, **options),
+        }
     if name == "PixArtTransformer2DModel":
         added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
         if denoiser.use_additional_conditions:

@@ -15,6 +15,26 @@ def initialise_dit(denoiser: Any) -> None:
     Args:
         denoiser: A DiTTransformer2DModel; changed in place.
     """
+    _spread(denoiser)
+    for layer in (denoiser.proj_out_1, denoiser.proj_out_2, *(b.norm1.linear for b in denoiser.transformer_blocks)):
+        _close(layer)
+
+
+def initialise_sd3(denoiser: Any) -> None:
+    """adaLN-Zero in both streams of a joint transformer (Esser et al., arXiv 2403.03206).
+
+    Args:
+        denoiser: An SD3Transformer2DModel; changed in place.
+    """
+    _spread(denoiser)
+    _close(denoiser.proj_out)
+    for block in denoiser.transformer_blocks:
+        _close(block.norm1.linear)
+        _close(block.norm1_context.linear)
+
+
+def _spread(denoiser: Any) -> None:
+    """Xavier's uniform numbers in linear layers and the embedding of patches, small ones in other embeddings."""
     for module in denoiser.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -25,9 +45,6 @@ def initialise_dit(denoiser: Any) -> None:
     patches = denoiser.pos_embed.proj
     nn.init.xavier_uniform_(patches.weight.view(patches.out_channels, -1))
     nn.init.zeros_(patches.bias)
-    closed = [denoiser.proj_out_1, denoiser.proj_out_2]
-    for layer in (*closed, *(block.norm1.linear for block in denoiser.transformer_blocks)):
-        _close(layer)
 
 
 def initialise_unet(denoiser: Any) -> None:

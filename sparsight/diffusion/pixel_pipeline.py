@@ -1,4 +1,4 @@
-"""Pipelines for denoisers that work on pixels: a DiT conditioned on classes, a U-Net conditioned on captions.
+"""Pipelines for denoisers that work on pixels: a DiT on classes, a U-Net or a joint transformer on captions.
 
 Diffusers has such pipelines for latents only. This file imports torch and diffusers alone and travels inside exported
 folders, where plain diffusers loads it with ``DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)``.
@@ -135,21 +135,8 @@ class PixelDiTPipeline(PixelPipeline):
         raise ValueError(f"unknown class {label!r}; known are {known}")
 
 
-class PixelUNetPipeline(PixelPipeline):
-    """Draws images for given captions.
-
-    Args:
-        tokenizer: Of the text encoder; its ``model_max_length`` is the number of tokens of every caption.
-        text_encoder: A transformers model with ``last_hidden_state``, as wide as the U-Net's ``cross_attention_dim``.
-        unet: A UNet2DConditionModel, or a student with its signature, over pixels in [-1, 1].
-        scheduler: Any diffusers scheduler with ``scale_model_input`` or without.
-    """
-
-    model_cpu_offload_seq = "text_encoder->unet"
-
-    def __init__(self, tokenizer: Any, text_encoder: Any, unet: Any, scheduler: Any) -> None:
-        super().__init__()
-        self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler)
+class PixelCaptionPipeline(PixelPipeline):
+    """What the pipelines below share: drawing images for given captions."""
 
     def __call__(
         self,
@@ -175,10 +162,9 @@ class PixelUNetPipeline(PixelPipeline):
         captions = [prompt] if isinstance(prompt, str) else list(prompt)
         if guidance_scale != 1.0:
             captions = captions + [""] * len(captions)
-        embeds, mask = self.encode_prompt(captions)
         return self._draw(
-            self.unet,
-            {"encoder_hidden_states": embeds, "encoder_attention_mask": mask},
+            self.denoiser,
+            self.conditions(captions),
             guidance_scale=guidance_scale,
             num_inference_steps=num_inference_steps,
             generator=generator,
@@ -186,6 +172,15 @@ class PixelUNetPipeline(PixelPipeline):
             output_type=output_type,
             return_dict=return_dict,
         )
+
+    @property
+    def denoiser(self) -> Any:
+        """The part that is asked at every sampler step."""
+        raise NotImplementedError
+
+    def conditions(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Keyword arguments of the denoiser, a row for every caption; "" means no caption."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def encode_prompt(self, captions: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,7 +193,69 @@ class PixelUNetPipeline(PixelPipeline):
             return_tensors="pt",
         ).to(self._execution_device)
         embeds = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask).last_hidden_state
-        return embeds.to(self.unet.dtype), tokens.attention_mask
+        return embeds.to(self.denoiser.dtype), tokens.attention_mask
 
 
-PIXEL_PIPELINES = {kind.__name__: kind for kind in (PixelDiTPipeline, PixelUNetPipeline)}
+class PixelUNetPipeline(PixelCaptionPipeline):
+    """Draws images for given captions with a U-Net.
+
+    Args:
+        tokenizer: Of the text encoder; its ``model_max_length`` is the number of tokens of every caption.
+        text_encoder: A transformers model with ``last_hidden_state``, as wide as the U-Net's ``cross_attention_dim``.
+        unet: A UNet2DConditionModel, or a student with its signature, over pixels in [-1, 1].
+        scheduler: Any diffusers scheduler with ``scale_model_input`` or without.
+    """
+
+    model_cpu_offload_seq = "text_encoder->unet"
+
+    def __init__(self, tokenizer: Any, text_encoder: Any, unet: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(tokenizer=tokenizer, text_encoder=text_encoder, unet=unet, scheduler=scheduler)
+
+    @property
+    def denoiser(self) -> Any:
+        """The U-Net."""
+        return self.unet
+
+    def conditions(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Token embeddings and their mask."""
+        embeds, mask = self.encode_prompt(captions)
+        return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask}
+
+
+class PixelSD3Pipeline(PixelCaptionPipeline):
+    """Draws images for given captions with a joint transformer, in which text and image attend to each other.
+
+    Args:
+        tokenizer: Of the text encoder; its ``model_max_length`` is the number of tokens of every caption.
+        text_encoder: A transformers model with ``last_hidden_state``, as wide as the transformer's
+            ``joint_attention_dim`` and ``pooled_projection_dim``.
+        transformer: An SD3Transformer2DModel over pixels in [-1, 1].
+        scheduler: A flow-matching scheduler.
+    """
+
+    model_cpu_offload_seq = "text_encoder->transformer"
+
+    def __init__(self, tokenizer: Any, text_encoder: Any, transformer: Any, scheduler: Any) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer, text_encoder=text_encoder, transformer=transformer, scheduler=scheduler
+        )
+
+    @property
+    def denoiser(self) -> Any:
+        """The transformer."""
+        return self.transformer
+
+    def conditions(self, captions: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Token embeddings (B, L, C) and their mean (B, C).
+
+        The transformer takes no mask of text, as in Stable Diffusion 3, so padding holds zeros whatever the encoder
+        says there.
+        """
+        embeds, mask = self.encode_prompt(captions)
+        embeds = embeds * mask[..., None].to(embeds.dtype)
+        return {"encoder_hidden_states": embeds, "pooled_projections": embeds.sum(1) / mask.sum(1, keepdim=True)}
+
+
+PIXEL_PIPELINES = {kind.__name__: kind for kind in (PixelDiTPipeline, PixelUNetPipeline, PixelSD3Pipeline)}

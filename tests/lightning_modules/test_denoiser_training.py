@@ -79,7 +79,7 @@ def test_parts_that_do_not_make_a_pipeline_are_refused(tmp_path: Path) -> None:
         ({"denoiser": tiny.unet(), "text_encoder": encoder, "class_names": ["a"]}, "class_names is for a DiT"),
         ({"denoiser": tiny.unet(cross_attention_dim=16), "text_encoder": encoder}, "is 16: make it 32"),
         ({"denoiser": tiny.unet(), "text_encoder": encoder, "text_tokens": 13}, "text_tokens is 13; .* 3 to 12"),
-        ({"denoiser": tiny.dit(), "text_encoder": encoder}, "text_encoder is for a UNet2DConditionModel"),
+        ({"denoiser": tiny.dit(), "text_encoder": encoder}, "text_encoder is for denoisers of captions"),
         ({"denoiser": tiny.pixart()}, "a PixArtTransformer2DModel cannot be trained from nothing"),
         ({"pretrained": teacher, "text_encoder": encoder}, "are those of the pretrained pipeline"),
     ):

@@ -97,6 +97,17 @@ def test_the_teacher_is_trained_from_nothing(
         assert torch.equal(again.unet.state_dict()[name], value), name
 
 
+def test_a_joint_transformer_is_trained_from_nothing(
+    exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("emoji")
+    widths = dict.fromkeys(["joint_attention_dim", "caption_projection_dim", "pooled_projection_dim"], 32)
+    fewer = {"sample_size": 16, "num_layers": 2, "num_attention_heads": 1, "pos_embed_max_size": 8, **widths}
+    options = {"text_encoder": str(tiny.save_text_encoder(folder / "bert")), "text_tokens": 8, "warmup_steps": 1}
+    small = shrunk("emoji_joint_teacher", folder, denoiser={"init_args": fewer}, **options)
+    exports["joint"] = walk("emoji_joint_teacher", small, "--trainer.max_steps", "4")
+
+
 def test_a_student_is_distilled_from_it(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
     assert "teacher" in exports, "needs the walk above"
     folder = tmp_path_factory.mktemp("emoji")
@@ -111,5 +122,5 @@ def test_a_student_is_distilled_from_it(exports: dict[str, Path], tmp_path_facto
 
 def test_plain_diffusers_draws_with_both(exports: dict[str, Path], tmp_path: Path) -> None:
     """A process that cannot import this project loads each export and answers with the same image."""
-    assert set(exports) == {"teacher", "student"}, "needs the walks above"
+    assert set(exports) == {"teacher", "joint", "student"}, "needs the walks above"
     check_plain_diffusers_draws(exports, tmp_path)
