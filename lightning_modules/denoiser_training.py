@@ -15,7 +15,7 @@ from torch import Tensor
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
 from sparsight.analysis.memory_table import MemoryEstimate
 from sparsight.analysis.run_memory import run_memory
-from sparsight.diffusion.model import DiffusionModel, load_pipeline, predict
+from sparsight.diffusion.model import DiffusionModel, load_polished, predict
 from sparsight.diffusion.untrained import untrained_pipeline
 from sparsight.distill.losses import min_snr_weight
 
@@ -47,6 +47,7 @@ class DenoiserTraining(DiffusionModule):
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sample_steps: Sampler steps of ``predict`` and sample grids.
         guidance_scale: Guidance of the same.
+        trust_remote_code: Run code that comes with the pipeline; of a student, import mixers that it alone names.
 
     Raises:
         ValueError: Neither a pipeline nor denoiser and scheduler are given, an option does not belong to them, or no
@@ -72,13 +73,16 @@ class DenoiserTraining(DiffusionModule):
         seed: int = 0,
         sample_steps: int = 25,
         guidance_scale: float = 2.0,
+        trust_remote_code: bool = False,
     ) -> None:
         super().__init__(seed=seed, sample_steps=sample_steps, guidance_scale=guidance_scale)
         self.keep_hyperparameters(ignore=["denoiser", "noise_scheduler"])
         if pretrained is not None:
             if class_names is not None or text_encoder is not None:
                 raise ValueError("class_names and text_encoder are those of the pretrained pipeline: leave them out")
-            pipeline = _with_other_parts(load_pipeline(pretrained), denoiser, noise_scheduler)
+            pipeline = _with_other_parts(
+                load_polished(pretrained, trust_remote_code=trust_remote_code), denoiser, noise_scheduler
+            )
         elif denoiser is None or noise_scheduler is None:
             raise ValueError("give pretrained, or both denoiser and noise_scheduler")
         else:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+FAMILIES = ("UNet2DConditionModel", "DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
 TEXT_TOKENS = {"UNet2DConditionModel": 77, "PixArtTransformer2DModel": 300, "SD3Transformer2DModel": 154}
 
 
@@ -16,11 +17,10 @@ def family(denoiser: nn.Module) -> str:
     Raises:
         ValueError: The denoiser is of none of the supported classes.
     """
-    supported = ("UNet2DConditionModel", "DiTTransformer2DModel", "PixArtTransformer2DModel", "SD3Transformer2DModel")
     for base in type(denoiser).__mro__:
-        if base.__name__ in supported:
+        if base.__name__ in FAMILIES:
             return base.__name__
-    raise ValueError(f"{type(denoiser).__name__} is not supported: use one of {', '.join(supported)}")
+    raise ValueError(f"{type(denoiser).__name__} is not supported: use one of {', '.join(FAMILIES)}")
 
 
 def example_inputs(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sparsight.diffusion.conditioning import Condition, Conditioner, conditioner_for, map_condition
 from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES, PixelPipeline
 from sparsight.diffusion.process import NoiseProcess
+from sparsight.diffusion.trust import LIBRARIES, check_index
 from sparsight.export.load import find_student, load_student
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -38,22 +39,18 @@ def load_pipeline(
 
     Raises:
         FileNotFoundError: The folder holds no ``model_index.json``, or neither folder nor hub knows the name.
+        ValueError: It names other code than diffusers' and transformers', and that is not trusted.
     """
     source = resolve(name)
     if Path(source).is_dir():
-        index = Path(source) / "model_index.json"
-        if not index.is_file():
-            raise FileNotFoundError(f"{source} is not a diffusers pipeline folder: it has no model_index.json")
-        class_name = json.loads(index.read_text())["_class_name"]
-        kind = PIXEL_PIPELINES.get(class_name[1] if isinstance(class_name, list) else class_name)
-        if kind is not None:
-            return _load_pixel_pipeline(kind, Path(source), variant=variant, trust_remote_code=trust_remote_code)
-        student = None if trust_remote_code else find_student(Path(source))
-        if student is not None:
-            return _load_student_pipeline(Path(source), student, variant=variant)
+        pipeline = _load_own(Path(source), variant=variant, trust_remote_code=trust_remote_code)
+        if pipeline is not None:
+            return pipeline
     elif source.startswith((".", "/")) or source.count("/") > 1:
         raise FileNotFoundError(f"no model at {source!r}")
     try:
+        if not trust_remote_code:
+            check_index(DiffusionPipeline.load_config(source, revision=revision), source)
         return DiffusionPipeline.from_pretrained(
             source, revision=revision, variant=variant, trust_remote_code=trust_remote_code, torch_dtype=None
         )
@@ -64,27 +61,68 @@ def load_pipeline(
         ) from error
 
 
-def _load_student_pipeline(folder: Path, part: str, *, variant: str | None) -> DiffusionPipeline:
-    rest = DiffusionPipeline.from_pretrained(folder, variant=variant, **{part: None})
+def load_polished(name: str, *, trust_remote_code: bool = False) -> DiffusionPipeline:
+    """Load a pipeline to train it further: a student's mixers are always this installation's, never its folder's.
+
+    Args:
+        name: As in :func:`load_pipeline`.
+        trust_remote_code: Import mixers that nothing but a student's folder names; of other folders, run their code.
+    """
+    folder = Path(resolve(name))
+    if folder.is_dir() and find_student(folder) is not None:
+        return _load_own(folder, variant=None, trust_remote_code=False, trust_mixers=trust_remote_code)
+    return load_pipeline(name, trust_remote_code=trust_remote_code)
+
+
+def _load_own(
+    folder: Path, *, variant: str | None, trust_remote_code: bool, trust_mixers: bool = False
+) -> DiffusionPipeline | None:
+    """The pipeline in a folder of ours: a student, or of a class that diffusers lacks; none if it is neither."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json")
+    index = json.loads(path.read_text(encoding="utf-8"))
+    class_name = index["_class_name"]
+    kind = PIXEL_PIPELINES.get(class_name[1] if isinstance(class_name, list) else class_name)
+    student = None if trust_remote_code else find_student(folder)
+    if kind is None and student is None:
+        return None
+    made: dict[str, Any] = {}
+    if not trust_remote_code:
+        check_index(index, str(folder), own=(student, None if kind is None else "_class_name"))
+    if student is not None:
+        made[student] = load_student(folder / student, variant=variant, trust_remote_code=trust_mixers)
+    if kind is None:
+        return _load_student_pipeline(folder, made, variant=variant)
+    return _load_pixel_pipeline(kind, folder, index, made, variant=variant, trust_remote_code=trust_remote_code)
+
+
+def _load_student_pipeline(folder: Path, made: dict[str, Any], *, variant: str | None) -> DiffusionPipeline:
+    rest = DiffusionPipeline.from_pretrained(folder, variant=variant, **dict.fromkeys(made))
     options = {key: value for key, value in rest.config.items() if key not in rest.components and key[0] != "_"}
-    return type(rest)(**rest.components | {part: load_student(folder / part, variant=variant)}, **options)
+    return type(rest)(**rest.components | made, **options)
 
 
 def _load_pixel_pipeline(
-    kind: type[PixelPipeline], folder: Path, *, variant: str | None, trust_remote_code: bool
+    kind: type[PixelPipeline],
+    folder: Path,
+    index: Mapping[str, Any],
+    made: dict[str, Any],
+    *,
+    variant: str | None,
+    trust_remote_code: bool,
 ) -> PixelPipeline:
-    index = json.loads((folder / "model_index.json").read_text())
-    arguments = {name: index.get(name) for name in inspect.signature(kind).parameters}
+    arguments = {name: index.get(name) for name in inspect.signature(kind).parameters} | made
     for part, address in arguments.items():
         options: dict[str, Any] = {"subfolder": part}
         if part in DENOISERS:
             options |= {"variant": variant, "torch_dtype": None}
-        if part == find_student(folder) and not trust_remote_code:
-            arguments[part] = load_student(folder / part, variant=variant)
-        elif isinstance(address, list) and address[0] in ("diffusers", "transformers"):
+        if part in made or not isinstance(address, list):
+            continue
+        if address[0] in LIBRARIES:
             part_class = getattr(importlib.import_module(address[0]), address[1])
             arguments[part] = part_class.from_pretrained(folder, **options)
-        elif isinstance(address, list):
+        else:
             arguments[part] = AutoModel.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **options)
     return kind(**arguments)
 

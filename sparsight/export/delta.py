@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsight import __version__
+from sparsight.common.formats import check_format
 from sparsight.common.hashes import state_hash
 from sparsight.surgery.record import apply_record, record_of
 from sparsight.surgery.replace import shells_of
@@ -61,29 +62,29 @@ def write_delta(
     (folder / PLAN).write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
 
 
-def mount(target: Any, folder: str | Path) -> Any:
+def mount(target: Any, folder: str | Path, *, trust_remote_code: bool = False) -> Any:
     """Turn a teacher into the student that a delta folder describes.
 
     Args:
         target: The teacher's pipeline, or its denoiser, in the precision that it was distilled from (fp32 unless the
             plan names a variant); changed in place. Convert it afterwards, e.g. ``pipeline.to(torch.float16)``.
         folder: The ``delta`` folder of an export.
+        trust_remote_code: Import mixers that nothing but the plan names.
 
     Returns:
         ``target``.
 
     Raises:
         FileNotFoundError: The folder is no delta folder.
-        ValueError: The plan is of another format, the denoiser is not the teacher bit by bit, or the tensors are not
-            exactly those that the plan needs. The denoiser is then as it was.
+        ValueError: The plan is damaged, of a later format, or names a mixer that may not be imported; the denoiser is
+            not the teacher bit by bit; or the tensors are not exactly those that the plan needs. The denoiser is then
+            as it was.
     """
     folder = Path(folder)
     for name in (PLAN, TENSORS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} is no delta folder: it has no {name}")
-    plan = json.loads((folder / PLAN).read_text(encoding="utf-8"))
-    if plan.get("format") != FORMAT:
-        raise ValueError(f"{folder}: plan format {plan.get('format')!r} is not known; this version reads {FORMAT}")
+    plan = _read_plan(folder / PLAN)
     denoiser = _denoiser_of(target)
     state = denoiser.state_dict()
     if state_hash(state) != plan["teacher_hash"]:
@@ -94,11 +95,23 @@ def mount(target: Any, folder: str | Path) -> Any:
         )
     tensors = load_file(folder / TENSORS)
     twin = meta_twin(denoiser)
-    apply_record(twin, plan["record"])
+    apply_record(twin, plan["record"], trust_remote_code=trust_remote_code)
     _check(tensors, wanted=twin.state_dict(), kept=set(state), source=folder / TENSORS)
-    apply_record(denoiser, plan["record"])
+    apply_record(denoiser, plan["record"], trust_remote_code=trust_remote_code)
     denoiser.load_state_dict(tensors, strict=False)
     return target
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    check_format(plan, FORMAT, str(path))
+    missing = sorted({"teacher", "revision", "variant", "teacher_hash", "record"} - plan.keys())
+    if missing:
+        raise ValueError(f"{path} is damaged: it has no {', '.join(missing)}")
+    return plan
 
 
 def _denoiser_of(target: Any) -> nn.Module:

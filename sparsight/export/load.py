@@ -12,6 +12,7 @@ from diffusers.models.modeling_utils import no_init_weights
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sparsight.diffusion.examples import FAMILIES
 from sparsight.export.adapters import AdapterGuard
 from sparsight.export.modeling import student_file
 from sparsight.surgery.record import apply_record
@@ -32,23 +33,29 @@ def find_student(folder: Path) -> str | None:
     return next((part for part in ("unet", "transformer") if "student" in _config(folder / part)), None)
 
 
-def load_student(folder: Path, *, variant: str | None = None) -> Any:
+def load_student(folder: Path, *, variant: str | None = None, trust_remote_code: bool = False) -> Any:
     """The diffusers model in a student's folder, in fp32, with mixers of this installation at its sites.
 
     Args:
         folder: Holds ``config.json`` and safetensors.
         variant: Weight variant, e.g. ``fp16``; taken if the folder has it.
+        trust_remote_code: Import mixers that nothing but the folder names, from this installation's import path.
 
     Raises:
-        ValueError: A mixer cannot be imported, or the weights do not fit it.
+        ValueError: The configuration is damaged, a mixer may not or cannot be imported, or the weights do not fit it.
     """
     config = _config(folder)
-    base = config["_class_name"].removeprefix(PREFIX)
     options = {key: value for key, value in config.items() if not key.startswith("_")}
-    record, code = options.pop("student"), options.pop("auto_map")["AutoModel"].partition(".")[0]
+    try:
+        base = config["_class_name"].removeprefix(PREFIX)
+        record, code = options.pop("student"), options.pop("auto_map")["AutoModel"].partition(".")[0]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {error!r}") from error
+    if base not in FAMILIES:
+        raise ValueError(f"{folder} holds a {base!r}; students are of {', '.join(FAMILIES)}")
     with no_init_weights():
         model = CLASSES.get(base, getattr(diffusers, base)).from_config(options)
-        apply_record(model, record)
+        apply_record(model, record, trust_remote_code=trust_remote_code)
     ours = student_file({type(student.mixer) for student in students(model).values()}, base)
     if ours.stem != code:
         warnings.warn(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 from torch import nn
 
 from blocks.base import Grid, Site, TokenMixer
+from sparsight.common.formats import check_format
+from sparsight.surgery.known_mixers import mixer_class
 from sparsight.surgery.replace import finalize, replace
 from sparsight.surgery.sites import SiteSelection, students
 
@@ -42,31 +43,43 @@ def _plain(value: Any) -> Any:
     raise ValueError(f"a mixer's options must be plain data, got {value!r}")
 
 
-def apply_record(denoiser: nn.Module, record: Mapping[str, Any]) -> None:
+def apply_record(denoiser: nn.Module, record: Mapping[str, Any], *, trust_remote_code: bool = False) -> None:
     """Put the recorded mixers, with fresh weights, in the place of the self-attentions; no teacher is kept.
 
+    Args:
+        denoiser: The untouched diffusers model; changed in place.
+        record: What :func:`record_of` made.
+        trust_remote_code: Import mixers that nothing but the record names.
+
     Raises:
-        ValueError: The record is of another format or names a site that the denoiser lacks.
+        ValueError: The record is damaged, of a later format, or names a site or a mixer that is not there.
     """
-    if record.get("format") != FORMAT:
-        raise ValueError(f"record format {record.get('format')!r} is not known; this version reads format {FORMAT}")
-    recorded = record["sites"]
-    replace(denoiser, lambda site: mixer_from(recorded[site.path]), SiteSelection(include=list(recorded)))
+    check_format(record, FORMAT, "the record of mixers")
+    recorded = record.get("sites")
+    if not (isinstance(recorded, Mapping) and recorded):
+        raise ValueError("the record of mixers is damaged: it has no sites")
+    made = {path: mixer_from(entry, trust_remote_code=trust_remote_code) for path, entry in recorded.items()}
+    replace(denoiser, lambda site: made[site.path], SiteSelection(include=list(recorded)))
     finalize(denoiser)
 
 
-def mixer_from(entry: Mapping[str, Any]) -> TokenMixer:
+def mixer_from(entry: Mapping[str, Any], *, trust_remote_code: bool = False) -> TokenMixer:
     """The recorded mixer with fresh weights.
 
+    Args:
+        entry: What a record holds for one site.
+        trust_remote_code: Import it if nothing but the record names it.
+
     Raises:
-        ValueError: The class cannot be imported or is no mixer.
+        ValueError: The entry is damaged, or the class is no mixer that may be used.
     """
-    module_name, _, class_name = entry["class_path"].rpartition(".")
     try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"mixer {entry['class_path']} cannot be imported: is its file on the path?") from error
-    if not (isinstance(found, type) and issubclass(found, TokenMixer)):
-        raise ValueError(f"{entry['class_path']} is no TokenMixer")
-    site = Site(**{**entry["site"], "grid": Grid(**entry["site"]["grid"])})
-    return found(site, **entry["options"])
+        path, options, place = entry["class_path"], dict(entry["options"]), dict(entry["site"])
+        site = Site(**{**place, "grid": Grid(**place["grid"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"an entry of the record of mixers is damaged: {error!r}") from error
+    found = mixer_class(path, trust_remote_code=trust_remote_code)
+    try:
+        return found(site, **options)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be made with the recorded options {options}: {error}") from error
