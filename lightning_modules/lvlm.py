@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_modules.base import TrainedPartsModule
 from sparsight.common.errors import ConfigurationError
@@ -205,6 +205,13 @@ class LVLMModule(TrainedPartsModule):
         self.log(f"{prefix}/loss", scores.loss(), prog_bar=True)
         found = scores.accuracies()
         self.log_dict({f"{prefix}/accuracy/{name}": value for name, value in found.items()})
+        unfinished = sum(item.unfinished for item in scores.items.values())
+        if unfinished:
+            rank_zero_warn(
+                f"{prefix}: {unfinished} of {len(scores.items)} written answers are thoughts without an end, which "
+                "count as wrong: raise evaluation.new_tokens, or set data.chat_template_kwargs to "
+                "{enable_thinking: false} if the chat template knows it"
+            )
         for name in MEANS:
             if f"likelihood/{name}" in found:
                 self.log(f"{prefix}/{name}", found[f"likelihood/{name}"], prog_bar=True)

@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from sparsight.lvlm.likelihood import candidate_log_likelihoods
 from sparsight.lvlm.task_scores import Item, same_answer
+from sparsight.lvlm.thoughts import Thought
 from sparsight.lvlm.write import write_answers
 
 
@@ -25,11 +26,12 @@ def answer_items(
         new_tokens: Most tokens that it may write; 0 for no writing at all.
     """
     logs = candidate_log_likelihoods(model, batch["inputs"], batch["candidates"])
-    written: list[str | None] = [None] * len(logs)
+    written: list[Thought | None] = [None] * len(logs)
     if new_tokens:
-        written = [*write_answers(model, tokenizer, batch["inputs"], new_tokens=new_tokens)]
+        texts = write_answers(model, tokenizer, batch["inputs"], new_tokens=new_tokens)
+        written = [text.parts() for text in texts]
     items = []
-    for row, (of_row, text) in enumerate(zip(logs, written, strict=True)):
+    for row, (of_row, said) in enumerate(zip(logs, written, strict=True)):
         by_token = [log / len(ids) for log, ids in zip(of_row, batch["candidates"][row], strict=True)]
         answer = int(batch["answer"][row])
         items.append(
@@ -43,8 +45,9 @@ def answer_items(
                 tokens=len(batch["candidates"][row][answer]),
                 likeliest=of_row.index(max(of_row)),
                 likeliest_by_token=by_token.index(max(by_token)),
-                generated=text,
-                generated_right=None if text is None else same_answer(text, batch["texts"][row][answer]),
+                generated=None if said is None else said.answer,
+                generated_right=None if said is None else same_answer(said.answer, batch["texts"][row][answer]),
+                unfinished=said is not None and said.unfinished,
             )
         )
     return items

@@ -7,7 +7,6 @@ that was met twice (samplers may fill up a last batch) counts once.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from sparsight.analysis.tables import json_text
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.files import write_text
 from sparsight.distill.processes import process_count
+from sparsight.lvlm.wording import plain_words, undressed, without_article, without_lead
 
 VERSION = 1
 NAMES = {"": "unnamed", "visual": "visual (task)", "text": "text (task)"}  # of tasks, told from those of means
@@ -38,8 +38,9 @@ class Item:
         tokens: Of the right candidate.
         likeliest: Candidate with the highest sum of log-probabilities.
         likeliest_by_token: Candidate with the highest mean of them over its tokens.
-        generated: What the model wrote; none if it was not asked to.
+        generated: What the model wrote, behind its thought; none if it was not asked to.
         generated_right: Whether that is the right candidate.
+        unfinished: Whether it was cut off before the thought ended, so that there is no answer.
     """
 
     index: int
@@ -53,6 +54,7 @@ class Item:
     likeliest_by_token: int
     generated: str | None = None
     generated_right: bool | None = None
+    unfinished: bool = False
 
 
 class TaskScores:
@@ -163,20 +165,21 @@ KINDS: Mapping[str, Any] = {
 
 
 def same_answer(written: str, right: str) -> bool:
-    """Whether a text begins with an answer, whatever its case, punctuation and leading article.
+    """Whether a text begins with an answer, whatever its case, dress, punctuation, leading article or ``It is``.
 
     Only whole words and numbers count: "no" is not in "nothing", nor 3 in 3.5. The letter "A" is no article where it
-    is the answer.
+    is the answer. "Yes and no" is neither.
     """
-    words, wanted = _words(written), _words(right)
-    pairs = ((words, wanted), (_without_article(words), _without_article(wanted)))
-    return bool(wanted) and any(said[: len(asked)] == asked for said, asked in pairs)
-
-
-def _words(text: str) -> list[str]:
-    joined = re.sub(r"(?<=\w)-(?=\w)", "", text.casefold())  # T-shirt and Tshirt are one
-    return re.findall(r"-?\d+(?:\.\d+)?(?!\w)|\w+", joined)
-
-
-def _without_article(words: list[str]) -> list[str]:
-    return words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words
+    said = undressed(written)
+    wanted = plain_words(undressed(right))
+    for words in (plain_words(said), plain_words(without_lead(said))):
+        for own, asked in ((words, wanted), (without_article(words), without_article(wanted))):
+            both = asked in (["yes"], ["no"]) and own[1:3] in (
+                ["and", "no"],
+                ["or", "no"],
+                ["and", "yes"],
+                ["or", "yes"],
+            )
+            if wanted and own[: len(asked)] == asked and not both:
+                return True
+    return False

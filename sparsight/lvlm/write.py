@@ -4,16 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import GenerationConfig
 
+from sparsight.lvlm.thoughts import MARKS, Thought, opens_thought, split_thought
 from sparsight.sharding import is_sharded
+
+_TAIL = 32  # tokens of a prompt in which a mark that opens a thought, and white space behind it, have room
+
+
+class Written(NamedTuple):
+    """What a model wrote.
+
+    Args:
+        text: Without special tokens, but with marks of thoughts.
+        opened: Whether the prompt ended with a mark that opens a thought.
+    """
+
+    text: str
+    opened: bool
+
+    def parts(self) -> Thought:
+        """Thought and answer."""
+        return split_thought(self.text, opened=self.opened)
 
 
 @torch.no_grad()
-def write_answers(model: Any, tokenizer: Any, inputs: Mapping[str, Any], *, new_tokens: int) -> list[str]:
+def write_answers(model: Any, tokenizer: Any, inputs: Mapping[str, Any], *, new_tokens: int) -> list[Written]:
     """The likeliest continuation, token by token, of every prompt of a batch.
 
     It ends with a token that the model's generation settings or its tokenizer call the end. The other settings that
@@ -28,7 +47,26 @@ def write_answers(model: Any, tokenizer: Any, inputs: Mapping[str, Any], *, new_
     with _greedy(model, tokenizer):
         # processes that share a split model write on until all are done
         tokens = model.generate(**inputs, max_new_tokens=new_tokens, synced_gpus=is_sharded(model))
-    return tokenizer.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    prompts = inputs["input_ids"]
+    dropped = _dropped(tokenizer)
+    return [
+        Written(
+            _decoded(tokenizer, said.tolist(), dropped),
+            opens_thought(_decoded(tokenizer, prompt[-_TAIL:].tolist(), dropped)),
+        )
+        for prompt, said in zip(prompts, tokens[:, prompts.shape[1] :], strict=True)
+    ]
+
+
+def _dropped(tokenizer: Any) -> set[int]:
+    """Special tokens that are no text; some tokenizers count marks of thoughts among them."""
+    marks = {mark for pair in MARKS for mark in pair}
+    special = zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True)
+    return {number for token, number in special if token not in marks}
+
+
+def _decoded(tokenizer: Any, ids: list[int], dropped: set[int]) -> str:
+    return str(tokenizer.decode([number for number in ids if number not in dropped], skip_special_tokens=False))
 
 
 @contextmanager

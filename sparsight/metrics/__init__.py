@@ -3,7 +3,7 @@
 from sparsight.metrics.answers import AnswerMetric
 from sparsight.metrics.base import GenerationMetric
 from sparsight.metrics.bleu import BLEU
-from sparsight.metrics.choices import ChoiceAccuracy, FormatHitRate, Instability
+from sparsight.metrics.choices import ChoiceAccuracy, FormatHitRate, Instability, UnfinishedThoughts
 from sparsight.metrics.cider import CIDEr
 from sparsight.metrics.clip import CLIPFeatures, CLIPScore
 from sparsight.metrics.extractor import FeatureExtractor
@@ -43,6 +43,7 @@ __all__ = [
     "TimmFeatures",
     "TurnCorrelation",
     "TurnSlope",
+    "UnfinishedThoughts",
     "WordAccuracy",
     "in_batches",
 ]

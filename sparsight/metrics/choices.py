@@ -38,6 +38,16 @@ class FormatHitRate(AnswerMetric):
         return column([float(prediction is not None) for prediction in predictions])
 
 
+class UnfinishedThoughts(AnswerMetric):
+    """Share of samples whose output was cut off before the thought ended, so that there is no answer, 0 to 1."""
+
+    higher_is_better = False
+
+    def statistics(self, unfinished: Sequence[bool]) -> Tensor:
+        """1 or 0 for every sample, (N, 1)."""
+        return column([float(each) for each in unfinished])
+
+
 class Instability(AnswerMetric):
     """Mean over samples of the entropy of the answers in N perturbed runs: 0, always the same, to ln N, never twice.
 

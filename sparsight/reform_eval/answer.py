@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel
 
 from sparsight.lvlm.likelihood import candidate_log_likelihoods
-from sparsight.lvlm.write import write_answers
+from sparsight.lvlm.write import Written, write_answers
 from sparsight.reform_eval.parse import parse_choice
 from sparsight.reform_eval.perturb import Variant
 from sparsight.reform_eval.sample import Formulation, Method
@@ -62,8 +62,8 @@ def unit_key(task: str, sample: str, run: int, method: Method) -> str:
 def answer_units(model: PreTrainedModel, tokenizer: Any, batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Let a model answer a batch of a ReformEvalDataModule; plain data by the key of each unit.
 
-    ``choice`` is the position of the chosen option among the sample's own, or none. Written answers have ``text``, and
-    choices among them ``in_format``; weighed ones have ``log_likelihoods`` (sums in nats, in the options' own order)
+    ``choice`` is the position of the chosen option among the sample's own, or none. Written answers have ``text``, where
+    there is a ``thought`` also that, and whether it is ``unfinished``, and choices among them ``in_format``; weighed ones have ``log_likelihoods`` (sums in nats, in the options' own order)
     and ``tokens`` of every option, and ``choice_by_token`` by the mean over tokens.
 
     Args:
@@ -113,8 +113,12 @@ def _weighed(unit: Unit, logs: list[float], ids: list[list[int]]) -> dict[str, A
     }
 
 
-def _written(unit: Unit, text: str) -> dict[str, Any]:
+def _written(unit: Unit, written: Written) -> dict[str, Any]:
+    thought, answer, unfinished = written.parts()
+    found: dict[str, Any] = {"text": answer}
+    if thought or unfinished:
+        found |= {"thought": thought, "unfinished": unfinished}
     if unit.formulation != "SingleChoice":
-        return {"text": text}
-    place, in_format = parse_choice(text, unit.variant.shown(unit.options))
-    return {"text": text, "choice": None if place is None else unit.variant.order[place], "in_format": in_format}
+        return found
+    place, in_format = parse_choice(written.text, unit.variant.shown(unit.options), opened=written.opened)
+    return found | {"choice": None if place is None else unit.variant.order[place], "in_format": in_format}

@@ -14,7 +14,39 @@ from sparsight.reform_eval.prompt import make_prompt, own_instructions
 from sparsight.reform_eval.sample import Formulation, Method, Sample
 
 _OPTIONS = ("one", "two", "a third")
-_WRITTEN = ("(B)", "(b) two", "(A) or (B)", "(Z)", "B.", "b", "B two", "Two!", "The two", "two (A)", "one two", "")
+_YES_NO = ("yes", "no")
+_WRITTEN = (
+    *("(B)", "(b) two", "(A) or (B)", "(Z)", "B.", "b", "B two", "Two!", "The two", "two (A)", "one two", ""),
+    *(
+        "**(B)**",
+        "[B]",
+        "Answer: B",
+        "option B",
+        "I choose B",
+        "B because",
+        "(s)he (B)",
+        "not (A), (B)",
+        "(A) is wrong (B)",
+    ),
+    *("2", "It is 2", "Two, I think", "one, not two", "A. Answer: B", "It may be (A). It may be (B)", "\\boxed{B}"),
+    *(
+        "<think>(A)</think>(B)",
+        "<think>(A)",
+        "<think>?</think>So (A). So (B)",
+        "<answer>B</answer> A",
+        "(A) one; (B) two",
+    ),
+    *(
+        "Yes.",
+        "No, it is not",
+        "yes and no",
+        "(A) one; (B) two; (C) a third (C)",
+        "A, B",
+        "Maybe [B]",
+        "either one or two",
+        "B is it",
+    ),
+)
 
 
 def suite_hash() -> str:
@@ -59,4 +91,5 @@ def _variants() -> list[Variant]:
 
 
 def _readings() -> list[object]:
-    return [parse_choice(text, list(zip("ABC", _OPTIONS, strict=True))) for text in _WRITTEN]
+    shown = [list(zip("ABC", options, strict=False)) for options in (_OPTIONS, _YES_NO)]
+    return [parse_choice(text, options) for text in _WRITTEN for options in shown]

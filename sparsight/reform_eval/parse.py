@@ -1,4 +1,4 @@
-"""Which option a written answer means."""
+"""Which option a written answer means; docs/evaluation.md has the rules in a table, which is their test, too."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-_MARK = re.compile(r"\(([0-9A-Za-z])\)")
-_BARE = re.compile(r"\s*([0-9A-Za-z])\s*(?:[.):,;]|$)")
+from sparsight.lvlm.thoughts import split_thought
+from sparsight.lvlm.wording import plain_words, undressed, without_article, without_lead
+from sparsight.reform_eval.marks import Shown, decided, find_marks, without_list
+
+_PAUSE = re.compile(r"[.,;:!?](?!\d)|\n|\s-+\s|$")
+_YES_NO = re.compile(
+    r"\W*(yes|no)(?:\s+(?:it|there|they|he|she|this|that|these|those|the|i|we|you|because)\b|[.,;:!?\n]|\s+-)",
+    re.IGNORECASE,
+)
+_BOTH = re.compile(r"\W*(?:yes|no)\W+(?:(?:and|or)\W+)(?:yes|no)\b", re.IGNORECASE)
 
 
 class Choice(NamedTuple):
@@ -15,38 +23,61 @@ class Choice(NamedTuple):
 
     Args:
         place: Position of the option among those shown; none if no option was meant.
-        in_format: Whether it was said by a mark in brackets, as was asked for.
+        in_format: Whether it was said by a mark in round brackets, as was asked for.
     """
 
     place: int | None
     in_format: bool
 
 
-def parse_choice(written: str, shown: Sequence[tuple[str, str]]) -> Choice:
+def parse_choice(written: str, shown: Sequence[tuple[str, str]], *, opened: bool = False) -> Choice:
     """Find the option that an answer means.
 
-    The first letter or digit in brackets decides, whatever its case. Without one, the text of an option, apart from
-    case, punctuation and article, and then a mark at the very beginning that ends there or before punctuation (``B.``)
-    count as answers that miss the format. So does the text of an option that itself has something in brackets.
+    What follows a thought is the answer; what stands in a box or between answer tags, if anything does. The first of
+    these that holds decides: it is an option's text and does not begin with a mark in brackets; it has marks (see
+    :func:`sparsight.reform_eval.marks.decided`); it begins with an option's text and speaks of no other.
 
     Args:
         written: What the model wrote.
         shown: Mark and text of the options, as they were shown.
+        opened: Whether the prompt ended with a mark that opens a thought.
     """
-    marks = [mark.casefold() for mark, _ in shown]
-    plain = [_plain(text) for _, text in shown]
-    said = _plain(written)
-    exact = plain.index(said) if said and plain.count(said) == 1 else None
-    found = _MARK.search(written)
-    if found is not None and (exact is None or not written[: found.start()].strip()):
-        mark = found[1].casefold()
-        return Choice(marks.index(mark), True) if mark in marks else Choice(None, False)
-    bare = _BARE.match(written)
-    if exact is None and bare is not None and bare[1].casefold() in marks:
-        return Choice(marks.index(bare[1].casefold()), False)
-    return Choice(exact, False)
+    thought, answer, unfinished = split_thought(written, opened=opened)
+    if unfinished:
+        return Choice(None, False)
+    same = [place for place, (_, text) in enumerate(shown) if text.strip() == answer.strip()]
+    if len(same) == 1:
+        return Choice(same[0], False)
+    options = [Shown(mark, undressed(text)) for mark, text in shown]
+    texts = [_plain(option.text) for option in options]
+    answer = without_list(undressed(answer), options)
+    found = find_marks(answer, options)
+    said = (_plain(answer), _plain(without_lead(answer)))
+    exact = next((texts.index(text) for text in said if text and texts.count(text) == 1), None)
+    if exact is not None and not any(mark.begins and mark.brackets for mark in found):
+        return Choice(exact, False)
+    begun = _begun(without_lead(answer), texts)
+    # `3, I count three` speaks of a number and not of mark 3, as long as nothing says that it is a mark
+    if found and (begun is None or any(mark.brackets or mark.stated for mark in found)):
+        place = decided(found, last=bool(thought))
+        marked = any(mark.brackets == "(" for mark in found if mark.place == place and not mark.denied)
+        return Choice(place, marked)
+    return Choice(begun, False)
 
 
 def _plain(text: str) -> str:
-    words = re.findall(r"\w+", text.casefold())
-    return " ".join(words[1:] if len(words) > 1 and words[0] in ("a", "an", "the") else words)
+    return " ".join(without_article(plain_words(text)))
+
+
+def _begun(answer: str, texts: Sequence[str]) -> int | None:
+    """Position of the option with whose text an answer begins before a pause, unless it speaks of another one."""
+    if {"yes", "no"} <= {*texts}:  # `Yes, there is no cat` and `No it is not` say one of the two
+        found = None if _BOTH.match(answer) else _YES_NO.match(answer)
+        return None if found is None else texts.index(found[1].casefold())
+    for pause in reversed([*_PAUSE.finditer(answer)]):
+        said = _plain(answer[: pause.start()])
+        if said and texts.count(said) == 1:
+            rest = f" {' '.join(plain_words(answer[pause.end() :]))} "
+            other = any(text and text != said and f" {text} " in rest for text in texts)
+            return None if other else texts.index(said)
+    return None

@@ -18,7 +18,7 @@ import torch
 from sparsight.analysis.bootstrap import interval, resampled_means, seed_of
 from sparsight.metrics.answers import AnswerMetric
 from sparsight.metrics.bleu import BLEU
-from sparsight.metrics.choices import ChoiceAccuracy, FormatHitRate, Instability
+from sparsight.metrics.choices import ChoiceAccuracy, FormatHitRate, Instability, UnfinishedThoughts
 from sparsight.metrics.cider import CIDEr
 from sparsight.metrics.rouge import RougeL
 from sparsight.metrics.turns import TurnCorrelation, TurnSlope
@@ -120,11 +120,15 @@ def _of_task(answers: Sequence[Answer], task: Mapping[str, Any], *, resamples: i
             counts_N[places] += 1
         return drawn(metric, sums_NK / counts_N[:, None])
 
+    found: dict[str, Estimate] = {}
+    if any("thought" in answer for answer in answers):
+        found["unfinished_thoughts"] = estimate(UnfinishedThoughts(), lambda answer: answer.get("unfinished", False))
     if task["formulation"] != "SingleChoice":
         metrics = _metrics_of_texts(task["formulation"])
-        return {name: estimate(each, itemgetter("text"), itemgetter("references")) for name, each in metrics.items()}
+        texts = {name: estimate(each, itemgetter("text"), itemgetter("references")) for name, each in metrics.items()}
+        return texts | found
     right = itemgetter("answer")
-    found = {"accuracy": estimate(ChoiceAccuracy(), itemgetter("choice"), right)}
+    found = {"accuracy": estimate(ChoiceAccuracy(), itemgetter("choice"), right)} | found
     if "choice_by_token" in answers[0]:
         found["accuracy_by_token"] = estimate(ChoiceAccuracy(), itemgetter("choice_by_token"), right)
     if "in_format" in answers[0]:

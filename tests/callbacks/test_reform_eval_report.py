@@ -16,6 +16,7 @@ from callbacks import ReformEvalReport
 from datamodules import InstructionDataModule, ReformEvalDataModule, TextQuestions
 from lightning_modules import LVLMEvaluation
 from sparsight.common.errors import ConfigurationError
+from sparsight.lvlm.write import Written
 from sparsight.reform_eval import answer
 from sparsight.reform_eval.compare import compare_reports
 from sparsight.reform_eval.report import read_report
@@ -104,9 +105,9 @@ def test_shuffled_answers_are_mapped_back_to_the_samples_own_options(
 ) -> None:
     """A model that always takes the second option shown is right as often as the right one stands there."""
 
-    def second(model: Any, tokenizer: Any, inputs: Any, *, new_tokens: int) -> list[str]:
+    def second(model: Any, tokenizer: Any, inputs: Any, *, new_tokens: int) -> list[Written]:
         shown = [tokenizer.decode(row).rpartition("Options: ")[2] for row in inputs["input_ids"]]
-        return [f"({text.split(';')[1].strip()[1]})" for text in shown]
+        return [Written(f"({text.split(';')[1].strip()[1]})", opened=False) for text in shown]
 
     monkeypatch.setattr(answer, "write_answers", second)
     report = read_report(evaluate(model, tmp_path / "out", tasks=[GreyTask(count=8)], runs=5, methods=["generation"]))

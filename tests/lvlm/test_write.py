@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import AddedToken
 
-from sparsight.lvlm.write import write_answers
+from sparsight.lvlm.write import Written, write_answers
 from tests.tiny_lvlm import CHAT_END, tiny_lvlm, tiny_tokenizer
 
 
@@ -53,7 +55,7 @@ def test_settings_of_a_model_change_nothing(model: Any, settings: dict[str, Any]
         assert model.generation_config is given
     finally:
         model.generation_config = own
-    assert written == [tokenizer.decode(tokens, skip_special_tokens=True)]
+    assert written == [(tokenizer.decode(tokens, skip_special_tokens=True), False)]
 
 
 def test_the_tokenizers_end_ends_an_answer(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,4 +66,25 @@ def test_the_tokenizers_end_ends_an_answer(model: Any, monkeypatch: pytest.Monke
     monkeypatch.setattr(model.generation_config, "eos_token_id", CHAT_END)
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(third)
     written = write_answers(model, tokenizer, inputs, new_tokens=6)
-    assert written == [tokenizer.decode(by_hand(model, inputs, 3))]
+    assert [each.text for each in written] == [tokenizer.decode(by_hand(model, inputs, 2))]  # the end is no text
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_marks_of_thoughts_are_kept_and_a_prompt_may_open_one(model: Any, special: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(
+        [AddedToken(mark, special=special) for mark in ("<think>", "</think>")], special_tokens=special
+    )
+    asked = tokenizer("What is it?<think>\n")["input_ids"]
+    inputs = {"input_ids": torch.tensor([asked])}
+    said = tokenizer("a coat?</think>a bag</s><pad>", add_special_tokens=False)["input_ids"]
+    model = SimpleNamespace(
+        generation_config=model.generation_config,
+        parameters=lambda: iter(()),
+        modules=lambda: iter(()),
+        generate=lambda **_: torch.tensor([asked + said]),
+    )
+    (written,) = write_answers(model, tokenizer, inputs, new_tokens=6)
+    assert written == ("a coat?</think>a bag", True)
+    assert written.parts() == ("a coat?", "a bag", False)
+    assert Written("a coat? And", opened=True).parts() == ("a coat? And", "", True)

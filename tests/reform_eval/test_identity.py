@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pytest
 
-from sparsight.reform_eval import parse, perturb, prompt
+from sparsight.lvlm import thoughts
+from sparsight.reform_eval import marks, parse, perturb, prompt
 from sparsight.reform_eval.identity import suite_hash
 
 
@@ -24,7 +26,16 @@ from sparsight.reform_eval.identity import suite_hash
         (prompt, "_listed", lambda options: f"{options}"),
         (perturb, "_generator", lambda *parts: np.random.default_rng(0)),
         (parse, "_plain", str.casefold),
-        (parse, "_BARE", parse._MARK),
+        (parse, "undressed", str.strip),
+        (parse, "without_lead", str.strip),
+        (parse, "without_list", lambda answer, _: answer),
+        (parse, "_begun", lambda *_: None),
+        (parse, "split_thought", lambda text, opened: thoughts.Thought("", text)),
+        (marks, "_PAIRS", {"(": ")"}),
+        *(
+            (marks, name, re.compile("(?!)"))
+            for name in ("_SAYS", "_ENDS", "_SAID_OF", "_DENIED_BEFORE", "_DENIED_AFTER")
+        ),
     ],
 )
 def test_what_the_suite_adds_is_covered(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, value: Any) -> None:
