@@ -1,4 +1,4 @@
-"""What a written answer says, apart from how it is dressed: emphasis, formulas, quotes, `The answer is`, number words."""
+"""What a written answer says, apart from how it is dressed: emphasis, formulas, quotes, ``The answer is``, numbers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,29 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _THERE = re.compile(r"\W*there(?:\s+is|'s|\s+are)\b\s*", re.IGNORECASE)
-NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
+NUMBERS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+    "twenty",
+]
 _DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)}
 ARTICLES = ("a", "an", "the")
 

@@ -164,7 +164,7 @@ def _bare(answer: str, at: int, place: int, options: Sequence[Shown]) -> Mark | 
     ends = _ENDS.match(answer, behind) is not None
     wordlike = answer[at].casefold() in _WORDLIKE
     exact = answer[at] == options[place].mark
-    follows = not wordlike and behind > end or (exact and _SAID_OF.match(answer, end) is not None)
+    follows = (not wordlike and behind > end) or (exact and _SAID_OF.match(answer, end) is not None)
     if mark.begins or mark.stated:
         return mark if ends or follows else None
     return mark if line_start and re.match(r"\W*(?:$|\n)", answer[end:]) else None
