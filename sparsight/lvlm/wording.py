@@ -25,37 +25,19 @@ _LEAD = re.compile(
     re.IGNORECASE,
 )
 _THERE = re.compile(r"\W*there(?:\s+is|'s|\s+are)\b\s*", re.IGNORECASE)
-NUMBERS = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-]
+NUMBERS = (
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"),
+    *("eleven", "twelve", "thirteen", "fourteen", "fifteen"),
+    *("sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+)
 _DIGITS = {word: str(number) for number, word in enumerate(NUMBERS)}
 ARTICLES = ("a", "an", "the")
 
 
 def undressed(text: str) -> str:
-    """A text without emphasis, formula marks, tags and quotes, full-width characters as usual ones.
+    r"""A text without emphasis, formula marks, tags and quotes, full-width characters as usual ones.
 
-    Where an answer is put into a box (``\\boxed{}``) or between tags (``<answer>``), the last of them is the text.
+    Where an answer is put into a box (``\boxed{}``) or between tags (``<answer>``), the last of them is the text.
     """
     text = unicodedata.normalize("NFKC", text).translate(_BRACKETS)
     for inside in (_TAGGED, _BOXED):

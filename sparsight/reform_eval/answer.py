@@ -62,9 +62,10 @@ def unit_key(task: str, sample: str, run: int, method: Method) -> str:
 def answer_units(model: PreTrainedModel, tokenizer: Any, batch: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Let a model answer a batch of a ReformEvalDataModule; plain data by the key of each unit.
 
-    ``choice`` is the position of the chosen option among the sample's own, or none. Written answers have ``text``, where
-    there is a ``thought`` also that, and whether it is ``unfinished``, and choices among them ``in_format``; weighed ones have ``log_likelihoods`` (sums in nats, in the options' own order)
-    and ``tokens`` of every option, and ``choice_by_token`` by the mean over tokens.
+    ``choice`` is the position of the chosen option among the sample's own, or none. Written answers have ``text``, and
+    choices among them ``in_format``; behind a thought, also ``thought``, and whether it is ``unfinished``. Weighed ones
+    have ``log_likelihoods`` (sums in nats, in the options' own order) and ``tokens`` of every option, and
+    ``choice_by_token`` by the mean over tokens.
 
     Args:
         model: In eval mode.
