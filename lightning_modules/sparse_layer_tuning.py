@@ -20,12 +20,13 @@ from sparsight.dropout import seed_dropout
 from sparsight.lvlm.answers import answer_losses
 from sparsight.lvlm.cost import StepCost, explain, forward_flops, step_cost
 from sparsight.lvlm.load import Dtype
+from sparsight.lvlm.lora import LoRA
 from sparsight.lvlm.memory import run_tuning_memory
 from sparsight.lvlm.recompute import recompute_layers
 from sparsight.lvlm.retire import LayerPruning
 from sparsight.lvlm.selection import LayerSelection, Uniform
 from sparsight.lvlm.stages import TuningStage
-from sparsight.lvlm.trained import LAYERS, PROJECTOR, LoRA, Part, make_trainable
+from sparsight.lvlm.trained import LAYERS, PROJECTOR, Part, make_trainable
 from sparsight.lvlm.unpruned import UnprunedModel, outputs_of, tuned_weights, unpruned_model
 from sparsight.lvlm.vision_cache import VisionCache
 from sparsight.sharding import is_sharded

@@ -16,17 +16,21 @@ from torch import Tensor, nn
 
 from sparsight.export.verify import EXACT, relative_l2, run_fresh
 from sparsight.lvlm import reload_adapter
-from sparsight.lvlm.trained import LAYERS, PROJECTOR, is_adapter
+from sparsight.lvlm.lora import ADAPTER, is_adapter
+from sparsight.lvlm.trained import LAYERS, PROJECTOR
 
 FOLDER = "adapter"
+PROJECTOR_FILE = "projector.safetensors"  # in the folder
 _PREFIX = "base_model.model."  # peft's own, before names of the model
+_NO_MODULES = (nn.ParameterList, nn.ParameterDict)  # nor can peft call these
 
 
 def write_adapters(module: Any, folder: Path, *, base: str) -> bool:
     """Write a folder ``adapter`` that ``PeftModel.from_pretrained`` puts on the base model.
 
-    It holds the adapters and, where it was trained, the projector. Nothing is written where that would not be the whole
-    difference to the base: layers have left, or the projector has parameters that are no module's.
+    It holds the adapters and, where it was trained, the projector. What of that peft cannot keep (parameters that are
+    no module's, modules whose name ends another's) is in a file beside, by the model's own names. Nothing is written
+    where layers have left.
 
     Args:
         module: A SparseLayerTuning.
@@ -38,32 +42,81 @@ def write_adapters(module: Any, folder: Path, *, base: str) -> bool:
     """
     if not module.adapters or LAYERS not in module.trained:
         return False
-    projector = module.parts.projector if PROJECTOR in module.trained else {}
-    alone = [name for name, part in projector.items() if not isinstance(part, nn.Module)]
-    if module.retired.indices or alone:
-        reason = f"layers {module.retired.indices} have left"
-        if alone:
-            reason = f"peft keeps modules, and the trained projector has parameters of its own: {', '.join(alone)}"
-        rank_zero_info(f"the export holds the adapters merged, not in a folder `{FOLDER}` too: {reason}")
+    if module.retired.indices:
+        left = f"layers {module.retired.indices} have left"
+        rank_zero_info(f"the export holds the adapters merged, not in a folder `{FOLDER}` too: {left}")
         return False
+    adapter_config(module, base=base).save_pretrained(str(folder / FOLDER))
+    kept, beside = kept_tensors(module), tensors_beside(module)
+    _save({_saved_as(name): tensor for name, tensor in kept.items()}, folder / FOLDER / "adapter_model.safetensors")
+    if beside:
+        _save(beside, beside_file(folder))
+    return True
+
+
+def adapter_config(module: Any, *, base: str) -> Any:
+    """Peft's configuration of a SparseLayerTuning's adapters and of the modules of its projector."""
     from peft import LoraConfig
 
-    made = module.model.peft_config["default"]
-    config = LoraConfig(
+    made = module.model.peft_config[ADAPTER]
+    return LoraConfig(
         r=made.r,
         lora_alpha=made.lora_alpha,
         lora_dropout=made.lora_dropout,
         target_modules=sorted(made.target_modules),
-        modules_to_save=list(projector) or None,
+        target_parameters=sorted(made.target_parameters or ()) or None,
+        modules_to_save=_kept_modules(module) or None,
         base_model_name_or_path=base,
         inference_mode=True,
     )
-    config.save_pretrained(str(folder / FOLDER))
-    names = [name for part in module.trained.values() for name in part]
-    tensors = {_PREFIX + _saved_as(name): module.model.get_parameter(name).detach().cpu() for name in names}
-    whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(whole, folder / FOLDER / "adapter_model.safetensors", metadata={"format": "pt"})
-    return True
+
+
+def kept_tensors(module: Any) -> dict[str, Tensor]:
+    """What peft keeps of a SparseLayerTuning, by names in its model."""
+    found: dict[str, Tensor] = {name: module.model.get_parameter(name) for name in module.trained[LAYERS]}
+    for name in _kept_modules(module):
+        found |= module.model.get_submodule(name).state_dict(prefix=f"{name}.")  # with buffers, as peft has it
+    return found
+
+
+def tensors_beside(module: Any) -> dict[str, Tensor]:
+    """The rest of a trained projector, by names in its model."""
+    kept = tuple(f"{name}." for name in _kept_modules(module))
+    whole = module.model.state_dict()
+    inside = {name for part in _trained_projector(module) for name in whole if f"{name}.".startswith(f"{part}.")}
+    return {name: whole[name] for name in sorted(inside) if not name.startswith(kept)}
+
+
+def beside_file(folder: Path) -> Path:
+    """Where they are written in an export."""
+    return folder / FOLDER / PROJECTOR_FILE
+
+
+def _trained_projector(module: Any) -> dict[str, nn.Module | nn.Parameter]:
+    return module.parts.projector if PROJECTOR in module.trained else {}
+
+
+def _kept_modules(module: Any) -> list[str]:
+    """Names of the modules that peft can keep of a trained projector: those that no other module's name ends with."""
+    names = [name for name, _ in module.model.named_modules()]
+    found = _single_modules(_trained_projector(module))
+    return [name for name in found if not any(other.endswith(name) and other != name for other in names)]
+
+
+def _single_modules(parts: Mapping[str, nn.Module | nn.Parameter]) -> list[str]:
+    """Modules with parameters by name, in place of a list of modules those in it."""
+    found: list[str] = []
+    for name, part in parts.items():
+        if isinstance(part, (nn.ModuleList, nn.ModuleDict)):  # peft refuses them
+            found += _single_modules({f"{name}.{child}": module for child, module in part.named_children()})
+        elif isinstance(part, nn.Module) and any(True for _ in part.parameters()) and not isinstance(part, _NO_MODULES):
+            found.append(name)
+    return found
+
+
+def _save(tensors: Mapping[str, Tensor], file: Path) -> None:
+    whole = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+    save_file(whole, file, metadata={"format": "pt"})
 
 
 def verify_adapters(module: Any, folder: Path, inputs: Mapping[str, Tensor]) -> None:
@@ -95,4 +148,5 @@ def verify_adapters(module: Any, folder: Path, inputs: Mapping[str, Tensor]) -> 
 
 
 def _saved_as(name: str) -> str:
-    return name.replace(".default.", ".") if is_adapter(name) else name
+    """A parameter's name in peft's file."""
+    return _PREFIX + (name.replace(f".{ADAPTER}.", ".") if is_adapter(name) else name)

@@ -13,6 +13,7 @@ from transformers import __version__ as transformers_version
 from sparsight.export.card import CONFIG, LICENCE, measured_text, stated_licence, training_text, without_places
 from sparsight.export.facts import Base, Run
 from sparsight.lvlm.adapters import FOLDER as ADAPTERS
+from sparsight.lvlm.adapters import PROJECTOR_FILE, beside_file
 
 
 def write_lvlm_card(
@@ -41,7 +42,8 @@ def write_lvlm_card(
     if run.config is not None:
         (folder / CONFIG).write_text(without_places(run.config), encoding="utf-8")
     sections = {
-        "Use": _use(name) + (_use_adapters(name, base) if (folder / ADAPTERS).exists() else ""),
+        "Use": _use(name)
+        + (_use_adapters(name, base, beside=beside_file(folder).exists()) if (folder / ADAPTERS).exists() else ""),
         "What was changed": _changes(model, record),
         "Training": training_text(run),
         "Measured": measured_text(run),
@@ -80,10 +82,16 @@ def _use(name: str) -> str:
     )
 
 
-def _use_adapters(name: str, base: Base) -> str:
+def _use_adapters(name: str, base: Base, *, beside: bool) -> str:
+    first = (
+        f" Before that, weights of the projector that peft does not keep: "
+        f"`base_model.load_state_dict(safetensors.torch.load_file({PROJECTOR_FILE!r}), strict=False)`, a file in that "
+        "subfolder."
+    )
     return (
         f"\n\nThe adapters, which are merged into these weights, are kept by themselves too. On the base model, here "
         f'`{base.name}`: `peft.PeftModel.from_pretrained(base_model, "{name}", subfolder="{ADAPTERS}")`.'
+        f"{first if beside else ''}"
     )
 
 

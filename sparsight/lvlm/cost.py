@@ -15,8 +15,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import PreTrainedModel
 
+from sparsight.lvlm.lora import is_adapter
 from sparsight.lvlm.tower import Parts
-from sparsight.lvlm.trained import is_adapter
 
 LINEAR = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution}
 

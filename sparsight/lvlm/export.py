@@ -20,11 +20,11 @@ from sparsight.export.verify import EXACT, relative_l2, run_fresh
 from sparsight.lvlm import reload
 from sparsight.lvlm.adapters import verify_adapters, write_adapters
 from sparsight.lvlm.card import write_lvlm_card
+from sparsight.lvlm.lora import merge_lora
 from sparsight.lvlm.processor import load_processor
 from sparsight.lvlm.provenance import FILE, provenance, read_provenance
 from sparsight.lvlm.recompute import keep_activations
 from sparsight.lvlm.surgery import remove_layers
-from sparsight.lvlm.trained import merge_lora
 
 NEW = ("with_cache", "without_cache")
 SHARD = "5GB"  # largest safetensors file

@@ -14,12 +14,19 @@ import sys
 
 def main(folder: str, question: str, answer: str, base: str) -> None:
     """Load, ask, and write what came out."""
+    from pathlib import Path
+
     import torch
     from peft import PeftModel, get_peft_model_state_dict
     from safetensors.torch import load_file, save_file
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(**json.loads(base)).float()
+    beside = Path(folder, "projector.safetensors")  # parameters that are no module's, which peft does not keep
+    if beside.exists():
+        unknown = model.load_state_dict(load_file(beside), strict=False).unexpected_keys
+        if unknown:
+            raise SystemExit(f"{beside.name} has weights that the base model has not: {unknown[:5]}")
     adapted = PeftModel.from_pretrained(model, folder).eval()
     different = get_peft_model_state_dict(adapted).keys() ^ load_file(f"{folder}/adapter_model.safetensors").keys()
     if different:  # peft only warns of some

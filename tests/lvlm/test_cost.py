@@ -8,9 +8,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from sparsight.lvlm.answers import answer_losses
 from sparsight.lvlm.cost import ForwardFlops, explain, forward_flops, step_cost
+from sparsight.lvlm.lora import LoRA, add_lora
 from sparsight.lvlm.recompute import recompute_layers
 from sparsight.lvlm.tower import find_parts
-from sparsight.lvlm.trained import LAYERS, PROJECTOR, LoRA, add_lora, trained_parameters
+from sparsight.lvlm.trained import LAYERS, PROJECTOR, trained_parameters
 from tests.lvlm.test_tower import labels_of
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,28 +10,30 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
-from safetensors.torch import save_file
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sparsight.cli import main
 from sparsight.lvlm import export
 from sparsight.lvlm.adapters import verify_adapters, write_adapters
 from sparsight.lvlm.load import load_lvlm
+from sparsight.lvlm.lora import LoRA, merge_lora
 from sparsight.lvlm.provenance import FILE, read_provenance
 from sparsight.lvlm.reload import example_inputs
 from sparsight.lvlm.retire import RetiredLayers
 from sparsight.lvlm.surgery import remove_layers
-from sparsight.lvlm.tower import find_parts
-from sparsight.lvlm.trained import LoRA, make_trainable
+from sparsight.lvlm.tower import Parts, find_parts
+from sparsight.lvlm.trained import make_trainable
 from tests.lightning_modules.lvlm_run import STAGE, tuning_config
 from tests.lightning_modules.test_sparse_layer_tuning import SCORE, checkpoint, pruning, with_callback
-from tests.tiny_lvlm import VOCABULARY, tiny_lvlm, tiny_processor
+from tests.tiny_lvlm import VOCABULARY, tiny_inputs, tiny_lvlm, tiny_processor
 from tests.tiny_processors import PROCESSORS, family_processor
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
 
 
+WRITTEN = ("llava_next", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "lfm2_vl", "smolvlm")
 FAST = ("fast_vlm", "llava")
 SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in PROCESSORS if family not in FAST]
 
@@ -114,7 +117,12 @@ def shifted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     ("function", "wrong", "error", "message"),
     [
-        ("_saved_as", lambda name: name.replace(".default.", ".other."), SystemExit, "do not fit their configuration"),
+        (
+            "_saved_as",
+            lambda name: f"base_model.model.{name}".replace(".default.", ".other."),
+            SystemExit,
+            "do not fit their configuration",
+        ),
         ("save_file", lambda tensors, *to, **kind: save_file(shifted(tensors), *to, **kind), RuntimeError, "relative"),
     ],
     ids=["names", "values"],
@@ -139,17 +147,68 @@ def test_an_export_whose_adapters_answer_otherwise_does_not_appear(
     assert not (tmp_path / "bad").exists()
 
 
-def test_a_projector_that_peft_cannot_keep_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    model = tiny_lvlm("llava_next")
-    parts = find_parts(model)
-    trained = make_trainable(model, parts, layers=[1], lora=LoRA(rank=2), wanted=["layers", "projector"])
-    module = SimpleNamespace(
-        model=model, parts=parts, trained=trained, adapters=True, retired=RetiredLayers(model, parts)
+def adapted_module(model: Any, parts: Parts) -> SimpleNamespace:
+    """What of a SparseLayerTuning adapters are written from, all of it moved as if by training."""
+    trained = make_trainable(model, parts, layers=[1, 2], lora=LoRA(rank=2), wanted=["layers", "projector"])
+    for name in (name for part in trained.values() for name in part):
+        model.get_parameter(name).data += 0.1 * torch.randn_like(model.get_parameter(name))
+    retired = RetiredLayers(model, parts)
+    return SimpleNamespace(model=model.eval(), parts=parts, trained=trained, adapters=True, retired=retired)
+
+
+def reloaded(base: Any, folder: Path) -> Any:
+    """The adapters on a base model, as the card says; every weight of the file must have found its place."""
+    beside = folder / "adapter" / "projector.safetensors"
+    if beside.exists():
+        assert not base.load_state_dict(load_file(beside), strict=False).unexpected_keys
+    adapted = PeftModel.from_pretrained(base, folder / "adapter").eval()
+    assert (
+        get_peft_model_state_dict(adapted).keys() == load_file(folder / "adapter" / "adapter_model.safetensors").keys()
     )
-    with caplog.at_level("INFO"):
-        assert not write_adapters(module, tmp_path, base="base")
-    assert "not in a folder `adapter` too" in caplog.text and "of its own: model.image_newline" in caplog.text
-    assert not list(tmp_path.iterdir())
+    return adapted
+
+
+@pytest.mark.parametrize("family", WRITTEN)
+def test_every_familys_adapters_and_projector_are_put_on_the_base_again(family: str, tmp_path: Path) -> None:
+    """Qwen3-VL's projector is a module and a list of modules, those of LLaVA-NeXT a module and a parameter."""
+    model = tiny_lvlm(family)
+    module = adapted_module(model, find_parts(model))
+    assert write_adapters(module, tmp_path, base="base")
+    assert (tmp_path / "adapter" / "projector.safetensors").exists() == (family in ("llava_next", "llava_onevision"))
+    inputs = tiny_inputs(family, module.model)
+    with torch.no_grad():
+        wanted, plain = module.model(**inputs).logits, tiny_lvlm(family)(**inputs).logits
+        torch.testing.assert_close(reloaded(tiny_lvlm(family), tmp_path)(**inputs).logits, wanted)
+    assert (wanted - plain).abs().max() > 1e-2
+
+
+def odd_projector(model: Any) -> dict[str, Any]:
+    """Give a model a projector of all kinds of parts, and beside it a module whose name ends as one of them."""
+    torch.manual_seed(0)
+    model.between = torch.nn.ModuleList([torch.nn.ModuleDict({"norm": torch.nn.LayerNorm(8)}), torch.nn.Identity()])
+    model.scales = torch.nn.ParameterList([torch.ones(8), torch.ones(1)])
+    model.shift = torch.nn.Parameter(torch.zeros(8))
+    model.aligner = torch.nn.BatchNorm1d(8)  # has buffers
+    model.generation_aligner = torch.nn.Linear(8, 8)
+    return {name: getattr(model, name) for name in ("between", "scales", "shift", "aligner")}
+
+
+def test_parts_of_a_projector_that_peft_refuses_or_takes_for_others_are_kept(tmp_path: Path) -> None:
+    model, base = tiny_lvlm("llava"), tiny_lvlm("llava")
+    module = adapted_module(model, dataclasses.replace(find_parts(model), projector=odd_projector(model)))
+    odd_projector(base)
+    for parameter in (model.scales[0], model.shift, model.aligner.weight, model.between[0]["norm"].bias):
+        parameter.data += 1.0
+    model.aligner.running_mean += 2.0
+    assert write_adapters(module, tmp_path, base="base")
+    aligned = model.aligner.state_dict(prefix="aligner.")
+    assert set(load_file(tmp_path / "adapter" / "projector.safetensors")) == {"scales.0", "scales.1", "shift", *aligned}
+    found = reloaded(base, tmp_path)
+    assert type(base.generation_aligner) is torch.nn.Linear
+    again = found.merge_and_unload().state_dict()
+    merge_lora(model)
+    for name, wanted in model.state_dict().items():
+        torch.testing.assert_close(again[name], wanted, msg=name)
 
 
 def test_a_second_run_starts_from_an_export_and_remembers_the_first(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from sparsight.lvlm.answers import IGNORED, answer_losses
+from sparsight.lvlm.lora import LoRA, add_lora, is_adapter, merge_lora
 from sparsight.lvlm.tower import find_parts
-from sparsight.lvlm.trained import LAYERS, PROJECTOR, LoRA, add_lora, is_adapter, merge_lora, trained_parameters
+from sparsight.lvlm.trained import LAYERS, PROJECTOR, trained_parameters
 from tests.tiny_lvlm import FAMILIES, TEXT, tiny_inputs, tiny_lvlm
 
 CHOSEN = [0, 2]

@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.load import DTYPES, Dtype, check_folder, load_lvlm
+from sparsight.lvlm.lora import adaptable
 from sparsight.lvlm.scores.base import SeparateScore
 from sparsight.lvlm.scores.tokens import CalibrationSet
 from sparsight.lvlm.tower import Parts, find_parts
@@ -20,8 +21,8 @@ from sparsight.lvlm.tower import Parts, find_parts
 class ParameterChange(SeparateScore):
     """Sum over a layer's linear weights of |W - W_base| / |W_base| in Frobenius norms (arXiv 2412.12785, its code).
 
-    All linear layers in the decoder layer count, so that fused projections need no names of their own. Adapters must
-    be merged. Runs no data.
+    All linear layers in the decoder layer count, so that fused projections need no names of their own; experts that
+    are stacked in one parameter count as one weight. Adapters must be merged. Runs no data.
 
     Args:
         base: Folder or hub id of the model before tuning: the image-text model, or the text model that it was made of.
@@ -67,7 +68,7 @@ class ParameterChange(SeparateScore):
 
 
 def _weights(layer: nn.Module) -> Mapping[str, Tensor]:
-    return {name: module.weight for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
+    return {name: layer.get_parameter(name) for name, _ in adaptable(layer)}
 
 
 def _layers_of(source: str, dtype: torch.dtype) -> nn.ModuleList:

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+from sparsight.lvlm.lora import LoRA, add_lora, merge_lora
 from sparsight.lvlm.scores import ParameterChange, score_layers
 from sparsight.lvlm.tower import find_parts
-from sparsight.lvlm.trained import LoRA, add_lora, merge_lora
 from tests.lvlm.scores.batches import batch_of
 from tests.tiny_lvlm import tiny_lvlm
 
@@ -110,5 +110,5 @@ def test_a_base_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     with torch.no_grad():
         find_parts(model).layers[1].mlp.up_proj.weight.zero_()
     model.save_pretrained(tmp_path / "zero")
-    with pytest.raises(ValueError, match=r"mlp.up_proj in layer 1 of the base .* is zero"):
+    with pytest.raises(ValueError, match=r"mlp\.up_proj\.weight in layer 1 of the base .* is zero"):
         values_of(model, tmp_path / "zero")
