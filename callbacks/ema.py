@@ -10,6 +10,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
+from sparsight.common.finite import Guarded, NonFiniteError, all_finite
+from sparsight.distill.processes import summed
 from sparsight.sharding import fill, whole
 
 
@@ -18,7 +20,8 @@ class TrainableEMA(Callback):
 
     After optimiser step s the average moves by 1 - min(decay, (1 + s) / (10 + s)), so that early steps are forgotten.
     It is saved in checkpoints beside the raw parameters and restored with them. After ``fit`` the module keeps the
-    average, which is what exports at the end of a run should hold.
+    average, which is what exports at the end of a run should hold. A step that was left out does not move it, and
+    parameters that are not finite never enter it: where it would next be used, the run ends.
 
     Args:
         decay: Share of the old average kept at every step.
@@ -34,6 +37,7 @@ class TrainableEMA(Callback):
         self.average: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] | None = None
         self._step = -1
+        self._finite: Tensor | None = None  # whether all parameters were, so far; on their device, which nobody waits for
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin from the parameters, or from the restored average (FSDP2 restores it after ``on_fit_start``)."""
@@ -54,9 +58,16 @@ class TrainableEMA(Callback):
         if trainer.global_step == self._step:  # accumulating
             return
         self._step = trainer.global_step
+        if isinstance(pl_module, Guarded) and not pl_module.took_step:
+            return
         keep = min(self.decay, (1 + self._step) / (10 + self._step))
-        for name, parameter in _trainable(pl_module):
-            self.average[name].lerp_(parameter.detach().float(), 1 - keep)
+        named = {name: parameter.detach() for name, parameter in _trainable(pl_module)}
+        bad = (~all_finite(named.values())).int().to(pl_module.device)
+        finite = summed(bad) == 0  # all processes take the same average, or none does
+        self._finite = finite if self._finite is None else self._finite & finite
+        for name, parameter in named.items():
+            average = self.average[name]
+            average.copy_(torch.where(finite, average.lerp(parameter.float(), 1 - keep), average))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the average."""
@@ -88,7 +99,12 @@ class TrainableEMA(Callback):
         self._raw = None
 
     def state_dict(self) -> dict[str, Any]:
-        """The average, for the checkpoint."""
+        """The average, for the checkpoint.
+
+        Raises:
+            NonFiniteError: Parameters were not finite.
+        """
+        self._check()
         return {"average": {name: whole(value).cpu() for name, value in self.average.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -111,10 +127,18 @@ class TrainableEMA(Callback):
     def _swap_in(self, pl_module: LightningModule) -> None:
         if not self.average or self._raw is not None:
             return
+        self._check()
         named = {name: p for name, p in pl_module.named_parameters() if name in self.average}
         self._raw = {name: parameter.detach().clone() for name, parameter in named.items()}
         for name, parameter in named.items():
             parameter.copy_(self.average[name])
+
+    def _check(self) -> None:
+        if self._finite is not None and not bool(self._finite):
+            raise NonFiniteError(
+                f"by step {self._step} parameters had become NaN or infinite, which the moving average did not take: "
+                "lower the learning rate or clip gradients, and go on from the last checkpoint"
+            )
 
     @torch.no_grad()
     def _swap_out(self, pl_module: LightningModule) -> None:

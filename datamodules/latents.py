@@ -124,7 +124,7 @@ class CachedLatentsDataModule(ProcessDataModule):
             RuntimeError: ``prepare_data`` has not run.
             ValueError: The cache cannot be written, the disk is too full, or the model that is about to be trained has
                 another VAE or text encoder.
-            FloatingPointError: Latents or embeddings are not finite.
+            NonFiniteError: Latents or embeddings are not finite.
             TooManyCorruptRecords: Too many images are unreadable.
         """
         identity = self._identity if self.trainer is None else self.trainer.strategy.broadcast(self._identity)

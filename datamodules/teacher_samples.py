@@ -133,7 +133,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
             FileNotFoundError: There is no such teacher.
             ValueError: The cache was made with other settings or cannot be written, or the teacher's conditions do not
                 go with ``captions``.
-            FloatingPointError: The teacher yields NaN.
+            NonFiniteError: The teacher yields NaN.
         """
         model = DiffusionModel.from_pretrained(self.teacher, **self.pretrained_options)
         self.plan.condition(torch.arange(1), model)

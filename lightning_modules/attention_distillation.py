@@ -57,6 +57,7 @@ class AttentionDistillation(DiffusionModule):
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sample_steps: Sampler steps of ``predict`` and sample grids.
         guidance_scale: Guidance of the same.
+        max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
         revision: Git revision of a hub teacher.
         variant: Weight variant of the teacher, e.g. ``fp16``.
         trust_remote_code: Run code that comes with the teacher.
@@ -84,11 +85,17 @@ class AttentionDistillation(DiffusionModule):
         seed: int = 0,
         sample_steps: int = 25,
         guidance_scale: float = 2.0,
+        max_skipped_steps: int = 0,
         revision: str | None = None,
         variant: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(seed=seed, sample_steps=sample_steps, guidance_scale=guidance_scale)
+        super().__init__(
+            seed=seed,
+            sample_steps=sample_steps,
+            guidance_scale=guidance_scale,
+            max_skipped_steps=max_skipped_steps,
+        )
         self.keep_hyperparameters()
         self.clock = StageClock(stages)
         self.teacher, self.revision = teacher, revision
@@ -122,6 +129,11 @@ class AttentionDistillation(DiffusionModule):
         """The stage that is being trained."""
         return self.clock.stages[self._stage_index]
 
+    @property
+    def stage_name(self) -> str:
+        """Number and objective of the stage, for messages."""
+        return f"stage {self._stage_index + 1} of {len(self.clock.stages)} ({self.stage.objective})"
+
     def trained_names(self) -> set[str]:
         """Names of the mixers' parameters, and of trained projections."""
         return self._trained
@@ -142,6 +154,7 @@ class AttentionDistillation(DiffusionModule):
             "handed_over": [path for path, shell in self.shells.items() if shell.handed_over],
             "recent_errors": {path: error.cpu() for path, error in self._recent_errors.items()},
         }
+        super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the stage; refuse a checkpoint of another base model or of other mixers.
@@ -149,6 +162,7 @@ class AttentionDistillation(DiffusionModule):
         Raises:
             ValueError: Teacher or mixers differ.
         """
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("sparsight", {})
         if saved.get("teacher_hash") != self.teacher_hash:
             raise ValueError(
@@ -261,6 +275,7 @@ class AttentionDistillation(DiffusionModule):
         else:
             terms = self.distiller.end_to_end(noised, self.stage.terms)
         loss = torch.stack(list(terms.values())).sum()
+        self.guard.note(terms, batch)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         self.log_dict({"train/loss": loss.detach()} | {f"train/{k}": v.detach() for k, v in terms.items()})
         self._note_errors({path: error.sqrt() for path, error in self.distiller.errors.items()})
@@ -270,7 +285,10 @@ class AttentionDistillation(DiffusionModule):
     def _note_errors(self, errors: Mapping[str, Tensor]) -> None:
         self.log_dict({f"train/relative_l2/{path}": error for path, error in errors.items()})
         for path, error in errors.items():
-            self._recent_errors[path] = torch.lerp(error, self._recent_errors.get(path, error), RECENT)
+            recent = self._recent_errors.get(path, error)
+            recent = torch.where(recent.isfinite(), recent, error)
+            # a step that is left out says nothing about its sites
+            self._recent_errors[path] = torch.where(error.isfinite(), torch.lerp(error, recent, RECENT), recent)
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 

@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from diffusers.optimization import get_scheduler
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+
+from lightning_modules.finite_guard import FiniteGuard
+from sparsight.common.finite import NonFiniteError, check_checkpoint, check_finite
+from sparsight.distill.processes import everywhere
 
 
 class TrainedPartsModule(LightningModule):
     """Base of modules that train parts of a pretrained model and keep only those in checkpoints.
 
+    Args:
+        max_skipped_steps: How many optimiser steps with losses or gradients that are not finite are left out before the
+            run ends; such a step counts, and changes neither parameters nor optimiser states nor averages.
+
     Attributes:
         export_name: Folder that ExportAtEnd makes in the trainer's root folder unless it is told another one.
+        took_step: Whether the last optimiser step changed parameters.
+
+    Raises:
+        ValueError: ``max_skipped_steps`` is negative.
     """
 
     export_name = "student"
 
-    def __init__(self) -> None:
+    def __init__(self, *, max_skipped_steps: int = 0) -> None:
         super().__init__()
+        if max_skipped_steps < 0:
+            raise ValueError(f"max_skipped_steps is 0 or more, got {max_skipped_steps}")
+        self.guard = FiniteGuard(max_skipped_steps)
+        self.took_step = True
         self.strict_loading = False  # checkpoints hold what was trained; load_state_dict checks it exactly
 
     def keep_hyperparameters(self, *, ignore: Sequence[str] = ()) -> None:
@@ -65,6 +83,53 @@ class TrainedPartsModule(LightningModule):
         schedule = get_scheduler(lr_schedule, trained, num_warmup_steps=warmup_steps, num_training_steps=steps)
         return {"optimizer": trained, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    # -- numbers that are not finite -----------------------------------------------------------------------------
+
+    @property
+    def stage_name(self) -> str:
+        """The stage that is being trained, for messages."""
+        return "the only stage"
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let the optimiser see no gradients of a step that is left out.
+
+        Raises:
+            NonFiniteError: A loss or gradient is not finite on some process, and no step may be left out any more.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.took_step = self.guard.may_step(
+            parameters,
+            named=self._trained_parameters,
+            where=f"step {self.global_step}, {self.stage_name}",
+            scaler=getattr(self.trainer.precision_plugin, "scaler", None),
+        )
+        if not self.took_step:
+            for parameter in parameters:
+                parameter.grad = None
+
+    def on_train_end(self) -> None:
+        """Look at what the last step left.
+
+        Raises:
+            NonFiniteError: A trained parameter is not finite.
+        """
+        self._on_all_processes(lambda: check_finite(self._trained_parameters(), f"step {self.global_step}"))
+
+    def _trained_parameters(self) -> dict[str, Tensor]:
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    @staticmethod
+    def _on_all_processes(check: Callable[[], None]) -> None:
+        """Run a check everywhere; what one process refuses ends all of them, so that none waits for the others."""
+        refused: NonFiniteError | None = None
+        try:
+            check()
+        except NonFiniteError as error:
+            refused = error
+        texts = [text for text in everywhere(None if refused is None else str(refused)) if text is not None]
+        if texts:
+            raise NonFiniteError(texts[0])
+
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def trained_names(self) -> set[str]:
@@ -76,12 +141,27 @@ class TrainedPartsModule(LightningModule):
         kept = self.trained_names()
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in kept}
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep how many steps were left out.
+
+        Raises:
+            NonFiniteError: Something in the checkpoint is not finite.
+        """
+        checkpoint["skipped_steps"] = self.guard.skipped
+        self._on_all_processes(lambda: check_checkpoint(checkpoint))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take how many steps were left out; checkpoints of earlier versions do not say."""
+        self.guard.skipped = checkpoint.get("skipped_steps", 0)
+
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what :meth:`state_dict` saved.
 
         Raises:
             ValueError: A trained tensor is missing, or one is there that was not trained.
+            NonFiniteError: One is not finite.
         """
+        check_finite(state_dict, "the checkpoint is spoilt")
         expected, given = self.trained_names(), set(state_dict)
         if expected != given:
             raise ValueError(

@@ -47,6 +47,7 @@ class DenoiserTraining(DiffusionModule):
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sample_steps: Sampler steps of ``predict`` and sample grids.
         guidance_scale: Guidance of the same.
+        max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
         trust_remote_code: Run code that comes with the pipeline; of a student, import mixers that it alone names.
 
     Raises:
@@ -73,9 +74,15 @@ class DenoiserTraining(DiffusionModule):
         seed: int = 0,
         sample_steps: int = 25,
         guidance_scale: float = 2.0,
+        max_skipped_steps: int = 0,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(seed=seed, sample_steps=sample_steps, guidance_scale=guidance_scale)
+        super().__init__(
+            seed=seed,
+            sample_steps=sample_steps,
+            guidance_scale=guidance_scale,
+            max_skipped_steps=max_skipped_steps,
+        )
         self.keep_hyperparameters(ignore=["denoiser", "noise_scheduler"])
         if pretrained is not None:
             if class_names is not None or text_encoder is not None:
@@ -124,6 +131,7 @@ class DenoiserTraining(DiffusionModule):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean squared error to the target of the noising process."""
         loss = self._loss(batch, step=self.global_step, condition_dropout=self.condition_dropout)
+        self.guard.note({"denoising": loss}, batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 

@@ -30,12 +30,13 @@ class DiffusionModule(TrainedPartsModule):
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sample_steps: Sampler steps of ``predict``, grids and metrics.
         guidance_scale: Guidance of the same.
+        max_skipped_steps: How many steps that are not finite are left out before the run ends.
     """
 
     diffusion: DiffusionModel
 
-    def __init__(self, *, seed: int, sample_steps: int, guidance_scale: float) -> None:
-        super().__init__()
+    def __init__(self, *, seed: int, sample_steps: int, guidance_scale: float, max_skipped_steps: int) -> None:
+        super().__init__(max_skipped_steps=max_skipped_steps)
         self.seed = seed
         self.sample_steps = sample_steps
         self.guidance_scale = guidance_scale

@@ -57,6 +57,7 @@ class LVLMModule(TrainedPartsModule):
         trust_remote_code: Run code that comes with the model.
         evaluation: How evaluation items are answered.
         prune: Which layers may be removed.
+        max_skipped_steps: How many steps that are not finite are left out before the run ends.
 
     Attributes:
         tuned_layers: Decoder layers that any stage tunes.
@@ -75,8 +76,9 @@ class LVLMModule(TrainedPartsModule):
         trust_remote_code: bool,
         evaluation: Evaluation | None,
         prune: LayerPruning | None,
+        max_skipped_steps: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(max_skipped_steps=max_skipped_steps)
         self.evaluation = evaluation or Evaluation()
         self.reference = None if self.evaluation.reference is None else TaskScores.load(self.evaluation.reference)
         self.base, self.revision, self.frozen_dtype = base, revision, DTYPES[dtype]

@@ -56,6 +56,7 @@ class SparseLayerTuning(LVLMModule):
             layers, relative to their size, from the first removal on; needs memory for that model.
         distill_from: Folder or hub id of that model: ``base`` before an earlier run took layers out. If not given, it
             is this run's own model as it was, tuned so far, when the first layer left.
+        max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
 
@@ -82,6 +83,7 @@ class SparseLayerTuning(LVLMModule):
         prune: LayerPruning | None = None,
         distill: float = 0.0,
         distill_from: str | None = None,
+        max_skipped_steps: int = 0,
         revision: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
@@ -99,6 +101,7 @@ class SparseLayerTuning(LVLMModule):
             trust_remote_code=trust_remote_code,
             evaluation=evaluation,
             prune=prune,
+            max_skipped_steps=max_skipped_steps,
         )
         self.keep_hyperparameters()
         self.clock = StageClock(stages)
@@ -128,6 +131,11 @@ class SparseLayerTuning(LVLMModule):
     def stage(self) -> TuningStage:
         """The stage that is being trained."""
         return self.clock.stages[self._stage_index]
+
+    @property
+    def stage_name(self) -> str:
+        """Number of the stage and what it trains, for messages."""
+        return f"stage {self._stage_index + 1} of {len(self.clock.stages)} ({', '.join(self.stage.train)})"
 
     def trained_names(self) -> set[str]:
         """Names of the parameters of all parts that any stage trains."""
@@ -159,6 +167,7 @@ class SparseLayerTuning(LVLMModule):
             "removals": list(self.removals),
             "tuned_before_removal": None if self.unpruned is None else self.unpruned.taken,
         }
+        super().on_save_checkpoint(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the stage; refuse a checkpoint of another base model or of other layers.
@@ -166,6 +175,7 @@ class SparseLayerTuning(LVLMModule):
         Raises:
             ValueError: Base model or layers differ.
         """
+        super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get("sparsight", {})
         if saved.get("base_hash") != self.base_hash:
             raise ValueError(
@@ -361,12 +371,14 @@ class SparseLayerTuning(LVLMModule):
             # without images nothing reaches the projector, for whose gradients DDP would wait
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self._parameters_of(PROJECTOR))
         if not self._heals():
+            self.guard.note({"answers": loss}, batch)
             return loss
         assert self.unpruned is not None
         tower = self.unpruned.shared_tower
         with nullcontext() if tower is None else self._cached_vision(batch, tower=tower):
             difference = self.unpruned.difference(batch["inputs"], hidden[-1])
         self.log("train/hidden_difference", difference.detach(), sync_dist=True)
+        self.guard.note({"answers": loss, "hidden_difference": difference}, batch)
         return loss + self.distill * difference
 
     def _heals(self) -> bool:

@@ -20,6 +20,7 @@ import lightning_modules
 import sparsight
 from datamodules.record_dataset import TooManyCorruptRecords
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.finite import NonFiniteError
 from sparsight.hyperparameters import check_against_checkpoint
 from sparsight.parser import Parser
 from sparsight.quiet import quieten
@@ -193,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         # Lightning starts the other processes of a multi-GPU run with what stands in sys.argv
         sys.argv[1:] = resolve_configs(before[1:] if arguments is None else arguments)
         return SparsightCLI()
-    except (FileNotFoundError, ConfigurationError, TooManyCorruptRecords) as error:
+    except (FileNotFoundError, ConfigurationError, NonFiniteError, TooManyCorruptRecords) as error:
         raise SystemExit(f"sparsight: {error}") from error
     finally:
         sys.argv[:] = before

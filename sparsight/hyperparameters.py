@@ -17,6 +17,7 @@ FLAG_WINS = (
     "evaluation",
     "gradient_checkpointing",
     "guidance_scale",
+    "max_skipped_steps",
     "pretrained",
     "revision",
     "sample_steps",

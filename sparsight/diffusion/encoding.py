@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsight.common.finite import NonFiniteError
 from sparsight.diffusion.conditioning import ClassLabels, flatten_condition
 from sparsight.diffusion.model import DiffusionModel
 
@@ -34,7 +35,7 @@ def encode_batches(
         and the parts of a text condition under ``cond``; on the CPU.
 
     Raises:
-        FloatingPointError: A value is not finite, or too large for ``dtype``.
+        NonFiniteError: A value is not finite, or too large for ``dtype``.
     """
     rows: list[dict[str, Tensor]] = []
     captions: list[str] = []
@@ -64,7 +65,7 @@ def _stored(values: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     if not values.is_floating_point():
         return values
     if not (values.abs() <= torch.finfo(dtype).max).all():  # false for NaN too
-        raise FloatingPointError(f"{name} holds values that are NaN, infinite or too large for {dtype}")
+        raise NonFiniteError(f"{name} holds values that are NaN, infinite or too large for {dtype}")
     return values.to(dtype)
 
 

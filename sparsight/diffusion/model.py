@@ -13,6 +13,7 @@ import torch
 from diffusers import AutoModel, DiffusionPipeline
 from torch import Tensor, nn
 
+from sparsight.common.finite import check_finite
 from sparsight.diffusion.conditioning import Condition, Conditioner, conditioner_for, map_condition
 from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES, PixelPipeline
 from sparsight.diffusion.process import NoiseProcess
@@ -135,6 +136,7 @@ class DiffusionModel:
 
     Raises:
         ValueError: The pipeline has no denoiser, or is of an unknown family.
+        NonFiniteError: A weight is not finite.
     """
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
@@ -142,6 +144,9 @@ class DiffusionModel:
         self.component = next((c for c in DENOISERS if getattr(pipeline, c, None) is not None), "")
         if not self.component:
             raise ValueError(f"{type(pipeline).__name__} has neither a unet nor a transformer")
+        for name, part in pipeline.components.items():
+            if isinstance(part, nn.Module):
+                check_finite(dict(part.named_parameters()), f"the weights of {name}")
         self.process = NoiseProcess(pipeline.scheduler)
         self.vae: Any = getattr(pipeline, "vae", None)
         disable_label_dropout(self.denoiser)

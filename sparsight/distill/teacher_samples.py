@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
+from sparsight.common.finite import NonFiniteError
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.sampling import sample, starting_noise
 from sparsight.distill.sample_cache import NOT_MADE, SampleCache, cut, fill_progress
@@ -39,7 +40,7 @@ def fill_cache(
 
     Raises:
         ValueError: The folder cannot be written, or the disk is too full.
-        FloatingPointError: The teacher's states are not finite.
+        NonFiniteError: The teacher's states are not finite.
     """
     wanted = cut(total, size=plan.shard_size)
     missing = cache.unusable(wanted)
@@ -101,7 +102,7 @@ def draw(
         a class-conditional teacher.
 
     Raises:
-        FloatingPointError: A state is not finite.
+        NonFiniteError: A state is not finite.
     """
     parts = [_draw_batch(model, plan, ids_B, on_step) for ids_B in ids_N.split(sample_batch_size)]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
@@ -135,7 +136,7 @@ def _check_finite(state: Tensor, ids_B: Tensor, plan: TeacherPlan) -> None:
     fits = state.abs() <= torch.finfo(DTYPES[plan.dtype]).max  # false for NaN too
     broken_B = ~fits.flatten(1).all(1).cpu()
     if broken_B.any():
-        raise FloatingPointError(
+        raise NonFiniteError(
             f"the teacher's states of samples {ids_B[broken_B].tolist()[:8]} are NaN, infinite or too large for "
             f"{plan.dtype}: check its weights, load them in float32 (variant), or lower guidance_scale={plan.guidance}"
         )

@@ -8,6 +8,8 @@ from typing import Any, Literal
 import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
+from sparsight.common.finite import check_finite
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -33,6 +35,7 @@ def load_lvlm(
         FileNotFoundError: ``source`` looks like a folder and is none.
         ValueError: It is no image-text model, or weights are missing, left over or of other shapes; transformers would
             only log that.
+        NonFiniteError: A weight is not finite.
     """
     check_folder(source)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -51,6 +54,7 @@ def load_lvlm(
             f"the weights of {source} do not fit its configuration: {listed}. transformers fills such gaps with random "
             "numbers; was a layer removed without changing config.json, or saved by another version?"
         )
+    check_finite(dict(model.named_parameters()), f"the weights of {source}")
     return model.eval()
 
 
