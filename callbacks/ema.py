@@ -37,7 +37,9 @@ class TrainableEMA(Callback):
         self.average: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] | None = None
         self._step = -1
-        self._finite: Tensor | None = None  # whether all parameters were, so far; on their device, which nobody waits for
+        self._finite: Tensor | None = (
+            None  # whether all parameters were, so far; on their device, which nobody waits for
+        )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin from the parameters, or from the restored average (FSDP2 restores it after ``on_fit_start``)."""
@@ -62,8 +64,7 @@ class TrainableEMA(Callback):
             return
         keep = min(self.decay, (1 + self._step) / (10 + self._step))
         named = {name: parameter.detach() for name, parameter in _trainable(pl_module)}
-        bad = (~all_finite(named.values())).int().to(pl_module.device)
-        finite = summed(bad) == 0  # all processes take the same average, or none does
+        finite = summed((~all_finite(named.values())).int()) == 0  # all processes take the same average, or none does
         self._finite = finite if self._finite is None else self._finite & finite
         for name, parameter in named.items():
             average = self.average[name]

@@ -18,6 +18,7 @@ from sparsight.analysis.tables import json_text
 from sparsight.captions import read_captions
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.files import write_text
+from sparsight.distill.processes import refuse_together
 from sparsight.export.facts import Metric
 from sparsight.metrics import FeatureExtractor, GenerationMetric, KernelDistance, Samples
 from sparsight.metrics.draws import Draw, OwnDraws
@@ -281,21 +282,25 @@ class GenerationMetrics(Callback):
             if wants_images or any(metric.needs_teacher for metric in self.metrics):
                 teacher_latents = module.draw_teacher_latents(batch, index)
                 teacher_images = module.diffusion.decode(teacher_latents)
-        if not kept.any():
-            return
-        samples = Samples(
-            images=self._compared(images[kept]),
-            index=index[kept],
-            captions=[draw.condition for draw in draws if draw.counted] if column == "caption" else None,
-            teacher_images=None if teacher_images is None else self._compared(teacher_images[kept]),
-            latents=latents[kept],
-            teacher_latents=None if teacher_latents is None else teacher_latents[kept],
-        )
-        for distance in wants_images:
-            assert samples.teacher_images is not None
-            distance.update_reference(samples.teacher_images, samples.index)
-        for metric in self.metrics:
-            metric.update(samples)
+
+        def feed() -> None:
+            if not kept.any():
+                return
+            samples = Samples(
+                images=self._compared(images[kept]),
+                index=index[kept],
+                captions=[draw.condition for draw in draws if draw.counted] if column == "caption" else None,
+                teacher_images=None if teacher_images is None else self._compared(teacher_images[kept]),
+                latents=latents[kept],
+                teacher_latents=None if teacher_latents is None else teacher_latents[kept],
+            )
+            for distance in wants_images:
+                assert samples.teacher_images is not None
+                distance.update_reference(samples.teacher_images, samples.index)
+            for metric in self.metrics:
+                metric.update(samples)
+
+        refuse_together(feed)
 
     def _compared(self, images: Tensor) -> Tensor:
         return images if self.compare_size is None else resized(images, self.compare_size).clamp(0, 1)

@@ -10,6 +10,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torchvision.utils import save_image
 
+from sparsight.common.finite import check_rows
+
 
 class ImageWriter(BasePredictionWriter):
     """Writes every image that ``predict`` draws as ``<folder>/<sample id>.png``.
@@ -32,9 +34,14 @@ class ImageWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Save one batch."""
+        """Save one batch.
+
+        Raises:
+            NonFiniteError: An image is not finite; none of the batch is written.
+        """
         if not isinstance(prediction, Mapping) or "images" not in prediction:
             return
+        check_rows({"pixels": prediction["images"]}, prediction["index"], "drawn images")
         folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "images")
         folder.mkdir(parents=True, exist_ok=True)
         for index, image in zip(prediction["index"].tolist(), prediction["images"], strict=True):

@@ -7,11 +7,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
 from callbacks.drawing import check_drawable
 from callbacks.ema import TrainableEMA
+from sparsight.common.finite import broken_rows, samples
 from sparsight.sharding import is_sharded
 
 
@@ -82,6 +84,10 @@ class SampleGrid(Callback):
             rows.append(module.draw(batch, index).cpu())
         if not trainer.is_global_zero:
             return
+        for images in rows:
+            broken = broken_rows(images, index)
+            if broken:
+                rank_zero_warn(f"step {self._drawn_at}: {samples(broken)} black in the grid, being NaN or infinite")
         grid = make_grid(torch.cat(rows), nrow=len(index), padding=2, pad_value=1.0)
         folder.mkdir(parents=True, exist_ok=True)
         save_image(grid, folder / f"step_{self._drawn_at:07d}.png")

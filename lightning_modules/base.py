@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.finite_guard import FiniteGuard
-from sparsight.common.finite import NonFiniteError, check_checkpoint, check_finite
-from sparsight.distill.processes import everywhere
+from sparsight.common.finite import check_checkpoint, check_finite
+from sparsight.distill.processes import refuse_together
 
 
 class TrainedPartsModule(LightningModule):
@@ -113,22 +113,10 @@ class TrainedPartsModule(LightningModule):
         Raises:
             NonFiniteError: A trained parameter is not finite.
         """
-        self._on_all_processes(lambda: check_finite(self._trained_parameters(), f"step {self.global_step}"))
+        refuse_together(lambda: check_finite(self._trained_parameters(), f"step {self.global_step}"))
 
     def _trained_parameters(self) -> dict[str, Tensor]:
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
-
-    @staticmethod
-    def _on_all_processes(check: Callable[[], None]) -> None:
-        """Run a check everywhere; what one process refuses ends all of them, so that none waits for the others."""
-        refused: NonFiniteError | None = None
-        try:
-            check()
-        except NonFiniteError as error:
-            refused = error
-        texts = [text for text in everywhere(None if refused is None else str(refused)) if text is not None]
-        if texts:
-            raise NonFiniteError(texts[0])
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -148,7 +136,7 @@ class TrainedPartsModule(LightningModule):
             NonFiniteError: Something in the checkpoint is not finite.
         """
         checkpoint["skipped_steps"] = self.guard.skipped
-        self._on_all_processes(lambda: check_checkpoint(checkpoint))
+        refuse_together(lambda: check_checkpoint(checkpoint))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take how many steps were left out; checkpoints of earlier versions do not say."""

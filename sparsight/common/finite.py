@@ -33,12 +33,13 @@ class Guarded(Protocol):
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     """Whether every floating-point tensor is finite everywhere: a boolean on their device, which nobody waited for.
 
-    Of tensors that are split over processes this process's share counts. Tensors on several devices are brought to the
-    first one's.
+    Of tensors that are split over processes this process's share counts. What is on several devices is brought to that
+    of the first one.
     """
-    extents = [extent for tensor in tensors if (extent := _extent(tensor)) is not None]
+    given = list(tensors)
+    extents = [extent for tensor in given if (extent := _extent(tensor)) is not None]
     if not extents:
-        return torch.tensor(True)
+        return torch.ones((), dtype=torch.bool, device=given[0].device if given else None)
     return torch.stack([extent.isfinite().to(extents[0].device, non_blocking=True) for extent in extents]).all()
 
 

@@ -5,7 +5,7 @@ Shape legend: B batch, N tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from blocks.base import SiteSamples
+from sparsight.common.finite import NonFiniteError
 
 T = TypeVar("T")
 
@@ -29,6 +30,22 @@ def everywhere(own: T) -> list[T]:
     parts: list[Any] = [None] * process_count()
     dist.all_gather_object(parts, own)
     return parts
+
+
+def refuse_together(work: Callable[[], object]) -> None:
+    """Do work on every process; if what one of them meets is not finite, all end, and none waits for another.
+
+    Raises:
+        NonFiniteError: That of the first process that met one.
+    """
+    refused = None
+    try:
+        work()
+    except NonFiniteError as error:
+        refused = str(error)
+    text = next((text for text in everywhere(refused) if text is not None), None)
+    if text is not None:
+        raise NonFiniteError(text)
 
 
 def own_share(items: Sequence[T]) -> Sequence[T]:

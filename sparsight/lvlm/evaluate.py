@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from sparsight.common.finite import NonFiniteError
 from sparsight.lvlm.likelihood import candidate_log_likelihoods
 from sparsight.lvlm.task_scores import Item, same_answer
 from sparsight.lvlm.thoughts import Thought
@@ -24,8 +26,17 @@ def answer_items(
         batch: Evaluation batch of an InstructionDataModule: ``inputs``, ``candidates`` (token ids), ``texts``,
             ``answer``, ``task``, ``index`` and ``image_keys``.
         new_tokens: Most tokens that it may write; 0 for no writing at all.
+
+    Raises:
+        NonFiniteError: A likelihood is not finite, of which the first would pass for the largest.
     """
     logs = candidate_log_likelihoods(model, batch["inputs"], batch["candidates"])
+    for index, of_row in zip(batch["index"].tolist(), logs, strict=True):
+        if not all(map(math.isfinite, of_row)):
+            raise NonFiniteError(
+                f"evaluation item {index}: the log-likelihoods of its candidates are {of_row}; are the model's weights "
+                "sound? In float16 they may overflow: set model.dtype to bfloat16 or float32"
+            )
     written: list[Thought | None] = [None] * len(logs)
     if new_tokens:
         texts = write_answers(model, tokenizer, batch["inputs"], new_tokens=new_tokens)

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.finite import check_rows
 from sparsight.metrics.base import GenerationMetric
 from sparsight.metrics.extractor import FeatureExtractor
 from sparsight.metrics.samples import Samples
@@ -118,12 +119,14 @@ class CLIPScore(GenerationMetric):
 
         Raises:
             ConfigurationError: There are no captions.
+            NonFiniteError: Features are not finite.
         """
         if samples.captions is None:
             raise ConfigurationError(
                 "the CLIP score needs captions: take them from the data, or give a list or a file of them"
             )
         text, truncated = self.extractor.text([self.prefix + caption for caption in samples.captions])
+        check_rows({f"{self.extractor.name} features": text}, samples.index, "captions")
         cosine_B = F.cosine_similarity(samples.features(self.extractor).double(), text.double())
         self.score_sum += cosine_B.clamp_min(0).sum()
         self.count += len(cosine_B)

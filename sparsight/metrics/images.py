@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsight.common.finite import check_finite
+
 
 def to_uint8(images: Tensor) -> Tensor:
     """Images in [0, 1] as uint8: clamped and rounded, where torchmetrics' own conversion wraps around and truncates.
@@ -15,9 +17,11 @@ def to_uint8(images: Tensor) -> Tensor:
 
     Raises:
         ValueError: ``images`` is no batch of floating-point images.
+        NonFiniteError: A value is NaN or infinite, which would become some grey or other.
     """
     if images.ndim != 4 or not images.is_floating_point():
         raise ValueError(f"expected floating-point images (B, C, H, W), got {images.dtype} {tuple(images.shape)}")
+    check_finite({"pixels": images}, "images")
     return (images.float().clamp(0, 1) * 255).round().to(torch.uint8)
 
 

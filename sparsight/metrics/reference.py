@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.files import write_whole
+from sparsight.common.finite import check_finite
 from sparsight.distill.sample_cache import differences
 from sparsight.hyperparameters import flatten
 
@@ -107,6 +108,7 @@ def load_reference(reference: Reference, wanted: Mapping[str, str]) -> tuple[dic
 
     Raises:
         ValueError: The file is none of ours, or was made from other images or features; both values are named.
+        NonFiniteError: A statistic is not finite.
     """
     try:
         with safe_open(reference.file, framework="pt") as file:
@@ -114,6 +116,7 @@ def load_reference(reference: Reference, wanted: Mapping[str, str]) -> tuple[dic
             statistics = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
     except SafetensorError as error:
         raise ValueError(f"{reference.file} is no safetensors file: {error}") from error
+    check_finite(statistics, f"reference statistics in {reference.file}")
     reference.check_told(metadata, {**wanted, **reference.demanded})
     reference.check_count(statistics)
     return statistics, metadata

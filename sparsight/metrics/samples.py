@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sparsight.common.finite import check_rows
 from sparsight.metrics.extractor import FeatureExtractor
 from sparsight.metrics.images import to_uint8
 
@@ -24,6 +25,9 @@ class Samples:
         teacher_images: The teacher's images from the same noise and conditions.
         latents: The images in model space (B, c, h, w).
         teacher_latents: The teacher's.
+
+    Raises:
+        NonFiniteError: Images or latents are not finite; the message gives the ids.
     """
 
     images: Tensor
@@ -33,6 +37,11 @@ class Samples:
     latents: Tensor | None = None
     teacher_latents: Tensor | None = None
     _features: dict[tuple[str, str], Tensor] = field(default_factory=dict, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """See above."""
+        names = ("latents", "images", "teacher_latents", "teacher_images")
+        check_rows({name.replace("_", " "): getattr(self, name) for name in names}, self.index, "drawn samples")
 
     @cached_property
     def pixels(self) -> Tensor:
@@ -59,7 +68,8 @@ class Samples:
     def _once(self, whose: str, pixels: Tensor, extractor: FeatureExtractor) -> Tensor:
         key = (whose, extractor.identity)
         if key not in self._features:
-            self._features[key] = extractor(pixels)
+            self._features[key] = features = extractor(pixels)
+            check_rows({f"{extractor.name} features": features}, self.index, f"images of the {whose}")
         return self._features[key]
 
 

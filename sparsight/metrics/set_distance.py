@@ -13,6 +13,7 @@ from torchmetrics import Metric
 from torchmetrics.wrappers.abstract import WrapperMetric
 
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.finite import check_rows
 from sparsight.metrics.base import GenerationMetric
 from sparsight.metrics.extractor import FeatureExtractor
 from sparsight.metrics.images import to_uint8
@@ -105,11 +106,15 @@ class SetDistance(GenerationMetric, WrapperMetric):
 
         Raises:
             ValueError: They are not of one size, or the reference is known already.
+            NonFiniteError: Images or features are not finite; the message gives the ids.
         """
         if self._known is not None:
             raise ValueError("the reference is complete: it was read from a file, or a distance was computed already")
         self._check_size(images, "reference images")
-        self.real.update(self.extractor(to_uint8(images)), index)
+        check_rows({"pixels": images}, index, "reference images")
+        features_BF = self.extractor(to_uint8(images))
+        check_rows({f"{self.extractor.name} features": features_BF}, index, "reference images")
+        self.real.update(features_BF, index)
 
     def update(self, samples: Samples) -> None:
         """Add samples.

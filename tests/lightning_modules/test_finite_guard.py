@@ -21,7 +21,6 @@ from tests.lightning_modules.lvlm_run import tuning_config
 from tests.lightning_modules.test_attention_distillation import distillation, trainer
 from tests.poison import Poison, PoisonedGradient, state_of
 
-
 STAGES = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 4, warmup_steps=1)]
 
 
@@ -90,7 +89,7 @@ def test_steps_are_left_out_as_often_as_allowed(teacher: str, tmp_path: Path) ->
     left = state_of(runner, module)
     states = [name for name in poison.before if name.startswith("optimiser.")]
     assert states and all(torch.equal(poison.before[name], left[name]) for name in states)
-    with pytest.warns(UserWarning), pytest.raises(NonFiniteError, match="raise model.max_skipped_steps"):
+    with pytest.warns(UserWarning), pytest.raises(NonFiniteError, match=r"raise model\.max_skipped_steps"):
         trainer(tmp_path, callbacks=[Poison([1, 3])], max_steps=6).fit(denoising(teacher, max_skipped_steps=1), data)
     with pytest.raises(ValueError, match="max_skipped_steps is 0 or more"):
         denoising(teacher, max_skipped_steps=-1)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sparsight.cli import main
+from sparsight.common.finite import NonFiniteError
 from sparsight.lvlm.evaluate import answer_items
 from sparsight.lvlm.task_scores import TaskScores
 from tests.lightning_modules.lvlm_run import tuning_config
@@ -97,3 +98,12 @@ def test_what_is_kept_is_the_share_of_the_references_score(tmp_path: Path, caplo
     for name in ("likelihood/visual", "likelihood/naming", "likelihood/yes_no", "likelihood/text"):
         assert float(cli.trainer.callback_metrics[f"val/kept/{name}"]) == pytest.approx(found[name])
     assert f"likelihood/visual {found['likelihood/visual']:.1%}" in caplog.text
+
+
+@torch.no_grad()
+def test_likelihoods_that_are_no_numbers_choose_nothing() -> None:
+    model = tiny_lvlm("llava")
+    model.lm_head.weight[9] = torch.nan
+    batch = batch_of(tiny_inputs("llava", model), [[[10], [11]], [[12], [13]]], [0, 0])
+    with pytest.raises(NonFiniteError, match=r"evaluation item 7: .* candidates are \[nan, nan\]"):
+        answer_items(model, tiny_tokenizer(), batch)
