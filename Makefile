@@ -6,9 +6,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.sparsight-installed
 WORKERS ?= 2
+SUITE = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not faults"
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow test-gpu test-faults lint format pins clean
+.PHONY: help venv quickstart test test-slow test-gpu test-faults test-portable lint format pins clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -19,7 +20,7 @@ quickstart: $(READY)  ## Distil the shipped teacher and measure the student: abo
 	$(BIN)/python benchmarks/quickstart.py
 
 test: lint  ## Lint, types and tests, in WORKERS processes: under 15 minutes on 2 cores
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not faults"
+	$(SUITE)
 
 test-slow: $(READY)  ## The tests that take longer
 	$(BIN)/python -m pytest -m "slow and not gpu and not faults"
@@ -29,6 +30,11 @@ test-gpu: $(READY)  ## The tests that need a CUDA device
 
 test-faults: $(READY)  ## Kill runs at random moments, fill disks, feed parsers nonsense (long)
 	$(BIN)/python -m pytest -m "faults and not gpu"
+
+test-portable: $(READY)  ## The tests as on processors without AVX-512 and without AVX2, and with four threads
+	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(SUITE)
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(SUITE)
+	SPARSIGHT_TEST_THREADS=4 $(SUITE)
 
 lint: $(READY)  ## Style, formatting and types
 	$(BIN)/python -m ruff check .

@@ -30,6 +30,7 @@ from benchmarks.fashion_mnist_report import write_report
 from sparsight.analysis.tables import json_text
 from sparsight.cli import main as sparsight
 from sparsight.common.files import write_text
+from sparsight.common.precision import processor_computes_in_bf16
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.sampling import sample, starting_noise
 from sparsight.metrics import EfficientNetLite0Features, FrechetDistance, KernelDistance, Reference, in_batches
@@ -92,6 +93,7 @@ def train(arm: str, root: Path) -> None:
         "resumed": bool(checkpoints),
         "seconds": round(time.perf_counter() - begin),
         "threads": torch.get_num_threads(),
+        "precision": str(trainer.precision),
         "validation": {name: float(value) for name, value in trainer.callback_metrics.items() if "val/" in name},
     }
     write_text(folder / "training.json", json_text(record))
@@ -253,7 +255,8 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32], help="sides in pixels to sample at")
     parser.add_argument("--steps", type=int, default=10, help="DDIM steps")
     parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16", help="autocast while sampling")
+    fast = "bfloat16" if processor_computes_in_bf16() else "float32"
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=fast, help="autocast while sampling")
     parser.add_argument("--output", type=Path, help="folder of the report; `report` in the root if not given")
     arguments = parser.parse_args()
     root, only = arguments.root, arguments.only

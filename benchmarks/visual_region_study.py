@@ -161,6 +161,7 @@ def save_record(folder: Path, cli: Any, **facts: Any) -> None:
         "removed": cli.model.retired.indices,
         "steps": cli.model.clock.total,
         "threads": torch.get_num_threads(),
+        "precision": str(cli.trainer.precision),
         "peak_memory_mib": peak_memory_mib() if cli.subcommand == "fit" else None,  # judging takes less
         "metrics": metrics,
         "scores": scores,
@@ -230,7 +231,7 @@ def ask(root: Path, start: Path, *, seed: int) -> None:
     }
     reports = [root / "questions" / name.replace(", ", "_").replace(" ", "_") for name in models]
     for model, report in zip(models.values(), reports, strict=True):
-        plain = ["--model", "LVLMEvaluation", "--model.base", str(model), "--trainer.precision=bf16-mixed"]
+        plain = ["--model", "LVLMEvaluation", "--model.base", str(model), "--trainer.precision=auto"]
         folder = ["--trainer.callbacks.init_args.folder", str(report), "--trainer.logger=false"]
         sparsight(["test", "--config", SUITE, *plain, *folder])
     print(compare_reports(reports, output=root / "questions" / "compared", names=list(models)))

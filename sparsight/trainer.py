@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.trainer.connectors.accelerator_connector import _PRECISION_INPUT
+from lightning.pytorch.utilities import rank_zero_info
 
 from sparsight.analysis.benchmark import TOKENS, Settings, benchmark_model
+from sparsight.common.precision import precision_that_pays
 from sparsight.export.export import export_and_push
 from sparsight.lvlm.export import processor_of
 from sparsight.lvlm.scores import LayerScore
@@ -18,7 +21,19 @@ from sparsight.reform_eval.store import store_tasks
 
 
 class SparsightTrainer(Trainer):
-    """Lightning's Trainer; its further methods are the command's further verbs."""
+    """Lightning's Trainer; its further methods are the command's further verbs.
+
+    Args:
+        precision: As Lightning's, or ``auto``: ``bf16-mixed`` where the hardware computes in bfloat16,
+            ``32-true`` elsewhere.
+        kwargs: As Lightning's.
+    """
+
+    def __init__(self, *, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **kwargs: Any) -> None:
+        if precision == "auto":
+            precision, reason = precision_that_pays(str(kwargs.get("accelerator", "auto")))
+            rank_zero_info(f"precision auto is {precision}: {reason}")
+        super().__init__(precision=precision, **kwargs)
 
     def export(
         self,

@@ -10,7 +10,7 @@ from torch import nn
 
 from sparsight.analysis import latency
 from sparsight.analysis.contest import Contest, extrapolate
-from sparsight.analysis.latency import MIN_RUNS, Timing, TooSlow, time_in_turn, timing_of
+from sparsight.analysis.latency import Timing, TooSlow, time_in_turn, timing_of
 from sparsight.analysis.memory import held_bytes, peak_bytes
 from sparsight.analysis.tables import format_table, short
 from sparsight.common.files import write_whole
@@ -50,9 +50,6 @@ def test_time_is_bounded(clock: Clock) -> None:
     assert timings["fast"] == Timing(2.5, 2.5, 2.5, runs=10)
     assert timings["slow"] == Timing(6, 6, 6, runs=4)
     assert clock.now == 30 + 10 * 2.5 + 2.5 + 4 * 6 + 6  # what came before the timed runs is one run each
-    few = time_in_turn({"slow": lambda: clock.sleep(6), "odd": lambda: clock.sleep(20)}, device=CPU, max_seconds=24)
-    assert few["odd"] == TooSlow(20)
-    assert few["slow"].runs >= MIN_RUNS  # type: ignore[union-attr]
 
 
 def test_percentiles() -> None:
