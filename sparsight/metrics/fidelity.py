@@ -95,7 +95,7 @@ class TeacherSimilarity(GenerationMetric):
             ValueError: The teacher's images are not there.
         """
         teacher_BF = samples.teacher_features(self.extractor).double()
-        cosine_B = F.cosine_similarity(samples.features(self.extractor).double(), teacher_BF)
+        cosine_B = F.cosine_similarity(samples.features(self.extractor).double(), teacher_BF).clamp(-1, 1)
         self.cosine_sum += cosine_B.sum()
         self.count += len(cosine_B)
 

@@ -50,4 +50,4 @@ def frechet_distance(
     root_FF = vectors_FF * values_F.clamp_min(0).sqrt() @ vectors_FF.T
     cross = torch.linalg.eigvalsh(root_FF @ other_covariance_FF @ root_FF).clamp_min(0).sqrt().sum()
     traces = covariance_FF.trace() + other_covariance_FF.trace()
-    return (mean_F - other_mean_F).square().sum() + traces - 2 * cross
+    return ((mean_F - other_mean_F).square().sum() + traces - 2 * cross).clamp_min(0)  # sums are rounded

@@ -73,7 +73,7 @@ class TurnCorrelation(TurnMetric):
 
     def figure(self, covariance: Tensor, of_turn: Tensor, of_accuracy: Tensor) -> Tensor:
         """Covariance in units of both deviations."""
-        correlation = covariance / (of_turn * of_accuracy).sqrt()
+        correlation = (covariance / (of_turn * of_accuracy).sqrt()).clamp(-1, 1)  # sums are rounded
         return torch.where(of_accuracy > ROUNDING, correlation, torch.nan)
 
 

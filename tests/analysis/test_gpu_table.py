@@ -214,7 +214,7 @@ def test_stages_are_the_block_without_its_linear_maps(merge: Any) -> None:
     mixer = DeltaConvBlock(SITE, kernel_size=3, merge=merge)
     hidden_BNC, grid = torch.randn(2, 63, 16), Grid(9, 7)
     stages, entry_BNE = Stages(mixer, grid), mixer.entry(hidden_BNC)
-    assert torch.equal(stages(entry_BNE), mixer.features(hidden_BNC, grid))
+    torch.testing.assert_close(stages(entry_BNE), mixer.features(hidden_BNC, grid))
     assert {name.split(".")[1] for name, _ in stages.named_parameters()} == {"depthwise"}
     shapes = [tuple(map_BEHW.shape) for map_BEHW in stages.convolution_inputs(entry_BNE)]
     assert shapes == [(2, 8, 9, 7), (2, 8, 4, 3), (2, 8, 2, 1)]

@@ -69,7 +69,7 @@ def test_window_over_the_whole_grid_is_full_softmax():
     mixer = NeighborhoodAttention(site(grid), **NeighborhoodAttention.exact_limit(site(grid), grid))
     q, k, v = inputs(grid)
     assert mixer.mask(grid).all()
-    assert relative_l2(mixer.mix(q, k, v, grid, 0.5), F.scaled_dot_product_attention(q, k, v, scale=0.5)) < 1e-6
+    assert relative_l2(mixer.mix(q, k, v, grid, 0.5), F.scaled_dot_product_attention(q, k, v, scale=0.5)) < 1e-5
 
 
 def test_bfloat16_stays_close_to_float32():

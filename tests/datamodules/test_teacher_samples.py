@@ -101,10 +101,12 @@ def test_states_are_those_of_the_sampler_and_the_last_leads_to_the_sample(teache
         on_state=lambda state, timestep: visited.append((state, timestep)),
     )
     for i in range(3):
-        assert torch.equal(finished[i]["sample"], final[i]) and finished[i]["label"] == i
+        torch.testing.assert_close(finished[i]["sample"], final[i])
+        assert finished[i]["label"] == i
         for step, (state, timestep) in enumerate(visited):
             item = states[i * 4 + step]
-            assert torch.equal(item["xt"], state[i]) and item["timestep"] == timestep and item["label"] == i
+            torch.testing.assert_close(item["xt"], state[i])
+            assert item["timestep"] == timestep and item["label"] == i
     assert len({int(item["timestep"]) for item in states.values()}) == 4
 
 

@@ -123,10 +123,10 @@ def test_the_run_exports_itself_and_stays_as_it_is(folder: Any) -> None:
         assert shell.mode is Mode.LAYERWISE and shell.output is None and shell.student.mixer.training
         assert all(p.requires_grad and p.dtype == torch.float32 for p in shell.student.parameters())
     loaded = load_pipeline(str(root / "student")).transformer
-    assert torch.equal(answer(loaded, inputs), expected)
+    torch.testing.assert_close(answer(loaded, inputs), expected)
     halved = load_pipeline(str(root / "student"), variant="fp16").transformer
     torch.testing.assert_close(answer(halved, inputs), expected, rtol=0.02, atol=0.02)
-    assert not torch.equal(answer(halved, inputs), expected)
+    assert (answer(halved, inputs) - expected).abs().max() > 1e-4, "half precision is what was loaded"
 
 
 def test_the_card_says_what_was_done(folder: Any) -> None:
@@ -226,7 +226,7 @@ def test_a_student_that_is_trained_on_stays_a_student(folder: Any, tmp_path: Pat
     write_pipeline(module.diffusion, tmp_path / "polished", fp16=False)
     inputs, expected = reference_answer(module.denoiser)
     polished = load_pipeline(str(tmp_path / "polished")).transformer
-    assert torch.equal(answer(polished, inputs), expected)
+    torch.testing.assert_close(answer(polished, inputs), expected)
     before = load_pipeline(str(folder[0] / "student")).transformer
     assert not torch.allclose(answer(before, inputs), expected)
 

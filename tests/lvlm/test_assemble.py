@@ -51,7 +51,7 @@ def test_without_an_image_it_is_smollm2(text_model: Any, model: Any, processor: 
     for weight in text_model.parameters():
         weight.copy_(weight.bfloat16())  # as it is stored
     logits_BTV = model(**inputs).logits
-    assert torch.equal(logits_BTV, text_model(**inputs).logits)
+    torch.testing.assert_close(logits_BTV, text_model(**inputs).logits, rtol=1e-4, atol=1e-3)
     assert processor.decode(logits_BTV[0].argmax(-1)).endswith(answer + "\n")  # what it would have said itself
 
 

@@ -39,8 +39,8 @@ def test_error_and_peak_signal_noise_ratio_are_those_of_all_samples_together(spa
     psnr = float(peak_signal_noise_ratio(x, y, data_range=peak))
     name = f"fidelity_{space[:-1]}"
     assert TeacherError(space).of(batches) == {  # type: ignore[arg-type]
-        f"{name}_rmse": pytest.approx(float((x - y).square().mean().sqrt()), rel=1e-6),
-        f"{name}_psnr": pytest.approx(psnr, rel=1e-6),
+        f"{name}_rmse": pytest.approx(float((x - y).square().mean().sqrt()), rel=1e-5),
+        f"{name}_psnr": pytest.approx(psnr, rel=1e-5),
     }
 
 
@@ -55,7 +55,7 @@ def test_similarity_is_the_mean_cosine_of_features() -> None:
     batches = pairs()
     x, y = (Quarters()(to_uint8(whole(batches, name))) for name in ("images", "teacher_images"))
     expected = float(((x * y).sum(1) / x.norm(dim=1) / y.norm(dim=1)).mean())
-    assert TeacherSimilarity(Quarters()).of(batches) == {"fidelity_cosine_quarters": pytest.approx(expected, rel=1e-6)}
+    assert TeacherSimilarity(Quarters()).of(batches) == {"fidelity_cosine_quarters": pytest.approx(expected, rel=1e-5)}
 
 
 def test_features_are_made_once_for_equal_extractors() -> None:

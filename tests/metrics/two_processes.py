@@ -58,9 +58,9 @@ def measure(rank: int, processes: int, folder: Path, clip: str, alexnet: str) ->
     values = [{name: value for metric in metrics for name, value in metric.of(batches).items()} for batches in rounds]
     dealt, alone = range(rank, answered.COUNT, processes), range(answered.COUNT if rank == 0 else 0)
     values = [value | answered.score(own) for value, own in zip(values, (dealt, alone, dealt), strict=True)]
-    assert values[0] == values[2]
-    for name, value in values[0].items():
-        assert abs(values[1][name] - value) < 1e-5 * max(1, abs(value)), name
+    for again in values[1:]:
+        for name, value in values[0].items():
+            assert abs(again[name] - value) < 1e-5 * max(1, abs(value)), name
     return values[0]
 
 

