@@ -128,7 +128,7 @@ class CLIPScore(GenerationMetric):
         text, truncated = self.extractor.text([self.prefix + caption for caption in samples.captions])
         check_rows({f"{self.extractor.name} features": text}, samples.index, "captions")
         cosine_B = F.cosine_similarity(samples.features(self.extractor).double(), text.double())
-        self.score_sum += cosine_B.clamp_min(0).sum()
+        self.score_sum += cosine_B.clamp(0, 1).sum()
         self.count += len(cosine_B)
         self.truncated += truncated
 
