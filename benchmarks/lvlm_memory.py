@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, P
 from lightning_modules import SparseLayerTuning
 from sparsight.analysis.memory_table import GIB, MemoryEstimate
 from sparsight.analysis.tables import markdown_table
-from sparsight.cli import find_config
+from sparsight.arguments import find_config
 from sparsight.lvlm.load import DTYPES
 from sparsight.lvlm.memory import tuning_memory
 from sparsight.lvlm.selection import Uniform

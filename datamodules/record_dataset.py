@@ -10,9 +10,10 @@ import numpy as np
 from torch.utils.data import Dataset
 
 from datamodules.records import CorruptRecord, RecordSource
+from sparsight.common.errors import Told
 
 
-class TooManyCorruptRecords(RuntimeError):
+class TooManyCorruptRecords(Told, RuntimeError):
     """More records are unreadable than ``max_corrupt_share`` allows."""
 
 

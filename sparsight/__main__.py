@@ -52,6 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(HELP, end="", file=sys.stderr)
         raise SystemExit(2)
 
+    from sparsight.arguments import check_arguments
+    from sparsight.common.errors import ConfigurationError
+
+    try:
+        check_arguments(arguments)
+    except (ConfigurationError, OSError) as error:
+        raise SystemExit(f"sparsight: {error}") from error
     from sparsight.startup import check_plugins, check_torch_pair, current_folder_last
 
     sys.path[:] = current_folder_last(sys.path, os.getcwd())

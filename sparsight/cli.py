@@ -13,64 +13,20 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
-import blocks  # plug-ins are imported so that class_path may be their bare class name
+import blocks  # noqa: F401  plug-ins are imported so that class_path may be their bare class name
 import callbacks
-import datamodules
-import lightning_modules
-import sparsight
-from datamodules.record_dataset import TooManyCorruptRecords
+import datamodules  # noqa: F401
+import lightning_modules  # noqa: F401
+from sparsight.arguments import OURS, resolve_configs, set_back
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.finite import NonFiniteError
 from sparsight.hyperparameters import check_against_checkpoint
+from sparsight.mistakes import in_one_line
 from sparsight.parser import Parser
 from sparsight.quiet import quieten
 from sparsight.trainer import SparsightTrainer
 
-OURS = ("export", "benchmark", "analyze", "inspect", "reformulate")  # verbs beside Lightning's
 WITHOUT_WEIGHTS = ("inspect", "reformulate")  # those that look at data alone
 NO_MODEL = "lightning.pytorch.LightningModule"
-CONFIG_OPTIONS = ("-c", "--config", "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
-
-
-def config_folders() -> list[Path]:
-    """Where configs named without a path are looked up: the current folder, the repository, the installed package."""
-    package = Path(__file__).parent
-    return [Path("."), Path("configs"), package.parent / "configs", package / "configs"]
-
-
-def find_config(name: str) -> str:
-    """The file behind a config's name: ``experiment/quickstart`` is found from anywhere.
-
-    Raises:
-        FileNotFoundError: No such file; the message lists the configs of that kind.
-    """
-    candidates = [folder / f"{name}{suffix}" for folder in config_folders() for suffix in ("", ".yaml")]
-    found = next((path for path in candidates if path.is_file()), None)
-    if found is not None:
-        return str(found)
-    known = sorted({str(p.relative_to(f).with_suffix("")) for f in config_folders()[1:] for p in f.rglob("*.yaml")})
-    raise FileNotFoundError(f"no config {name!r}; shipped are: {', '.join(known)}")
-
-
-def resolve_configs(arguments: Sequence[str]) -> list[str]:
-    """Replace config names on the command line by the files they mean; class names and inline values stay."""
-    resolved = list(arguments)
-    for position, argument in enumerate(resolved):
-        option, equals, value = argument.partition("=")
-        if option not in CONFIG_OPTIONS:
-            continue
-        if not equals and position + 1 < len(resolved):
-            resolved[position + 1] = _resolve(option, resolved[position + 1])
-        elif equals:
-            resolved[position] = f"{option}={_resolve(option, value)}"
-    return resolved
-
-
-def _resolve(option: str, value: str) -> str:
-    looks_like_path = "/" in value or value.endswith((".yaml", ".yml", ".json"))
-    if option in ("-c", "--config") or (looks_like_path and not value.lstrip().startswith(("{", "["))):
-        return find_config(value)
-    return value
 
 
 class SaveConfig(SaveConfigCallback):
@@ -88,6 +44,18 @@ class SparsightCLI(LightningCLI):
     """One command for all modules: every verb reads the same YAML."""
 
     def __init__(self) -> None:
+        """Parse, build and run; what the configuration or the machine is to blame for ends as one line."""
+        try:
+            self._run()
+        except Exception as error:
+            config = getattr(self, "config", None)
+            config = config.get(config.get("subcommand", ""), config) if config is not None else None
+            line = in_one_line(error, begun=_has_begun(self), config=config)
+            if line is None:
+                raise
+            raise SystemExit(f"sparsight: {line}") from error
+
+    def _run(self) -> None:
         super().__init__(
             LightningModule,
             LightningDataModule,
@@ -136,22 +104,6 @@ class SparsightCLI(LightningCLI):
                     data[option] = module[option]
         config.model = Namespace(class_path=NO_MODEL)
 
-    def instantiate_classes(self) -> None:
-        """Build datamodule, module and trainer; what they refuse is the configuration's fault and ends as one line."""
-        try:
-            super().instantiate_classes()
-        except (ValueError, FileNotFoundError, ImportError) as error:
-            raise SystemExit(f"sparsight: {_said_by_class(error)}") from error
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Run the verb; what our own code refuses before the first batch ends as one line, too."""
-        try:
-            super()._run_subcommand(subcommand)
-        except ValueError as error:
-            if _has_begun(self.trainer) or not _is_ours(_raised_in(error)):
-                raise
-            raise ConfigurationError(str(error)) from error
-
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's hyper-parameters beat YAML and flags in silence; here they are compared."""
         verb = self.config.get("subcommand")
@@ -160,41 +112,26 @@ class SparsightCLI(LightningCLI):
             check_against_checkpoint(self.config[verb], path)
 
 
-def _said_by_class(error: Exception) -> BaseException:
-    """The error that a class raised, out of what the parser says about it and about every other type it tried."""
-    found: BaseException = error
-    while "jsonargparse" in _raised_in(found) and (found.__cause__ or found.__context__) is not None:
-        found = found.__cause__ or found.__context__ or found
-    return found
-
-
-def _raised_in(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else trace.tb_frame.f_code.co_filename
-
-
-def _is_ours(file: str) -> bool:
-    packages = (blocks, callbacks, datamodules, lightning_modules, sparsight)
-    return any(Path(file).is_relative_to(Path(str(package.__file__)).parent) for package in packages)
-
-
-def _has_begun(trainer: Trainer) -> bool:
+def _has_begun(command: LightningCLI) -> bool:
     """Whether any batch was taken."""
+    trainer = getattr(command, "trainer", None)
+    if trainer is None:
+        return False
     loops: list[Any] = [trainer.fit_loop.epoch_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop]
     return any(loop.batch_progress.total.started for loop in loops)
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:
-    """Run the command; configuration mistakes end with one readable message instead of a traceback."""
+    """Run the command; mistakes end with one readable message instead of a traceback."""
     quieten()
     before = list(sys.argv)
     try:
         # Lightning starts the other processes of a multi-GPU run with what stands in sys.argv
         sys.argv[1:] = resolve_configs(before[1:] if arguments is None else arguments)
+        for line in set_back(sys.argv[1:]):
+            print(f"sparsight: {line}", file=sys.stderr)
         return SparsightCLI()
-    except (FileNotFoundError, ConfigurationError, NonFiniteError, TooManyCorruptRecords) as error:
+    except (FileNotFoundError, ConfigurationError) as error:
         raise SystemExit(f"sparsight: {error}") from error
     finally:
         sys.argv[:] = before

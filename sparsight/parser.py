@@ -11,11 +11,12 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
+
+from sparsight.arguments import closest, did_you_mean, suggestion
 
 KEY = re.compile(r'Parser key "(.+)":')
 CLASS = re.compile(r"Problem with given class_path '(.+)':")
@@ -24,11 +25,20 @@ TYPES = re.compile(r"(?:\w+\.)+\w+")
 VALUE = re.compile(r"Given value: (.+)")
 OPTION = re.compile(r"Option '(.+)' is not accepted")
 NO_CLASS = re.compile(r"Expected a dot import path string: (.+)")
+NOT_IN_MODULE = re.compile(r"module '.+' has no attribute '\w+'|No module named '([\w.]+)'")
+OTHER_KIND = re.compile(r"Expected '(.+)' to be a subclass of <class '([\w.]+)'>")
 EXPECTED = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?$")
+CHOICE = re.compile(r"'([^']+)'")
 UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)|accept option '(.+?)'|invalid choice: '(.+?)'")
-CALLABLE = re.compile(r"Type .+ expects a function or a callable class: (.+?)\. Got value: (?:.*?class_path='(.+?)')?")
+CALLABLE = re.compile(r"Type (.+) expects a function or a callable class: (.+)")
+ITS_CLASS = re.compile(r"\.+ Got value: (?:Namespace\(|\{)'?class_path'?[=:] ?'(.+?)'.*$")
 REQUIRED = re.compile(r"the following arguments are required: \w+\.(data|model)")
-NOISE = re.compile(r"$|Does not validate|Errors:|Given value type|Expected a <class 'NoneType'>|Expected a path but")
+NOISE = re.compile(
+    r"$|Does not validate|Errors:|Given value type|Expected a <class 'NoneType'>|Expected a path but|"
+    r"Not a valid subclass|Subclass types expect|a class path \(str\)|a dict with"
+)
+NOT_GIVEN = ("LightningModule", "LightningDataModule")  # classes that stand for none
+_MOST_OPTIONS = 12  # of a class, to list them all
 
 
 class Parser(LightningArgumentParser):
@@ -47,7 +57,7 @@ class Parser(LightningArgumentParser):
 
 @dataclass
 class _Complaint:
-    depth: int
+    depth: float
     text: str
     keys: list[str]
     kinds: list[str]  # classes whose options these are, outermost first
@@ -65,24 +75,26 @@ def in_one_line(message: str, known: Iterable[str] = ()) -> str:
     complaints = _meant(message)
     if not complaints or not complaints[0].keys:
         unknown = UNKNOWN.search(message)
-        name = next(filter(None, unknown.groups())) if unknown else ""
-        close = _close(name, {option.lstrip("-"): option for option in known})
+        close = _close_option(next(filter(None, unknown.groups())), list(known)) if unknown else ""
         remedy = "; give a --config that has them" if REQUIRED.match(message) else ""
         return " ".join(message.split()) + close + remedy
     first = complaints[0]
     key = ".".join(first.keys).replace("init_args.", "")
     if found := OPTION.match(first.text):
-        path = next(iter(first.kinds[-1:]), "")
-        close = _close(found[1], {name: name for name in _options(path)})
-        return f"{key}.{found[1]}: {path.rpartition('.')[2]} has no such option{close}"
+        return f"{key}.{found[1]}: {_no_option(found[1], first)}"
+    if found := OTHER_KIND.match(first.text):
+        return f"{key}: {found[1]} is no {found[2]}"
     if found := NO_CLASS.match(first.text):
-        names = {name for base in first.bases for name in _subclasses(base)}
-        return f"{key}: there is no class {found[1]!r}{_close(found[1], {name: name for name in names})}"
+        return f"{key}: there is no class {found[1]!r}{_close_class(found[1], first)}"
+    if (found := NOT_IN_MODULE.match(first.text)) and first.kinds:
+        given = first.kinds[-1]
+        if found[1] is None or f"{given}.".startswith(f"{found[1]}."):
+            return f"{key}: there is no class {given!r}{_close_class(given, first)}"
     expected = [EXPECTED.match(complaint.text) for complaint in complaints]
     if all(expected):
-        types = " or ".join(_plain(match[1]) for match in expected if match)
+        types = " or ".join(_plain(match[1]) for match in expected if match and not NO_CLASS.match(match[0]))
         value = next((match[2] for match in expected if match and match[2]), first.value)
-        return f"{key}: expected {types}, got {value!r}"
+        return f"{key}: expected {types}, got {value!r}{did_you_mean(value, CHOICE.findall(types))}"
     return f"{key}: {'; '.join(complaint.text for complaint in complaints)}"
 
 
@@ -97,17 +109,15 @@ def help_option(message: str) -> str:
 def _meant(message: str) -> list[_Complaint]:
     """The deepest complaints; several if several types were possible."""
     found = list(_complaints(message))
-    deepest = max((complaint.depth for complaint in found), default=0)
+    deepest = max((complaint.depth for complaint in found), default=0.0)
     chosen = {complaint.text: complaint for complaint in found if complaint.depth == deepest}
     return list(chosen.values())
 
 
 def _complaints(message: str) -> list[_Complaint]:
     found: list[_Complaint] = []
-    headings: list[tuple[int, re.Pattern[str], list[str]]] = []
-    for line in message.splitlines():
-        text = line.lstrip(" -")
-        depth = len(line) - len(text)
+    headings: list[tuple[float, re.Pattern[str], list[str]]] = []
+    for depth, text in _lines(message):
         if NOISE.match(text):
             continue
         headings = [heading for heading in headings if heading[0] < depth]
@@ -120,18 +130,88 @@ def _complaints(message: str) -> list[_Complaint]:
         elif text.startswith("Subtypes: "):
             headings.append((depth, TYPES, TYPES.findall(text)))
         else:
-            above = {kind: [n for _, k, names in headings if k is kind for n in names] for kind in (KEY, CLASS, TYPES)}
-            if match := CALLABLE.match(text):
-                above[TYPES] += TYPES.findall(text)
-                text = match[1]
-                above[CLASS] += [match[2]] if match[2] else []
-            found.append(_Complaint(depth, text, above[KEY], above[CLASS], above[TYPES]))
+            keys, kinds = ([names[0] for _, kind, names in headings if kind is each] for each in (KEY, CLASS))
+            last_key = max((at for at, (_, kind, _) in enumerate(headings) if kind is KEY), default=0)
+            bases = [name for _, kind, names in headings[last_key:] if kind is TYPES for name in names]
+            found.append(_Complaint(depth, text, keys, kinds, bases))
     return found
 
 
-def _close(name: str, known: dict[str, str]) -> str:
-    close = get_close_matches(name.lstrip("-"), known, n=2)
-    return f"; did you mean {' or '.join(known[match] for match in close)}?" if close else ""
+def _lines(message: str) -> list[tuple[float, str]]:
+    """Depth and text of each line.
+
+    What a class says that was given where a function is expected begins in the line of the type, and ends with the
+    name of the class: both are turned into headings like those of other classes.
+    """
+    lines: list[tuple[float, str]] = []
+    unnamed: list[int] = []  # headings for the names that come at the end
+    for line in message.splitlines():
+        text = line.lstrip(" -")
+        depth: float = len(line) - len(text)
+        name = ITS_CLASS.search(text)
+        text = text[: name.start()] if name else text
+        if match := CALLABLE.match(text):
+            unnamed.append(len(lines) + 1)
+            lines += [(depth, f"Subtypes: [{match[1]}]"), (depth + 0.3, "")]
+            depth, text = depth + 0.6, match[2]
+        lines.append((depth, text))
+        if name and unnamed:
+            heading = unnamed.pop()
+            lines[heading] = (lines[heading][0], f"Problem with given class_path '{name[1]}':")
+    return lines
+
+
+def _close_option(name: str, known: list[str]) -> str:
+    """Options that are nearly called so, or the same one of a group that is."""
+    name = name.lstrip("-")
+    group, _, rest = name.partition(".")
+    groups = {option.lstrip("-").partition(".")[0] for option in known if option.startswith("--")}
+    if rest and group not in groups and (close := closest(group, sorted(groups))):
+        return suggestion([f"--{close[0]}.{rest}"])
+    named = {option.lstrip("-"): option for option in known}
+    return suggestion([named[each] for each in closest(name, list(named))])
+
+
+def _no_option(name: str, complaint: _Complaint) -> str:
+    path = next(iter(complaint.kinds[-1:]), "")
+    kind = path.rpartition(".")[2]
+    if kind in NOT_GIVEN:
+        which = complaint.keys[0]
+        return f"no {which} is given that could have it; give a --config that names one before this, or --{which} CLASS"
+    options = _options(path)
+    close = did_you_mean(name, options)
+    listed = f"; it has {', '.join(options)}" if options and len(options) <= _MOST_OPTIONS else ""
+    return f"{kind} has no such option{close or listed}"
+
+
+def _close_class(given: str, complaint: _Complaint) -> str:
+    """Classes that could be given there and are nearly called so; by their full name if a full name was given."""
+    kinds = {kind.__name__: kind for base in complaint.bases for kind in _subclasses(_imported(base))}
+    if not kinds:
+        kinds = {kind.__name__: kind for base in _wanted(complaint) for kind in _subclasses(base)}
+    module, _, name = given.rpartition(".")
+    near = closest(name, list(kinds))
+    return suggestion([_public(kinds[each], module) for each in near] if module else near)
+
+
+def _wanted(complaint: _Complaint) -> list[type]:
+    """Classes in the annotation of the option that a complaint is about."""
+    owner = _imported(next(iter(complaint.kinds[-1:]), ""))
+    if not inspect.isclass(owner) or not complaint.keys:
+        return []
+    option = inspect.signature(owner).parameters.get(complaint.keys[-1])
+    names = re.findall(r"\w+", str(option.annotation)) if option is not None else []
+    found = [getattr(import_module(owner.__module__), name, None) for name in names]
+    return [each for each in found if inspect.isclass(each)]
+
+
+def _public(kind: type, module: str) -> str:
+    """A class's name in the module that was given, or in the package that offers it."""
+    package = kind.__module__.partition(".")[0]
+    for place in (module, package, kind.__module__):
+        if _imported(f"{place}.{kind.__name__}") is kind:
+            return f"{place}.{kind.__name__}"
+    return f"{kind.__module__}.{kind.__name__}"
 
 
 def _imported(path: str) -> Any:
@@ -148,13 +228,13 @@ def _options(path: str) -> list[str]:
     return list(inspect.signature(kind).parameters) if inspect.isclass(kind) else []
 
 
-def _subclasses(path: str) -> Iterator[str]:
-    kinds = [_imported(path)]
+def _subclasses(base: Any) -> Iterator[type]:
+    kinds = [base]
     while kinds:
         kind = kinds.pop()
-        if inspect.isclass(kind) and kind is not type:
+        if inspect.isclass(kind) and kind is not type and kind is not object:
             kinds += kind.__subclasses__()
-            yield kind.__name__
+            yield kind
 
 
 def _plain(kind: str) -> str:

@@ -11,7 +11,8 @@ import pytest
 import torch
 import yaml
 
-from sparsight.cli import SparsightCLI, config_folders, find_config, main, resolve_configs
+from sparsight.arguments import config_folders, find_config, resolve_configs
+from sparsight.cli import SparsightCLI, main
 from sparsight.hyperparameters import FLAG_WINS, flatten
 from tests import tiny
 
@@ -153,7 +154,8 @@ def test_mistakes_end_in_one_readable_message(
 def test_what_a_callback_refuses_is_said_without_the_parsers_guesses(tmp_path: Path) -> None:
     schedule = ["--trainer.callbacks+=callbacks.PruningSchedule", "--trainer.callbacks.shape=one_shot"]
     with pytest.raises(
-        SystemExit, match=r"^sparsight: order is one of score, first, last, or a list of sites; got 'x'$"
+        SystemExit,
+        match=r"^sparsight: trainer.callbacks.0.order is one of score, first, last, or a list of sites; got 'x'$",
     ):
         main(["fit", "--config", str(distillation_config(tmp_path)), *schedule, "--trainer.callbacks.order=x"])
 

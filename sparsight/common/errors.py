@@ -3,5 +3,9 @@
 from __future__ import annotations
 
 
-class ConfigurationError(ValueError):
+class Told(Exception):
+    """An error whose message is all that its reader needs, whenever it comes: no traceback is shown."""
+
+
+class ConfigurationError(Told, ValueError):
     """The configuration cannot be run; the message says why and what to do."""

@@ -11,11 +11,13 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
+from sparsight.common.errors import Told
+
 SHOWN = 8  # names and ids in a message
 PLAIN = (Tensor, Parameter)  # quantised weights are tensors of other classes, whose numbers are codes
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(Told, FloatingPointError):
     """Something that must be a finite number is not.
 
     Who catches it must not write a checkpoint on the way out: the state it leaves is not to be trained on.

@@ -179,7 +179,7 @@ def check_destination(output: str | Path, *, overwrite: bool) -> Path:
     """
     path = Path(os.path.abspath(output))
     if path.exists() and not overwrite:
-        raise ValueError(f"{output} exists: give another output, or overwrite")
+        raise ValueError(f"{output} exists already: give another `output`, or set `overwrite` to true")
     ours = any((path / name).is_file() for name in ("model_index.json", PROVENANCE))
     if path.exists() and not ours and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{output} is no earlier export, so it is not overwritten: give another output")

@@ -9,7 +9,7 @@ from typing import get_args
 import pytest
 import yaml
 
-from sparsight.cli import find_config
+from sparsight.arguments import find_config
 from sparsight.reform_eval.sample import Formulation
 from sparsight.reform_eval.taxonomy import (
     Layout,
