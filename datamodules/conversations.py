@@ -31,6 +31,7 @@ ROLES: Mapping[str, Role] = {
     "assistant": "assistant",
     "system": "system",
 }
+REASONING_FIELDS = ("reasoning", "reasoning_content", "thinking")
 EVALUATION_FIELDS = ("candidates", "answer", "task")
 
 
@@ -39,8 +40,9 @@ class ConversationRecords(RecordSource):
 
     The file is a JSON list, or JSONL with one object a line, of ``{"id": ..., "image": "a.jpg" or a list of such or
     absent, "conversations": [{"from": "human", "value": "<image> What is it?"}, {"from": "gpt", "value": ...}]}``.
-    Speakers are ``human`` or ``user``, ``gpt`` or ``assistant``, and ``system``. ``candidates`` (texts), ``answer``
-    (the number or text of the right one) and ``task`` (a name) make an entry an item of an evaluation.
+    Speakers are ``human`` or ``user``, ``gpt`` or ``assistant``, and ``system``; an answer may have ``reasoning``,
+    what was thought before it. ``candidates`` (texts), ``answer`` (the number or text of the right one) and ``task`` (a
+    name) make an entry an item of an evaluation.
 
     Args:
         file: JSON or JSONL file.
@@ -215,20 +217,32 @@ def _turns(entry: Mapping[str, Any]) -> tuple[Turn, ...]:
     said = entry.get("conversations")
     if not isinstance(said, list) or not all(isinstance(turn, dict) for turn in said):
         raise ValueError("`conversations` is no list of turns")
-    return tuple(read_turn(turn.get("from"), turn.get("value")) for turn in said)
+    return tuple(read_turn(turn.get("from"), turn.get("value"), reasoning=read_reasoning(turn)) for turn in said)
 
 
-def read_turn(role: Any, text: Any) -> Turn:
+def read_reasoning(turn: Mapping[str, Any]) -> Any:
+    """What a file says that was thought before a turn, under one of the usual names; none if it says nothing."""
+    return next((found for name in REASONING_FIELDS if (found := turn.get(name)) is not None), None)
+
+
+def read_turn(role: Any, text: Any, *, reasoning: Any = None) -> Turn:
     """A turn of a file.
 
+    Args:
+        role: Who speaks.
+        text: What is said.
+        reasoning: What is thought before that, if anything.
+
     Raises:
-        ValueError: The role is unknown, or the text is none.
+        ValueError: The role is unknown, or a text is none.
     """
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"unknown role {role!r}; known: {', '.join(ROLES)}")
     if not isinstance(text, str):
         raise ValueError(f"a turn of {role!r} holds {text!r}, not a text")
-    return Turn(ROLES[role], text)
+    if not isinstance(reasoning, str | None):
+        raise ValueError(f"a turn of {role!r} holds the reasoning {reasoning!r}, not a text")
+    return Turn(ROLES[role], text, reasoning=reasoning or "")
 
 
 def make_conversation(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from datamodules.conversations import EVALUATION_FIELDS, make_conversation, read_turn
+from datamodules.conversations import EVALUATION_FIELDS, make_conversation, read_reasoning, read_turn
 from datamodules.huggingface import HuggingFaceRecords
 from datamodules.records import MAX_PIXELS, CorruptRecord, Record, decode_image
 from sparsight.lvlm.conversation import IMAGE, Turn
@@ -99,7 +99,10 @@ class HuggingFaceConversations(HuggingFaceRecords):
         messages = row[self.messages_column]
         if not isinstance(messages, list) or not messages:
             raise ValueError(f"column {self.messages_column!r} holds no messages")
-        return tuple(read_turn(message.get("role"), _text(message.get("content"))) for message in messages)
+        return tuple(
+            read_turn(message.get("role"), _text(message.get("content")), reasoning=read_reasoning(message))
+            for message in messages
+        )
 
 
 def _text(content: Any) -> Any:

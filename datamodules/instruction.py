@@ -17,7 +17,8 @@ from datamodules.instruction_dataset import InstructionDataset
 from datamodules.records import CorruptRecord, RecordSource
 from datamodules.sampler import GroupSampler, LengthSampler, similar_together
 from sparsight.lvlm.chat import ChatFormat
-from sparsight.lvlm.chat_text import UnusableConversation
+from sparsight.lvlm.chat_template import UnusableConversation
+from sparsight.lvlm.chat_text import Reasoning
 from sparsight.lvlm.packing import check_packable
 from sparsight.lvlm.processor import load_processor
 
@@ -60,6 +61,10 @@ class InstructionDataModule(RecordsDataModule):
         max_corrupt_share: Share of unusable records of a split, 0 to 1, above which the run fails.
         limit: Use at most this many records of each of train, val and test, drawn with the seed.
         chat_template: Jinja template, or a file of one, in place of the processor's own.
+        chat_template_kwargs: Variables of the chat template, such as ``{enable_thinking: false}`` (Qwen3).
+        reasoning: What happens to thoughts (``reasoning`` of a turn, or what stands between ``<think>`` marks): they
+            are left out (``leave_out``), written without loss (``show``), or with it (``train``), wherever the template
+            writes them; many leave out those of earlier turns. Thoughts that a template adds have no loss.
         processor_options: Options of processor and image processor in place of the saved ones, such as ``max_pixels``
             (Qwen-VL) or ``max_patches`` (InternVL). Exports hold the processor with them.
         revision: Git revision of a hub model.
@@ -90,6 +95,8 @@ class InstructionDataModule(RecordsDataModule):
         max_corrupt_share: float = 0.01,
         limit: int | None = None,
         chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        reasoning: Reasoning = "show",
         processor_options: dict[str, Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -113,6 +120,7 @@ class InstructionDataModule(RecordsDataModule):
         self.max_length = max_length
         self.packing = packing
         self.chat_template = chat_template
+        self.chat_options: dict[str, Any] = {"options": chat_template_kwargs, "reasoning": reasoning}
         self.processor_options = processor_options
         self.pretrained_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.alike = "similar length" if length_grouping else ""
@@ -135,7 +143,7 @@ class InstructionDataModule(RecordsDataModule):
         if self.chat is None:
             if self.packing:
                 check_packable(AutoConfig.from_pretrained(self.model, **self.pretrained_options))
-            self.chat = ChatFormat(self.load_processor())
+            self.chat = ChatFormat(self.load_processor(), **self.chat_options)
             if self.processor_options:
                 self._try_options(self.chat)
         super().setup(stage)

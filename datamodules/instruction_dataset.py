@@ -16,7 +16,7 @@ from datamodules.instruction_batch import collate_chats, collate_questions
 from datamodules.record_dataset import RecordDataset
 from datamodules.records import CorruptRecord, RecordSource
 from sparsight.lvlm.chat import ChatFormat
-from sparsight.lvlm.chat_text import UnusableConversation
+from sparsight.lvlm.chat_template import UnusableConversation
 from sparsight.lvlm.conversation import Conversation
 
 BACKGROUND = 255  # behind transparent pixels

@@ -66,8 +66,6 @@ QWEN = _chat(
     "<|im_start|>assistant\n",
     image="<vision_start><image><vision_end>",
 )
-# a model that thinks is asked in another way than its earlier answers are written
-THINKING = _chat("<|im_start|>{{ role }}\n{{ body }}<|im_end|>\n", "<|im_start|>assistant\n<think>\n")
 
 
 def tokenizer_with(**extra: str) -> PreTrainedTokenizerFast:

@@ -49,6 +49,8 @@ class ReformEvalDataModule(ProcessDataModule):
         seed: Decides order of options, marks, and ``limit``.
         limit: Use at most this many samples of each task, drawn with the seed; a dialogue is one and stays whole.
         chat_template: Jinja template, or a file of one, in place of the processor's own.
+        chat_template_kwargs: Variables of the chat template, such as ``{enable_thinking: false}`` (Qwen3). Where the
+            template has a model think first, ``new_tokens`` must have room for that, and no answer is begun.
         processor_options: Options of processor and image processor in place of the saved ones.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
@@ -75,6 +77,7 @@ class ReformEvalDataModule(ProcessDataModule):
         seed: int = 0,
         limit: int | None = None,
         chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
         processor_options: dict[str, Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
@@ -104,6 +107,7 @@ class ReformEvalDataModule(ProcessDataModule):
         self.batch_size = batch_size
         self.limit = limit
         self.processor_changes: dict[str, Any] = {"chat_template": chat_template, "options": processor_options}
+        self.chat_options = chat_template_kwargs or {}
         self.pretrained_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.chat: ChatFormat | None = None
         self._checked: list[dict[int, Checked]] = []  # samples of each task, by position
@@ -127,7 +131,7 @@ class ReformEvalDataModule(ProcessDataModule):
                 f"{type(self).__name__} holds an evaluation, nothing to fit on or predict: use `sparsight test`"
             )
         if self.chat is None:
-            self.chat = ChatFormat(self._load_processor())
+            self.chat = ChatFormat(self._load_processor(), options=self.chat_options)
         if not self._checked:
             rank_zero_info(f"looking at the samples of {len(self.tasks)} tasks before any is asked about")
             self._checked = [self._check(number) for number in range(len(self.tasks))]
@@ -185,7 +189,7 @@ class ReformEvalDataModule(ProcessDataModule):
         """Covers what makes tokens and pixels of a question, whether it was saved with the model or changed here."""
         assert self.chat is not None
         processor = self.chat.processor
-        changes = str(self.processor_changes["options"])
+        changes = str(self.processor_changes["options"]) + (str(self.chat_options) if self.chat_options else "")
         return digest(
             [str(processor.chat_template), processor.to_json_string(), tokenizer_hash(processor.tokenizer), changes]
         )

@@ -1,9 +1,10 @@
 """Conversations as tokens: the model's own processor and chat template, with exact answer spans.
 
-An answer's span begins where the template's generation cue ends and closes with the token that ends the turn: it is
-what the model has to produce when it is asked. Spans are found in the rendered text, carried over the places where the
-processor puts many tokens for one image, and mapped to tokens by the tokenizer's offsets. What the spans hold is then
-compared with the answers, so a sample is either right or refused, never silently masked.
+An answer's span begins where the template's generation cue ends, or behind the thought that the template writes there,
+and closes with the token that ends the turn: it is what the model has to produce when it is asked. Spans are found in
+the rendered text, carried over the places where the processor puts many tokens for one image, and mapped to tokens by
+the tokenizer's offsets. What the spans hold is then compared with the answers, so a sample is either right or refused,
+never silently masked.
 
 Shape legend: T tokens of one sample.
 """
@@ -11,7 +12,7 @@ Shape legend: T tokens of one sample.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,8 +22,10 @@ from PIL import Image
 from torch import Tensor
 
 from sparsight.lvlm.answers import IGNORED
-from sparsight.lvlm.chat_text import ChatText, UnusableConversation
+from sparsight.lvlm.chat_template import UnusableConversation
+from sparsight.lvlm.chat_text import ChatText, Reasoning
 from sparsight.lvlm.conversation import IMAGE, Conversation, Turn
+from sparsight.lvlm.thoughts import opens_thought
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # one number for every token
 
@@ -76,6 +79,8 @@ class ChatFormat:
 
     Args:
         processor: With tokenizer, image processor and chat template.
+        options: Variables of the template, such as ``enable_thinking``.
+        reasoning: What happens to thoughts of answers; see :class:`ChatText`.
 
     Attributes:
         text: How the model writes conversations.
@@ -84,7 +89,9 @@ class ChatFormat:
         ValueError: The processor or its template cannot serve.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(
+        self, processor: Any, *, options: Mapping[str, Any] | None = None, reasoning: Reasoning = "show"
+    ) -> None:
         name = type(processor).__name__
         self.processor = processor
         self.tokenizer: Any = getattr(processor, "tokenizer", None)
@@ -94,7 +101,7 @@ class ChatFormat:
             raise ValueError(f"the tokenizer {type(self.tokenizer).__name__} gives no offsets; use its fast version")
         if "labels" in processor.model_input_names:
             raise ValueError(f"{name} marks answers by its own prefix rule and has no chat: it is not supported")
-        self.text = ChatText(processor)
+        self.text = ChatText(processor, options=options, reasoning=reasoning)
 
     @cached_property
     def images_in_rows(self) -> bool:
@@ -125,10 +132,9 @@ class ChatFormat:
         tokens = self._tokenise(text, conversation.images)
         ids_T = tokens.inputs["input_ids"][0]
         labels_T = torch.full_like(ids_T, IGNORED)
-        said = [turn.text for turn in (*question, answer) if turn.role == "assistant"]
-        for span, words in zip(spans, said, strict=True):
-            first, stop = tokens.span(*span)
-            self._verify(ids_T[first:stop].tolist(), words)
+        for span in spans:
+            first, stop = tokens.span(span.start, span.stop)
+            self._verify(ids_T[first:stop].tolist(), span.said)
             labels_T[first:stop] = ids_T[first:stop]
         kept = min(len(ids_T), max_length or len(ids_T))
         if tokens.image_end > kept:
@@ -148,12 +154,10 @@ class ChatFormat:
         """
         question, answer = conversation.question_and_answer
         candidates = conversation.candidates or (answer.text,)
-        prompt = self.text.render(question, cue=True)
+        written = [self.text.spans((*question, Turn("assistant", candidate))) for candidate in candidates]
+        prompt = written[0][0][: written[0][1][-1].start]  # with an empty thought, if the template writes one
         tokens = self._tokenise(prompt, conversation.images)
-        texts = [tokens.text]
-        for candidate in candidates:
-            text, spans = self.text.spans((*question, Turn("assistant", candidate)))
-            texts.append(tokens.text + text[spans[-1][0] : spans[-1][1]])
+        texts = [tokens.text, *(tokens.text + text[spans[-1].start : spans[-1].stop] for text, spans in written)]
         encoded = self.tokenizer(texts, add_special_tokens=self._adds_special(prompt), return_offsets_mapping=True)
         ids = encoded["input_ids"][0]
         if ids != tokens.inputs["input_ids"][0].tolist():
@@ -177,15 +181,15 @@ class ChatFormat:
         Args:
             turns: What was said; the assistant is next.
             images: Pictures in the order of their ``<image>``.
-            begun: First words of its answer.
+            begun: First words of its answer; left out where the cue has the model think first.
 
         Raises:
             UnusableConversation: Template or processor refuse it.
         """
         prompt = self.text.render(turns, cue=True)
-        if begun:
+        if begun and not opens_thought(prompt):
             text, spans = self.text.spans((*turns, Turn("assistant", begun)))
-            prompt = text[: text.index(begun, spans[-1][0]) + len(begun)]
+            prompt = text[: text.index(begun, spans[-1].start) + len(begun)]
         return self._tokenise(prompt, images).inputs
 
     def mark(self, ids: Sequence[int], labels: Sequence[int]) -> str:

@@ -20,10 +20,12 @@ class Turn:
     Args:
         role: Who speaks.
         text: What is said; ``<image>`` stands for the next picture of the conversation.
+        reasoning: What the assistant thinks before that.
     """
 
     role: Role
     text: str
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,21 @@ class Conversation:
     task: str = ""
 
     def __post_init__(self) -> None:
-        for text in (*(turn.text for turn in self.turns), *self.candidates, self.task):
+        for text in (
+            *(part for turn in self.turns for part in (turn.text, turn.reasoning)),
+            *self.candidates,
+            self.task,
+        ):
             check_text(text)
         for number, turn in enumerate(self.turns, start=1):
             if turn.role not in get_args(Role):
                 raise ValueError(f"turn {number} has role {turn.role!r}; allowed: {', '.join(get_args(Role))}")
             if turn.role == "assistant" and not turn.text.strip():
                 raise ValueError(f"turn {number}, an answer, is empty")
-            if turn.role == "assistant" and IMAGE in turn.text:
+            if turn.role == "assistant" and IMAGE in turn.text + turn.reasoning:
                 raise ValueError(f"turn {number}, an answer, holds {IMAGE}; only questions may")
+            if turn.role != "assistant" and turn.reasoning:
+                raise ValueError(f"turn {number} is no answer and has reasoning; only answers may")
         if all(turn.role != "assistant" for turn in self.turns):
             raise ValueError("there is no answer (assistant turn), so nothing can be learnt")
         places = sum(turn.text.count(IMAGE) for turn in self.turns)

@@ -119,6 +119,17 @@ def test_bad_entry_is_corrupt_with_its_line_and_leaves_the_others_alone(tmp_path
         source[1]
 
 
+@pytest.mark.parametrize("name", ["reasoning", "reasoning_content", "thinking"])
+def test_thoughts_before_answers_are_read_under_their_usual_names(tmp_path: Path, name: str) -> None:
+    good, bad = entry("Say yes.", "yes"), entry("Say yes.", "yes")
+    good["conversations"][1][name], bad["conversations"][1][name] = "I should.", ["I should."]
+    source = write(tmp_path, [good, bad])
+    assert source[0].conversation is not None
+    assert source[0].conversation.turns[1] == Turn("assistant", "yes", reasoning="I should.")
+    with pytest.raises(CorruptRecord, match=r"holds the reasoning \['I should\.'\], not a text"):
+        source[1]
+
+
 def test_link_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
     source = write(tmp_path, [entry("<image>?", "x", image="link.png")])
     (tmp_path / "secret.png").write_bytes(png())

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
 from sparsight.lvlm.chat import ChatFormat, EncodedChat
-from sparsight.lvlm.chat_text import UnusableConversation
+from sparsight.lvlm.chat_template import UnusableConversation
 from sparsight.lvlm.conversation import Conversation, Turn
 from tests import tiny_processors
 from tests.tiny_lvlm import CHATML, SPECIAL, VICUNA_CHAT, tiny_processor, tiny_tokenizer
@@ -203,7 +203,8 @@ def test_end_token_is_added_where_the_template_has_none(caplog: pytest.LogCaptur
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        (tiny_processors.THINKING, "answer 1 is not written after what asks for it"),
+        (VICUNA_CHAT.replace("'ASSISTANT:'", "'Bot says:'"), "answer 1 is not written after what asks for it"),
+        (CHATML.replace("part['text'] }}", "part['text'] ~ part['text'] }}"), "'Some answer.', 2 times"),
         (CHATML.replace("<image>", ""), "does not write '<image>' for a content part of type image"),
         ("{{ raise_exception('never') }}", "the chat template refuses it: TemplateError: never"),
         (VICUNA_CHAT.replace("part['text']", "part['text'] | upper"), "is written as"),
@@ -224,13 +225,11 @@ def test_processor_that_cannot_serve_is_refused() -> None:
 
 
 def test_conversation_that_the_template_writes_otherwise_is_refused() -> None:
-    shortening = CHATML.replace("{{ part['text'] }}", "{{ part['text'].split('</think>') | last }}")
+    shortening = CHATML.replace("{{ part['text'] }}", "{{ part['text'].split('###') | last }}")
     chat = ChatFormat(with_template(tiny_processor(), shortening))
     assert answers(chat, chat.encode(dialogue("a", "b"))) == ["b<|im_end|>"]
-    with pytest.raises(
-        UnusableConversation, match=r"answer 'why</think>b' with end token '<\|im_end\|>' is written as"
-    ):
-        chat.encode(dialogue("a", "why</think>b"))
+    with pytest.raises(UnusableConversation, match=r"answer 'why###b' with end token '<\|im_end\|>' is written as"):
+        chat.encode(dialogue("a", "why###b"))
 
 
 def test_text_that_poses_as_an_image_is_refused() -> None:
