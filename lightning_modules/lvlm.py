@@ -24,7 +24,7 @@ from sparsight.lvlm.retire import LayerPruning, RetiredLayers, measurement, remo
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
 from sparsight.lvlm.spare_picture import always_read_a_picture
 from sparsight.lvlm.task_scores import TaskScores
-from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.tower import PartNames, find_parts, name_parts
 from sparsight.reform_eval.answer import answer_units
 from sparsight.sharding import is_sharded, shard_parts, split_again
 
@@ -58,6 +58,7 @@ class LVLMModule(TrainedPartsModule):
         evaluation: How evaluation items are answered.
         prune: Which layers may be removed.
         max_skipped_steps: How many steps that are not finite are left out before the run ends.
+        parts: Where text model, vision towers and projector are; found if not given.
 
     Attributes:
         tuned_layers: Decoder layers that any stage tunes.
@@ -77,6 +78,7 @@ class LVLMModule(TrainedPartsModule):
         evaluation: Evaluation | None,
         prune: LayerPruning | None,
         max_skipped_steps: int = 0,
+        parts: PartNames | None = None,
     ) -> None:
         super().__init__(max_skipped_steps=max_skipped_steps)
         self.evaluation = evaluation or Evaluation()
@@ -86,7 +88,7 @@ class LVLMModule(TrainedPartsModule):
         self.model: Any = load_lvlm(base, dtype=dtype, attn_implementation=attn_implementation, **self.source)
         self.base_hash = state_hash(self.model.state_dict())
         self.earlier = read_provenance(base)
-        self.parts = find_parts(self.model)
+        self.parts = find_parts(name_parts(self.model, parts))
         self.depth = len(self.parts.layers)
         self.tuned_layers: list[int] = []
         self.prune = prune

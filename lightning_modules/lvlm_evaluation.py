@@ -7,6 +7,7 @@ from typing import Any
 from lightning_modules.lvlm import Evaluation, LVLMModule
 from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.load import Dtype
+from sparsight.lvlm.tower import PartNames
 
 
 class LVLMEvaluation(LVLMModule):
@@ -19,6 +20,7 @@ class LVLMEvaluation(LVLMModule):
         evaluation: How the items of an InstructionDataModule are answered.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
+        parts: Where text model, vision towers and projector are, by qualified name; found if not given.
 
     Raises:
         ValueError: It is no image-text model, or its parts cannot be told apart.
@@ -32,6 +34,7 @@ class LVLMEvaluation(LVLMModule):
         evaluation: Evaluation | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        parts: PartNames | None = None,
     ) -> None:
         super().__init__(
             base=base,
@@ -41,6 +44,7 @@ class LVLMEvaluation(LVLMModule):
             trust_remote_code=trust_remote_code,
             evaluation=evaluation,
             prune=None,
+            parts=parts,
         )
         self.keep_hyperparameters()
 

@@ -26,6 +26,7 @@ from sparsight.lvlm.recompute import recompute_layers
 from sparsight.lvlm.retire import LayerPruning
 from sparsight.lvlm.selection import LayerSelection, Uniform
 from sparsight.lvlm.stages import TuningStage
+from sparsight.lvlm.tower import PartNames
 from sparsight.lvlm.trained import LAYERS, PROJECTOR, Part, make_trainable
 from sparsight.lvlm.unpruned import UnprunedModel, outputs_of, tuned_weights, unpruned_model
 from sparsight.lvlm.vision_cache import VisionCache
@@ -59,6 +60,7 @@ class SparseLayerTuning(LVLMModule):
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
+        parts: Where text model, vision towers and projector of ``base`` are, by qualified name; found if not given.
 
     Attributes:
         predicted_share: FLOPs of a step of the current stage over those of one that trains all layers.
@@ -86,6 +88,7 @@ class SparseLayerTuning(LVLMModule):
         max_skipped_steps: int = 0,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        parts: PartNames | None = None,
     ) -> None:
         if distill < 0 or vision_cache_gib < 0:
             raise ValueError(f"distill and vision_cache_gib are 0 or more, got {distill} and {vision_cache_gib}")
@@ -102,6 +105,7 @@ class SparseLayerTuning(LVLMModule):
             evaluation=evaluation,
             prune=prune,
             max_skipped_steps=max_skipped_steps,
+            parts=parts,
         )
         self.keep_hyperparameters()
         self.clock = StageClock(stages)

@@ -13,11 +13,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
 from sparsight.lvlm.bypass import bypassed
 from sparsight.lvlm.scores import AngularDistance, GreedyLossIncrease, LayerScore
-from sparsight.lvlm.surgery import check_removable, remove_layers, text_configs
+from sparsight.lvlm.surgery import attention_layers, check_removable, remove_layers, text_configs
 from sparsight.lvlm.tower import Parts
 
 
@@ -70,6 +71,7 @@ def removable_layers(
         raise ValueError(f"prune.protected names layers {sorted(kept)}, but there are 0 to {depth - 1}")
     kept |= {*tuned, *tuned_before} if pruning.protect_tuned else set()
     kept |= {0, depth - 1} if pruning.protect_ends else set()
+    kept |= _last_attention(model, depth, kept)
     found = []
     for layer in sorted(set(range(depth)) - kept):
         try:
@@ -82,6 +84,15 @@ def removable_layers(
     if not found:
         raise ValueError(f"all {depth} layers are protected, so none can be removed: tune fewer, or protect less")
     return found
+
+
+def _last_attention(model: PreTrainedModel, depth: int, kept: Collection[int]) -> set[int]:
+    """The last layer with attention among layers of other kinds, unless another such layer is kept anyway."""
+    attending = attention_layers(model.config.get_text_config(decoder=True), depth)
+    if not attending or set(attending) & set(kept):
+        return set()
+    rank_zero_info(f"prune keeps layer {attending[-1]} too: without attention in any layer no cache can be used")
+    return {attending[-1]}
 
 
 def measurement(score: str, values: Sequence[float], facts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

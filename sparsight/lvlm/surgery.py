@@ -48,6 +48,8 @@ LAYER_NUMBERS = (  # lists of layer numbers
     "moe_layers",
     "rope_scaling_layers",
 )
+KINDS = ("layer_types", "layers_block_type")  # of them, those that say of what kind a layer is
+ATTENTIONS = ("attn_layer_indices", "full_attn_idxs")  # and those that name the layers with attention
 LAYER_COUNTS = ("first_k_dense_replace", "max_window_layers")  # so many of the first layers
 
 
@@ -105,6 +107,12 @@ def check_removable(model: PreTrainedModel, removed: Collection[int], *, depth: 
     shared = getattr(config, "kv_source_layers", None)
     if removed and shared and list(shared) != list(range(depth)):
         raise ValueError(f"{kind} cannot lose layers: some read keys and values of others (kv_source_layers: {shared})")
+    attending = attention_layers(config, depth)
+    if attending and set(attending) <= set(removed):
+        raise ValueError(
+            f"{kind} cannot lose layers {attending} together: they are its last with full attention, without which its "
+            "cache does not know how long a text is; keep one of them"
+        )
     unknown = _unknown_lists(config, depth=depth, known=(*LAYER_ENTRIES, *LAYER_NUMBERS))
     if config is not model.config:  # what stands there is not shortened, and lists are as long as layers are by chance
         unknown += _unknown_lists(model.config, depth=None, known=())
@@ -120,6 +128,20 @@ def check_removable(model: PreTrainedModel, removed: Collection[int], *, depth: 
             f"{kind} adds image features after each of its first {deepstack} layers (deepstack_visual_indexes): layers "
             f"{tied} cannot be removed, layers {deepstack} to {depth - 1} can"
         )
+
+
+def attention_layers(config: Any, depth: int) -> list[int]:
+    """The layers with keys and values among others (convolutions, linear attention); none if all are alike."""
+    for option in KINDS:
+        kinds = getattr(config, option, None) or ()
+        found = [layer for layer, kind in enumerate(kinds) if "attention" in kind and "linear" not in kind]
+        found += [layer for layer, kind in enumerate(kinds) if kind == "hybrid"]  # attention beside a state
+        if len(kinds) == depth and found and len(found) < depth:
+            return found
+    for option in ATTENTIONS:
+        if getattr(config, option, None):
+            return list(getattr(config, option))
+    return []
 
 
 def _unknown_lists(config: Any, *, depth: int | None, known: Collection[str]) -> list[str]:

@@ -20,7 +20,7 @@ from sparsight.distill.processes import process_count, summed
 from sparsight.lvlm.bypass import leaving
 from sparsight.lvlm.load import load_lvlm
 from sparsight.lvlm.provenance import first_depth, layers_of_first, read_provenance
-from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.tower import find_parts, name_parts, named_parts
 from sparsight.sharding import whole
 
 
@@ -84,7 +84,7 @@ def unpruned_model(
     """
     if source is not None:
         name: Any = str(dtype).removeprefix("torch.")
-        model = load_lvlm(source, dtype=name, **options)
+        model = name_parts(load_lvlm(source, dtype=name, **options), named_parts(student))
         _check_is_unpruned(source, model, base=base, student=student)
         return UnprunedModel(model, student)
     depth = len(find_parts(student).layers)

@@ -13,9 +13,11 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from sparsight.lvlm.bypass import bypassed
 from sparsight.lvlm.load import load_lvlm
-from sparsight.lvlm.surgery import check_removable, remove_layers
+from sparsight.lvlm.retire import LayerPruning, removable_layers
+from sparsight.lvlm.scores import AngularDistance
+from sparsight.lvlm.surgery import attention_layers, check_removable, remove_layers
 from sparsight.lvlm.tower import find_parts
-from tests.tiny_lvlm import FAMILIES, IMAGE, SIDE, SIGLIP, TEXT, tiny_inputs, tiny_lvlm
+from tests.tiny_lvlm import FAMILIES, HYBRIDS, IMAGE, SIDE, SIGLIP, TEXT, tiny_inputs, tiny_lvlm
 
 REMOVED = [2, 4]  # behind the layers to which Qwen3-VL adds image features
 
@@ -52,6 +54,50 @@ def test_per_layer_lists_follow_their_layers() -> None:
     assert len(set(before)) == 2
     remove_layers(model, [0, 4])
     assert model.config.text_config.layer_types == [before[i] for i in (1, 2, 3, 5)]
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_the_last_layers_with_attention_stay(family: str) -> None:
+    """Without any, generation fails: such a model's cache counts tokens in layers with attention alone."""
+    model = tiny_lvlm(family)
+    for removed in ([2, 5], [1, 2, 4, 5]):
+        with pytest.raises(ValueError, match=r"cannot lose layers \[2, 5\] together: .* full attention"):
+            remove_layers(model, removed)
+    before = list(model.config.text_config.layer_types)
+    remove_layers(model, [0, 5])
+    assert model.config.text_config.layer_types == before[1:5]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "attending"),
+    [
+        ("layers_block_type", ["mamba", "mamba", "attention", "mamba", "mamba", "mamba"], [2]),
+        ("layers_block_type", ["mamba", "hybrid", "mamba", "mamba", "hybrid", "mamba"], [1, 4]),
+        ("full_attn_idxs", [3], [3]),
+        ("layer_types", ["sliding_attention", "full_attention"] * 3, []),
+    ],
+)
+def test_layers_with_attention_are_known_by_any_of_the_options(option: str, value: list[Any], attending: Any) -> None:
+    model = tiny_lvlm("llava")
+    setattr(model.config.text_config, option, value)
+    assert attention_layers(model.config.text_config, 6) == attending
+    if attending:
+        with pytest.raises(ValueError, match="cannot lose layers"):
+            check_removable(model, attending, depth=6)
+
+
+def test_a_schedule_cannot_take_the_last_layer_with_attention() -> None:
+    model = tiny_lvlm("lfm2_vl")
+    pruning = LayerPruning(AngularDistance(), protect_ends=False)
+    options = {"depth": 6, "tuned": [], "tuned_before": []}
+    assert removable_layers(model, pruning, **options) == [0, 1, 2, 3, 4]
+    assert removable_layers(model, LayerPruning(AngularDistance(), protect_ends=False, protected=[2]), **options) == [
+        0,
+        1,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_window_counts_follow_their_layers() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch import nn
 
 from sparsight.lvlm.answers import IGNORED, answer_losses
 from sparsight.lvlm.lora import LoRA, add_lora, is_adapter, merge_lora
-from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.tower import PartNames, find_parts, name_parts
 from sparsight.lvlm.trained import LAYERS, PROJECTOR, trained_parameters
 from tests.tiny_lvlm import FAMILIES, TEXT, tiny_inputs, tiny_lvlm
 
@@ -125,4 +126,52 @@ def test_a_model_without_projector_is_refused_with_what_it_holds() -> None:
     model = tiny_lvlm("llava")
     del model.model.multi_modal_projector
     with pytest.raises(ValueError, match=r"no projector.*vision_tower"):
+        find_parts(model)
+
+
+def test_what_stands_beside_for_other_ends_is_no_projector() -> None:
+    """Janus draws images and Gemma 3n hears, by parts beside the decoder that training on pictures must not touch."""
+    model = tiny_lvlm("llava")
+    for name in ("generation_aligner", "generation_head", "embed_audio", "vqmodel"):
+        setattr(model.model, name, nn.Linear(2, 2))
+    model.model.audio_tower = tiny_lvlm("llava").model.vision_tower
+    parts = find_parts(model)
+    assert [*parts.projector] == ["model.multi_modal_projector"] and [*parts.vision] == ["model.vision_tower"]
+
+
+def test_parts_can_be_named_for_any_model_and_its_copies() -> None:
+    model = tiny_lvlm("llava")
+    model.model.bridge, model.model.multi_modal_projector = model.model.multi_modal_projector, None
+    model.model.shift = nn.Parameter(torch.zeros(2))
+    named = PartNames(
+        decoder="model.language_model", projector=["model.bridge.linear_2", "model.shift"], image_token_id=5
+    )
+    for one in (name_parts(model, named), copy.deepcopy(model)):
+        parts = find_parts(one)
+        assert parts.layers_name == "model.language_model.layers" and not parts.vision and parts.image_token_id == 5
+        assert parts.projector == {"model.bridge.linear_2": one.model.bridge.linear_2, "model.shift": one.model.shift}
+    found = trained_parameters(model, find_parts(model), layers=[1], adapters=False)
+    assert [*found[PROJECTOR]] == ["model.shift", "model.bridge.linear_2.weight", "model.bridge.linear_2.bias"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"decoder": "language_model"}, r"parts\.decoder names 'language_model'.*near are model\.language_model"),
+        ({"projector": ["multi_modal_projector"]}, r"parts\.projector names.*near are model\.multi_modal_projector"),
+        ({"vision": ["model.vision_towr"]}, r"parts\.vision names.*near are model\.vision_tower"),
+        ({"decoder": "model.vision_tower"}, r"parts\.decoder 'model\.vision_tower' holds 0 module lists of 6 layers"),
+        ({"projector": ["x"]}, r"parts\.projector names 'x'.*the model holds \['model', 'lm_head'\]"),
+    ],
+)
+def test_a_wrong_name_of_a_part_is_refused_with_names_near_it(names: dict[str, Any], message: str) -> None:
+    right = {"decoder": "model.language_model", "projector": ["model.multi_modal_projector"]}
+    with pytest.raises(ValueError, match=message):
+        find_parts(name_parts(tiny_lvlm("llava"), PartNames(**right | names)))
+
+
+def test_models_that_are_not_served_say_why() -> None:
+    model = tiny_lvlm("llava")
+    model.config.is_encoder_decoder = True
+    with pytest.raises(ValueError, match="LlavaForConditionalGeneration is not served: an encoder reads"):
         find_parts(model)

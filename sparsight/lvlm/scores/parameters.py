@@ -15,7 +15,7 @@ from sparsight.lvlm.load import DTYPES, Dtype, check_folder, load_lvlm
 from sparsight.lvlm.lora import adaptable
 from sparsight.lvlm.scores.base import SeparateScore
 from sparsight.lvlm.scores.tokens import CalibrationSet
-from sparsight.lvlm.tower import Parts, find_parts
+from sparsight.lvlm.tower import PartNames, Parts, find_parts, name_parts, named_parts
 
 
 class ParameterChange(SeparateScore):
@@ -39,7 +39,7 @@ class ParameterChange(SeparateScore):
         Raises:
             ValueError: The base has other layers or weights, or one of them is zero.
         """
-        before = _layers_of(self.base, model.dtype)
+        before = _layers_of(self.base, model.dtype, named_parts(model))
         if len(before) != len(parts.layers):
             raise ConfigurationError(f"the base {self.base} has {len(before)} layers, the model {len(parts.layers)}")
         return [
@@ -71,10 +71,10 @@ def _weights(layer: nn.Module) -> Mapping[str, Tensor]:
     return {name: layer.get_parameter(name) for name, _ in adaptable(layer)}
 
 
-def _layers_of(source: str, dtype: torch.dtype) -> nn.ModuleList:
+def _layers_of(source: str, dtype: torch.dtype, named: PartNames | None) -> nn.ModuleList:
     """Decoder layers of an image-text model or of a text model."""
     check_folder(source)
     if type(AutoConfig.from_pretrained(source)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         name = next((name for name, known in DTYPES.items() if known == dtype), "float32")
-        return find_parts(load_lvlm(source, dtype=cast(Dtype, name))).layers
+        return find_parts(name_parts(load_lvlm(source, dtype=cast(Dtype, name)), named)).layers
     return AutoModelForCausalLM.from_pretrained(source, dtype=dtype).get_decoder().layers
