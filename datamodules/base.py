@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
 from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
-from datamodules.records import RecordSource
+from datamodules.records import RecordSource, unused_message
 from datamodules.sampler import (
     GroupSampler,
     ReportingLoader,
@@ -73,6 +73,7 @@ class RecordsDataModule(ProcessDataModule):
         seed: Seed of order, split and ``limit``.
         max_corrupt_share: Share of unusable records of a split, 0 to 1, above which the run fails.
         limit: Use at most this many records of each of train, val and test, drawn with the seed.
+        max_unused_share: Share of a source's files, 0 to 1, that may be no part of any record; above it the run fails.
 
     Attributes:
         datasets: Data set of each split, once ``setup`` has run.
@@ -95,6 +96,7 @@ class RecordsDataModule(ProcessDataModule):
         seed: int,
         max_corrupt_share: float,
         limit: int | None,
+        max_unused_share: float,
     ) -> None:
         super().__init__(num_workers=num_workers)
         self.sources = {"train": train, "val": val, "test": test}
@@ -103,11 +105,13 @@ class RecordsDataModule(ProcessDataModule):
         self.seed = seed
         self.max_corrupt_share = max_corrupt_share
         self.limit = limit
+        self.max_unused_share = max_unused_share
         self.datasets: dict[str, Any] = {}
         self.corrupt: dict[str, dict[int, str]] = {name: {} for name in self.sources}
         self.alike = ""
         require(0.0 <= val_share < 1.0, "val_share", val_share, "0 up to, not including, 1")
         require(0.0 <= max_corrupt_share <= 1.0, "max_corrupt_share", max_corrupt_share, "0 to 1")
+        require(0.0 <= max_unused_share <= 1.0, "max_unused_share", max_unused_share, "0 to 1")
         require(batch_size >= 1, "batch_size", batch_size, "1 or more")
         require(num_workers >= 0, "num_workers", num_workers, "0 or more")
         require(limit is None or limit >= 1, "limit", limit, "1 or more, or null")
@@ -134,11 +138,14 @@ class RecordsDataModule(ProcessDataModule):
 
         Raises:
             FileNotFoundError: If a source's files are missing.
-            ValueError: If the stage has no source, a split has no records or the sources do not go together.
+            ValueError: If the stage has no source, a split has no records, too many files are no part of any, or the
+                sources do not go together.
         """
         opened = self._needed(stage)
         for name, source in opened.items():
             source.open()
+            for part in source.parts:
+                self._check_unused(part)
             if len(source) == 0:
                 raise ValueError(f"the {name} source {type(source).__name__} has no records; check its path and split")
         self._check_sources(opened)
@@ -156,6 +163,14 @@ class RecordsDataModule(ProcessDataModule):
 
     def _check_sources(self, opened: Mapping[str, RecordSource]) -> None:
         """Refuse opened sources that do not go together."""
+
+    def _check_unused(self, source: RecordSource) -> None:
+        unused = source.unused
+        if len(unused) > self.max_unused_share * (len(source) + len(unused)):
+            raise ValueError(
+                f"{type(source).__name__} has {len(source)} records and {unused_message(unused)}. These are more than "
+                f"max_unused_share={self.max_unused_share} allows: convert, rename or remove them, or raise it"
+            )
 
     def _held_out(self, records: int) -> int:
         held_out = round(records * self.val_share)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +13,7 @@ from typing import Any
 
 from PIL import Image
 
+from datamodules.files import existing, file_stamps, is_inside
 from datamodules.records import (
     MAX_PIXELS,
     CorruptRecord,
@@ -20,8 +22,8 @@ from datamodules.records import (
     check_max_pixels,
     decode_image,
     digest,
-    file_stamps,
 )
+from sparsight.common.text import check_text, parse_json, read_lines, read_text
 from sparsight.lvlm.conversation import IMAGE, Conversation, Role, Turn
 
 ROLES: Mapping[str, Role] = {
@@ -62,11 +64,10 @@ class ConversationRecords(RecordSource):
             raise FileNotFoundError(f"conversation file {self.file} does not exist; set `file` to a JSON or JSONL file")
         if self.images is not None and not self.images.is_dir():
             raise FileNotFoundError(f"image folder {self.images} does not exist; set `images` to the pictures' folder")
-        text = self.file.read_text(encoding="utf-8")
         if self._is_lines:
-            lines = [(number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+            lines = list(read_lines(self.file))
         else:
-            lines = list(enumerate(_encoded_entries(text, file=self.file)))
+            lines = list(enumerate(_encoded_entries(read_text(self.file), file=self.file)))
         self._places, self._entries = [number for number, _ in lines], [line for _, line in lines]
 
     @property
@@ -100,7 +101,7 @@ class ConversationRecords(RecordSource):
     def fingerprint(self) -> str:
         """Covers every conversation, and name, size and time of change of every picture."""
         self.open()
-        return digest([*self._entries, *file_stamps(filter(Path.is_file, self._pictures()))])
+        return digest([*self._entries, *file_stamps(filter(os.path.isfile, self._pictures()))])
 
     def where(self, index: int) -> str:
         """File and line or entry; also the id, as entries of usual files share theirs."""
@@ -120,10 +121,7 @@ class ConversationRecords(RecordSource):
 
     def _entry(self, index: int) -> dict[str, Any]:
         self.open()
-        try:
-            entry = json.loads(self._entries[index])
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON: {error}") from error
+        entry = parse_json(self._entries[index])
         if not isinstance(entry, dict):
             raise ValueError("not a JSON object")
         return entry
@@ -131,8 +129,9 @@ class ConversationRecords(RecordSource):
     def _picture(self, name: str) -> Image.Image:
         if self.images is None:
             raise ValueError(f"it names image {name!r}, but no folder `images` is given")
-        path = self.images / name
-        if not path.resolve().is_relative_to(self.images.resolve()):
+        check_text(name)
+        path = existing(self.images / name)
+        if not is_inside(path, self.images):
             raise ValueError(f"image {name!r} lies outside {self.images}; copy it into the folder")
         try:
             return decode_image(path, max_pixels=self.max_pixels)
@@ -197,9 +196,10 @@ class QuestionTemplate:
 
 def _encoded_entries(text: str, *, file: Path) -> Iterator[str]:
     try:
-        entries = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} is not JSON: {error}; name it .jsonl if it holds one object a line") from error
+        entries = json.loads(text)  # a number that is none spoils its own entry only
+    except (RecursionError, ValueError) as error:
+        reason = str(error) or "nested too deeply"
+        raise ValueError(f"{file} is not JSON: {reason}; name it .jsonl if it holds one object a line") from error
     if not isinstance(entries, list):
         raise ValueError(f"{file} holds no list of conversations; name it .jsonl if it holds one object a line")
     yield from (json.dumps(entry) for entry in entries)
@@ -239,10 +239,10 @@ def read_turn(role: Any, text: Any, *, reasoning: Any = None) -> Turn:
     if not isinstance(role, str) or role not in ROLES:
         raise ValueError(f"unknown role {role!r}; known: {', '.join(ROLES)}")
     if not isinstance(text, str):
-        raise ValueError(f"a turn of {role!r} holds {text!r}, not a text")
+        raise ValueError(f"a turn of {role!r} holds {repr(text)[:80]}, not a text")
     if not isinstance(reasoning, str | None):
-        raise ValueError(f"a turn of {role!r} holds the reasoning {reasoning!r}, not a text")
-    return Turn(ROLES[role], text, reasoning=reasoning or "")
+        raise ValueError(f"a turn of {role!r} holds the reasoning {repr(reasoning)[:80]}, not a text")
+    return Turn(ROLES[role], text.removeprefix("\ufeff"), reasoning=reasoning or "")
 
 
 def make_conversation(
@@ -257,12 +257,14 @@ def make_conversation(
     candidates, task = candidates or [], task or ""
     if not isinstance(candidates, list) or not all(isinstance(text, str) for text in candidates):
         raise ValueError(f"`candidates` is {candidates!r}, not a list of texts")
+    if not isinstance(task, str):
+        raise ValueError(f"`task` is {task!r}, not a name")
     if not candidates:
-        return Conversation(turns, images, task=str(task))
+        return Conversation(turns, images, task=task)
     if isinstance(answer, str):
         if answer not in candidates:
             raise ValueError(f"`answer` is {answer!r}, which is not among `candidates`: {candidates}")
         answer = candidates.index(answer)
-    if not isinstance(answer, int):
+    if isinstance(answer, bool) or not isinstance(answer, int):
         raise ValueError(f"`answer` is {answer!r}, neither the number nor the text of a candidate")
-    return Conversation(turns, images, tuple(candidates), answer, str(task))
+    return Conversation(turns, images, tuple(candidates), answer, task)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 
+from datamodules.files import FolderFiles, existing, file_stamps, is_about_the_data, is_inside
+from datamodules.labels import Labels, name_numbers, number_labels
+from datamodules.metadata import METADATA_NAMES, Row, columns_of, read_rows
 from datamodules.records import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
@@ -19,19 +19,17 @@ from datamodules.records import (
     check_max_pixels,
     decode_image,
     digest,
-    file_stamps,
     image_size,
-    number_labels,
 )
-
-METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
+from sparsight.common.text import BadText, check_text, clean_text, read_caption
 
 
 @dataclass(frozen=True)
 class _Entry:
     name: str
-    label: int | None
-    caption: str | Path | None  # a path is that of a text file
+    label: int | None = None
+    caption: str | Path | None = None  # a path is that of a text file
+    bad: str = ""  # why it cannot be used
 
 
 class FolderRecords(RecordSource):
@@ -39,7 +37,8 @@ class FolderRecords(RecordSource):
 
     With ``metadata.jsonl`` or ``metadata.csv`` in the folder, its rows are the records: ``file_name`` is the picture's
     path inside the folder, other columns may hold label and caption. Without, all pictures are records: the first
-    subfolder names the class, and text files of the pictures' names (``a.png``, ``a.txt``) hold captions.
+    subfolder names the class, and text files of the pictures' names (``a.png``, ``a.txt``) hold captions. Links are
+    followed inside the folder; hidden files, and what systems leave behind, are no part of it.
 
     Args:
         root: The folder. Nothing outside it is read.
@@ -66,7 +65,7 @@ class FolderRecords(RecordSource):
         self.max_pixels = check_max_pixels(max_pixels)
         self._classes = classes
         self._entries: list[_Entry] = []
-        self._real_root = self.root
+        self._unused: list[str] = []
 
     @property
     def classes(self) -> list[str] | None:
@@ -78,10 +77,19 @@ class FolderRecords(RecordSource):
         self.open()
         return len(self._entries)
 
+    @property
+    def highest_label(self) -> int | None:
+        """Highest class number that occurs, once the folder is open."""
+        return max((entry.label for entry in self._entries if entry.label is not None), default=None)
+
+    @property
+    def unused(self) -> list[str]:
+        """Files that are neither a record nor go with one, once the folder is open."""
+        return self._unused
+
     def __getitem__(self, index: int) -> Record:
         """Decode one picture and read its caption."""
-        self.open()
-        entry = self._entries[index]
+        entry = self._entry(index)
         image = decode_image(self.root / entry.name, max_pixels=self.max_pixels)
         return Record(id=entry.name, image=image, label=entry.label, caption=self.caption_of(index))
 
@@ -92,26 +100,27 @@ class FolderRecords(RecordSource):
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""
-        self.open()
-        return image_size(self.root / self._entries[index].name)
+        return image_size(self.root / self._entry(index).name)
 
     def label_of(self, index: int) -> int | None:
         """Class number of one picture."""
-        self.open()
-        return self._entries[index].label
+        return self._entry(index).label
 
     def caption_of(self, index: int) -> str | None:
         """Caption of one picture."""
-        self.open()
-        caption = self._entries[index].caption
-        return _read_caption(caption) if isinstance(caption, Path) else caption
+        caption = self._entry(index).caption
+        try:
+            return read_caption(caption) if isinstance(caption, Path) else caption
+        except BadText as error:
+            raise CorruptRecord(str(error)) from error
 
     def fingerprint(self) -> str:
         """Covers names, labels and captions, and size and time of change of every file."""
         self.open()
-        rows = [(entry.name, entry.label, _text(entry.caption)) for entry in self._entries]
+        rows = [(entry.name, entry.label, _text(entry.caption), entry.bad) for entry in self._entries]
         texts = [entry.caption for entry in self._entries if isinstance(entry.caption, Path)]
-        pictures = [path for entry in self._entries if (path := self.root / entry.name).is_file()]
+        named = (self.root / entry.name for entry in self._entries if not entry.bad)
+        pictures = [path for path in named if os.path.isfile(path)]
         return digest([*rows, *file_stamps(pictures), *file_stamps(texts)])
 
     def _open(self) -> None:
@@ -120,9 +129,8 @@ class FolderRecords(RecordSource):
         metadata = [self.root / name for name in METADATA_NAMES if (self.root / name).is_file()]
         if len(metadata) > 1:
             raise ValueError(f"{self.root} holds both {' and '.join(METADATA_NAMES)}; keep one of them")
-        self._real_root = self.root.resolve()
         if metadata:
-            self._refuse_outside(metadata[0].name, named_by=f"a link in {self.root}")
+            self._refuse_outside(metadata[0], named_by=f"a link in {self.root}")
             self._entries = self._from_metadata(metadata[0])
             return
         unused = {"label_column": self.label_column, "caption_column": self.caption_column}
@@ -131,102 +139,139 @@ class FolderRecords(RecordSource):
                 raise ValueError(f"{option} is {column!r} but {self.root} holds no {' or '.join(METADATA_NAMES)}")
         self._entries = self._from_files()
 
+    def _entry(self, index: int) -> _Entry:
+        self.open()
+        entry = self._entries[index]
+        if entry.bad:
+            raise CorruptRecord(entry.bad)
+        return entry
+
     # ----------------------------------------------------------------------------------------------------- metadata
     def _from_metadata(self, path: Path) -> list[_Entry]:
-        rows = list(_read_rows(path))
-        columns = set().union(*rows) if rows else set()
-        names = [str(value) for value in _column(rows, "file_name", path=path)]
-        for number, name in enumerate(names, start=1):
-            self._refuse_outside(name, named_by=f"record {number} of {path}")
+        rows = read_rows(path)
+        columns = columns_of(rows)
         label_column = _choose(self.label_column, default="label", columns=columns, path=path)
         caption_column = _choose(self.caption_column, default="text", columns=columns, path=path)
-        labels: Sequence[int | None] = [None] * len(rows)
-        captions: Sequence[str | None] = [None] * len(rows)
+        entries = [self._from_row(row, caption_column, path=path) for row in rows]
         if label_column is not None:
-            values = _column(rows, label_column, path=path)
-            if path.suffix == ".csv" and all(value.isdecimal() for value in values):
-                values = [int(value) for value in values]
+            values = [None if row.bad else row.values.get(label_column) for row in rows]
             where = f"column {label_column!r} of {path}"
-            labels, self._classes = number_labels(values, classes=self._classes, where=where)
-        if caption_column is not None:
-            captions = [str(value) for value in _column(rows, caption_column, path=path)]
-        return [_Entry(*fields) for fields in zip(names, labels, captions, strict=True)]
+            labels = number_labels(values, classes=self._classes, where=where)
+            entries = self._labelled(entries, labels, [f"line {row.line} of {path}" for row in rows])
+        files = FolderFiles(self.root, refuse_outside=False)
+        self._unused = _without_company([*files.names, *files.skipped], [entry.name for entry in entries])
+        self._unused = [name for name in self._unused if name not in METADATA_NAMES]
+        return entries
+
+    def _from_row(self, row: Row, caption_column: str | None, *, path: Path) -> _Entry:
+        where = f"line {row.line} of {path}"
+        name = where
+        try:
+            if row.values or not row.bad:
+                name = self._find_name(row.values.get("file_name"))
+                self._refuse_outside(self.root / name, named_by=where)
+            if row.bad:
+                raise BadText(row.bad)
+            wanted = caption_column
+            caption = None if wanted is None else clean_text(row.values.get(wanted), what=f"column {wanted!r}")
+        except BadText as error:
+            return _Entry(name, bad=f"{where}: {error}")
+        return _Entry(name, caption=caption)
+
+    def _find_name(self, value: object) -> str:
+        if not clean_text(value, what="file_name"):
+            raise BadText("it has no 'file_name'")
+        exact = existing(self.root / str(value))
+        found = exact if os.path.lexists(exact) else existing(self.root / str(value).strip())
+        return str(value) if found == self.root / str(value) else str(found.relative_to(self.root))
+
+    def _labelled(self, entries: Sequence[_Entry], labels: Labels, where: Sequence[str]) -> list[_Entry]:
+        self._classes = labels.classes
+        bad = {place: f"{where[place]}: {reason}" for place, reason in labels.bad.items()}
+        return [
+            replace(entry, label=label, bad=entry.bad or bad.get(place, ""))
+            for place, (entry, label) in enumerate(zip(entries, labels.numbers, strict=True))
+        ]
 
     # -------------------------------------------------------------------------------------------------------- files
     def _from_files(self) -> list[_Entry]:
-        names = sorted(self._walk())
-        folders = [Path(name).parts[0] if "/" in name else None for name in names]
-        labels: Sequence[int | None] = [None] * len(names)
-        named = [folder for folder in folders if folder is not None]
-        if self.class_folders and named:
-            if len(named) != len(names):
-                loose = names[folders.index(None)]
-                raise ValueError(
-                    f"{self.root} holds pictures both in class folders and outside them, such as {loose!r}; "
-                    "move them into a class folder or set class_folders to false"
-                )
-            labels, self._classes = number_labels(named, classes=self._classes, where=str(self.root))
-        captions = self._sidecars(names)
-        return [_Entry(*fields) for fields in zip(names, labels, captions, strict=True)]
+        files = FolderFiles(self.root)
+        names = [name for name in files.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        self._unused = _without_company([*files.names, *files.skipped], names)
+        entries = [_Entry(name, bad=_bad_name(name)) for name in names]
+        if self.class_folders and any(_top(name) for name in names):
+            labels = self._folder_labels(names)
+            entries = self._labelled(entries, labels, [f"picture {name!r}" for name in names])
+        captions = self._sidecars(names, files.names)
+        return [replace(entry, caption=text) for entry, text in zip(entries, captions, strict=True)]
 
-    def _walk(self) -> Iterator[str]:
-        for folder, subfolders, files in os.walk(self.root):
-            inside = Path(folder).relative_to(self.root)
-            for name in subfolders + files:
-                if os.path.islink(os.path.join(folder, name)):
-                    self._refuse_outside((inside / name).as_posix(), named_by=f"a link in {folder}")
-            yield from ((inside / name).as_posix() for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES)
-
-    def _sidecars(self, names: Sequence[str]) -> Sequence[Path | None]:
-        texts = [(self.root / name).with_suffix(".txt") for name in names]
-        missing = [text for text in texts if not text.is_file()]
-        if len(missing) == len(texts):
-            return [None] * len(texts)
-        if missing:
+    def _folder_labels(self, names: Sequence[str]) -> Labels:
+        loose = next((name for name in names if _top(name) is None), None)
+        if loose is not None:
             raise ValueError(
-                f"{len(missing)} of {len(texts)} pictures have no caption file, first {missing[0]}; add the missing "
+                f"{self.root} holds pictures both in class folders and outside them, such as {loose!r}; "
+                "move them into a class folder or set class_folders to false"
+            )
+        folders = [_top(name) for name in names]
+        used = {folder for folder in folders if folder is not None}
+        self._refuse_lost_classes(used)
+        labels = number_labels(folders, classes=self._classes, where=str(self.root))
+        if labels.classes is None and len(used) > len(set(labels.numbers)):
+            raise ValueError(f"{self.root} has folders of one number: {sorted(used)[:20]}; give `classes`")
+        return name_numbers(labels)
+
+    def _refuse_lost_classes(self, used: set[str]) -> None:
+        for name in self._unused:
+            folder = _top(name)
+            if folder is not None and folder not in used and (self._classes is None or folder in self._classes):
+                raise ValueError(
+                    f"folder {folder!r} of {self.root} holds {name!r} but no picture that can be read: convert what "
+                    "is in it to PNG or JPEG, move the folder away if it is no class, or give `classes` without it"
+                )
+
+    def _sidecars(self, names: Sequence[str], files: Sequence[str]) -> Sequence[Path | None]:
+        texts = {_stem(name): self.root / name for name in files if name.lower().endswith(".txt")}
+        found = [texts.get(_stem(name)) for name in names]
+        missing = found.count(None)
+        if 0 < missing < len(found):
+            first = (self.root / names[found.index(None)]).with_suffix(".txt")
+            raise ValueError(
+                f"{missing} of {len(found)} pictures have no caption file, first {first}; add the missing "
                 "ones (they may be empty) or remove all of them"
             )
-        return texts
+        return found
 
-    def _refuse_outside(self, name: str, *, named_by: str) -> None:
-        if not (self._real_root / name).resolve().is_relative_to(self._real_root):
-            raise ValueError(f"{named_by} leads to {name!r}, outside {self.root}; copy the file into the folder")
+    def _refuse_outside(self, path: Path, *, named_by: str) -> None:
+        if not is_inside(path, self.root):
+            inside = path.relative_to(self.root) if path.is_relative_to(self.root) else path
+            raise ValueError(f"{named_by} leads to {str(inside)!r}, outside {self.root}; copy the file into the folder")
 
 
 def _text(caption: str | Path | None) -> str | None:
     return None if isinstance(caption, Path) else caption
 
 
-def _read_caption(path: Path) -> str:
+def _stem(name: str) -> str:
+    return str(PurePosixPath(name).with_suffix(""))
+
+
+def _top(name: str) -> str | None:
+    folder, slash, _ = name.partition("/")
+    return folder if slash else None
+
+
+def _bad_name(name: str) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise CorruptRecord(f"caption {path.name}: {error}") from error
+        check_text(name)
+    except BadText as error:
+        return f"file name: {error}"
+    return ""
 
 
-def _read_rows(path: Path) -> Iterator[dict[str, Any]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        if path.suffix == ".csv":
-            yield from csv.DictReader(file)
-            return
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"line {number} of {path} is not JSON: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"line {number} of {path} is no JSON object; write one object a line")
-            yield row
-
-
-def _column(rows: Sequence[dict[str, Any]], name: str, *, path: Path) -> list[Any]:
-    for number, row in enumerate(rows, start=1):
-        if row.get(name) is None:
-            raise ValueError(f"record {number} of {path} has no {name!r}; its columns are {sorted(map(str, row))}")
-    return [row[name] for row in rows]
+def _without_company(files: Sequence[str], used: Sequence[str]) -> list[str]:
+    """The files that are not used, have not the name of one that is, and do not tell people about the data."""
+    names, stems = set(used), {_stem(name) for name in used}
+    return [name for name in files if name not in names and _stem(name) not in stems and not is_about_the_data(name)]
 
 
 def _choose(wanted: str | None, *, default: str, columns: set[str], path: Path) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datamodules.labels import Labels, name_numbers, number_labels, read_label
 from datamodules.records import (
     MAX_PIXELS,
     CorruptRecord,
@@ -13,8 +14,8 @@ from datamodules.records import (
     check_max_pixels,
     decode_image,
     image_size,
-    number_labels,
 )
+from sparsight.common.text import BadText, clean_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -55,12 +56,18 @@ class HuggingFaceRecords(RecordSource):
         self.max_pixels = check_max_pixels(max_pixels)
         self._classes: list[str] | None = None
         self._rows: Dataset | None = None
-        self._labels: list[int] | None = None
+        self._labels: Labels | None = None
 
     @property
     def classes(self) -> list[str] | None:
         """Names of the class labels once the data set is open, or of the names in the label column, sorted."""
         return self._classes
+
+    @property
+    def highest_label(self) -> int | None:
+        """Highest class number that occurs, once the data set is open."""
+        numbers = [] if self._labels is None else self._labels.numbers
+        return max((number for number in numbers if number is not None), default=None)
 
     def prepare(self) -> None:
         """Download the data set into the cache, if it is not there."""
@@ -74,9 +81,7 @@ class HuggingFaceRecords(RecordSource):
 
     def __getitem__(self, index: int) -> Record:
         """Decode one row."""
-        self.open()
-        assert self._rows is not None
-        row = self._rows[int(index)]
+        row = self._row(index)
         caption = self._caption(row)
         label = self.label_of(index)
         image = decode_image(self._picture(row[self.image_column]), max_pixels=self.max_pixels)
@@ -88,20 +93,18 @@ class HuggingFaceRecords(RecordSource):
 
     def caption_of(self, index: int) -> str | None:
         """Caption of one row."""
-        self.open()
-        assert self._rows is not None
-        return None if self.caption_column is None else self._caption(self._rows[int(index)])
+        return None if self.caption_column is None else self._caption(self._row(index))
 
     def label_of(self, index: int) -> int | None:
         """Class number of one row."""
         self.open()
-        return None if self._labels is None else self._labels[index]
+        if self._labels is not None and index in self._labels.bad:
+            raise CorruptRecord(f"column {self.label_column!r}: {self._labels.bad[index]}")
+        return None if self._labels is None else self._labels.numbers[index]
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""
-        self.open()
-        assert self._rows is not None
-        return image_size(self._picture(self._rows[int(index)][self.image_column]))
+        return image_size(self._picture(self._row(index)[self.image_column]))
 
     def fingerprint(self) -> str:
         """The fingerprint that ``datasets`` keeps of the chosen columns."""
@@ -109,11 +112,25 @@ class HuggingFaceRecords(RecordSource):
         assert self._rows is not None
         return str(self._rows._fingerprint)
 
+    def _row(self, index: int, columns: Dataset | None = None) -> dict[str, Any]:
+        """A row of some columns, or of all that are used."""
+        self.open()
+        rows: Any = self._rows if columns is None else columns
+        try:
+            row: dict[str, Any] = rows[int(index)]
+        except Exception as error:  # of Arrow, on texts that are not UTF-8, say
+            raise CorruptRecord(f"{self.where(index)} cannot be read: {type(error).__name__}: {error}") from error
+        return row
+
     def _caption(self, row: dict[str, Any]) -> str | None:
-        caption: str | None = None if self.caption_column is None else row[self.caption_column]
-        if self.caption_column is not None and caption is None:
+        if self.caption_column is None:
+            return None
+        if row[self.caption_column] is None:
             raise CorruptRecord(f"column {self.caption_column!r} is empty")
-        return caption
+        try:
+            return clean_text(row[self.caption_column], what=f"column {self.caption_column!r}")
+        except BadText as error:
+            raise CorruptRecord(str(error)) from error
 
     def _open(self) -> None:
         from datasets import Image
@@ -137,7 +154,12 @@ class HuggingFaceRecords(RecordSource):
                 raise FileNotFoundError(
                     f"data set {self.path!r} was found neither as a folder with data nor on the hub: {error}"
                 ) from error
-        saved = load_from_disk(self.path)
+            except Exception as error:  # the cause is an error of Arrow or pandas, told by one of datasets
+                raise ValueError(f"data set {self.path!r} cannot be read: {error.__cause__ or error}") from error
+        try:
+            saved = load_from_disk(self.path)
+        except Exception as error:
+            raise ValueError(f"data set {self.path!r}, saved to disk, is damaged: {error}") from error
         splits = {str(saved.split or self.split): saved} if isinstance(saved, Dataset) else dict(saved)
         if self.split not in splits:
             raise ValueError(f"data set {self.path!r} has no split {self.split!r}; it has {sorted(splits)}")
@@ -169,11 +191,21 @@ class HuggingFaceRecords(RecordSource):
             return
         where = f"column {self.label_column!r} of {self.path!r}"
         feature = rows.features[self.label_column]
+        try:
+            values = list(rows[self.label_column][:])
+        except Exception as error:
+            raise ValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
         names = list(feature.names) if isinstance(feature, ClassLabel) else None
-        self._labels, self._classes = number_labels(rows[self.label_column][:], classes=names, where=where)
+        if names is not None and all(isinstance(name, int) for name in map(read_label, names)):
+            # datasets sorts folders 2 and 10 by their letters: what counts is the number that each is named by
+            values = [names[value] if value is not None and value >= 0 else value for value in values]
+            names = None
+        labels = number_labels(values, classes=names, where=where)
+        self._labels = name_numbers(labels) if isinstance(feature, ClassLabel) else labels
+        self._classes = self._labels.classes
 
     def _picture(self, value: dict[str, Any] | None) -> Path | bytes:
-        if value is None or (value["bytes"] is None and value["path"] is None):
+        if not isinstance(value, dict) or (value["bytes"] is None and value["path"] is None):
             raise CorruptRecord(f"column {self.image_column!r} is empty")
         if value["bytes"] is not None:
             return bytes(value["bytes"])

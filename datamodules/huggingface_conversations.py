@@ -47,11 +47,11 @@ class HuggingFaceConversations(HuggingFaceRecords):
 
     def __getitem__(self, index: int) -> Record:
         """Read the messages of a row and decode its pictures."""
-        self.open()
-        assert self._rows is not None
-        row = self._rows[int(index)]
+        row = self._row(index)
         found = None if self.images_column is None else row[self.images_column]
         try:
+            if not isinstance(found, (list, dict, type(None))):
+                raise ValueError(f"column {self.images_column!r} holds no pictures")
             pictures = [self._picture(value) for value in (found if isinstance(found, list) else [found]) if value]
             images = tuple(decode_image(picture, max_pixels=self.max_pixels) for picture in pictures)
             conversation = make_conversation(row, self._turns(row), images)
@@ -61,10 +61,8 @@ class HuggingFaceConversations(HuggingFaceRecords):
 
     def extent(self, index: int) -> tuple[int, int]:
         """Number of pictures and of characters, from the messages alone."""
-        self.open()
-        assert self._texts is not None
         try:
-            texts = [turn.text for turn in self._turns(self._texts[int(index)])]
+            texts = [turn.text for turn in self._turns(self._row(index, self._texts))]
         except ValueError as error:
             raise CorruptRecord(f"row {index} of {self.path}: {error}") from error
         return sum(text.count(IMAGE) for text in texts), sum(map(len, texts))
@@ -99,6 +97,8 @@ class HuggingFaceConversations(HuggingFaceRecords):
         messages = row[self.messages_column]
         if not isinstance(messages, list) or not messages:
             raise ValueError(f"column {self.messages_column!r} holds no messages")
+        if not all(isinstance(message, dict) for message in messages):
+            raise ValueError(f"column {self.messages_column!r} holds messages without a role")
         return tuple(
             read_turn(message.get("role"), _text(message.get("content")), reasoning=read_reasoning(message))
             for message in messages
@@ -109,8 +109,13 @@ def _text(content: Any) -> Any:
     """Content of a message as one text; parts that are images are written as places for them."""
     if not isinstance(content, list):
         return content
-    texts = {"text": lambda part: part.get("text") or "", "image": lambda part: IMAGE}
+    texts = []
     for part in content:
-        if part.get("type") not in texts:
-            raise ValueError(f"a message has a part of type {part.get('type')!r}; known: {', '.join(texts)}")
-    return "".join(texts[part["type"]](part) for part in content)
+        kind = part.get("type") if isinstance(part, dict) else part
+        if kind not in ("text", "image"):
+            raise ValueError(f"a message has a part of type {str(kind)[:40]!r}; known: text, image")
+        text = part.get("text") or ""
+        if not isinstance(text, str):
+            raise ValueError(f"a message holds {repr(text)[:80]}, not a text")
+        texts.append(IMAGE if kind == "image" else text)
+    return "".join(texts)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from glob import escape
 from typing import TYPE_CHECKING, Any
 
+from datamodules.files import find_files
+from datamodules.labels import ClassNumbers, NotALabel
 from datamodules.records import (
     MAX_PIXELS,
     CorruptRecord,
@@ -12,8 +15,8 @@ from datamodules.records import (
     RecordStream,
     check_max_pixels,
     decode_image,
-    find_files,
 )
+from sparsight.common.text import BadText, clean_text
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -31,7 +34,7 @@ class HuggingFaceStream(RecordStream):
         split: Split.
         revision: Branch, tag or commit of a hub data set; give a commit for a run that can be repeated.
         image_column: Column of pictures.
-        label_column: Column of labels (class labels or whole numbers), or ``None``.
+        label_column: Column of labels (class labels, or whole numbers in any form), or ``None``.
         caption_column: Column of captions, or ``None``.
         max_pixels: Pictures with more pixels are refused.
     """
@@ -58,6 +61,7 @@ class HuggingFaceStream(RecordStream):
         self.caption_column = caption_column
         self.max_pixels = check_max_pixels(max_pixels)
         self._classes: list[str] | None = None
+        self._number_of = ClassNumbers(None)
         self._rows: IterableDataset | None = None
 
     @property
@@ -74,7 +78,7 @@ class HuggingFaceStream(RecordStream):
     def _open(self) -> None:
         from datasets import ClassLabel, Image, load_dataset  # slow to import: only when it is used
 
-        found = None if self.files is None else [str(path) for path in find_files(self.files, what="files")]
+        found = None if self.files is None else [escape(str(path)) for path in find_files(self.files, what="files")]
         try:
             rows = load_dataset(
                 self.path, self.name, data_files=found, split=self.split, revision=self.revision, streaming=True
@@ -83,7 +87,10 @@ class HuggingFaceStream(RecordStream):
             raise FileNotFoundError(
                 f"data set {self.path!r} was found neither as a folder with data nor on the hub: {error}"
             ) from error
-        features: Any = rows.features or next(iter(rows.take(1)), {})
+        try:
+            features: Any = rows.features or next(iter(rows.take(1)), {})
+        except Exception as error:  # of Arrow, on a damaged file
+            raise ValueError(f"data set {self.path!r} cannot be read: {error.__cause__ or error}") from error
         for option in ("image_column", "label_column", "caption_column"):
             column = getattr(self, option)
             if column is not None and column not in features:
@@ -105,13 +112,16 @@ class HuggingFaceStream(RecordStream):
         """Decode one row."""
         key, row = raw
         picture = row[self.image_column]
-        if picture is None or picture["bytes"] is None:
+        if not isinstance(picture, dict) or picture["bytes"] is None:
             raise CorruptRecord(f"column {self.image_column!r} holds no picture's bytes")
-        label = None if self.label_column is None else row[self.label_column]
-        if self.label_column is not None and (type(label) is not int or label < 0):
-            raise CorruptRecord(f"column {self.label_column!r} holds {label!r}, not the number of a class")
-        caption = None if self.caption_column is None else row[self.caption_column]
-        if self.caption_column is not None and not isinstance(caption, str):
-            raise CorruptRecord(f"column {self.caption_column!r} holds {caption!r}, not a text")
+        try:
+            label = None if self.label_column is None else self._number_of(row[self.label_column])
+        except NotALabel as error:
+            raise CorruptRecord(f"column {self.label_column!r}: {error}") from error
+        try:
+            column = self.caption_column
+            caption = None if column is None else clean_text(row[column], what=f"column {column!r}")
+        except BadText as error:
+            raise CorruptRecord(str(error)) from error
         image = decode_image(picture["bytes"], max_pixels=self.max_pixels)
         return Record(id=key, image=image, label=label, caption=caption)

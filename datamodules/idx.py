@@ -12,7 +12,10 @@ from typing import BinaryIO, cast
 import numpy as np
 from PIL import Image
 
-from datamodules.records import Record, RecordSource, array_digest, check_labels, digest
+from datamodules.labels import check_labels
+from datamodules.records import MAX_PIXELS, Record, RecordSource, array_digest, digest
+
+_PIECE = 1 << 20  # bytes
 
 
 def read_idx(path: str | Path, *, dims: int) -> np.ndarray:
@@ -58,8 +61,12 @@ def _parse_idx(file: BinaryIO, *, path: Path, dims: int) -> np.ndarray:
     if len(header) < 4 + 4 * dims:
         raise ValueError(f"idx file {path} ends after {len(header)} bytes; its header alone takes {4 + 4 * dims}")
     shape = struct.unpack(f">{dims}I", header[4:])
+    if not all(shape[1:]) or math.prod(shape[1:]) > MAX_PIXELS:
+        raise ValueError(f"idx file {path} has pictures of {shape[1:]} pixels; allowed: 1 to {MAX_PIXELS}")
     expected = math.prod(shape)
-    payload = file.read(expected + 1)
+    payload = bytearray()  # grows with the file, whatever its header promises
+    while len(payload) <= expected and (piece := file.read(min(_PIECE, expected + 1 - len(payload)))):
+        payload += piece
     if len(payload) != expected:
         found = f"{len(payload)} bytes" if len(payload) < expected else "more"
         raise ValueError(f"idx file {path} has {found} of data where its shape {shape} needs {expected} bytes")
@@ -100,6 +107,11 @@ class IdxRecords(RecordSource):
     def classes(self) -> list[str] | None:
         """Names given at construction."""
         return self._classes
+
+    @property
+    def highest_label(self) -> int | None:
+        """Highest class number that occurs, once the files are open."""
+        return None if self._labels_N is None or not len(self._labels_N) else int(self._labels_N.max())
 
     def __len__(self) -> int:
         """Number of images."""

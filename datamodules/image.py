@@ -10,6 +10,7 @@ import numpy as np
 
 from datamodules.base import RecordsDataModule, require
 from datamodules.buckets import AspectBuckets, trained_model
+from datamodules.class_check import check_alike, check_classes
 from datamodules.image_dataset import Fit, ImageDataset, ImageTransform
 from datamodules.records import RecordSource
 from sparsight.diffusion.model import DiffusionModel
@@ -41,6 +42,8 @@ class ImageDataModule(RecordsDataModule):
         seed: Seed of order, flips, split and ``limit``.
         max_corrupt_share: Share of unreadable records of a split, 0 to 1, above which the run fails.
         limit: Use at most this many records of each of train, val and test, drawn with the seed.
+        max_unused_share: Share of a source's files, 0 to 1, that may be no part of any record; above it the run fails.
+        other_classes: Allow classes that the trained model knows by other names, or not at all.
 
     Attributes:
         datasets: Data set of each split, once ``setup`` has run.
@@ -64,6 +67,8 @@ class ImageDataModule(RecordsDataModule):
         max_corrupt_share: float = 0.01,
         limit: int | None = None,
         buckets: AspectBuckets | None = None,
+        max_unused_share: float = 0.1,
+        other_classes: bool = False,
     ) -> None:
         super().__init__(
             train=train,
@@ -75,6 +80,7 @@ class ImageDataModule(RecordsDataModule):
             seed=seed,
             max_corrupt_share=max_corrupt_share,
             limit=limit,
+            max_unused_share=max_unused_share,
         )
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         require(height >= 1 and width >= 1, "image_size", image_size, "1 or more")
@@ -84,6 +90,7 @@ class ImageDataModule(RecordsDataModule):
         self.transform = ImageTransform(height, width, channels, fit, background)
         self.horizontal_flip = horizontal_flip
         self.buckets = buckets
+        self.other_classes = other_classes
         self.alike = "one size" if buckets is not None else ""
 
     def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
@@ -95,7 +102,12 @@ class ImageDataModule(RecordsDataModule):
         named = {name: source.classes for name, source in opened.items() if source.classes is not None}
         if any(classes != next(iter(named.values())) for classes in named.values()):
             raise ValueError(f"the sources disagree about the classes: {named}; give all of them the same `classes`")
+        for source in opened.values():
+            check_alike(source.parts)
         model = trained_model(self.trainer)
+        if model is not None and not self.other_classes:
+            for name, source in opened.items():
+                check_classes(source, model, split=name)
         if self.buckets is not None and "train" in opened and model is not None:
             self.buckets.check_fits(model)
 

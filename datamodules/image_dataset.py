@@ -13,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules.record_dataset import RecordDataset, join_corrupt
-from datamodules.records import CorruptRecord, RecordSource
+from datamodules.records import CorruptRecord, RecordSource, has_field
 
 Fit = Literal["crop", "pad", "stretch"]
+FIELDS: tuple[Literal["label"], Literal["caption"]] = ("label", "caption")
 _DEEP_MODES = ("I", "F")
 
 
@@ -86,16 +87,23 @@ def flips(seed: int, epoch: int, index: int) -> bool:
 
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Stack samples into a batch; keys that no sample has are left out."""
+    """Stack samples into a batch; keys that no sample has are left out.
+
+    Raises:
+        ValueError: Some samples have a label or a caption and others have none.
+    """
     batch: dict[str, Any] = {
         "image": torch.stack([sample["image"] for sample in samples]),
         "index": torch.tensor([sample["index"] for sample in samples], dtype=torch.int64),
         "corrupt": join_corrupt(samples),
     }
-    if samples[0]["label"] is not None:
-        batch["label"] = torch.tensor([sample["label"] for sample in samples], dtype=torch.int64)
-    if samples[0]["caption"] is not None:
-        batch["caption"] = [sample["caption"] for sample in samples]
+    for name in FIELDS:
+        values = [sample[name] for sample in samples]
+        missing = [sample["index"] for sample in samples if sample[name] is None]
+        if not missing:
+            batch[name] = torch.tensor(values, dtype=torch.int64) if name == "label" else values
+        elif len(missing) < len(values):
+            raise ValueError(f"record {missing[0]} has no {name}, others of its batch have: give all a {name}, or none")
     return batch
 
 
@@ -126,10 +134,19 @@ class ImageDataset(RecordDataset):
         super().__init__(source, indices=indices, groups=groups, max_corrupt=max_corrupt)
         self.transforms = transforms
         self.flip_seed = flip_seed
+        self._has = {name: has_field(source, name) for name in FIELDS}
 
     def sample(self, index: int, *, group: int) -> dict[str, Any]:
-        """Image, label and caption of one record."""
+        """Image, label and caption of one record.
+
+        Raises:
+            CorruptRecord: It cannot be read, or other records have a label or caption and it has none, or the reverse.
+        """
         record = self.source[index]
+        for name in FIELDS:
+            value = record.label if name == "label" else record.caption
+            if (value is not None) != self._has[name]:
+                raise CorruptRecord(f"it has {'a' if value is not None else 'no'} {name}, unlike the others")
         image = self.transforms[group](record.picture)
         if self.flip_seed is not None and flips(self.flip_seed, self.epoch, index):
             image = image.flip(-1)

@@ -69,6 +69,7 @@ class InstructionDataModule(RecordsDataModule):
             (Qwen-VL) or ``max_patches`` (InternVL). Exports hold the processor with them.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
+        max_unused_share: Share of a source's files, 0 to 1, that may be no part of any record; above it the run fails.
 
     Attributes:
         shortened: Records of each split that lost the end of their text, with the number of tokens.
@@ -100,6 +101,7 @@ class InstructionDataModule(RecordsDataModule):
         processor_options: dict[str, Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
+        max_unused_share: float = 0.1,
     ) -> None:
         super().__init__(
             train=train,
@@ -111,6 +113,7 @@ class InstructionDataModule(RecordsDataModule):
             seed=seed,
             max_corrupt_share=max_corrupt_share,
             limit=limit,
+            max_unused_share=max_unused_share,
         )
         require(max_length is None or max_length >= 1, "max_length", max_length, "1 or more, or null")
         if packing and max_length is None:

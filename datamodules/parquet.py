@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datamodules.files import file_stamps, find_files
 from datamodules.huggingface import HuggingFaceRecords
-from datamodules.records import MAX_PIXELS, digest, file_stamps, find_files
+from datamodules.records import MAX_PIXELS, digest
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -19,7 +21,7 @@ class ParquetRecords(HuggingFaceRecords):
     use ``HuggingFaceStream``.
 
     Args:
-        files: Path or pattern such as ``data/*.parquet``, or a list of them.
+        files: Path, pattern (``data/*.parquet``, ``data/{00..12}.parquet``), or a list of them.
         image_column: Column of pictures: their encoded bytes, plain or in a structure with ``bytes`` and ``path``.
         label_column: Column of labels (class labels, whole numbers or names), or ``None``.
         caption_column: Column of captions, or ``None``.
@@ -53,7 +55,7 @@ class ParquetRecords(HuggingFaceRecords):
 
         paths = find_files(self.files, what="files")
         try:
-            return load_dataset("parquet", data_files=[str(path) for path in paths], split="train")
+            return load_dataset("parquet", data_files=[escape(str(path)) for path in paths], split="train")
         except Exception as error:  # the cause is an error of Arrow, told by one of datasets
             raise ValueError(f"{self.path} cannot be read as parquet: {error.__cause__ or error}") from error
 

@@ -87,6 +87,11 @@ class LabelledQuestions(RecordSource):
         self._members = [np.flatnonzero(self._labels_N == label) for label in range(len(names))]
 
     @property
+    def parts(self) -> Sequence[RecordSource]:
+        """The source, or what it is made of."""
+        return self.source.parts
+
+    @property
     def classes(self) -> list[str] | None:
         """Names of the source's classes."""
         return self.source.classes

@@ -8,24 +8,29 @@ from __future__ import annotations
 
 import hashlib
 import io
+import logging
+import operator
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from glob import glob
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from PIL import Image, ImageOps, features
 
+from sparsight.common.text import check_text
 from sparsight.lvlm.conversation import Conversation
 
 # Formats that Pillow decodes itself: EPS, for one, would start an external interpreter.
-IMAGE_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+_AVIF = ("AVIF",) if features.check("avif") else ()  # Pillow may be built without
+IMAGE_FORMATS = (*_AVIF, "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+IMAGE_SUFFIXES = frozenset(s for s, kind in Image.registered_extensions().items() if kind in IMAGE_FORMATS)
 MAX_PIXELS = 89_478_485
+_log = logging.getLogger(__name__)
 _ORIENTATION = 0x0112  # EXIF tag; values of 5 and above turn the picture on its side
 
 
@@ -43,6 +48,9 @@ class Record:
         label: Class number, if the source has labels.
         caption: Text that describes the picture, if the source has captions.
         conversation: Dialogue about pictures, of which ``image`` is the first, if the source has conversations.
+
+    Raises:
+        CorruptRecord: The label is no class number, or the caption no text that a model should read.
     """
 
     id: str
@@ -50,6 +58,15 @@ class Record:
     label: int | None = None
     caption: str | None = None
     conversation: Conversation | None = None
+
+    def __post_init__(self) -> None:
+        if self.label is not None and (isinstance(self.label, bool) or operator.index(self.label) < 0):
+            raise CorruptRecord(f"label {self.label!r} is not the number of a class")
+        if self.caption is not None:
+            try:
+                check_text(self.caption)
+            except ValueError as error:
+                raise CorruptRecord(f"caption: {error}") from error
 
     @property
     def picture(self) -> Image.Image:
@@ -82,6 +99,8 @@ class Records(ABC):
         if not self._opened:
             self._open()
             self._opened = True
+            if self.unused:
+                tell_unused(self)
 
     @abstractmethod
     def _open(self) -> None:
@@ -91,6 +110,28 @@ class Records(ABC):
     @abstractmethod
     def classes(self) -> list[str] | None:
         """Names of the classes, in the order of their numbers, or ``None`` where they have no names."""
+
+    @property
+    def highest_label(self) -> int | None:
+        """Highest class number, where it is known without reading all records; sources that know it override this."""
+        return None
+
+    @property
+    def unused(self) -> list[str]:
+        """Files and members of shards that were found but are no part of any record; sources of files override this."""
+        return []
+
+
+@rank_zero_only
+def tell_unused(records: Records) -> None:
+    """Log how many files a source does not use, with examples."""
+    _log.warning("%s: %s", type(records).__name__, unused_message(records.unused))
+
+
+def unused_message(unused: Sequence[str]) -> str:
+    """Say how many files are not used, and show the first three."""
+    shown = ", ".join(name if name.isprintable() else ascii(name) for name in unused[:3])
+    return f"{len(unused)} files are not used: {shown}{' ...' if len(unused) > 3 else ''}"
 
 
 class RecordSource(Records):
@@ -107,6 +148,11 @@ class RecordSource(Records):
         Raises:
             CorruptRecord: If this record cannot be read.
         """
+
+    @property
+    def parts(self) -> Sequence[RecordSource]:
+        """The sources that this one is made of; it itself where it finds the data."""
+        return (self,)
 
     def where(self, index: int) -> str:
         """Where one record comes from, for messages; sources that can name a file override this."""
@@ -157,6 +203,16 @@ class RecordSource(Records):
         return digest([type(self).__name__, len(self), *sorted(options.items())])
 
 
+def has_field(source: RecordSource, name: Literal["label", "caption"]) -> bool:
+    """Whether the records of an opened source have labels or captions; asks up to 16 of them, wide apart."""
+    step = max(1, len(source) // 16)
+    for index in range(0, len(source), step):
+        with suppress(CorruptRecord):  # found again, counted and reported when it is needed
+            if (source.label_of(index) if name == "label" else source.caption_of(index)) is not None:
+                return True
+    return False
+
+
 class RecordStream(Records):
     """Records that are read one after the other, for data sets too large to index; subclass it to read another kind.
 
@@ -195,28 +251,6 @@ def digest(parts: Iterable[object]) -> str:
 def array_digest(array: np.ndarray) -> str:
     """SHA-256 over the numbers of an array."""
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-
-
-def find_files(files: str | list[str], *, what: str) -> list[Path]:
-    """Files by path or pattern (``data/*.tar``), or a list of such; each pattern's in the order of their names.
-
-    Raises:
-        FileNotFoundError: A path or pattern has none.
-    """
-    found: list[Path] = []
-    for pattern in [files] if isinstance(files, str) else files:
-        matches = sorted(path for path in map(Path, glob(pattern, recursive=True)) if path.is_file())
-        if not matches:
-            raise FileNotFoundError(f"{what}: there is no file {pattern}")
-        found += matches
-    if not found:
-        raise FileNotFoundError(f"{what}: no file is given")
-    return found
-
-
-def file_stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Name, bytes and time of change of files: what a fingerprint of many files can afford to look at."""
-    return [(path.name, stat.st_size, stat.st_mtime_ns) for path in paths if (stat := path.stat())]
 
 
 def decode_image(data: Path | bytes, *, max_pixels: int) -> Image.Image:
@@ -271,48 +305,3 @@ def check_max_pixels(max_pixels: int) -> int:
     if not 1 <= max_pixels <= MAX_PIXELS:
         raise ValueError(f"max_pixels is {max_pixels}; allowed: 1 to {MAX_PIXELS} (Pillow's own limit)")
     return max_pixels
-
-
-def check_labels(labels: Sequence[int], *, classes: list[str] | None, where: str) -> None:
-    """Make sure that every label is the number of a class.
-
-    Raises:
-        ValueError: If one is negative, which data sets use for "unknown", or above the last named class.
-    """
-    low, high = min(labels, default=0), max(labels, default=0)
-    if low < 0:
-        raise ValueError(f"{where} holds label {low}; labels start at 0, so leave the labels out if they are unknown")
-    if classes is not None and high >= len(classes):
-        raise ValueError(f"{where} holds label {high} but only {len(classes)} classes are named; name them all")
-
-
-def number_labels(
-    values: Sequence[object], *, classes: list[str] | None, where: str
-) -> tuple[list[int], list[str] | None]:
-    """Turn class names into numbers; numbers stay as they are.
-
-    Args:
-        values: All labels of a source: whole numbers, or names.
-        classes: Names in the order of their numbers; ``None`` sorts the names that occur.
-        where: What the labels belong to, for messages.
-
-    Returns:
-        The numbers, and the names if there are any.
-
-    Raises:
-        ValueError: If numbers and names are mixed, a name is not in ``classes`` or a number has no name.
-    """
-    if all(type(value) is int for value in values):
-        numbers = [value for value in values if isinstance(value, int)]
-        check_labels(numbers, classes=classes, where=where)
-        return numbers, classes
-    names = [value for value in values if isinstance(value, str)]
-    if len(names) != len(values):
-        odd = next(value for value in values if not isinstance(value, str))
-        raise ValueError(f"{where} holds {odd!r} among its labels; they must be all whole numbers or all names")
-    known = sorted(set(names)) if classes is None else classes
-    number_of = {name: number for number, name in enumerate(known)}
-    unknown = sorted(set(names) - number_of.keys())
-    if unknown:
-        raise ValueError(f"{where} holds class {unknown[0]!r}, which is not among `classes`: {known}")
-    return [number_of[name] for name in names], known

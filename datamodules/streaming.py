@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from datamodules.base import ProcessDataModule, note_corrupt
+from datamodules.buckets import trained_model
+from datamodules.class_check import check_classes
 from datamodules.image import ImageDataModule
 from datamodules.image_dataset import Fit, ImageTransform
 from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
@@ -41,6 +43,8 @@ class StreamingImageDataModule(ProcessDataModule):
         num_workers: Loader processes; 0 loads in the main process.
         seed: Seed of order and flips.
         max_corrupt_share: Share of unreadable records, 0 to 1, above which the run fails; after the first 1000.
+        max_unused_share: As for ``ImageDataModule``, of ``val`` and ``test``.
+        other_classes: Allow classes that the trained model knows by other names, or not at all.
 
     Attributes:
         corrupt: Unreadable training records that this process has met, with the reason.
@@ -62,6 +66,8 @@ class StreamingImageDataModule(ProcessDataModule):
         num_workers: int = 0,
         seed: int = 0,
         max_corrupt_share: float = 0.01,
+        max_unused_share: float = 0.1,
+        other_classes: bool = False,
     ) -> None:
         super().__init__(num_workers=num_workers)
         for name, number in (("batches_per_epoch", batches_per_epoch), ("shuffle_buffer", shuffle_buffer)):
@@ -83,6 +89,8 @@ class StreamingImageDataModule(ProcessDataModule):
             num_workers=num_workers,
             seed=seed,
             max_corrupt_share=max_corrupt_share,
+            max_unused_share=max_unused_share,
+            other_classes=other_classes,
         )
         self.corrupt: dict[int, str] = {}
         self._seen = 0
@@ -115,6 +123,9 @@ class StreamingImageDataModule(ProcessDataModule):
         """
         if stage in (None, "fit"):
             self.stream.open()
+            model = trained_model(self.trainer)
+            if model is not None and not self.evaluated.other_classes:
+                check_classes(self.stream, model, split="train")
         self.evaluated.trainer = self.trainer
         self.evaluated.setup(stage)
 

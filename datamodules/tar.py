@@ -1,14 +1,21 @@
-"""Tar shards as WebDataset writes them: members that share a key (``07.jpg``, ``07.txt``) are one record."""
+"""Tar shards as WebDataset writes them: members that share a key (``07.jpg``, ``07.txt``) are one record.
+
+WebDataset's rule for keys: folder and name up to the first dot; a record's members stand next to each other.
+"""
 
 from __future__ import annotations
 
-import json
+import io
+import os
 import tarfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from datamodules.files import file_stamps, find_files, is_about_the_data, is_left_behind
+from datamodules.labels import ClassNumbers, NotALabel
 from datamodules.records import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
@@ -19,12 +26,12 @@ from datamodules.records import (
     check_max_pixels,
     decode_image,
     digest,
-    file_stamps,
-    find_files,
     image_size,
 )
+from sparsight.common.text import BadText, clean_text, decode_text, parse_json
 
 MAX_BYTES = 1 << 28  # of one member; a picture of the most pixels takes less
+_RULE = "the key is what stands before the first dot, so give every picture a name of its own without other dots"
 
 
 class DamagedShard(ValueError):
@@ -33,10 +40,30 @@ class DamagedShard(ValueError):
 
 @dataclass
 class Members:
-    """Where the parts of a record lie in its shard: offset and bytes, by what follows the first dot of their names."""
+    """Where the parts of a record lie in its shard: offset and bytes, by what follows the first dot of their names.
+
+    Args:
+        key: Folder and name up to the first dot.
+        parts: The parts.
+        bad: Why the record cannot be used, for example because other records have its key.
+        unused: Members that are no part of any record: of this one's key, or between it and the one before.
+    """
 
     key: str
     parts: dict[str, tuple[int, int]] = field(default_factory=dict)
+    bad: str = ""
+    unused: list[str] = field(default_factory=list)
+
+    def add(self, part: str, member: tarfile.TarInfo) -> None:
+        """Add a member; pictures beyond the one that is read are not used."""
+        is_picture = _is_picture(part)
+        if part in self.parts:
+            self.bad = self.bad or f"member {member.name!r} is there twice; {_RULE}"
+        elif is_picture and "." in part and any("." in other and _is_picture(other) for other in self.parts):
+            self.bad = self.bad or f"member {member.name!r} and others have one key; {_RULE}"
+        if is_picture and (self.bad or any(map(_is_picture, self.parts))):
+            self.unused.append(member.name)
+        self.parts.setdefault(part, (member.offset_data, member.size))
 
 
 def members_of(path: Path) -> Iterator[Members]:
@@ -46,27 +73,54 @@ def members_of(path: Path) -> Iterator[Members]:
         DamagedShard: A header is damaged, or the file is cut off.
     """
     current: Members | None = None
-    try:
-        with tarfile.open(path, "r:") as shard:
-            for member in shard:
-                name = PurePosixPath(member.name)
-                stem, _, part = name.name.partition(".")
-                if not member.isreg() or member.sparse is not None or not stem or not part:
-                    continue
-                key = str(name.parent / stem)
-                if current is not None and current.key != key:
-                    yield current
-                    current = None
-                current = current or Members(key)
-                current.parts[part.lower()] = (member.offset_data, member.size)
-            end = shard.offset
-    except tarfile.TarError as error:
-        raise DamagedShard(f"{path} is damaged or cut off, or no plain tar file ({error}): fetch it again") from error
+    unused: list[str] = []
+    for member in _headers(path):
+        name = PurePosixPath(member.name)
+        stem, _, part = name.name.partition(".")
+        about = is_about_the_data(member.name) and not _is_picture(part)
+        if is_left_behind(member.name.lstrip("/")) or member.isdir() or about:
+            continue
+        if not member.isreg() or member.sparse is not None or not stem or not part:
+            unused.append(member.name)
+            continue
+        key = str(name.parent / stem).encode("utf-8", "backslashreplace").decode()
+        if current is not None and current.key != key:
+            yield current
+            current = None
+        if current is None:
+            current, unused = Members(key, unused=unused), []
+        current.add(part.lower(), member)
     if current is not None:
+        current.unused += unused
         yield current
-    with path.open("rb") as file:  # tarfile takes a damaged header, too, for the end
-        file.seek(end)
-        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+
+
+class _HeldShard(io.FileIO):
+    """A file that reads no more than there is, whatever a header promises."""
+
+    def read(self, size: int | None = -1, /) -> Any:
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def _headers(path: Path) -> Iterator[tarfile.TarInfo]:
+    end = before = 0
+    try:
+        with _HeldShard(path) as file, tarfile.open(fileobj=file, mode="r:") as shard:
+            length = path.stat().st_size
+            for member in shard:
+                if member.size < 0 or member.offset_data + member.size > length or member.offset_data <= before:
+                    raise tarfile.ReadError(f"member {member.name[:80]!r} has {member.size} bytes, {length} are there")
+                before = member.offset_data
+                yield member
+            end = shard.offset
+    except OSError:
+        raise
+    except Exception as error:  # a parser may raise anything on damaged data
+        raise DamagedShard(f"{path} is damaged or cut off, or no plain tar file ({error}): fetch it again") from error
+    with path.open("rb") as rest:  # tarfile takes a damaged header, too, for the end
+        rest.seek(end)
+        if rest.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
             raise DamagedShard(f"{path} is damaged at byte {end}, or cut off there: fetch it again")
 
 
@@ -74,8 +128,10 @@ def read_parts(file: BinaryIO, members: Members) -> dict[str, bytes]:
     """The contents of a record's members.
 
     Raises:
-        CorruptRecord: A member is cut off or too large.
+        CorruptRecord: A member is cut off or too large, or several records have this one's key.
     """
+    if members.bad:
+        raise CorruptRecord(f"{members.key}: {members.bad}")
     contents = {}
     for part, (offset, size) in members.parts.items():
         if size > MAX_BYTES:
@@ -109,19 +165,41 @@ class TarFields:
         Raises:
             CorruptRecord: A part is missing or cannot be read.
         """
-        caption = None if self.caption is None else str(_value(self.caption, parts))
-        label = None if self.label is None else self._number(_value(self.label, parts))
+        caption = None if self.caption is None else self.caption_of(parts)
+        label = None if self.label is None else self.label_of(parts)
         image = decode_image(_picture(parts), max_pixels=self.max_pixels)
         return Record(id=key, image=image, label=label, caption=caption)
 
-    def _number(self, value: str | int) -> int:
-        known = self.classes
-        if known is not None and isinstance(value, str) and value in known:
-            return known.index(value)
-        text = str(value)
-        if not text.isdecimal() or (known is not None and int(text) >= len(known)):
-            raise CorruptRecord(f"label {text[:40]!r} is neither the name nor the number of a class")
-        return int(text)
+    def caption_of(self, parts: Mapping[str, bytes]) -> str | None:
+        """Caption among a record's parts.
+
+        Raises:
+            CorruptRecord: It is not there, or no text.
+        """
+        try:
+            return None if self.caption is None else clean_text(_value(self.caption, parts), what=self.caption)
+        except BadText as error:
+            raise CorruptRecord(str(error)) from error
+
+    def label_of(self, parts: Mapping[str, bytes]) -> int | None:
+        """Class number among a record's parts.
+
+        Raises:
+            CorruptRecord: It is not there, or neither name nor number of a class.
+        """
+        try:
+            return None if self.label is None else self.number_of(_value(self.label, parts))
+        except NotALabel as error:
+            raise CorruptRecord(f"part {self.label!r}: {error}") from error
+
+    @cached_property
+    def number_of(self) -> ClassNumbers:
+        """Finds the number of a label."""
+        return ClassNumbers(self.classes)
+
+
+def _is_picture(part: str) -> bool:
+    return f".{part.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES
 
 
 def _picture(parts: Mapping[str, bytes]) -> bytes:
@@ -131,25 +209,22 @@ def _picture(parts: Mapping[str, bytes]) -> bytes:
     return parts[found]
 
 
-def _value(wanted: str, parts: Mapping[str, bytes]) -> str | int:
+def _value(wanted: str, parts: Mapping[str, bytes]) -> Any:
     part, _, entry = wanted.partition(".") if wanted.startswith("json.") else (wanted, "", "")
     if part not in parts:
         raise CorruptRecord(f"no part {part!r} among its parts {sorted(parts)}")
     try:
-        text = parts[part].decode("utf-8")
-        value = json.loads(text)[entry] if entry else text.strip()
-    except (ValueError, KeyError, TypeError) as error:
+        text = decode_text(parts[part])
+        return parse_json(text)[entry] if entry else text
+    except (BadText, KeyError, TypeError) as error:
         raise CorruptRecord(f"part {wanted!r}: {type(error).__name__}: {error}") from error
-    if not isinstance(value, (str, int)):
-        raise CorruptRecord(f"part {wanted!r} holds {type(value).__name__}, neither a text nor a whole number")
-    return value
 
 
 class TarRecords(RecordSource):
     """Records of tar shards, any of which can be read: opening goes through the headers of all of them.
 
     Args:
-        files: Path or pattern such as ``data/*.tar``, or a list of them; tar files that are not compressed.
+        files: Path, pattern (``data/*.tar``, ``data/{000..012}.tar``), or a list of them; not compressed.
         caption: Part with the caption: a suffix such as ``txt``, or ``json.NAME`` for an entry of the json part.
         label: The same for the class, ``cls`` by custom: its number, or its name where ``classes`` are given.
         classes: Names of the classes in the order of their numbers.
@@ -168,15 +243,23 @@ class TarRecords(RecordSource):
         self.fields = TarFields(caption, label, classes, check_max_pixels(max_pixels))
         self._paths: list[Path] = []
         self._records: list[tuple[int, Members]] = []
+        self._unused: list[str] = []
 
     def _open(self) -> None:
         self._paths = find_files(self.files, what="files")
         self._records = [(shard, record) for shard, path in enumerate(self._paths) for record in members_of(path)]
+        found = [(self._paths[shard].name, record) for shard, record in self._records]
+        self._unused = [f"{shard}/{name}" for shard, record in found for name in record.unused]
 
     @property
     def classes(self) -> list[str] | None:
         """Names given at construction."""
         return self.fields.classes
+
+    @property
+    def unused(self) -> list[str]:
+        """Members that are no part of any record, and pictures beyond the one that is read of a record."""
+        return self._unused
 
     def __len__(self) -> int:
         """Number of records, readable or not."""
@@ -197,8 +280,15 @@ class TarRecords(RecordSource):
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""
-        self.open()
         return image_size(_picture(self._read(index)))
+
+    def label_of(self, index: int) -> int | None:
+        """Class number of a record, without its picture being decoded."""
+        return None if self.fields.label is None else self.fields.label_of(self._read(index))
+
+    def caption_of(self, index: int) -> str | None:
+        """Caption of a record, without its picture being decoded."""
+        return None if self.fields.caption is None else self.fields.caption_of(self._read(index))
 
     def fingerprint(self) -> str:
         """Covers the options, and name, size and time of change of every shard."""
@@ -206,6 +296,7 @@ class TarRecords(RecordSource):
         return digest([self.fields, *file_stamps(self._paths)])
 
     def _read(self, index: int) -> dict[str, bytes]:
+        self.open()
         shard, members = self._records[index]
         with self._paths[shard].open("rb") as file:
             return read_parts(file, members)

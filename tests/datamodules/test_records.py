@@ -130,17 +130,85 @@ def test_metadata_gives_captions_and_labels(tmp_path: Path, name: str) -> None:
         FolderRecords(tmp_path, caption_column="caption").open()
 
 
-def test_metadata_with_broken_rows_is_refused(tmp_path: Path) -> None:
-    cases = {
-        '{"file_name": "a.png"}\nnot json': "line 2 of .* is not JSON",
-        "[1]": "line 1 of .* is no JSON object",
-        '{"text": "x"}': "record 1 of .* has no 'file_name'",
-        '{"file_name": "a", "label": 1}\n{"file_name": "b", "label": "x"}': "holds 1 among its labels",
-        '{"file_name": "a", "label": -1}': "label -1",
-    }
-    for text, message in cases.items():
-        write_files(tmp_path, {"metadata.jsonl": text})
+def test_metadata_that_cannot_be_told_apart_is_refused(tmp_path: Path) -> None:
+    cases = [
+        ("jsonl", '{"text": "x"}', "has no column 'file_name'"),
+        (
+            "jsonl",
+            '{"file_name": "a", "label": 1}\n{"file_name": "b", "label": "x"}',
+            "holds 1 and 'x' among its labels",
+        ),
+        ("jsonl", '{"file_name": "a", "label": -1}', "label -1"),
+        ("csv", "file_name;text\na.png;a cat\n", r"has no column 'file_name'; it has \['file_name;text'\]"),
+        ("csv", "file_name,text,text\na.png,a,b\n", "names a column twice"),
+        ("csv", 'file_name,text\na.png,"a cat\nb.png,a dog\n', r"line \d or before .*close every quote"),
+    ]
+    for number, (suffix, text, message) in enumerate(cases):
+        root = write_files(tmp_path / str(number), {f"metadata.{suffix}": text})
         with pytest.raises(ValueError, match=message):
+            FolderRecords(root).open()
+
+
+BAD_ROWS = {
+    "metadata.jsonl": {
+        "not json": "not JSON",
+        "[1]": "no JSON object",
+        "[" * 99_999: "nested too deeply",
+        '{"file_name": "0.png", "text": ["a cat", "one cat"], "label": 1}': "'text' holds a list .*, not a text",
+        '{"file_name": "0.png", "text": {"en": "a cat"}, "label": 1}': "'text' holds a dict",
+        '{"file_name": "0.png", "text": 5, "label": 1}': "'text' holds a int",
+        '{"file_name": "0.png", "text": null, "label": 1}': "'text' holds nothing",
+        '{"file_name": "0.png", "text": "a \\ud83d", "label": 1}': "half a character",
+        '{"file_name": "0.png", "text": "a \\u0000", "label": 1}': "a control character",
+        '{"file_name": "0.png", "text": "x", "label": null}': "it has no label",
+        '{"file_name": "0.png", "text": "x", "label": 1.5}': "no whole number",
+        '{"file_name": "0.png", "text": "x", "label": NaN}': "not JSON",
+        '{"file_name": "0.png", "text": "x", "label": 1e400}': "no whole number",
+        '{"file_name": "0.png", "text": "x", "label": [1]}': "label holds a list",
+        '{"file_name": 5, "text": "x", "label": 1}': "file_name holds a int",
+        '{"file_name": "a\\u0000b", "text": "x", "label": 1}': "file_name: .*control character",
+        '{"text": "x", "label": 1}': "file_name holds nothing",
+    },
+    "metadata.csv": {
+        "0.png,a cat, sitting,1": "4 fields for 3 columns; put quotes around",
+        "0.png,a cat": "it has no label",
+        "0.png,a cat,": "it has no label",
+        ",a cat,1": "it has no 'file_name'",
+        "0.png,caf\udce9,1": "byte 0xe9 .* is not UTF-8",
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "reason"), [(n, *case) for n, rows in BAD_ROWS.items() for case in rows.items()]
+)
+def test_a_row_that_cannot_be_used_is_a_bad_record_named_by_its_line(
+    tmp_path: Path, name: str, row: str, reason: str
+) -> None:
+    lines = ["file_name,text,label", "0.png,a cat,0", row, "1.png,a dog,2"]
+    if name.endswith("jsonl"):
+        good = [json.dumps({"file_name": f"{n}.png", "text": ("a cat", "a dog")[n], "label": 2 * n}) for n in range(2)]
+        lines = ["", good[0], row, good[1]]
+    text = "\n".join(lines).encode(errors="surrogateescape")
+    source = FolderRecords(write_files(tmp_path, {"0.png": png(), "1.png": png(), name: text}))
+    assert len(source) == 3
+    assert [source[place].caption for place in (0, 2)] == ["a cat", "a dog"]
+    assert [source.label_of(place) for place in (0, 2)] == [0, 2]
+    for read in (source.__getitem__, source.caption_of, source.label_of, source.size):
+        with pytest.raises(CorruptRecord, match=rf"line 3 of .*{name}: .*{reason}"):
+            read(1)
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl", "0.txt"])
+@pytest.mark.parametrize("caption", ["a cat", "x" * 200_000, "caf\u00e9, \U0001f600 two"])
+def test_byte_order_marks_and_long_captions(tmp_path: Path, name: str, caption: str) -> None:
+    rows = {"csv": f'file_name,text\r\n0.png,"{caption}"\r\n', "txt": caption + "\r\n"}
+    rows["jsonl"] = json.dumps({"file_name": "0.png", "text": caption}) + "\r\n"
+    source = FolderRecords(write_files(tmp_path, {"0.png": png(), name: rows[name.split(".")[1]].encode("utf-8-sig")}))
+    assert [source[place].caption for place in range(len(source))] == [caption]
+    if name != "0.txt":
+        write_files(tmp_path, {name: "file_name".encode("utf-16")})
+        with pytest.raises(ValueError, match=rf"{name} is not UTF-8 but UTF-16"):
             FolderRecords(tmp_path).open()
 
 

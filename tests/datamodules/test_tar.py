@@ -68,7 +68,13 @@ def test_records_that_cannot_be_read_are_corrupt_and_the_others_are_not(tmp_path
     write_tar(tmp_path / "a.tar", members)
     source = TarRecords(str(tmp_path / "a.tar"), caption="txt", label="cls")
     assert source[0].caption == "fine" and source[0].label == 1
-    reasons = {1: "no picture among", 2: "Error", 3: "no part 'txt'", 4: "UnicodeDecodeError", 5: "label 'two'"}
+    reasons = {
+        1: "no picture among",
+        2: "Error",
+        3: "no part 'txt'",
+        4: "txt: byte 0xff in .* is not UTF-8",
+        5: "label 'two'",
+    }
     for index, reason in reasons.items():
         with pytest.raises(CorruptRecord, match=reason):
             source[index]
@@ -78,7 +84,7 @@ def test_records_that_cannot_be_read_are_corrupt_and_the_others_are_not(tmp_path
     with pytest.raises(CorruptRecord, match="KeyError: 'title'"):
         write_tar(tmp_path / "c.tar", {"0.png": png(0), "0.json": b"{}"})
         TarRecords(str(tmp_path / "c.tar"), caption="json.title")[0]
-    with pytest.raises(CorruptRecord, match="holds NoneType"):
+    with pytest.raises(CorruptRecord, match=r"json\.t holds nothing"):
         write_tar(tmp_path / "d.tar", {"0.png": png(0), "0.json": b'{"t": null}'})
         TarRecords(str(tmp_path / "d.tar"), caption="json.t")[0]
 

@@ -1,0 +1,196 @@
+"""One rule for labels: numbers keep their numbers, and a class means the same in all sources and to the model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import (
+    CorruptRecord,
+    FolderRecords,
+    HuggingFaceRecords,
+    ImageDataModule,
+    MixedRecords,
+    Record,
+    TarRecords,
+)
+from datamodules.class_check import check_classes
+from datamodules.image_dataset import collate
+from datamodules.labels import ClassNumbers, NotALabel, number_labels
+from sparsight.diffusion.model import DiffusionModel
+from tests import tiny
+from tests.datamodules.test_records import png, write_files
+from tests.datamodules.test_tar import write_tar
+from tests.tiny_records import Pictures
+
+NUMBERED: list[tuple[list[Any], list[int | None]]] = [
+    (["10", "2", "0"], [10, 2, 0]),
+    ([" 7 ", "3.0", "1e1", 4, 5.0, "+6", "007"], [7, 3, 10, 4, 5, 6, 7]),
+    (["1", "", "  ", None, float("nan"), "2"], [1, None, None, None, None, 2]),
+    ([3.5, "2.5", float("inf"), "9" * 5000, "9" * 30, "1e99", ["1"], {"a": 1}, 1], [None] * 8 + [1]),
+]
+NAMED: list[tuple[list[Any], list[str] | None, list[int | None], list[str]]] = [
+    (["dog", " cat ", "cat", ""], None, [1, 0, 0, None], ["cat", "dog"]),
+    (["cafe\u0301"], ["caf\u00e9"], [0], ["caf\u00e9"]),
+    ([True, False, True], None, [1, 0, 1], ["false", "true"]),
+    (["1_0", "\u0663"], None, [0, 1], ["1_0", "\u0663"]),
+    (["1", "cat", 0], ["dog", "cat"], [1, 1, 0], ["dog", "cat"]),
+    ([10, "2", "1.0"], ["1", "2", "10"], [2, 1, 0], ["1", "2", "10"]),
+    (["a \ud83d", "x"], None, [None, 0], ["x"]),
+]
+REFUSED: list[tuple[list[Any], list[str] | None, str]] = [
+    (["1", "cat"], None, "holds 1 and 'cat' among its labels"),
+    (["nan", "1"], None, "holds 1 and 'nan' among its labels"),
+    ([-1, 2], None, "label -1; labels start at 0"),
+    (["-1"], None, "label -1"),
+    (["3"], ["a", "b"], "label 3 but only 2 classes are named"),
+    (["cat"], ["dog"], "class 'cat', which is not among `classes`"),
+    (["a"], ["a", "a"], "class 'a', which is not among `classes`, or twice"),
+    (["0"], ["1", "2"], "class 0, which is not among"),
+]
+
+
+@pytest.mark.parametrize(("values", "numbers"), NUMBERED)
+def test_numbers_keep_their_numbers_in_whatever_form(values: list[Any], numbers: list[int | None]) -> None:
+    found = number_labels(values, classes=None, where="it")
+    assert found.numbers == numbers and found.classes is None
+    assert set(found.bad) == {place for place, number in enumerate(numbers) if number is None}
+
+
+@pytest.mark.parametrize(("values", "given", "numbers", "classes"), NAMED)
+def test_all_other_labels_are_names(
+    values: list[Any], given: list[str] | None, numbers: list[int | None], classes: list[str]
+) -> None:
+    found = number_labels(values, classes=given, where="it")
+    assert found.numbers == numbers and found.classes == classes
+    one = ClassNumbers(classes)
+    for value, number in zip(values, numbers, strict=True):
+        if number is None:
+            with pytest.raises(NotALabel):
+                one(value)
+        else:
+            assert one(value) == number
+
+
+@pytest.mark.parametrize(("values", "given", "message"), REFUSED)
+def test_labels_of_no_sure_meaning_are_refused(values: list[Any], given: list[str] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        number_labels(values, classes=given, where="it")
+
+
+def numbered(tmp_path: Path) -> dict[str, Any]:
+    """Pictures whose grey value is their label, 0 to 11, as every kind of source holds them."""
+    for number in range(12):
+        write_files(tmp_path / "folders" / str(number), {"a.png": png(number)})
+        write_files(tmp_path / "table", {f"{number}.png": png(number)})
+    (tmp_path / "table/metadata.csv").write_text("file_name,label\n" + "".join(f"{n}.png,{n}.0\n" for n in range(12)))
+    parts = [(f"{n}.png", png(n)) for n in range(12)]
+    write_tar(tmp_path / "a.tar", dict(m for n in range(12) for m in (parts[n], (f"{n}.cls", f" {n}.0\n".encode()))))
+    rows = {"image": [{"bytes": png(n), "path": None} for n in range(12)], "label": [str(n) for n in range(12)]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "rows"))
+    names = sorted(rows["label"])
+    coded = datasets.Dataset.from_dict(
+        rows | {"label": [names.index(text) for text in rows["label"]]},
+        features=datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=names)),
+    )
+    coded.save_to_disk(str(tmp_path / "coded"))
+    return {
+        "folders": FolderRecords(tmp_path / "folders"),
+        "table": FolderRecords(tmp_path / "table"),
+        "tar": TarRecords(str(tmp_path / "a.tar"), label="cls"),
+        "rows": HuggingFaceRecords(str(tmp_path / "rows"), label_column="label"),
+        "coded": HuggingFaceRecords(str(tmp_path / "coded"), label_column="label"),
+    }
+
+
+def test_every_source_keeps_numbers(tmp_path: Path) -> None:
+    for name, source in numbered(tmp_path).items():
+        found = {source[place].image.getpixel((0, 0)): source.label_of(place) for place in range(len(source))}
+        assert found == {number: number for number in range(12)}, name
+        assert source.classes in (None, [str(number) for number in range(12)]), name
+    write_files(tmp_path / "folders", {"01/b.png": png()})
+    with pytest.raises(ValueError, match="has folders of one number"):
+        FolderRecords(tmp_path / "folders").open()
+
+
+# -------------------------------------------------------------------------------------------------------------- mixed
+def folders(root: Path, *names: str) -> FolderRecords:
+    return FolderRecords(write_files(root, {f"{name}/0.png": png() for name in names}))
+
+
+def test_a_class_keeps_its_name_in_mixed_sources(tmp_path: Path) -> None:
+    mixed = MixedRecords([folders(tmp_path / "x", "ant", "bee"), folders(tmp_path / "y", "bee", "cat")])
+    mixed.open()
+    assert mixed.classes == ["ant", "bee", "cat"]
+    found = [(record.id.split("/")[0], record.label) for record in (mixed[place] for place in range(4))]
+    assert found == [("ant", 0), ("bee", 1), ("bee", 1), ("cat", 2)]
+    assert [mixed.label_of(place) for place in range(4)] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("other", ["no labels", "numbers"])
+def test_sources_that_cannot_be_mixed_are_refused_before_training(tmp_path: Path, other: str) -> None:
+    row = {"file_name": "0.png", **({"label": 1} if other == "numbers" else {})}
+    write_files(tmp_path / "z", {"0.png": png(), "metadata.jsonl": json.dumps(row)})
+    mixed = MixedRecords([folders(tmp_path / "x", "ant", "bee"), FolderRecords(tmp_path / "z")])
+    data = ImageDataModule(mixed, image_size=4, batch_size=1)
+    with pytest.raises(ValueError, match="has a label and .* has none" if other == "no labels" else "without names"):
+        data.setup("fit")
+
+
+def test_an_unlabelled_record_takes_no_labels_from_its_batch() -> None:
+    records = [Record(str(n), Image.new("L", (2, 2)), label=n or None) for n in range(4)]
+    data = ImageDataModule(Pictures(records), image_size=2, batch_size=3, max_corrupt_share=0.5)
+    data.setup("fit")
+    assert all("label" in batch for batch in data.train_dataloader())
+    with pytest.raises(CorruptRecord, match="it has no label, unlike the others"):
+        data.datasets["train"].sample(0, group=0)
+    rest: dict[str, Any] = {"image": torch.zeros(1), "caption": None, "corrupt": {}}
+    samples = [rest | {"index": number, "label": number or None} for number in (0, 1)]
+    with pytest.raises(ValueError, match="record 0 has no label, others of its batch have"):
+        collate(samples)
+    with pytest.raises(CorruptRecord, match="label -1 is not the number of a class"):
+        Record("x", None, label=-1)
+
+
+# -------------------------------------------------------------------------------------------------------------- model
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
+    folder = tiny.save_pixel_pipeline(tmp_path_factory.mktemp("model"))
+    model = DiffusionModel.from_pretrained(str(folder))
+    model.pipeline.register_to_config(id2label={"0": "ant, Formica", "1": "honey bee", "2": "cat"})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["bee", "ant"], "class 0 of the train records is 'bee', but to the model it is .* does not know it"),
+        (["honey bee", "ant"], "is 'honey bee', but to the model it is .* has it as 1"),
+        ([f"c{number}" for number in range(11)], "classes 0 to 10, but the model has 10"),
+    ],
+)
+def test_classes_are_compared_with_those_of_the_model(
+    tmp_path: Path, model: DiffusionModel, names: list[str], message: str
+) -> None:
+    source = folders(tmp_path, *names)
+    source._classes = names
+    source.open()
+    with pytest.raises(ValueError, match=message):
+        check_classes(source, model, split="train")
+
+
+def test_classes_of_the_model_by_any_of_their_names_pass(tmp_path: Path, model: DiffusionModel) -> None:
+    source = FolderRecords(folders(tmp_path, "formica", "Honey_Bee").root, classes=["formica", "Honey_Bee"])
+    source.open()
+    check_classes(source, model, split="train")
+    write_files(tmp_path / "n", {"0.png": png(), "metadata.csv": "file_name,label\n0.png,10\n"})
+    beyond = FolderRecords(tmp_path / "n")
+    beyond.open()
+    with pytest.raises(ValueError, match="classes 0 to 10, but the model has 10"):
+        check_classes(beyond, model, split="train")
