@@ -157,6 +157,7 @@ class ReformEvalReport(Callback):
             "environment": environment(device) | _versions(),
             "prompts": data.examples(),
             "suite": data.suite(),
+            "left_out": data.left_out(),
         }
         _set_aside(self._target, self._about["tasks"])
         table = write_report(self._target, about=self._about, extra=extra, answers=answers, scores=scores)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.instruction_dataset import image_key
@@ -16,6 +18,7 @@ from sparsight.distill.processes import everywhere, own_share
 from sparsight.reform_eval.sample import Sample
 
 _SHOWN = 5  # problems of a message
+_log = logging.getLogger(__name__)
 
 
 class Checked(NamedTuple):
@@ -30,20 +33,32 @@ class Checked(NamedTuple):
     content: str
 
 
-def check_samples(asker: Asker, number: int, drawn: Sequence[int], *, workers: int = 0) -> dict[int, Checked]:
-    """See that a task's samples can be used; processes and their workers share the work.
+class Looked(NamedTuple):
+    """What was found in a task.
+
+    Args:
+        usable: Samples that are asked about, by their positions.
+        left_out: What is wrong with each of the others, which says where it comes from.
+    """
+
+    usable: dict[int, Checked]
+    left_out: list[str]
+
+
+def check_samples(
+    asker: Asker, number: int, drawn: Sequence[int], *, max_corrupt_share: float, workers: int = 0
+) -> Looked:
+    """See which of a task's samples can be used; processes and their workers share the work.
 
     Args:
         asker: How samples are put.
         number: Position of the task among the asker's.
         drawn: Positions of the samples in the task.
+        max_corrupt_share: Share of them, 0 to 1, that may be unusable.
         workers: Loader processes.
 
-    Returns:
-        Ids and contents by position.
-
     Raises:
-        ValueError: Some cannot be used; it names the first of them.
+        ValueError: More cannot be used, or none can; it names the first of them.
     """
     task, own = asker.tasks[number], own_share(drawn)
     loader = DataLoader(_Samples(asker, number, own), batch_size=None, num_workers=workers, collate_fn=_as_it_is)
@@ -57,16 +72,28 @@ def check_samples(asker: Asker, number: int, drawn: Sequence[int], *, workers: i
         if isinstance(each, str):
             problems.append(each)
         elif each.id in known:
-            problems.append(f"{task.where(known[each.id])} and {task.where(index)} have the same id {each.id!r}")
+            problems.append(
+                f"{task.where(index)}: it and {task.where(known[each.id])} have the same id {each.id!r}, of which the "
+                "first is asked"
+            )
         else:
             found[index], known[each.id] = each, index
-    if problems:
-        shown = "; ".join(problems[:_SHOWN])
+    told = f"{len(problems)} of {len(drawn)} samples of task {task.name} cannot be used"
+    shown = "; ".join(problems[:_SHOWN]) + (" ..." if len(problems) > _SHOWN else "")
+    allowed = int(max_corrupt_share * len(drawn))
+    if len(problems) > allowed or not found:
         raise ValueError(
-            f"{len(problems)} of {len(drawn)} samples of task {task.name} cannot be used: {shown}. Repair them or "
-            "remove them from the data"
+            f"{told}: {shown}. Repair them or remove them from the data, or raise max_corrupt_share, which is "
+            f"{max_corrupt_share} and allows {allowed}{task.remedy}"
         )
-    return found
+    if problems:
+        _warn(f"{told} and are left out: {shown}; report.json lists them")
+    return Looked(found, problems)
+
+
+@rank_zero_only
+def _warn(text: str) -> None:
+    _log.warning(text)
 
 
 class _Samples(Dataset):

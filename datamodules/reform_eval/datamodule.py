@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.base import ProcessDataModule, require
 from datamodules.records import digest
-from datamodules.reform_eval.check import Checked, check_samples
+from datamodules.reform_eval.check import Checked, Looked, check_samples
 from datamodules.reform_eval.dataset import Asker, Protocol, ReformEvalDataset
 from datamodules.reform_eval.settings import settings_of
 from datamodules.reform_eval.task import EvaluationTask
@@ -48,6 +48,8 @@ class ReformEvalDataModule(ProcessDataModule):
         num_workers: Loader processes; 0 loads in the main process.
         seed: Decides order of options, marks, and ``limit``.
         limit: Use at most this many samples of each task, drawn with the seed; a dialogue is one and stays whole.
+        max_corrupt_share: Share of the samples of a task, 0 to 1, that may be unusable; these are left out, and listed
+            in the report. Above it nothing is asked.
         chat_template: Jinja template, or a file of one, in place of the processor's own.
         chat_template_kwargs: Variables of the chat template, such as ``{enable_thinking: false}`` (Qwen3). Where the
             template has a model think first, ``new_tokens`` must have room for that, and no answer is begun.
@@ -76,6 +78,7 @@ class ReformEvalDataModule(ProcessDataModule):
         num_workers: int = 0,
         seed: int = 0,
         limit: int | None = None,
+        max_corrupt_share: float = 0.01,
         chat_template: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         processor_options: dict[str, Any] | None = None,
@@ -93,6 +96,7 @@ class ReformEvalDataModule(ProcessDataModule):
         for name, value in (("runs", runs), ("new_tokens", new_tokens), ("batch_size", batch_size)):
             require(value >= 1, name, value, "1 or more")
         require(num_workers >= 0, "num_workers", num_workers, "0 or more")
+        require(0 <= max_corrupt_share < 1, "max_corrupt_share", max_corrupt_share, "0 to below 1")
         require(limit is None or limit >= 1, "limit", limit, "1 or more, or null")
         repeated = [name for name, count in Counter(task.name for task in tasks).items() if count > 1]
         if repeated:
@@ -106,11 +110,12 @@ class ReformEvalDataModule(ProcessDataModule):
         )
         self.batch_size = batch_size
         self.limit = limit
+        self.max_corrupt_share = max_corrupt_share
         self.processor_changes: dict[str, Any] = {"chat_template": chat_template, "options": processor_options}
         self.chat_options = chat_template_kwargs or {}
         self.pretrained_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
         self.chat: ChatFormat | None = None
-        self._checked: list[dict[int, Checked]] = []  # samples of each task, by position
+        self._looked: list[Looked] = []  # samples of each task
         self._finished: Callable[[], Collection[str]] | None = None
 
     def prepare_data(self) -> None:
@@ -119,12 +124,12 @@ class ReformEvalDataModule(ProcessDataModule):
             task.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the processor, open the tasks and see that every sample can be used.
+        """Load the processor, open the tasks and see which samples can be used.
 
         Raises:
             FileNotFoundError: Files of a task or the model are missing.
-            ValueError: The processor cannot serve, ``stage`` is not ``test``, or samples cannot be used; the message
-                names the first of them.
+            ValueError: The processor cannot serve, ``stage`` is not ``test``, or more samples of a task cannot be used
+                than is allowed; the message names the first of them.
         """
         if stage not in ("test", None):
             raise ValueError(
@@ -132,9 +137,9 @@ class ReformEvalDataModule(ProcessDataModule):
             )
         if self.chat is None:
             self.chat = ChatFormat(self._load_processor(), options=self.chat_options)
-        if not self._checked:
+        if not self._looked:
             rank_zero_info(f"looking at the samples of {len(self.tasks)} tasks before any is asked about")
-            self._checked = [self._check(number) for number in range(len(self.tasks))]
+            self._looked = [self._check(number) for number in range(len(self.tasks))]
 
     def _load_processor(self) -> Any:
         if self.model is not None:
@@ -144,8 +149,17 @@ class ReformEvalDataModule(ProcessDataModule):
             raise ValueError("no model says how to write questions; set data.model to a model's folder or hub id")
         return load_processor(module.base, **self.processor_changes, **module.source)
 
-    def _check(self, number: int) -> dict[int, Checked]:
-        """The samples of a task that are used, by their positions."""
+    @property
+    def _checked(self) -> list[dict[int, Checked]]:
+        """Usable samples of each task, by position."""
+        return [looked.usable for looked in self._looked]
+
+    def left_out(self) -> dict[str, list[str]]:
+        """What is wrong with samples that are not asked about, by the names of their tasks."""
+        return {task.name: each.left_out for task, each in zip(self.tasks, self._looked, strict=True) if each.left_out}
+
+    def _check(self, number: int) -> Looked:
+        """The samples of a task that are used."""
         task = self.tasks[number]
         task.open()
         dialogues = task.dialogues()
@@ -155,7 +169,8 @@ class ReformEvalDataModule(ProcessDataModule):
             raise ValueError(f"task {task.name} has no samples; check its files and options")
         assert self.chat is not None
         asker = Asker(self.tasks, chat=self.chat, protocol=self.protocol)
-        return check_samples(asker, number, drawn, workers=self.num_workers)
+        share = self.max_corrupt_share
+        return check_samples(asker, number, drawn, max_corrupt_share=share, workers=self.num_workers)
 
     def leave_out(self, finished: Callable[[], Collection[str]]) -> None:
         """Do not ask again what was answered before.

@@ -48,6 +48,8 @@ class JsonEntries:
             raise ValueError(f"{file} is not JSON: {error.msg}, byte {error.pos}") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8: {error}") from error
+        except RecursionError as error:
+            raise ValueError(f"{file} is nested too deeply to be read") from error
 
     def __len__(self) -> int:
         return len(self._places)

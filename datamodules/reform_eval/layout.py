@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import sys
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
@@ -18,6 +19,7 @@ from sparsight.reform_eval.taxonomy import Layout
 BOX_COLOURS = ((255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 215, 0))  # questions speak of the red box
 WRONG_OPTIONS = 3  # drawn from a pool, where options are not stored
 YES_NO = ("yes", "no")
+_SAME_IMAGE = {"image": "img", "img": "image"}  # records of one data set, such as CLEVR, may have either
 
 
 def find_field(entry: Any, path: str) -> Any:
@@ -90,7 +92,11 @@ def read_sample(
         answer = options.index(right)
     elif layout.fixed_options or choice or optional_field(entry, layout.options) is not None:
         options = layout.fixed_options or _texts(find_field(entry, layout.options or ""), layout.options)
-        answer = _position(find_field(entry, layout.answer or ""), options, layout.answer)
+        right = find_field(entry, layout.answer or "")
+        if layout.option_end:
+            options = tuple(_ended(option, layout.option_end) for option in options)
+            right = _ended(right, layout.option_end) if isinstance(right, str) else right
+        answer = _position(right, options, layout.answer)
     references = optional_field(entry, layout.references)
     turn = optional_field(entry, layout.turn)
     if turn is not None and (isinstance(turn, bool) or not isinstance(turn, int)):
@@ -113,7 +119,8 @@ def read_pictures(entry: Mapping[str, Any], layout: Layout) -> list[bytes]:
     Raises:
         ValueError: There are none, or they are no base64.
     """
-    found = find_field(entry, layout.image)
+    name = _SAME_IMAGE.get(layout.image, layout.image)
+    found = find_field(entry, name if name in entry and layout.image not in entry else layout.image)
     pictures = []
     for number, text in enumerate(found if isinstance(found, list) else [found]):
         where = f"`{layout.image}`" + (f" {number}" if isinstance(found, list) else "")
@@ -142,7 +149,7 @@ def read_boxes(entry: Mapping[str, Any], layout: Layout, size: tuple[int, int]) 
     found = find_field(entry, layout.boxes)
     boxes = []
     for box in found if isinstance(found, list) and found and isinstance(found[0], list) else [found]:
-        if not isinstance(box, list) or len(box) != 4 or not all(type(value) in (int, float) for value in box):
+        if not isinstance(box, list) or len(box) != 4 or not all(map(_is_number, box)):
             raise ValueError(f"`{layout.boxes}` holds {box!r}, not four numbers")
         left, top, right, bottom = box if layout.corners else (*box[:2], box[0] + box[2], box[1] + box[3])
         cut = (max(int(left), 0), max(int(top), 0), min(int(right), size[1]), min(int(bottom), size[0]))
@@ -154,6 +161,10 @@ def read_boxes(entry: Mapping[str, Any], layout: Layout, size: tuple[int, int]) 
             f"`{layout.boxes}` holds {len(boxes)} boxes, too many to {'cut out' if layout.crop else 'draw'}"
         )
     return boxes
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def apply_boxes(image: Image.Image, boxes: Sequence[tuple[int, int, int, int]], layout: Layout) -> Image.Image:
@@ -230,6 +241,10 @@ def _texts(value: Any, name: str | None) -> tuple[str, ...]:
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f"`{name}` is {value!r}, neither a text nor a list of texts")
     return tuple(texts)
+
+
+def _ended(text: str, end: str) -> str:
+    return text if text.endswith(end) or not text.strip() else text + end
 
 
 def _position(answer: Any, options: Sequence[str], name: str | None) -> int:

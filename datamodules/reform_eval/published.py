@@ -92,6 +92,7 @@ class PublishedTask(EvaluationTask):
             instructions=instructions,
         )
         self.layout = found.changed(fields or {})
+        self._is_published = dataset is not None
         self.file = str(file)
         self.root = root
         self.revision = revision
@@ -101,6 +102,8 @@ class PublishedTask(EvaluationTask):
         self._entries: JsonEntries
         self._hashes: list[str] = []
         self._joined: dict[str, dict[str, Any]] = {}
+        self._repeated: set[str] = set()  # ids that come twice in the second file
+        self.remedy = "; to number entries that repeat their ids, set the task's fields to {id: null}"
         self._pool: list[str] = []
         self._samples: list[tuple[int, int | None]] = []  # entry and, in a dialogue that is one, round
         self._dialogues: list[list[int]] = []
@@ -131,6 +134,8 @@ class PublishedTask(EvaluationTask):
                 entry, self.layout, id=name, formulation=self.formulation, pool=self._pool, seed=self.seed
             )
             images = tuple(self._decoded(data, entry) for data in read_pictures(entry, self.layout))
+            if self._is_published and not images:  # other files may hold questions about nothing but text
+                raise ValueError(f"`{self.layout.image}` holds no picture")
             sample = replace(sample, images=images)
             sample.check(self.formulation)
         except ValueError as error:  # a corrupt picture, too, is one
@@ -185,11 +190,10 @@ class PublishedTask(EvaluationTask):
             try:
                 entry = entries[number]
                 name = read_id(entry, self.layout, number)
-                if name in self._joined:
-                    raise ValueError(f"an entry before it has the same `{self.layout.id}` {name}; mend the file")
-                self._joined[name] = entry
-            except ValueError as error:
-                raise ValueError(f"{file} entry {number}: {error}") from error
+            except ValueError:  # the entry that it belongs to says what is missing
+                continue
+            self._repeated |= {name} & self._joined.keys()
+            self._joined[name] = entry
 
     def _read_pool(self, file: Path) -> None:
         if not file.is_file():
@@ -207,26 +211,18 @@ class PublishedTask(EvaluationTask):
     def _chosen(self) -> list[list[tuple[int, int | None]]]:
         """Samples of each dialogue or other entry that is wanted; what is wrong with one is said when it is read."""
         chosen: dict[Any, list[tuple[int, int | None]]] = {}
-        places: dict[str, int] = {}
         for number in range(len(self._entries)):
             rounds: list[int | None] = [None]
             dialogue: str | None = None
             try:
                 entry = self._joined_entry(number)
-                name = read_id(entry, self.layout, number)
                 if any(find_field(entry, field) != value for field, value in self.layout.where.items()):
                     continue
                 if self.layout.rounds is not None:
                     rounds = list(range(len(find_rounds(entry, self.layout))))
                 dialogue = read_dialogue(entry, self.layout)
             except ValueError:
-                name = f"unreadable entry {number}"
-            if name in places:
-                raise ValueError(
-                    f"{self._entries.file}: entries {places[name]} and {number} have the same id {name!r}; "
-                    "mend the file, or set fields to {id: null} to number the entries"
-                )
-            places[name] = number
+                pass
             chosen.setdefault(number if dialogue is None else dialogue, []).extend((number, turn) for turn in rounds)
         return list(chosen.values())
 
@@ -258,6 +254,8 @@ class PublishedTask(EvaluationTask):
         if self.layout.join is None:
             return entry
         name = read_id(entry, self.layout, number)
+        if name in self._repeated:
+            raise ValueError(f"{self.layout.join} has several entries with `{self.layout.id}` {name}")
         if name not in self._joined:
             raise ValueError(f"{self.layout.join} has no entry with `{self.layout.id}` {name}")
         return {**self._joined[name], **entry}

@@ -33,6 +33,7 @@ class EvaluationTask(ABC):
         self.dimension = dimension
         self.formulation = formulation
         self.instructions = instructions
+        self.remedy = ""  # what else may help where samples cannot be used
         self._opened = False
 
     def prepare(self) -> None:  # noqa: B027  not every task has something to download

@@ -18,6 +18,7 @@ from sparsight.reform_eval.taxonomy import CAPTIONS
 VERSION = 1
 FILE = "report.json"
 NO_SHARES = ("cider", "instability", "turn_correlation", "turn_slope")
+_LISTED = 20  # unusable samples of a task in the table's file
 LEVELS = ("all", "ability", "dimension", "task")
 Scores = Mapping[ScoreKey, Estimate]
 
@@ -48,7 +49,8 @@ def write_report(
     content = {"version": VERSION, "about": about, **extra, "scores": listed, "chances": chances}
     content |= {"answers": list(answers)}
     write_text(folder / FILE, json_text(content))
-    write_text(folder / "report.md", f"{_title(about, extra)}\n\n{markdown_table(lines)}\n")
+    left = "".join(_left_out(name, reasons) for name, reasons in extra.get("left_out", {}).items())
+    write_text(folder / "report.md", f"{_title(about, extra)}\n\n{markdown_table(lines)}\n{left}")
     plot_dimensions({about["model"]["name"]: scores}, folder / "dimensions.png")
     return format_table(lines)
 
@@ -178,6 +180,12 @@ def numbers(estimate: Estimate) -> dict[str, float | None]:
 def defined(number: float) -> float | None:
     """A number as JSON knows it, which has no word for one that is not defined."""
     return None if np.isnan(number) else float(number)
+
+
+def _left_out(task: str, reasons: Sequence[str]) -> str:
+    listed = "\n".join(f"- {' '.join(reason.split())}" for reason in reasons[:_LISTED])
+    more = f"\n- and {len(reasons) - _LISTED} more, see {FILE}" if len(reasons) > _LISTED else ""
+    return f"\nLeft out of {task}, as they cannot be used: {len(reasons)}\n\n{listed}{more}\n"
 
 
 def _title(about: Mapping[str, Any], extra: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from PIL import Image
 
+from sparsight.common.text import check_text
 from sparsight.lvlm.conversation import IMAGE, Turn
 
 Formulation = Literal["SingleChoice", "OCROpenEnded", "KIEOpenEnded", "Generation"]
@@ -46,6 +47,9 @@ class Sample:
         Raises:
             ValueError: They do not; it says which.
         """
+        said = (turn.text for turn in self.history)
+        for text in (*self.questions, *self.options, *self.references, *said):
+            check_text(text)
         if not self.questions or not all(question.strip() for question in self.questions):
             raise ValueError("there is no question, or an empty wording of it")
         places = {question.count(IMAGE) for question in self.questions} - {0, len(self.images)}

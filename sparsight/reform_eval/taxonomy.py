@@ -26,11 +26,13 @@ class Layout:
     Args:
         records: Path of the list of entries; in a file that is a list it does not matter.
         id: Field of the id; without one an entry's position is its id.
-        image: Field of the pictures, base64: one or a list.
+        image: Field of the pictures, base64: one or a list. Files that have ``img`` in place of ``image``, or the other
+            way round, are read, too.
         question: Field of the question: a text or a list of wordings.
         wordings: Questions in place of the field, with places such as ``{claim}`` for an entry's fields.
         options: Field of the answers to choose from.
         fixed_options: They, where the file leaves them out because they are the same in all entries.
+        option_end: What every option ends with, added where it does not.
         answer: Field of the right one: its position (a number) or its text.
         references: Field of accepted answers: a text or a list.
         history: Field of earlier turns, ``{"from": ..., "value": ...}``.
@@ -54,6 +56,7 @@ class Layout:
     wordings: tuple[str, ...] = ()
     options: str | None = "answer_options"
     fixed_options: tuple[str, ...] = ()
+    option_end: str = ""
     answer: str | None = "answer"
     references: str | None = "answer_txt"
     history: str | None = "history"

@@ -188,6 +188,16 @@ def test_unusable_samples_are_reported_before_anything_is_computed(model: Path, 
     assert not (tmp_path / "out").exists()
 
 
+def test_what_was_left_out_is_listed(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("WARNING"):
+        folder = evaluate(model, tmp_path / "out", tasks=[GreyTask(broken=2)], max_corrupt_share=0.2)
+    assert "1 of 6 samples of task greys cannot be used and are left out" in caplog.text
+    report = read_report(folder)
+    assert report["complete"] and len(report["answers"]) == 2 * 5
+    (reason,) = report["left_out"]["greys"]
+    assert reason.startswith("greys.json entry 2") and reason in (folder / "report.md").read_text()
+
+
 def test_more_options_than_marks_are_found_before_anything_is_computed(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,7 +31,7 @@ from datamodules.reform_eval.questions import QuestionsTask
 from datamodules.reform_eval.task import EvaluationTask
 from tests.datamodules.test_conversations import entry
 from tests.datamodules.test_records import png, write_files, write_idx
-from tests.datamodules.test_reform_published import CHOICE, core
+from tests.datamodules.test_reform_published import CHOICE, OPEN, core
 from tests.datamodules.test_tar import write_tar
 from tests.tiny_processors import family_processor
 from tests.tiny_records import BASIC
@@ -124,8 +124,52 @@ def test_equal_ids_are_named_by_file_and_position(model: Path, tmp_path: Path) -
     files: dict[str, bytes | str] = {f"p{n}.png": png(20 * n, size=(16, 12)) for n in range(8)}
     write_files(tmp_path, files | {"metadata.jsonl": "\n".join(map(json.dumps, rows))})
     place = rf"record (3|8) of {tmp_path} \(p3.png\)"
-    with pytest.raises(ValueError, match=rf"{place} and {place} have the same id 'p3.png'"):
+    with pytest.raises(ValueError, match=rf"{place}: it and {place} have the same id 'p3.png', of which the first is"):
         checked(model, NamingTask(FolderRecords(tmp_path), **BASIC))
+
+
+def test_a_share_of_a_task_may_be_unusable_and_is_left_out_and_named(
+    model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of all kinds that published files have; the other samples are asked as if these were not there."""
+    good = [{**CHOICE, "question_id": n} for n in range(16)]
+    bad = [
+        {"answer_options": ["cat", "dog", "cat"]},
+        {"answer_options": ["dog"], "answer": 0},
+        {"question_id": 3},
+        {"question_id": None},
+        {"image": "AAAA"},
+        {"question": "half a \ud83d smile"},
+    ]
+    (tmp_path / "all").mkdir()
+    entries = [*good[:9], *({**CHOICE, "question_id": f"x{n}", **change} for n, change in enumerate(bad)), *good[9:]]
+    task = core(tmp_path / "all", *entries, "no object")
+    with caplog.at_level("WARNING"):
+        data = checked(model, task, max_corrupt_share=0.31)
+    assert "7 of 23 samples of task own cannot be used and are left out" in caplog.text
+    reasons = data.left_out()["own"]
+    assert len(reasons) == 7 and all(f"own.json entry {9 + n}" in reason for n, reason in enumerate(reasons[:6]))
+    for reason, words in zip(
+        reasons,
+        ("different options", "two or more", "the same id '3'", "`question_id` is None", "Unidentified", "half", "no"),
+        strict=True,
+    ):
+        assert words in reason or "CorruptRecord" in reason, reason
+    alone = checked(model, core(tmp_path, *good))
+    assert list(data.questions().values()) == list(alone.questions().values())
+    assert list(data.questions()) == list(alone.questions()) and alone.left_out() == {}
+    message = "7 of 23 samples of task own cannot be used: .*max_corrupt_share, which is 0.3 and allows 6.*{id: null}"
+    with pytest.raises(ValueError, match=message):
+        checked(model, task, max_corrupt_share=0.3)
+    with pytest.raises(ValueError, match="max_corrupt_share is 1"):
+        checked(model, task, max_corrupt_share=1)
+
+
+def test_empty_references_are_left_out(model: Path, tmp_path: Path) -> None:
+    entries = [{**OPEN, "question_id": n, "answer_txt": " " if n == 2 else "dog"} for n in range(4)]
+    task = core(tmp_path, *entries, formulation="OCROpenEnded")
+    data = checked(model, task, methods=["generation"], max_corrupt_share=0.25)
+    assert len(data.questions()) == 3 and "needs accepted answers" in data.left_out()["own"][0]
 
 
 def test_equal_ids_of_conversations_do_no_harm(model: Path, tmp_path: Path) -> None:

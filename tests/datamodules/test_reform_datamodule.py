@@ -93,7 +93,7 @@ def test_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_samples_of_one_id_are_refused(model: str) -> None:
-    with pytest.raises(ValueError, match=r"4.* and .*5.* have the same id '4'"):
+    with pytest.raises(ValueError, match=r"5.*: it and .*4.* have the same id '4'"):
         opened(model, Repeating())
 
 
