@@ -13,6 +13,7 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.export.checkpoint import stages_of
 from sparsight.export.export import check_destination, export_and_push
 from sparsight.export.facts import Metric, Run, hardware
+from sparsight.export.hub import check_repo
 from sparsight.lvlm.export import processor_of
 
 
@@ -57,11 +58,18 @@ class ExportAtEnd(Callback):
         """Fail now rather than after training.
 
         Raises:
-            ConfigurationError: The model is split over processes, none of which could write it.
+            ConfigurationError: The model is split over processes, none of which could write it, or nothing is to be
+                trained.
             ValueError: The output exists and is not to be overwritten.
         """
         if stage == "fit":
-            check_destination(self._folder(trainer, pl_module), overwrite=self.overwrite)
+            folder = self._folder(trainer, pl_module)
+            check_destination(folder, overwrite=self.overwrite, option="callbacks.ExportAtEnd.output")
+            check_repo(self.options["repo"])
+            if 0 in (trainer.max_steps, trainer.max_epochs):
+                raise ConfigurationError(
+                    "ExportAtEnd would export what was never trained: trainer.max_steps or max_epochs is 0"
+                )
             if isinstance(trainer.strategy, ModelParallelStrategy):
                 raise ConfigurationError(
                     "ExportAtEnd cannot write a model that is split over processes: leave it out, save checkpoints "
@@ -96,7 +104,8 @@ def run_of(trainer: Trainer) -> Run:
     logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.count("/") == 1}
     return Run(
         steps=trainer.global_step,
-        stages=stages_of(module),
+        skipped=module.guard.skipped,
+        stages=stages_of(module, trainer.global_step),
         weights="moving average" if averaged else "those of the last step",
         hardware=f"{hardware()}; {trainer.world_size} process(es), precision {trainer.precision}",
         config=_config_of(trainer),

@@ -315,7 +315,7 @@ class GenerationMetrics(Callback):
     def _write(self, trainer: Trainer, module: Any, values: Mapping[str, tuple[float, str]]) -> None:
         drawn = (
             f"{self.num_samples} samples, seed {module.seed}, {module.sample_steps} sampler steps, guidance "
-            f"{module.guidance_scale}, precision {trainer.precision}, training step {trainer.global_step}"
+            f"{module.guidance_scale}, precision {trainer.precision}, training step {module.steps_taken}"
         )
         if self.compare_size is not None:
             drawn += f", compared at {self.compare_size} px"

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -31,6 +32,7 @@ from sparsight.surgery.record import record_of
 from sparsight.surgery.replace import replace, set_mode
 from sparsight.surgery.shell import Mode
 from sparsight.surgery.sites import SiteSelection
+from sparsight.surgery.training_free import is_training_free
 
 RECENT = 0.95  # share of the running mean of site errors that a step keeps
 OUTPUT = "output"  # beside the sites' paths
@@ -137,6 +139,14 @@ class AttentionDistillation(DiffusionModule):
     def trained_names(self) -> set[str]:
         """Names of the mixers' parameters, and of trained projections."""
         return self._trained
+
+    def untrained(self) -> str | None:
+        """Mixers that answer at their sites, have parameters, and took no optimiser step."""
+        if self.has_learned:
+            return None
+        answering = [shell.student.mixer for shell in self.shells.values() if shell.handed_over]
+        kinds = sorted({type(mixer).__name__ for mixer in answering if not is_training_free(mixer)})
+        return f"the student is untrained: its {' and '.join(kinds)} took no optimiser step" if kinds else None
 
     def train(self, mode: bool = True) -> AttentionDistillation:
         """The frozen denoiser stays in eval mode, only mixers follow."""
@@ -321,6 +331,8 @@ class AttentionDistillation(DiffusionModule):
         self.log_dict({f"{prefix}/relative_l2/{path}": error for path, error in errors.items()})
         self.log(f"{prefix}/site_relative_l2", sum(errors.values()) / len(errors), prog_bar=True)
         self.log(f"{prefix}/output_relative_l2", output, prog_bar=True)
+        if self.trainer.state.fn != TrainerFn.FITTING and self.untrained() is not None:
+            self.log(f"{prefix}/untrained", 1.0)
 
     def draw_latents(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
         """The student's samples in model space."""

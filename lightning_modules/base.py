@@ -10,12 +10,16 @@ import torch
 from diffusers.optimization import get_scheduler
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.finite_guard import FiniteGuard
+from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_checkpoint, check_finite
 from sparsight.distill.processes import refuse_together
+from sparsight.export.training import REMEDY
 
 
 class TrainedPartsModule(LightningModule):
@@ -28,6 +32,7 @@ class TrainedPartsModule(LightningModule):
     Attributes:
         export_name: Folder that ExportAtEnd makes in the trainer's root folder unless it is told another one.
         took_step: Whether the last optimiser step changed parameters.
+        refuse_untrained: Predict nothing with parts that were never trained; set by the command.
 
     Raises:
         ValueError: ``max_skipped_steps`` is negative.
@@ -41,6 +46,8 @@ class TrainedPartsModule(LightningModule):
             raise ValueError(f"max_skipped_steps is 0 or more, got {max_skipped_steps}")
         self.guard = FiniteGuard(max_skipped_steps)
         self.took_step = True
+        self.refuse_untrained = False
+        self._steps_before = 0
         self.strict_loading = False  # checkpoints hold what was trained; load_state_dict checks it exactly
 
     def keep_hyperparameters(self, *, ignore: Sequence[str] = ()) -> None:
@@ -58,6 +65,45 @@ class TrainedPartsModule(LightningModule):
         """Let training end after that many optimiser steps, unless the trainer stops earlier."""
         loop = self.trainer.fit_loop.epoch_loop
         loop.max_steps = steps if loop.max_steps < 0 else min(loop.max_steps, steps)
+
+    # -- what was trained ------------------------------------------------------------------------------------------
+
+    @property
+    def steps_taken(self) -> int:
+        """Optimiser steps of the loaded checkpoint, or of this run, with those that were left out."""
+        return max(self._steps_before, self.global_step)
+
+    @property
+    def has_learned(self) -> bool:
+        """Whether any of them changed anything."""
+        return self.steps_taken > self.guard.skipped
+
+    def untrained(self) -> str | None:
+        """What of the module should have been trained and never was, in words; none if there is nothing like that."""
+        return None
+
+    def on_validation_start(self) -> None:
+        """Say so if nothing was trained."""
+        self._announce_untrained()
+
+    def on_test_start(self) -> None:
+        """The same."""
+        self._announce_untrained()
+
+    def on_predict_start(self) -> None:
+        """The same, or refuse if the command was not told otherwise.
+
+        Raises:
+            ConfigurationError: Nothing was trained, and ``refuse_untrained`` is set.
+        """
+        if self.refuse_untrained and self.untrained() is not None:
+            raise ConfigurationError(f"{self.untrained()}: {REMEDY}")
+        self._announce_untrained()
+
+    def _announce_untrained(self) -> None:
+        lacking = None if self.trainer.state.fn == TrainerFn.FITTING else self.untrained()
+        if lacking is not None:
+            rank_zero_warn(f"{lacking}, and is measured or used as it is: give a checkpoint with --ckpt_path")
 
     # -- optimisers ----------------------------------------------------------------------------------------------
 
@@ -108,11 +154,12 @@ class TrainedPartsModule(LightningModule):
                 parameter.grad = None
 
     def on_train_end(self) -> None:
-        """Look at what the last step left.
+        """Look at what the last step left, and remember the step for another trainer, which counts from 0.
 
         Raises:
             NonFiniteError: A trained parameter is not finite.
         """
+        self._steps_before = self.steps_taken
         refuse_together(lambda: check_finite(self._trained_parameters(), f"step {self.global_step}"))
 
     def _trained_parameters(self) -> dict[str, Tensor]:
@@ -139,7 +186,8 @@ class TrainedPartsModule(LightningModule):
         refuse_together(lambda: check_checkpoint(checkpoint))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take how many steps were left out; checkpoints of earlier versions do not say."""
+        """Take how many steps there were, and how many were left out, which earlier versions do not say."""
+        self._steps_before = int(checkpoint.get("global_step", 0))
         self.guard.skipped = checkpoint.get("skipped_steps", 0)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

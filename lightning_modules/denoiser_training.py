@@ -115,6 +115,13 @@ class DenoiserTraining(DiffusionModule):
         """Names of the trained parameters."""
         return self._trained
 
+    def untrained(self) -> str | None:
+        """The denoiser, if it took no optimiser step."""
+        if self.has_learned:
+            return None
+        source = self.hparams["pretrained"]
+        return f"the denoiser took no optimiser step: it is {'random' if source is None else f'that of {source}'}"
+
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser with its learning-rate schedule over ``max_steps``."""
         return self.optimisers(

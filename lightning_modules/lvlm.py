@@ -127,10 +127,12 @@ class LVLMModule(TrainedPartsModule):
 
     def on_validation_start(self) -> None:
         """The same where nothing was trained before."""
+        super().on_validation_start()
         self._check_pictures()
 
     def on_test_start(self) -> None:
         """The same."""
+        super().on_test_start()
         self._check_pictures()
 
     def _check_pictures(self) -> None:

@@ -124,6 +124,7 @@ class SparseLayerTuning(LVLMModule):
         if gradient_checkpointing:
             recompute_layers(self.model)
         self._active = list(self.layers)
+        self._learned: set[int] = set()
         self._stage_index = 0
         self._announced = False
         self.predicted_share: float | None = None
@@ -144,6 +145,22 @@ class SparseLayerTuning(LVLMModule):
     def trained_names(self) -> set[str]:
         """Names of the parameters of all parts that any stage trains."""
         return {f"model.{name}" for part in self.trained.values() for name in part}
+
+    def untrained(self) -> str | None:
+        """The parts that its stages train, if no optimiser step was taken and no layer has left."""
+        if self.has_learned or self.retired.indices:
+            return None
+        return f"{self.base} is untuned: its {' and '.join(self.trained)} took no optimiser step"
+
+    def trained_so_far(self) -> list[Part]:
+        """Parts that optimiser steps were taken on."""
+        done = zip(self.clock.stages, self.clock.done(self.steps_taken), strict=True)
+        parts = {part for stage, steps in done if steps > 0 for part in stage.train}
+        return [part for part in self.trained if part in parts]
+
+    def learned_layers(self) -> list[int]:
+        """Decoder layers that optimiser steps were taken on."""
+        return sorted(self._learned) if LAYERS in self.trained_so_far() else []
 
     def train(self, mode: bool = True) -> SparseLayerTuning:
         """What is frozen stays in eval mode."""
@@ -166,6 +183,7 @@ class SparseLayerTuning(LVLMModule):
             "base_hash": self.base_hash,
             "layers": list(self.layers),
             "active": list(self._active),
+            "learned": sorted(self._learned),
             "selection": self.selection,
             "retired": list(self.retired.indices),
             "removals": list(self.removals),
@@ -190,6 +208,7 @@ class SparseLayerTuning(LVLMModule):
             raise ValueError(f"the checkpoint tuned layers {saved['layers']}, the configuration selects {self.layers}")
         self._stage_index = saved["stage"]
         self._active = saved["active"]
+        self._learned = set(saved.get("learned", self.layers))  # not in checkpoints of earlier versions
         self.selection = saved.get("selection", self.selection)  # not in checkpoints of earlier versions
         self.retired.set(saved["retired"])
         self.removals = saved.get("removals", [])
@@ -362,6 +381,10 @@ class SparseLayerTuning(LVLMModule):
 
     def _layers_of_stage(self) -> list[int]:
         return self.layers if LAYERS in self.stage.train else []
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        """Note which layers learn."""
+        self._learned |= set(self._layers_of_stage()) & set(self._active) - set(self.retired.indices)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the answer tokens of the whole batch, over all processes."""

@@ -37,6 +37,13 @@ class StageClock(Generic[AnyStage]):
         """Steps of all stages."""
         return self.ends[-1]
 
+    def done(self, step: int) -> list[int]:
+        """Steps of each stage that have been taken when ``step`` have been taken in all."""
+        taken, starts = [], [0, *self.ends[:-1]]
+        for stage, start in zip(self.stages, starts, strict=True):
+            taken.append(min(max(step - start, 0), stage.steps))
+        return taken
+
     def index(self, step: int) -> int:
         """Index of the stage that trains at ``step``; the last one afterwards."""
         return next((i for i, end in enumerate(self.ends) if step < end), len(self.ends) - 1)

@@ -44,25 +44,30 @@ class SparsightTrainer(Trainer):
         weights: Literal["ema", "raw"] = "ema",
         fp16: bool = True,
         overwrite: bool = False,
+        untrained: bool = False,
         metrics: str | None = None,
         licence: str | None = None,
         push_to_hub: str | None = None,
         private: bool = True,
+        dry_run: bool = False,
     ) -> Path:
         """Write a trained model as a Hugging Face folder, and compare its answers after loading it again.
 
         Args:
             model: The module that was trained.
             datamodule: Tells the processor of an image-text model; not used otherwise.
-            ckpt_path: Checkpoint to export; the module as it is if not given.
+            ckpt_path: Checkpoint to export. Without one the module is exported as it is, which is refused where it has
+                parameters that should have been trained.
             output: Folder to make; ``export`` in the trainer's root folder if not given.
             weights: The checkpoint's moving average (``ema``, needs TrainableEMA in the run) or its last weights.
             fp16: Write half-precision weights as well.
             overwrite: Replace an earlier export.
+            untrained: Export parameters that were never trained; the card says so.
             metrics: JSON file of measured values for the model card: a list of objects with name, value and protocol.
             licence: Identifier of the licence on the hub, e.g. apache-2.0; that of the base model if not given.
-            push_to_hub: Repository id to upload the folder to.
+            push_to_hub: Repository id to upload the folder to. A folder that holds what looks like a secret is not.
             private: Make a new repository private.
+            dry_run: Upload nothing, and list the files that would go, with their sizes.
 
         Returns:
             The folder.
@@ -75,10 +80,48 @@ class SparsightTrainer(Trainer):
             metrics=metrics,
             repo=push_to_hub,
             private=private,
+            dry_run=dry_run,
             fp16=fp16,
             overwrite=overwrite,
+            untrained=untrained,
             licence=licence,
             processor=processor_of(datamodule),
+        )
+
+    def predict(
+        self,
+        model: LightningModule | None = None,
+        dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        return_predictions: bool | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        untrained: bool = False,
+    ) -> list[Any] | list[list[Any]] | None:
+        """Sample images.
+
+        Args:
+            model: The module that was trained.
+            dataloaders: Conditions to sample for, if no datamodule has them.
+            datamodule: Has them.
+            return_predictions: Whether to return the images as well.
+            ckpt_path: Checkpoint to sample from. Without one the module is used as it is, which is refused where it has
+                parameters that should have been trained.
+            weights_only: Whether the checkpoint may hold nothing but tensors and plain data.
+            untrained: Sample with parameters that were never trained.
+
+        Returns:
+            The images, if asked for.
+        """
+        refused: Any = model or self.lightning_module
+        refused.refuse_untrained = not untrained
+        return super().predict(
+            model,
+            dataloaders,
+            datamodule,
+            return_predictions=return_predictions,
+            ckpt_path=ckpt_path,
+            weights_only=weights_only,
         )
 
     def benchmark(

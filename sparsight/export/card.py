@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,13 @@ from typing import Any
 import yaml
 from huggingface_hub import ModelCardData
 
-from sparsight.export.facts import Base, Model, Run, versions
+from sparsight.export.facts import Base, Model, Run, StageFacts, versions
+from sparsight.export.secrets import without_place
+from sparsight.export.shared_config import shared_config
 from sparsight.export.verify import EXACT
 
 LICENCE = ("license", "license_name", "license_link")
 CONFIG = "training.yaml"
-ABSOLUTE = re.compile(r"(/[^/\s]+/|~[^/\s]*/|[A-Za-z]:[/\\])")  # "/no_think" in a prompt is none
 
 
 def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> None:
@@ -28,54 +28,40 @@ def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> No
         run: How it came about.
         base: What it was made from; none if it was trained from scratch.
     """
-    if run.config is not None:
-        (folder / CONFIG).write_text(without_places(run.config), encoding="utf-8")
+    if run.config is not None and run.steps != 0:
+        (folder / CONFIG).write_text(shared_config(run.config), encoding="utf-8")
     sections = {
         "Use": _use(model, base),
         "What was changed": _changes(model),
-        "Training": training_text(run),
+        "Training": training_text(run, untrained=model.untrained),
         "Measured": measured_text(run),
         "Precision": _precision(model),
         "Limits": _limits(model),
     }
     body = "\n\n".join(f"## {title}\n\n{text}" for title, text in sections.items() if text)
-    title, metadata = model.name.rpartition("/")[2], _metadata(model, base).to_yaml()
-    text = f"---\n{metadata}\n---\n\n# {title}\n\n{_summary(model, base)}\n\n{body}\n"
+    title, metadata = model.name.rpartition("/")[2], _metadata(model, base, trained=run.steps != 0).to_yaml()
+    text = f"---\n{metadata}\n---\n\n# {title}\n\n{_summary(model, base, trained=run.steps != 0)}\n\n{body}\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def without_places(config: str) -> str:
-    """The run's configuration without the folders of the machine that ran it: of absolute paths the last part."""
-    content = yaml.safe_load(config)
-    content.get("trainer", {}).pop("default_root_dir", None)
-    return yaml.safe_dump(_shortened(content), sort_keys=False)
-
-
-def _shortened(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _shortened(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_shortened(item) for item in value]
-    if not isinstance(value, str) or not ABSOLUTE.match(value):
-        return value
-    return re.split(r"[/\\]", value.rstrip("/\\"))[-1]
-
-
-def _metadata(model: Model, base: Base | None) -> ModelCardData:
+def _metadata(model: Model, base: Base | None, *, trained: bool) -> ModelCardData:
     licence = {key: model.licence[key] for key in LICENCE if key in model.licence}
     return ModelCardData(
         library_name="diffusers",
         pipeline_tag=None if model.class_conditional else "text-to-image",
         base_model=base.name if base is not None and base.on_hub else None,
-        tags=["sparsight", "attention-distillation"] if model.sites else ["sparsight"],
+        tags=["sparsight", "attention-distillation"] if model.sites and trained else ["sparsight"],
         **licence,
     )
 
 
-def _summary(model: Model, base: Base | None) -> str:
-    made = "trained from scratch" if base is None else f"{'distilled' if model.delta else 'trained'} from `{base.name}`"
+def _summary(model: Model, base: Base | None, *, trained: bool) -> str:
+    made = "from scratch" if base is None else f"from `{base.name}`"
+    how = ("distilled" if model.delta else "trained") if trained else "made without training"
     changed = f"with {len(model.sites)} of its {model.all_sites} self-attentions replaced by token mixers, "
-    text = f"A `{model.denoiser}`, {changed if model.sites else ''}{made} with Sparsight."
+    text = f"A `{model.denoiser}`, {changed if model.sites else ''}{how} {made} with Sparsight."
+    if model.untrained:
+        text += f" **Do not use it for pictures: {model.untrained}.**"
     return f"{text} {stated_licence(model.licence, base)}"
 
 
@@ -131,35 +117,53 @@ def _changes(model: Model) -> str:
     return "\n".join([*rows, "", f"The denoiser has {now:,} parameters; before, it had {before:,}."])
 
 
-def training_text(run: Run) -> str:
-    """How the model was trained, with the configuration to repeat it."""
+def training_text(run: Run, *, untrained: str | None = None) -> str:
+    """How the model was trained, with the configuration to repeat it.
+
+    Args:
+        run: The run.
+        untrained: What should have been trained and was not.
+    """
+    if run.steps == 0:
+        told = f"**Not trained**: {untrained}." if untrained else "None, and none is needed for what was changed."
+        return f"{told} Versions at export: {_versions()}."
     lines = []
     if run.stages:
         lines += ["| stage | steps | learning rate |", "|---|---|---|"]
-        lines += [f"| {objective} | {steps} | {rate} |" for objective, steps, rate in run.stages]
+        lines += [f"| {s.objective} | {_steps(s)} | {s.rate} |" for s in run.stages]
         lines += [""]
-    lines += [f"- Optimiser steps taken: {'not recorded' if run.steps is None else run.steps}"]
+    left_out = f", {run.skipped} of them left out for numbers that were not finite" if run.skipped else ""
+    lines += [f"- Optimiser steps taken: {'not recorded' if run.steps is None else run.steps}{left_out}"]
     lines += [f"- Weights: {run.weights}"]
     lines += [f"- Hardware: {run.hardware or 'not recorded'}"]
-    lines += ["- Versions at export: " + ", ".join(f"{name} {value}" for name, value in versions().items())]
+    lines += [f"- Versions at export: {_versions()}"]
     if run.config is None:
         return "\n".join([*lines, "- The run's configuration was not recorded."])
-    data = yaml.safe_load(without_places(run.config)).get("data")
+    data = yaml.safe_load(shared_config(run.config)).get("data")
     if data is not None:
         lines += ["- Data:", "", "```yaml", yaml.safe_dump(data, sort_keys=False).strip(), "```"]
     lines += [
         "",
-        f"To repeat it, with the configuration in `{CONFIG}`, which keeps the last part of absolute paths:",
+        f"To repeat it, with the configuration in `{CONFIG}`, where of absolute paths the last part is kept, and "
+        "loggers and what is not Sparsight's own are left out:",
         "",
     ]
     return "\n".join([*lines, "```sh", f"sparsight fit --config {CONFIG}", "```"])
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {value}" for name, value in versions().items())
+
+
+def _steps(stage: StageFacts) -> str:
+    return f"{stage.steps}" if stage.steps >= stage.planned else f"{stage.steps} of {stage.planned}, not finished"
 
 
 def measured_text(run: Run) -> str:
     """Table of what was measured."""
     if not run.metrics:
         return "Nothing was measured for this export."
-    rows = [f"| {m.name} | {m.value:.4g} | {m.protocol} |" for m in run.metrics]
+    rows = [f"| {m.name} | {m.value:.4g} | {without_place(m.protocol)} |" for m in run.metrics]
     return "\n".join(["| metric | value | protocol |", "|---|---|---|", *rows])
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_warn
 
-from sparsight.export.facts import Run
+from sparsight.export.facts import Run, StageFacts
+from sparsight.hyperparameters import FLAG_WINS, flatten
 
 EMA = "TrainableEMA"
 
@@ -36,27 +39,50 @@ def restore(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) ->
     if weights == "ema":
         _take_average(module, _average_in(checkpoint, path))
     return Run(
-        steps=checkpoint.get("global_step"),
-        stages=stages_of(module),
+        steps=module.steps_taken,
+        skipped=module.guard.skipped,
+        stages=stages_of(module, module.steps_taken),
         weights="moving average" if weights == "ema" else "those of the last step",
-        config=saved_config(Path(path)),
+        config=saved_config(Path(path), checkpoint.get("hyper_parameters", {})),
     )
 
 
-def stages_of(module: Any) -> list[tuple[str, int, str]]:
-    """(objective, steps, learning rate and schedule) of each stage, for modules that have stages."""
-    stages = [] if getattr(module, "clock", None) is None else module.clock.stages
-    return [(s.objective, s.steps, f"{getattr(s, 'rates', f'{s.lr:g}')}, {s.lr_schedule}") for s in stages]
+def stages_of(module: Any, steps: int) -> list[StageFacts]:
+    """The stages that were begun when ``steps`` optimiser steps were taken, for modules that have stages."""
+    clock = getattr(module, "clock", None)
+    if clock is None:
+        return []
+    done = zip(clock.stages, clock.done(steps), strict=True)
+    return [
+        StageFacts(s.objective, taken, s.steps, f"{getattr(s, 'rates', f'{s.lr:g}')}, {s.lr_schedule}")
+        for s, taken in done
+        if taken > 0
+    ]
 
 
-def saved_config(checkpoint: Path) -> str | None:
-    """Text of the ``config.yaml`` that the run wrote beside its folder of checkpoints, if it did."""
+def saved_config(checkpoint: Path, options: Mapping[str, Any]) -> str | None:
+    """Text of the ``config.yaml`` that the run wrote beside its folder of checkpoints, if it did.
+
+    Args:
+        checkpoint: The checkpoint.
+        options: The module's options that it holds; a configuration with others is of another run, and no use.
+    """
     path = checkpoint.resolve().parents[1] / "config.yaml"
     if not path.is_file():
         return None
     text = path.read_text(encoding="utf-8")
     content = yaml.safe_load(text)
-    return text if isinstance(content, dict) and "model" in content else None
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        return None
+    told, known = flatten(content["model"].get("init_args", {})), flatten(dict(options))
+    differ = [
+        name
+        for name in sorted(told.keys() & known.keys())
+        if str(told[name]) != str(known[name]) and name.split(".")[0] not in FLAG_WINS
+    ]
+    if differ:
+        rank_zero_warn(f"{path} is not that of {checkpoint} ({differ[0]} differs): the card will tell of no data")
+    return None if differ else text
 
 
 def _average_in(checkpoint: dict[str, Any], path: str | Path) -> dict[str, torch.Tensor]:

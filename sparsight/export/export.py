@@ -18,12 +18,13 @@ from sparsight.diffusion.examples import family
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES
 from sparsight.export.card import write_card
-from sparsight.export.checkpoint import restore, stages_of
+from sparsight.export.checkpoint import restore
 from sparsight.export.delta import write_delta
 from sparsight.export.facts import Base, Model, Run, describe_base, read_metrics
 from sparsight.export.folder import write_pipeline
-from sparsight.export.hub import push
+from sparsight.export.hub import check_repo, push, would_go
 from sparsight.export.standalone import reference_answer, student_state
+from sparsight.export.training import check_trained
 from sparsight.export.verify import is_exact, verify
 from sparsight.lvlm.export import write_lvlm
 from sparsight.lvlm.provenance import FILE as PROVENANCE
@@ -41,6 +42,7 @@ def export(
     run: Run | None = None,
     fp16: bool = True,
     overwrite: bool = False,
+    untrained: bool = False,
     name: str | None = None,
     licence: str | None = None,
     processor: Any = None,
@@ -57,6 +59,7 @@ def export(
         fp16: Write half-precision weights of a denoiser as well, as ``variant="fp16"``; image-text models are written
             in the precision of their frozen part alone.
         overwrite: Replace an earlier export at ``output``.
+        untrained: Export parts that should have been trained and never were, and say so in the card.
         name: How the card says that the export is loaded, e.g. a hub id; the folder's name if not given.
         licence: Hugging Face's identifier of the licence; that of the base model's card if not given.
         processor: Of an image-text model, as its data were made with; the base model's if not given.
@@ -65,12 +68,17 @@ def export(
         The folder.
 
     Raises:
+        ConfigurationError: Nothing was trained although something has to be, and ``untrained`` is not set.
         ValueError: ``output`` exists, a mixer cannot travel, no site was handed over to its mixer yet, or the module
             has no model to export.
         RuntimeError: The folder does not load, or its answers differ; nothing is left at ``output``.
     """
     write = _writer_of(module)
     destination = check_destination(output, overwrite=overwrite)
+    run = run or Run()
+    lacking = check_trained(module, told=run.steps, untrained=untrained)
+    if run.steps is None or lacking is not None:
+        run = replace(run, steps=module.steps_taken if lacking is None else 0)
     base = base_of(module)
     partial = _sibling(destination, "partial")
     try:
@@ -79,8 +87,9 @@ def export(
             module,
             partial,
             name or destination.name,
-            run=run or Run(),
+            run=run,
             base=base,
+            lacking=lacking,
             licence=_licence(licence, base),
             fp16=fp16,
             processor=processor,
@@ -99,9 +108,11 @@ def _writer_of(module: Any) -> Callable[..., None]:
     """
     if isinstance(getattr(module, "diffusion", None), DiffusionModel):
         return _write_pipeline
-    if isinstance(getattr(module, "model", None), PreTrainedModel):
+    if isinstance(getattr(module, "model", None), PreTrainedModel) and hasattr(module, "trained_so_far"):
         return _write_lvlm
-    raise ValueError(f"{type(module).__name__} has neither a diffusion nor an image-text model to export")
+    raise ValueError(
+        f"{type(module).__name__} has neither a diffusion nor an image-text model to export that it trains"
+    )
 
 
 def _write_pipeline(
@@ -111,6 +122,7 @@ def _write_pipeline(
     *,
     run: Run,
     base: Base | None,
+    lacking: str | None,
     licence: dict[str, Any],
     fp16: bool,
     processor: Any,
@@ -120,7 +132,7 @@ def _write_pipeline(
         if base is not None and shells_of(module.denoiser):
             _write_delta(module, base, folder / "delta")
         reloaded = _verified(module.diffusion, folder)
-        facts = _describe(module.diffusion, folder, name, reloaded, licence)
+        facts = replace(_describe(module.diffusion, folder, name, reloaded, licence), untrained=lacking)
     write_card(folder, model=facts, run=run, base=base)
 
 
@@ -138,6 +150,7 @@ def export_and_push(
     metrics: str | None = None,
     repo: str | None = None,
     private: bool = True,
+    dry_run: bool = False,
     overwrite: bool = False,
     **options: Any,
 ) -> Path:
@@ -152,6 +165,7 @@ def export_and_push(
         metrics: File of :func:`sparsight.export.facts.read_metrics`.
         repo: Hub repository to upload to.
         private: Make a new repository private.
+        dry_run: List what would be uploaded in place of uploading it.
         overwrite: Replace an earlier export.
         **options: The other options of :func:`export`.
 
@@ -159,30 +173,38 @@ def export_and_push(
         The folder.
     """
     check_destination(output, overwrite=overwrite)
+    check_repo(repo)
     if checkpoint is not None:
         run = restore(module, checkpoint, weights=weights)
-    run = run or Run(stages=stages_of(module))
+    run = run or Run()
     if metrics is not None:
         run = replace(run, metrics=[*run.metrics, *read_metrics(metrics)])
     folder = export(module, output, run=run, overwrite=overwrite, name=repo, **options)
     rank_zero_info(f"Exported to {folder}")
-    if repo is not None:
+    if repo is not None and dry_run:
+        print(would_go(folder, repo))
+    elif repo is not None:
         rank_zero_info(f"Pushed to {push(folder, repo, private=private)}")
     return folder
 
 
-def check_destination(output: str | Path, *, overwrite: bool) -> Path:
+def check_destination(output: str | Path, *, overwrite: bool, option: str = "output") -> Path:
     """The absolute path of ``output``, if an export may be written there.
+
+    Args:
+        output: The folder.
+        overwrite: Whether an earlier export may be replaced.
+        option: What the user sets it with, for the message.
 
     Raises:
         ValueError: It exists and is not to be overwritten, or is something else than an export.
     """
     path = Path(os.path.abspath(output))
     if path.exists() and not overwrite:
-        raise ValueError(f"{output} exists already: give another `output`, or set `overwrite` to true")
+        raise ValueError(f"{option} {output} exists already: name another folder, or set overwrite to true")
     ours = any((path / name).is_file() for name in ("model_index.json", PROVENANCE))
     if path.exists() and not ours and not (path.is_dir() and not any(path.iterdir())):
-        raise ValueError(f"{output} is no earlier export, so it is not overwritten: give another output")
+        raise ValueError(f"{option} {output} is no earlier export, so it is not overwritten: name another folder")
     return path
 
 

@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from sparsight import __version__
 from sparsight.diffusion.model import resolve
+from sparsight.export.secrets import without_place
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,30 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class StageFacts:
+    """How much of a stage was trained.
+
+    Args:
+        objective: What was optimised.
+        steps: Optimiser steps taken in it.
+        planned: Steps that it was to have.
+        rate: Learning rate and schedule.
+    """
+
+    objective: str
+    steps: int
+    planned: int
+    rate: str
+
+
+@dataclass(frozen=True)
 class Run:
     """The run that an export comes from.
 
     Args:
-        steps: Optimiser steps taken; none if that is not known.
-        stages: (objective, steps, learning rate and schedule) of each stage.
+        steps: Optimiser steps taken; none if the module is to tell.
+        skipped: How many of them were left out, because a loss or gradient was not finite.
+        stages: The stages that were begun.
         weights: Which weights were exported, in words.
         hardware: Where it was trained; none if that is not known.
         config: Text of the run's configuration.
@@ -42,7 +61,8 @@ class Run:
     """
 
     steps: int | None = None
-    stages: Sequence[tuple[str, int, str]] = ()
+    skipped: int = 0
+    stages: Sequence[StageFacts] = ()
     weights: str = "as they were in memory"
     hardware: str | None = None
     config: str | None = None
@@ -86,6 +106,7 @@ class Model:
         fp16: Whether there are half-precision weights.
         delta: Whether there is a ``delta`` folder.
         reloaded: Relative L2 differences found after loading it again.
+        untrained: What should have been trained and was not; none if there is nothing of that kind.
     """
 
     name: str
@@ -101,6 +122,7 @@ class Model:
     fp16: bool
     delta: bool
     reloaded: Mapping[str, float]
+    untrained: str | None = None
 
 
 def describe_base(source: str, *, revision: str | None = None, variant: str | None = None) -> Base:
@@ -114,7 +136,7 @@ def describe_base(source: str, *, revision: str | None = None, variant: str | No
         metadata = _metadata(Path(hf_hub_download(source, "README.md", revision=revision)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
         metadata = {}
-    return Base(source, on_hub=True, metadata=metadata, **options)
+    return Base(without_place(source), on_hub=True, metadata=metadata, **options)
 
 
 def _metadata(readme: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import nn
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES
 from sparsight.export.modeling import load_class, pipeline_file
+from sparsight.export.secrets import hide_places
 from sparsight.export.standalone import standalone
 
 
@@ -38,7 +39,7 @@ def write_pipeline(model: DiffusionModel, folder: Path, *, fp16: bool) -> None:
     if fp16:
         denoiser.half().save_pretrained(folder / model.component, variant="fp16")
     _point_to_code(folder, model.component)
-    _forget_places(folder)
+    hide_places(folder)
 
 
 def _in_fp32(part: Any) -> Any:
@@ -58,14 +59,6 @@ def _point_to_code(folder: Path, part: str) -> None:
         _edit(folder / "model_index.json", {"auto_map": address})
 
 
-def _forget_places(folder: Path) -> None:
-    """Take out where each part was loaded from: folders of the machine that exports."""
-    for path in folder.rglob("*.json"):
-        if path.name in ("config.json", "model_index.json"):
-            _edit(path, {}, without="_name_or_path")
-
-
-def _edit(path: Path, added: dict[str, object], *, without: str = "") -> None:
+def _edit(path: Path, added: dict[str, object]) -> None:
     content = json.loads(path.read_text(encoding="utf-8")) | added
-    content.pop(without, None)
     path.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")

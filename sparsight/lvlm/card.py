@@ -10,8 +10,9 @@ from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 from transformers import __version__ as transformers_version
 
-from sparsight.export.card import CONFIG, LICENCE, measured_text, stated_licence, training_text, without_places
+from sparsight.export.card import CONFIG, LICENCE, measured_text, stated_licence, training_text
 from sparsight.export.facts import Base, Run
+from sparsight.export.shared_config import shared_config
 from sparsight.lvlm.adapters import FOLDER as ADAPTERS
 from sparsight.lvlm.adapters import PROJECTOR_FILE, beside_file
 
@@ -26,6 +27,7 @@ def write_lvlm_card(
     base: Base,
     licence: Mapping[str, Any],
     difference: float,
+    lacking: str | None,
 ) -> None:
     """Write ``README.md``, and the run's configuration beside it if it is known.
 
@@ -38,14 +40,15 @@ def write_lvlm_card(
         base: What it was made from.
         licence: Licence entries of the card.
         difference: Relative L2 difference of logits after reloading.
+        lacking: What should have been trained and was not.
     """
-    if run.config is not None:
-        (folder / CONFIG).write_text(without_places(run.config), encoding="utf-8")
+    if run.config is not None and run.steps != 0:
+        (folder / CONFIG).write_text(shared_config(run.config), encoding="utf-8")
     sections = {
         "Use": _use(name)
         + (_use_adapters(name, base, beside=beside_file(folder).exists()) if (folder / ADAPTERS).exists() else ""),
         "What was changed": _changes(model, record),
-        "Training": training_text(run),
+        "Training": training_text(run, untrained=lacking),
         "Measured": measured_text(run),
         "Precision": f"Weights are in {str(model.dtype).removeprefix('torch.')}. Loaded in a fresh process, the model "
         f"answers like the one that was exported (logits, relative L2 {difference:.1e}, fp32 arithmetic on the CPU) "

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from sparsight.analysis.tables import json_text
 from sparsight.common.files import write_text
 from sparsight.export.facts import Base, Run
+from sparsight.export.secrets import hide_places, without_places
 from sparsight.export.verify import EXACT, relative_l2, run_fresh
 from sparsight.lvlm import reload
 from sparsight.lvlm.adapters import verify_adapters, write_adapters
@@ -31,7 +32,15 @@ SHARD = "5GB"  # largest safetensors file
 
 
 def write_lvlm(
-    module: Any, folder: Path, name: str, *, processor: Any, run: Run, base: Base, licence: dict[str, Any]
+    module: Any,
+    folder: Path,
+    name: str,
+    *,
+    processor: Any,
+    run: Run,
+    base: Base,
+    lacking: str | None,
+    licence: dict[str, Any],
 ) -> None:
     """Write model, processor, provenance and card; load them in a fresh process and compare.
 
@@ -45,35 +54,46 @@ def write_lvlm(
         processor: What the data were made with; none takes the base model's.
         run: What the card tells about the training.
         base: What is known of the base model.
+        lacking: What should have been trained and was not, for the card.
         licence: Licence entries of the card.
 
     Raises:
         RuntimeError: The folder, or its adapters, do not load without a missing or left-over weight, or answers differ.
     """
+    tuned = module.learned_layers()
     processor = processor or load_processor(module.base, **module.source)
     depth = len(module.parts.layers)
     model = finished(module.model, removed=module.retired.indices, dtype=module.frozen_dtype)
     model.save_pretrained(folder, max_shard_size=SHARD)
     processor.save_pretrained(folder)
-    kept = write_adapters(module, folder, base=base.name)
+    kept = bool(tuned) and write_adapters(module, folder, base=base.name)
     record = provenance(
         base=base.name,
         revision=module.revision,
         base_hash=module.base_hash,
         depth=depth,
-        tuned=module.tuned_layers,
-        parts=list(module.trained),
+        tuned=tuned,
+        parts=module.trained_so_far(),
         removed=module.retired.indices,
         earlier=read_provenance(module.base),
         selection=module.selection,
         pruning=module.removals,
     )
-    write_text(folder / FILE, json_text(record))
+    write_text(folder / FILE, json_text(without_places(record)))
+    hide_places(folder)
     difference = verify_lvlm(model, processor, folder)
     if kept:
         verify_adapters(module, folder, reload.example_inputs(processor))
     write_lvlm_card(
-        folder, name, model=model, record=record, run=run, base=base, licence=licence, difference=difference
+        folder,
+        name,
+        model=model,
+        record=record,
+        run=run,
+        base=base,
+        licence=licence,
+        difference=difference,
+        lacking=lacking,
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import yaml
 
 from sparsight.distill.stages import Stage
-from sparsight.export.card import training_text, without_places
+from sparsight.export.card import training_text
 from sparsight.export.checkpoint import stages_of
-from sparsight.export.facts import Run
+from sparsight.export.facts import Run, StageFacts
+from sparsight.export.shared_config import shared_config
 from sparsight.lvlm.stages import TuningStage
 from sparsight.stage_clock import StageClock
 
@@ -33,19 +35,31 @@ def test_a_stage_is_told_with_the_rates_of_what_it_trains() -> None:
         TuningStage(7, lr=2e-5, projector_lr=1e-3),
         TuningStage(9, lr=2e-5),
     ]
-    text = training_text(Run(stages=stages_of(SimpleNamespace(clock=StageClock(stages)))))
+    tuned = SimpleNamespace(clock=StageClock(stages))
+    text = training_text(Run(stages=stages_of(tuned, 21)))
     assert "| stage | steps | learning rate |" in text
     assert "| projector | 5 | 0.001, constant |" in text
     assert "| layers and projector | 7 | layers 2e-05, projector 0.001, cosine |" in text
     assert "| layers and projector | 9 | 2e-05, cosine |" in text
     distilled = SimpleNamespace(clock=StageClock([Stage("layerwise", 3, lr=3e-4)]))
-    assert stages_of(distilled) == [("layerwise", 3, "0.0003, constant_with_warmup")]
-    assert stages_of(SimpleNamespace()) == []
+    assert stages_of(distilled, 3) == [StageFacts("layerwise", 3, 3, "0.0003, constant_with_warmup")]
+    assert stages_of(SimpleNamespace(), 3) == []
+
+
+@pytest.mark.parametrize(
+    ("steps", "told"),
+    [(1, ["1 of 5, not finished"]), (5, ["5"]), (6, ["5", "1 of 7, not finished"]), (12, ["5", "7"]), (99, ["5", "7"])],
+)
+def test_only_what_was_done_of_the_stages_is_told(steps: int, told: list[str]) -> None:
+    clock = StageClock([Stage("layerwise", 5), Stage("end_to_end", 7)])
+    text = training_text(Run(steps=steps, stages=stages_of(SimpleNamespace(clock=clock), steps)))
+    rows = [line.split("|")[2].strip() for line in text.splitlines() if line.startswith(("| layer", "| end"))]
+    assert rows == told and f"Optimiser steps taken: {steps}" in text
 
 
 def test_neither_card_nor_configuration_tells_the_machines_folders() -> None:
     config = yaml.safe_dump(CONFIG)
-    kept = yaml.safe_load(without_places(config))
+    kept = yaml.safe_load(shared_config(config))
     assert kept["trainer"] == {"devices": 1}
     assert kept["model"]["init_args"] == {"base": "base", "layers": None, "lr": 0.1}
     options = kept["data"]["init_args"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
+from sparsight.common.errors import ConfigurationError
 from sparsight.export import hub
 
 
@@ -90,6 +92,48 @@ def test_the_whole_folder_is_uploaded_in_one_commit(server: type[Hub], folder: P
     assert header["summary"] == "Export student with Sparsight"
     sent = {file["path"]: base64.b64decode(file["content"]) for file in files}
     assert sent == {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 500])
+def test_a_refusal_by_the_hub_ends_in_one_message(
+    server: type[Hub], folder: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr(server, "do_POST", lambda self: self.answer({"error": "no"}, status=status))
+    with pytest.raises(
+        hub.PushFailed, match=r"complete, but could not be pushed .*hf upload me/student .*student --pr"
+    ):
+        hub.push(folder, "me/student", private=True)
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_hub_that_is_not_there_ends_in_one_message(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, offline: bool
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(hub.PushFailed, match=r"complete, but could not be pushed") as caught:
+        hub.push(folder, "me/student", private=False)
+    assert "--private" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a/b/c", "a//b", "-x", "me/stu dent", ""])
+def test_what_is_no_repository_is_said_before_anything_is_written(name: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"push_to_hub .* is no repository id"):
+        hub.check_repo(name)
+    hub.check_repo("me/student")
+    hub.check_repo(None)
+
+
+def test_a_folder_with_a_secret_is_not_pushed_and_a_dry_run_lists_the_others(server: type[Hub], folder: Path) -> None:
+    listed = hub.would_go(folder, "me/student")
+    assert "README.md" in listed and f"transformer{os.sep}config.json" in listed and "in 2 files" in listed
+    secret = "hf_" + "aB3" * 9
+    (folder / "transformer" / "config.json").write_text(json.dumps({"hub": {"key": secret}}))
+    for act in (lambda: hub.push(folder, "me/student", private=True), lambda: hub.would_go(folder, "me/student")):
+        with pytest.raises(hub.PushFailed, match=r"config\.json, line 1, key: a Hugging Face token") as caught:
+            act()
+        assert secret not in str(caught.value)
+    assert not server.created and not server.commits
 
 
 def test_a_refusal_says_that_the_folder_is_complete(server: type[Hub], folder: Path) -> None:

@@ -1,0 +1,203 @@
+"""An export says what was trained and nothing else; what should have been trained and was not is refused."""
+
+from __future__ import annotations
+
+import json
+from copy import deepcopy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from diffusers import DDPMScheduler
+
+from blocks import DeltaConvBlock, NeighborhoodAttention, Site, SoftmaxAttention
+from callbacks import ExportAtEnd
+from lightning_modules import AttentionDistillation, DenoiserTraining, LVLMEvaluation, SparseLayerTuning
+from sparsight.common.errors import ConfigurationError
+from sparsight.distill.stages import Stage
+from sparsight.export.checkpoint import restore, saved_config
+from sparsight.export.export import export
+from sparsight.lvlm.retire import LayerPruning
+from sparsight.lvlm.scores import BlockInfluence
+from sparsight.lvlm.selection import Explicit
+from sparsight.lvlm.stages import TuningStage
+from sparsight.lvlm.trained import LoRA
+from sparsight.trainer import SparsightTrainer
+from tests import tiny
+from tests.tiny_lvlm import save_tiny_lvlm
+
+STAGES = [Stage("layerwise", 3), Stage("end_to_end", 4)]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.save_pixel_pipeline(tmp_path_factory.mktemp("training") / "base"))
+
+
+def distillation(teacher: str, mixer: Any = DeltaConvBlock) -> AttentionDistillation:
+    return AttentionDistillation(teacher, mixer, STAGES, init_samples=0)
+
+
+def trainer(folder: Path, **options: Any) -> SparsightTrainer:
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return SparsightTrainer(default_root_dir=folder, limit_val_batches=1, **quiet | options)
+
+
+def saved(module: Any, path: Path, *, step: int) -> str:
+    """A checkpoint as a run of so many steps would have left it."""
+    checkpoint: dict[str, Any] = {"global_step": step, "state_dict": module.state_dict(), "hyper_parameters": {}}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    return str(path)
+
+
+def test_an_untrained_student_is_refused_by_everything_that_exports(teacher: str, tmp_path: Path) -> None:
+    module = distillation(teacher)
+    beginning = saved(module, tmp_path / "zero.ckpt", step=0)
+    for attempt in (
+        lambda: export(module, tmp_path / "out"),
+        lambda: trainer(tmp_path).export(module, output=str(tmp_path / "out")),
+        lambda: trainer(tmp_path).export(module, ckpt_path=beginning, weights="raw", output=str(tmp_path / "out")),
+        lambda: trainer(tmp_path).predict(module, datamodule=tiny.image_data(tmp_path)),
+        lambda: trainer(tmp_path, limit_train_batches=0, max_epochs=1, callbacks=[ExportAtEnd()]).fit(
+            module, tiny.image_data(tmp_path)
+        ),
+    ):
+        with pytest.raises(
+            ConfigurationError, match=r"DeltaConvBlock took no optimiser step.*--ckpt_path.*--untrained"
+        ):
+            attempt()
+    for nothing in ({"max_steps": 0}, {"max_epochs": 0}):
+        with pytest.raises(ConfigurationError, match="max_steps or max_epochs is 0"):
+            trainer(tmp_path, callbacks=[ExportAtEnd()], **nothing).fit(module, tiny.image_data(tmp_path))
+    assert not (tmp_path / "out").exists() and not (tmp_path / "student").exists()
+
+
+def test_an_untrained_student_that_is_wanted_says_so(teacher: str, tmp_path: Path) -> None:
+    folder = trainer(tmp_path).export(distillation(teacher), output=str(tmp_path / "out"), untrained=True, fp16=False)
+    card = (folder / "README.md").read_text()
+    assert "**Not trained**: the student is untrained" in card and "Do not use it for pictures" in card
+    for claim in ("distil", "layerwise", "end_to_end", "Optimiser steps", "sparsight fit"):
+        assert claim not in card, claim
+    assert not (folder / "training.yaml").exists()
+
+
+@pytest.mark.parametrize("mixer", [SoftmaxAttention, partial(NeighborhoodAttention, kernel_size=3)])
+def test_a_student_without_parameters_needs_no_training(teacher: str, mixer: Any) -> None:
+    assert distillation(teacher, mixer).untrained() is None
+
+
+def test_one_site_that_needs_training_is_enough_and_sites_that_wait_do_not_count(teacher: str) -> None:
+    def mixed(site: Site) -> Any:
+        return DeltaConvBlock(site) if ".1." in site.path else SoftmaxAttention(site)
+
+    module = distillation(teacher, mixed)
+    assert "DeltaConvBlock took no" in str(module.untrained()) and "Softmax" not in str(module.untrained())
+    module.retire(module.sites()[:1])
+    assert module.untrained() is None
+
+
+@pytest.mark.parametrize(
+    ("step", "told"), [(1, [("layerwise", 1)]), (3, [("layerwise", 3)]), (5, [("layerwise", 3), ("end_to_end", 2)])]
+)
+def test_a_checkpoint_proves_its_steps_and_stages(teacher: str, tmp_path: Path, step: int, told: Any) -> None:
+    module = distillation(teacher)
+    run = restore(module, saved(module, tmp_path / "some.ckpt", step=step), weights="raw")
+    assert run.steps == step == module.steps_taken and module.untrained() is None
+    assert [(stage.objective, stage.steps) for stage in run.stages] == told
+    assert run.weights == "those of the last step" and run.config is None
+
+
+def test_a_trained_module_is_trained_for_every_trainer(teacher: str, tmp_path: Path) -> None:
+    module = distillation(teacher)
+    trainer(tmp_path, max_steps=2).fit(module, tiny.image_data(tmp_path))
+    assert module.steps_taken == 2
+    other = trainer(tmp_path)
+    other.validate(module, tiny.image_data(tmp_path), verbose=False)
+    assert module.steps_taken == 2 and "val/untrained" not in other.callback_metrics
+
+
+def test_measuring_an_untrained_student_says_so(teacher: str, tmp_path: Path) -> None:
+    measuring = trainer(tmp_path)
+    with pytest.warns(UserWarning, match=r"student is untrained.*--ckpt_path"):
+        measuring.validate(distillation(teacher), tiny.image_data(tmp_path), verbose=False)
+    assert measuring.callback_metrics["val/untrained"] == 1
+
+
+def test_a_configuration_of_another_run_is_no_proof(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoints" / "last.ckpt"
+    options = {"stages": [{"objective": "layerwise", "steps": 3, "lr": 1e-4}], "teacher": "here", "init_samples": 4}
+    config = {"model": {"class_path": "AttentionDistillation", "init_args": {**deepcopy(options), "teacher": "/there"}}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert saved_config(checkpoint, options) is not None
+    config["model"]["init_args"]["stages"][0]["steps"] = 4  # type: ignore[index]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.warns(UserWarning, match="is not that of"):
+        assert saved_config(checkpoint, options) is None
+
+
+def test_a_denoiser_that_took_no_step_is_refused(teacher: str, tmp_path: Path) -> None:
+    fresh = DenoiserTraining(denoiser=tiny.dit(), noise_scheduler=DDPMScheduler())
+    for module, told in ((fresh, "it is random"), (DenoiserTraining(pretrained=teacher), f"it is that of {teacher}")):
+        with pytest.raises(ConfigurationError, match="took no optimiser step") as caught:
+            export(module, tmp_path / "out")
+        assert told in str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------ image-text models
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("training") / "base"
+    save_tiny_lvlm(folder, "fast_vlm")
+    return str(folder)
+
+
+def tuning(base: str, **options: Any) -> SparseLayerTuning:
+    stages = [TuningStage(2, train=["projector"]), TuningStage(2, train=["layers"])]
+    return SparseLayerTuning(base, stages, layers=Explicit([1, 4]), **options)
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
+@pytest.mark.usefixtures("reload_here")
+def test_an_image_text_model_tells_what_was_tuned(base: str, tmp_path: Path, lora: LoRA | None) -> None:
+    module = tuning(base, lora=lora)
+    with pytest.raises(ConfigurationError, match=r"untuned: its (layers and projector|projector and layers) took no"):
+        export(module, tmp_path / "out")
+    folder = export(module, tmp_path / "out", untrained=True)
+    record, card = json.loads((folder / "sparsight.json").read_text()), (folder / "README.md").read_text()
+    assert record["tuned_layers"] == record["trained"] == record["tuned_layers_now"] == [] and not record["selection"]
+    assert "**Not trained**" in card and "0 of 6 decoder layers tuned" in card and not (folder / "adapter").exists()
+
+
+@pytest.mark.parametrize(
+    ("step", "trained", "layers"), [(0, [], []), (2, ["projector"], []), (3, ["layers", "projector"], [1, 4])]
+)
+def test_only_parts_whose_stage_was_begun_were_trained(
+    base: str, tmp_path: Path, step: int, trained: list[str], layers: list[int]
+) -> None:
+    module = tuning(base)
+    module._learned = set(layers)
+    again = tuning(base)
+    again.on_load_checkpoint(torch.load(saved(module, tmp_path / "some.ckpt", step=step), weights_only=True))
+    assert sorted(again.trained_so_far()) == trained and again.learned_layers() == layers
+    older = torch.load(tmp_path / "some.ckpt", weights_only=True)
+    del older["sparsight"]["learned"]
+    again.on_load_checkpoint(older)
+    assert again.learned_layers() == layers, "earlier versions tuned all that were chosen"
+
+
+def test_layers_that_have_left_need_no_training(base: str) -> None:
+    module = tuning(base, prune=LayerPruning(BlockInfluence()))
+    assert module.untrained() is not None
+    module.retired.set([2])
+    assert module.untrained() is None
+
+
+def test_what_trains_nothing_has_nothing_to_export(base: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="LVLMEvaluation has neither"):
+        export(LVLMEvaluation(base), tmp_path / "out")
