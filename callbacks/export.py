@@ -98,7 +98,7 @@ class ExportAtEnd(Callback):
 
 def run_of(trainer: Trainer) -> Run:
     """What a trainer knows of the run that it has just ended."""
-    module = trainer.lightning_module
+    module: Any = trainer.lightning_module
     averaged = any(type(callback).__name__ == "TrainableEMA" for callback in trainer.callbacks)  # type: ignore[attr-defined]
     protocol = f"last value logged while training, on the run's own data, step {trainer.global_step}"
     logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.count("/") == 1}

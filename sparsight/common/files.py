@@ -50,13 +50,14 @@ def flush(path: Path) -> None:
 def sweep(folder: Path) -> list[Path]:
     """Remove what :func:`write_whole` left in ``folder`` when its process was killed; returns what was removed."""
     found = [(path, PART.fullmatch(path.name)) for path in folder.glob(".*.part*")]
-    dead = [path for path, match in found if match and not _is_running(int(match["process"]))]
+    dead = [path for path, match in found if match and not is_running(int(match["process"]))]
     for path in dead:
         path.unlink(missing_ok=True)
     return dead
 
 
-def _is_running(process: int) -> bool:
+def is_running(process: int) -> bool:
+    """Whether there is a process of that number on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:

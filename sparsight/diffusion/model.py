@@ -14,6 +14,7 @@ from diffusers import AutoModel, DiffusionPipeline
 from torch import Tensor, nn
 
 from sparsight.common.finite import check_finite
+from sparsight.common.folders import put_back
 from sparsight.diffusion.conditioning import Condition, Conditioner, conditioner_for, map_condition
 from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES, PixelPipeline
 from sparsight.diffusion.process import NoiseProcess
@@ -26,6 +27,7 @@ DENOISERS = ("unet", "transformer")
 
 def resolve(name: str) -> str:
     """A folder as it is, one of the models shipped in ``sparsight/assets`` by its name, or a hub id unchanged."""
+    put_back(Path(name))
     if not Path(name).exists() and (ASSETS / name).is_dir():
         return str(ASSETS / name)
     return name

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sparsight import __version__
+from sparsight.common.files import write_text, write_whole
 from sparsight.common.formats import check_format
 from sparsight.common.hashes import state_hash
 from sparsight.surgery.record import apply_record, record_of
@@ -44,12 +45,11 @@ def write_delta(
         variant: Its weight variant.
         teacher_hash: :func:`sparsight.diffusion.identity.state_hash` of its denoiser.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).cpu().contiguous()
         for name, tensor in changed_tensors(denoiser).items()
     }
-    save_file(tensors, folder / TENSORS, {"format": "pt"})
+    write_whole(folder / TENSORS, lambda path: save_file(tensors, path, {"format": "pt"}))
     plan = {
         "format": FORMAT,
         "sparsight": __version__,
@@ -59,7 +59,7 @@ def write_delta(
         "teacher_hash": teacher_hash,
         "record": record_of(denoiser),
     }
-    (folder / PLAN).write_text(json.dumps(plan, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / PLAN, json.dumps(plan, indent=2) + "\n")  # last: without it, there is no delta
 
 
 def mount(target: Any, folder: str | Path, *, trust_remote_code: bool = False) -> Any:

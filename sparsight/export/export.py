@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +11,7 @@ from typing import Any, Literal
 from lightning.pytorch.utilities import rank_zero_info
 from transformers import PreTrainedModel
 
+from sparsight.common.folders import put_back, whole_folder
 from sparsight.diffusion.conditioning import ClassLabels
 from sparsight.diffusion.examples import family
 from sparsight.diffusion.model import DiffusionModel
@@ -80,9 +79,7 @@ def export(
     if run.steps is None or lacking is not None:
         run = replace(run, steps=module.steps_taken if lacking is None else 0)
     base = base_of(module)
-    partial = _sibling(destination, "partial")
-    try:
-        partial.mkdir(parents=True)
+    with whole_folder(destination) as partial:
         write(
             module,
             partial,
@@ -94,9 +91,6 @@ def export(
             fp16=fp16,
             processor=processor,
         )
-        _appear(partial, destination)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return destination
 
 
@@ -200,6 +194,7 @@ def check_destination(output: str | Path, *, overwrite: bool, option: str = "out
         ValueError: It exists and is not to be overwritten, or is something else than an export.
     """
     path = Path(os.path.abspath(output))
+    put_back(path)
     if path.exists() and not overwrite:
         raise ValueError(f"{option} {output} exists already: name another folder, or set overwrite to true")
     ours = any((path / name).is_file() for name in ("model_index.json", PROVENANCE))
@@ -270,22 +265,3 @@ def _describe(
 
 def _count(state: dict[str, Any]) -> int:
     return sum(tensor.numel() for tensor in state.values())
-
-
-def _sibling(path: Path, suffix: str) -> Path:
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{suffix}")
-
-
-def _appear(partial: Path, destination: Path) -> None:
-    """Rename ``partial`` to ``destination``; what stood there is deleted last."""
-    if not destination.exists():
-        partial.rename(destination)
-        return
-    earlier = _sibling(destination, "earlier")
-    destination.rename(earlier)
-    try:
-        partial.rename(destination)
-    except OSError:
-        earlier.rename(destination)
-        raise
-    shutil.rmtree(earlier)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from transformers import (
     TimmWrapperConfig,
 )
 
+from sparsight.common.folders import put_back, whole_folder
 from sparsight.lvlm.assembled_card import CARD
 from sparsight.metrics.features import efficientnet_lite0
 
@@ -80,6 +80,7 @@ def assemble(output: str | Path, *, seed: int = 0) -> Path:
         ValueError: ``output`` exists.
     """
     folder = Path(output)
+    put_back(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists: remove it, or give another output")
     text_file, vision = find_text_model(), efficientnet_lite0(VISION)
@@ -87,15 +88,10 @@ def assemble(output: str | Path, *, seed: int = 0) -> Path:
     text = load_text_model(text_file)
     model = build_model(text, vision=vision, image_token_id=processor.image_token_id, seed=seed)
     model.model.language_model.to(torch.bfloat16)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
+    with whole_folder(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
         (partial / "README.md").write_text(CARD.format(seed=seed), encoding="utf-8")
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from sparsight.common.finite import check_finite
+from sparsight.common.folders import put_back
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -70,5 +71,6 @@ def check_folder(source: str) -> None:
         FileNotFoundError: ``source`` can only be a folder, and there is none.
     """
     path = Path(source).expanduser()
+    put_back(path)
     if not path.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~", "runs/"))):
         raise FileNotFoundError(f"there is no model folder {source}; give a folder or a hub id such as owner/name")
