@@ -141,12 +141,12 @@ class AttentionDistillation(DiffusionModule):
         return self._trained
 
     def untrained(self) -> str | None:
-        """Mixers that answer at their sites, have parameters, and took no optimiser step."""
+        """Mixers that answer at their sites, have parameters, and were changed by no optimiser step."""
         if self.has_learned:
             return None
         answering = [shell.student.mixer for shell in self.shells.values() if shell.handed_over]
         kinds = sorted({type(mixer).__name__ for mixer in answering if not is_training_free(mixer)})
-        return f"the student is untrained: its {' and '.join(kinds)} took no optimiser step" if kinds else None
+        return f"the student is untrained: no optimiser step has changed its {' and '.join(kinds)}" if kinds else None
 
     def train(self, mode: bool = True) -> AttentionDistillation:
         """The frozen denoiser stays in eval mode, only mixers follow."""

@@ -32,6 +32,7 @@ class TrainedPartsModule(LightningModule):
     Attributes:
         export_name: Folder that ExportAtEnd makes in the trainer's root folder unless it is told another one.
         took_step: Whether the last optimiser step changed parameters.
+        has_learned: Whether any optimiser step changed anything.
         refuse_untrained: Predict nothing with parts that were never trained; set by the command.
 
     Raises:
@@ -46,6 +47,7 @@ class TrainedPartsModule(LightningModule):
             raise ValueError(f"max_skipped_steps is 0 or more, got {max_skipped_steps}")
         self.guard = FiniteGuard(max_skipped_steps)
         self.took_step = True
+        self.has_learned = False
         self.refuse_untrained = False
         self._steps_before = 0
         self.strict_loading = False  # checkpoints hold what was trained; load_state_dict checks it exactly
@@ -72,11 +74,6 @@ class TrainedPartsModule(LightningModule):
     def steps_taken(self) -> int:
         """Optimiser steps of the loaded checkpoint, or of this run, with those that were left out."""
         return max(self._steps_before, self.global_step)
-
-    @property
-    def has_learned(self) -> bool:
-        """Whether any of them changed anything."""
-        return self.steps_taken > self.guard.skipped
 
     def untrained(self) -> str | None:
         """What of the module should have been trained and never was, in words; none if there is nothing like that."""
@@ -152,6 +149,8 @@ class TrainedPartsModule(LightningModule):
         if not self.took_step:
             for parameter in parameters:
                 parameter.grad = None
+        elif any(group["lr"] > 0 for group in optimizer.param_groups):  # the first step of a warm-up changes nothing
+            self.has_learned = True
 
     def on_train_end(self) -> None:
         """Look at what the last step left, and remember the step for another trainer, which counts from 0.
@@ -183,11 +182,13 @@ class TrainedPartsModule(LightningModule):
             NonFiniteError: Something in the checkpoint is not finite.
         """
         checkpoint["skipped_steps"] = self.guard.skipped
+        checkpoint["has_learned"] = self.has_learned
         refuse_together(lambda: check_checkpoint(checkpoint))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take how many steps there were, and how many were left out, which earlier versions do not say."""
         self._steps_before = int(checkpoint.get("global_step", 0))
+        self.has_learned = checkpoint.get("has_learned", self._steps_before > self.guard.skipped)
         self.guard.skipped = checkpoint.get("skipped_steps", 0)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:

@@ -116,11 +116,12 @@ class DenoiserTraining(DiffusionModule):
         return self._trained
 
     def untrained(self) -> str | None:
-        """The denoiser, if it took no optimiser step."""
+        """The denoiser, if no optimiser step changed it."""
         if self.has_learned:
             return None
         source = self.hparams["pretrained"]
-        return f"the denoiser took no optimiser step: it is {'random' if source is None else f'that of {source}'}"
+        told = "random" if source is None else f"that of {source}"
+        return f"no optimiser step has changed the denoiser: it is {told}"
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The optimiser with its learning-rate schedule over ``max_steps``."""

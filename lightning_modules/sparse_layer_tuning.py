@@ -124,7 +124,8 @@ class SparseLayerTuning(LVLMModule):
         if gradient_checkpointing:
             recompute_layers(self.model)
         self._active = list(self.layers)
-        self._learned: set[int] = set()
+        self._learned_parts: set[Part] = set()
+        self._learned_layers: set[int] = set()
         self._stage_index = 0
         self._announced = False
         self.predicted_share: float | None = None
@@ -147,20 +148,18 @@ class SparseLayerTuning(LVLMModule):
         return {f"model.{name}" for part in self.trained.values() for name in part}
 
     def untrained(self) -> str | None:
-        """The parts that its stages train, if no optimiser step was taken and no layer has left."""
-        if self.has_learned or self.retired.indices:
+        """The parts that its stages train, if no optimiser step changed any and no layer has left."""
+        if self._learned_parts or self.retired.indices:
             return None
-        return f"{self.base} is untuned: its {' and '.join(self.trained)} took no optimiser step"
+        return f"{self.base} is untuned: no optimiser step has changed its {' and '.join(self.trained)}"
 
     def trained_so_far(self) -> list[Part]:
         """Parts that optimiser steps were taken on."""
-        done = zip(self.clock.stages, self.clock.done(self.steps_taken), strict=True)
-        parts = {part for stage, steps in done if steps > 0 for part in stage.train}
-        return [part for part in self.trained if part in parts]
+        return [part for part in self.trained if part in self._learned_parts]
 
     def learned_layers(self) -> list[int]:
         """Decoder layers that optimiser steps were taken on."""
-        return sorted(self._learned) if LAYERS in self.trained_so_far() else []
+        return sorted(self._learned_layers)
 
     def train(self, mode: bool = True) -> SparseLayerTuning:
         """What is frozen stays in eval mode."""
@@ -183,7 +182,7 @@ class SparseLayerTuning(LVLMModule):
             "base_hash": self.base_hash,
             "layers": list(self.layers),
             "active": list(self._active),
-            "learned": sorted(self._learned),
+            "learned": {"parts": self.trained_so_far(), "layers": self.learned_layers()},
             "selection": self.selection,
             "retired": list(self.retired.indices),
             "removals": list(self.removals),
@@ -208,7 +207,8 @@ class SparseLayerTuning(LVLMModule):
             raise ValueError(f"the checkpoint tuned layers {saved['layers']}, the configuration selects {self.layers}")
         self._stage_index = saved["stage"]
         self._active = saved["active"]
-        self._learned = set(saved.get("learned", self.layers))  # not in checkpoints of earlier versions
+        learned = saved.get("learned") or self._learned_by_plan()
+        self._learned_parts, self._learned_layers = set(learned["parts"]), set(learned["layers"])
         self.selection = saved.get("selection", self.selection)  # not in checkpoints of earlier versions
         self.retired.set(saved["retired"])
         self.removals = saved.get("removals", [])
@@ -382,9 +382,23 @@ class SparseLayerTuning(LVLMModule):
     def _layers_of_stage(self) -> list[int]:
         return self.layers if LAYERS in self.stage.train else []
 
-    def on_train_batch_end(self, *arguments: Any) -> None:
-        """Note which layers learn."""
-        self._learned |= set(self._layers_of_stage()) & set(self._active) - set(self.retired.indices)
+    def _learned_by_plan(self) -> dict[str, Any]:
+        """What stages and steps say of a checkpoint of an earlier version."""
+        done = zip(self.clock.stages, self.clock.done(self.steps_taken), strict=True)
+        parts = {part for stage, steps in done if steps > 0 for part in stage.train}
+        return {"parts": parts, "layers": self.layers if LAYERS in parts else []}
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Note what learns, at a learning rate that is not 0.
+
+        Raises:
+            NonFiniteError: A loss or gradient is not finite on some process, and no step may be left out any more.
+        """
+        super().on_before_optimizer_step(optimizer)
+        parts = {group["name"] for group in optimizer.param_groups if group["lr"] > 0} if self.took_step else set()
+        self._learned_parts |= parts
+        if LAYERS in parts:
+            self._learned_layers |= set(self._active) - set(self.retired.indices)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the answer tokens of the whole batch, over all processes."""

@@ -6,6 +6,7 @@ import json
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -48,6 +49,7 @@ def trainer(folder: Path, **options: Any) -> SparsightTrainer:
 
 def saved(module: Any, path: Path, *, step: int) -> str:
     """A checkpoint as a run of so many steps would have left it."""
+    module.has_learned = step > 0
     checkpoint: dict[str, Any] = {"global_step": step, "state_dict": module.state_dict(), "hyper_parameters": {}}
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, path)
@@ -66,9 +68,7 @@ def test_an_untrained_student_is_refused_by_everything_that_exports(teacher: str
             module, tiny.image_data(tmp_path)
         ),
     ):
-        with pytest.raises(
-            ConfigurationError, match=r"DeltaConvBlock took no optimiser step.*--ckpt_path.*--untrained"
-        ):
+        with pytest.raises(ConfigurationError, match=r"has changed its DeltaConvBlock.*--ckpt_path.*--untrained"):
             attempt()
     for nothing in ({"max_steps": 0}, {"max_epochs": 0}):
         with pytest.raises(ConfigurationError, match="max_steps or max_epochs is 0"):
@@ -95,7 +95,7 @@ def test_one_site_that_needs_training_is_enough_and_sites_that_wait_do_not_count
         return DeltaConvBlock(site) if ".1." in site.path else SoftmaxAttention(site)
 
     module = distillation(teacher, mixed)
-    assert "DeltaConvBlock took no" in str(module.untrained()) and "Softmax" not in str(module.untrained())
+    assert "changed its DeltaConvBlock" in str(module.untrained()) and "Softmax" not in str(module.untrained())
     module.retire(module.sites()[:1])
     assert module.untrained() is None
 
@@ -142,7 +142,7 @@ def test_a_configuration_of_another_run_is_no_proof(tmp_path: Path) -> None:
 def test_a_denoiser_that_took_no_step_is_refused(teacher: str, tmp_path: Path) -> None:
     fresh = DenoiserTraining(denoiser=tiny.dit(), noise_scheduler=DDPMScheduler())
     for module, told in ((fresh, "it is random"), (DenoiserTraining(pretrained=teacher), f"it is that of {teacher}")):
-        with pytest.raises(ConfigurationError, match="took no optimiser step") as caught:
+        with pytest.raises(ConfigurationError, match="no optimiser step has changed") as caught:
             export(module, tmp_path / "out")
         assert told in str(caught.value)
 
@@ -166,7 +166,9 @@ def tuning(base: str, **options: Any) -> SparseLayerTuning:
 @pytest.mark.usefixtures("reload_here")
 def test_an_image_text_model_tells_what_was_tuned(base: str, tmp_path: Path, lora: LoRA | None) -> None:
     module = tuning(base, lora=lora)
-    with pytest.raises(ConfigurationError, match=r"untuned: its (layers and projector|projector and layers) took no"):
+    with pytest.raises(
+        ConfigurationError, match=r"untuned: .* changed its (layers and projector|projector and layers):"
+    ):
         export(module, tmp_path / "out")
     folder = export(module, tmp_path / "out", untrained=True)
     record, card = json.loads((folder / "sparsight.json").read_text()), (folder / "README.md").read_text()
@@ -174,21 +176,43 @@ def test_an_image_text_model_tells_what_was_tuned(base: str, tmp_path: Path, lor
     assert "**Not trained**" in card and "0 of 6 decoder layers tuned" in card and not (folder / "adapter").exists()
 
 
+def steps(module: SparseLayerTuning, *, lr: float, took: bool = True) -> None:
+    """One optimiser step of the module's current stage, without its arithmetic."""
+    part = module.stage.train[0]
+    optimizer = torch.optim.SGD([{"params": module._parameters_of(part), "lr": lr, "name": part}])
+    module.guard.may_step = lambda *given, **options: took  # type: ignore[method-assign]
+    module._trainer = SimpleNamespace(precision_plugin=None, global_step=0)  # type: ignore[assignment]
+    module.on_before_optimizer_step(optimizer)
+    module._trainer = None
+
+
+def test_only_what_an_optimiser_step_changed_was_trained(base: str, tmp_path: Path) -> None:
+    module = tuning(base)
+    steps(module, lr=0.0)
+    steps(module, lr=0.1, took=False)
+    assert module.trained_so_far() == module.learned_layers() == [] and not module.has_learned, "warm-up, or left out"
+    steps(module, lr=0.1)
+    assert module.trained_so_far() == ["projector"] and module.learned_layers() == [] and module.has_learned
+    module._stage_index = 1
+    module._active = [4]  # as a rotation would have it
+    steps(module, lr=0.1)
+    again = tuning(base)
+    again.on_load_checkpoint(torch.load(saved(module, tmp_path / "some.ckpt", step=3), weights_only=True))
+    for one in (module, again):
+        assert sorted(one.trained_so_far()) == ["layers", "projector"] and one.learned_layers() == [4]
+
+
 @pytest.mark.parametrize(
     ("step", "trained", "layers"), [(0, [], []), (2, ["projector"], []), (3, ["layers", "projector"], [1, 4])]
 )
-def test_only_parts_whose_stage_was_begun_were_trained(
+def test_of_a_checkpoint_of_an_earlier_version_the_plan_tells(
     base: str, tmp_path: Path, step: int, trained: list[str], layers: list[int]
 ) -> None:
     module = tuning(base)
-    module._learned = set(layers)
-    again = tuning(base)
-    again.on_load_checkpoint(torch.load(saved(module, tmp_path / "some.ckpt", step=step), weights_only=True))
-    assert sorted(again.trained_so_far()) == trained and again.learned_layers() == layers
-    older = torch.load(tmp_path / "some.ckpt", weights_only=True)
-    del older["sparsight"]["learned"]
-    again.on_load_checkpoint(older)
-    assert again.learned_layers() == layers, "earlier versions tuned all that were chosen"
+    checkpoint = torch.load(saved(module, tmp_path / "some.ckpt", step=step), weights_only=True)
+    del checkpoint["sparsight"]["learned"], checkpoint["has_learned"]
+    module.on_load_checkpoint(checkpoint)
+    assert sorted(module.trained_so_far()) == trained and module.learned_layers() == layers
 
 
 def test_layers_that_have_left_need_no_training(base: str) -> None:
