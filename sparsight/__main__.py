@@ -52,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(HELP, end="", file=sys.stderr)
         raise SystemExit(2)
 
+    from sparsight.common.import_path import current_folder_last
+
+    sys.path[:] = current_folder_last(sys.path, os.getcwd())  # first, as a folder may hold a yaml.py
+
     from sparsight.arguments import check_arguments
     from sparsight.common.errors import ConfigurationError
 
@@ -59,9 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_arguments(arguments)
     except (ConfigurationError, OSError) as error:
         raise SystemExit(f"sparsight: {error}") from error
-    from sparsight.startup import check_plugins, check_torch_pair, current_folder_last
+    from sparsight.startup import check_plugins, check_torch_pair
 
-    sys.path[:] = current_folder_last(sys.path, os.getcwd())
     check_plugins()
     check_torch_pair()
 

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 PLUGINS = ("blocks", "callbacks", "datamodules", "lightning_modules")
-
-
-def current_folder_last(path: Sequence[str], folder: str) -> list[str]:
-    """An import path with ``folder`` at its end and nowhere else.
-
-    A user's own ``my_mixers.py`` is then found, and a user's own ``callbacks/`` does not hide ours.
-    """
-    kept = [entry for entry in path if entry and os.path.realpath(entry) != os.path.realpath(folder)]
-    return [*kept, folder]
 
 
 def check_plugins(home: Path | None = None) -> None:

@@ -18,7 +18,8 @@ from packaging.utils import canonicalize_name
 
 import sparsight
 from sparsight.__main__ import HELP
-from sparsight.startup import PLUGINS, check_plugins, check_torch_pair, current_folder_last
+from sparsight.common.import_path import current_folder_last
+from sparsight.startup import PLUGINS, check_plugins, check_torch_pair
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"sparsight", *PLUGINS}
@@ -156,12 +157,23 @@ def test_current_folder_comes_last_and_once(tmp_path: Path) -> None:
     assert current_folder_last(["", here, other, f"{here}/"], here) == [other, here]
 
 
+def test_modules_of_the_folder_one_stands_in_are_not_run_in_place_of_libraries(tmp_path: Path) -> None:
+    for name in ("yaml", "json", "csv", "torch"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / f'ran_{name}')!r}, 'w')")
+    command = [sys.executable, "-m", "sparsight", "fit", "--config", "no/such/config"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode != 0 and "no config" in done.stderr
+    assert not list(tmp_path.glob("ran_*"))
+
+
 @pytest.mark.parametrize("name", PLUGINS)
 def test_users_own_folder_of_the_same_name_does_not_hide_ours(name: str, tmp_path: Path) -> None:
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package was imported')")
     script = (
-        "import os, sys; from sparsight.startup import check_plugins, current_folder_last;"
+        "import os, sys; from sparsight.common.import_path import current_folder_last;"
+        "from sparsight.startup import check_plugins;"
         "sys.path[:] = current_folder_last(sys.path, os.getcwd()); check_plugins()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
