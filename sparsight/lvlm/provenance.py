@@ -7,8 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsight.common.formats import check_format
+
 FILE = "sparsight.json"
-VERSION = 1
+NEEDED = {"base_hash", "base_layers", "tuned_layers_now", "kept_of_first", "earlier"}
+FORMAT = 1  # of the first versions it is called `version`
 
 
 def provenance(
@@ -44,7 +47,7 @@ def provenance(
     first = layers_of_first(earlier, depth)
     ever_tuned = {*tuned, *([] if earlier is None else earlier["tuned_layers_now"])}
     return {
-        "version": VERSION,
+        "format": FORMAT,
         "base": base,
         "revision": revision,
         "base_hash": base_hash,
@@ -76,16 +79,18 @@ def read_provenance(source: str | Path) -> dict[str, Any] | None:
     """The record in a folder; none if it has none, or ``source`` is no folder.
 
     Raises:
-        ValueError: The record is of a later version of Sparsight, or no record at all.
+        ValueError: The record is damaged, or of a later format.
     """
     path = Path(source, FILE)
     if not path.is_file():
         return None
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        version = record["version"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error!r}") from error
-    if version != VERSION:
-        raise ValueError(f"{path} is of version {version}; this Sparsight reads version {VERSION}")
+    told = {"format": record.get("version")} | record if isinstance(record, dict) else None
+    check_format(told, FORMAT, str(path))
+    missing = sorted(NEEDED - record.keys())
+    if missing:
+        raise ValueError(f"{path} is damaged: it has no {', '.join(missing)}")
     return record

@@ -14,6 +14,7 @@ import torch
 from sparsight.common.formats import check_format
 from sparsight.diffusion.model import load_pipeline
 from sparsight.export.delta import mount
+from sparsight.lvlm.provenance import first_depth, layers_of_first, read_provenance
 from sparsight.surgery.record import apply_record
 from tests import tiny
 
@@ -51,6 +52,19 @@ def test_a_later_format_is_refused_with_the_remedy(tmp_path: Path, place: str) -
             load_pipeline(str(folder / "student"))
         else:
             mount(load_pipeline(str(folder / "teacher")), folder / "delta")
+
+
+def test_the_record_of_an_image_text_model_of_format_1_is_still_read(tmp_path: Path) -> None:
+    record: Any = read_provenance(FIXTURES / "image_text")
+    assert layers_of_first(record, 5) == [0, 1, 3, 4, 5] and first_depth(record, 5) == 6
+    assert record["tuned_layers_now"] == [0, 1, 3]
+    later = {"format": 2} | {key: value for key, value in record.items() if key != "version"}
+    (tmp_path / "sparsight.json").write_text(json.dumps(later))
+    with pytest.raises(ValueError, match="has format 2"):
+        read_provenance(tmp_path)
+    (tmp_path / "sparsight.json").write_text(json.dumps({"format": 1}))
+    with pytest.raises(ValueError, match=r"sparsight\.json is damaged: it has no base_hash"):
+        read_provenance(tmp_path)
 
 
 @pytest.mark.parametrize("content", [{}, {"format": None}, {"format": "1"}, {"format": 0}, {"format": True}, [], None])
