@@ -29,6 +29,7 @@ from sparsight.common.files import write_text, write_whole
 from sparsight.surgery.sites import meta_twin, probe_grids, students
 from sparsight.surgery.student import StudentAttention
 
+WEIGHTS = "Weights: mixers as the module holds them, untrained without a checkpoint; cost does not depend on it."
 TOKENS = (256, 1024, 4096, 16384)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -193,7 +194,7 @@ def run_benchmark(
             rows.append(row)
             on_row(row)
     around = environment(device)
-    notes = [COUNTED, METHOD, candidates.BACKWARD]
+    notes = [COUNTED, METHOD, candidates.BACKWARD, WEIGHTS]
     everything = {
         "environment": around,
         "settings": asdict(settings),
@@ -222,6 +223,7 @@ def benchmark_model(model: nn.Module, settings: Settings, *, device: torch.devic
         )
     rows = run_benchmark(denoiser, settings, device=device, folder=folder, on_row=_announce)
     print("\n" + table(rows))
+    print(f"\n{WEIGHTS}")
     print(f"\nTable, CSV, JSON and plot are in {folder}")
 
 
