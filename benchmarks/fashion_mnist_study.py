@@ -29,6 +29,7 @@ from benchmarks.fashion_mnist import accuracy, fashion_mnist, trained_classifier
 from benchmarks.fashion_mnist_report import write_report
 from sparsight.analysis.tables import json_text
 from sparsight.cli import main as sparsight
+from sparsight.common.errors import ConfigurationError
 from sparsight.common.files import write_text
 from sparsight.common.precision import processor_computes_in_bf16
 from sparsight.diffusion.model import DiffusionModel
@@ -217,9 +218,19 @@ def rmse_to_teacher(images: Tensor, root: Path, *, seed: int, size: int) -> floa
 
 
 def read_rows(root: Path) -> list[dict[str, Any]]:
-    """Rows judged so far."""
+    """Rows judged so far.
+
+    Raises:
+        ConfigurationError: A line is damaged; the message says which.
+    """
     path = root / "rows.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
+        try:
+            rows.append(dict(json.loads(line)))
+        except (ValueError, TypeError) as error:
+            raise ConfigurationError(f"{path}, line {number} is damaged: delete it, and it is judged again") from error
+    return rows
 
 
 def add_row(root: Path, **row: object) -> None:

@@ -16,6 +16,7 @@ from benchmarks import gpu_report, gpu_table
 from benchmarks.gpu_cases import ATTENTION, MODELS, STAGES, Model, Stages, Workshop
 from blocks import DeltaConvBlock, Grid, TokenMixer
 from sparsight.analysis.flops import attention_flops, count_flops
+from sparsight.analysis.journal import Journal
 from sparsight.analysis.roofline import Roofs
 from sparsight.testing import SITE
 from tests import tiny
@@ -156,8 +157,8 @@ def test_the_highest_roofs_count(tmp_path: Path) -> None:
     arguments = ["--levels", "layer", "--sizes", "64", "--minutes", "0"]
     table(tmp_path, *arguments)
     path = tmp_path / "rows.jsonl"
-    with path.open("a") as file:
-        file.write(json.dumps({"key": "roofs", "result": {"copy": 1e30, "matmul": 1.0, "vector": 1.0}}) + "\n")
+    about = json.loads(path.read_text().splitlines()[0])["about"]
+    Journal(path, about).add("roofs", {"copy": 1e30, "matmul": 1.0, "vector": 1.0})
     table(tmp_path, *arguments)
     roofs = json.loads(path.read_text().splitlines()[-1])["result"]
     assert roofs["copy"] == 1e30
@@ -295,5 +296,5 @@ def test_the_smallest_real_row(tmp_path: Path) -> None:
     ]
     rows = gpu_table.main([*arguments, "--runs", "5"])
     assert all(row["seconds"] and row["peak_bytes"] for row in rows), [row["skipped"] for row in rows]
-    about = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])
+    about = json.loads((tmp_path / "rows.jsonl").read_text().splitlines()[0])["about"]
     assert about["cuda"] and about["gpu_bytes"] > 0
