@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -52,7 +53,8 @@ class AttentionDistillation(DiffusionModule):
         train_projections: Train copies of the query, key, value and output projections of core mixers as well.
         init_samples: Samples of the training data that mixers may use to start from the teacher; 0 keeps their
             random start.
-        teacher_dtype: Precision of the frozen denoiser and the text encoders; mixers are always trained in fp32.
+        teacher_dtype: Precision of the frozen denoiser and the text encoders, however they are stored; mixers are
+            always trained in fp32.
         condition_dropout: Share of samples without their condition.
         gradient_checkpointing: Recompute blocks in the end-to-end backward pass to save memory.
         compile: Compile every transformer block.
@@ -69,6 +71,7 @@ class AttentionDistillation(DiffusionModule):
     """
 
     scores_before_training = False  # mixers have no errors yet
+    frozen_option = "model.teacher_dtype"
 
     def __init__(
         self,
@@ -106,8 +109,7 @@ class AttentionDistillation(DiffusionModule):
         )
         self.denoiser: Any = self.diffusion.denoiser
         self.teacher_hash = state_hash(self.denoiser.state_dict())
-        if teacher_dtype != "float32":
-            self.diffusion.cast_frozen(DTYPES[teacher_dtype])
+        self.diffusion.cast_frozen(DTYPES[teacher_dtype])
         self.shells = replace(self.denoiser, mixer, sites, train_projections=train_projections)
         self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
         self.distiller = Distiller(self.denoiser, self.shells, self.site_weights, self.diffusion.process)
@@ -211,6 +213,20 @@ class AttentionDistillation(DiffusionModule):
             shell.handed_over = path in names
 
     # -- optimisation ----------------------------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None; refuses what cannot be trained before a teacher draws samples for it.
+
+        Raises:
+            ConfigurationError: No mixer has anything to train.
+        """
+        if self.trainer.state.fn == TrainerFn.FITTING and not self._trained:
+            kinds = ", ".join(sorted({type(shell.student.mixer).__name__ for shell in self.shells.values()}))
+            raise ConfigurationError(
+                f"{kinds} has no parameters, so nothing is trained: set model.train_projections to true to train "
+                "copies of the projections around it, or use it as it is (validate, predict, benchmark, export)"
+            )
+        return super().configure_callbacks()
 
     def setup(self, stage: str) -> None:
         """The stages say how long training is, unless the trainer stops earlier."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from diffusers.optimization import get_scheduler
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
@@ -21,6 +21,8 @@ from sparsight.common.finite import check_checkpoint, check_finite
 from sparsight.distill.processes import refuse_together
 from sparsight.export.training import REMEDY
 
+HALVES = {"16": "float16", "bf": "bfloat16"}
+
 
 class TrainedPartsModule(LightningModule):
     """Base of modules that train parts of a pretrained model and keep only those in checkpoints.
@@ -31,6 +33,7 @@ class TrainedPartsModule(LightningModule):
 
     Attributes:
         export_name: Folder that ExportAtEnd makes in the trainer's root folder unless it is told another one.
+        frozen_option: The option that says in which precision the frozen part is held.
         took_step: Whether the last optimiser step changed parameters.
         has_learned: Whether any optimiser step changed anything.
         refuse_untrained: Predict nothing with parts that were never trained; set by the command.
@@ -40,6 +43,7 @@ class TrainedPartsModule(LightningModule):
     """
 
     export_name = "student"
+    frozen_option: str | None = None
 
     def __init__(self, *, max_skipped_steps: int = 0) -> None:
         super().__init__()
@@ -101,6 +105,23 @@ class TrainedPartsModule(LightningModule):
         lacking = None if self.trainer.state.fn == TrainerFn.FITTING else self.untrained()
         if lacking is not None:
             rank_zero_warn(f"{lacking}, and is measured or used as it is: give a checkpoint with --ckpt_path")
+
+    # -- what is refused before data are made ------------------------------------------------------------------------
+
+    def configure_callbacks(self) -> list[Callback]:
+        """None; but this is called before data are prepared, so that what cannot work is refused here.
+
+        Raises:
+            ConfigurationError: The trainer would hold all weights in half precision.
+        """
+        precision = str(self.trainer.precision)
+        if precision.endswith("-true") and precision[:2] in HALVES:
+            frozen = "" if self.frozen_option is None else f", and {self.frozen_option} to {HALVES[precision[:2]]}"
+            raise ConfigurationError(
+                f"trainer.precision: {precision} would hold all weights in half precision, which swallows small "
+                f"updates of what is trained: set it to {precision.replace('true', 'mixed')}{frozen}"
+            )
+        return []
 
     # -- optimisers ----------------------------------------------------------------------------------------------
 

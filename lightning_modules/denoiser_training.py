@@ -48,6 +48,7 @@ class DenoiserTraining(DiffusionModule):
         sample_steps: Sampler steps of ``predict`` and sample grids.
         guidance_scale: Guidance of the same.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
+        variant: Weight variant of the pipeline, e.g. ``fp16``; what is trained is in fp32 all the same.
         trust_remote_code: Run code that comes with the pipeline; of a student, import mixers that it alone names.
 
     Raises:
@@ -75,6 +76,7 @@ class DenoiserTraining(DiffusionModule):
         sample_steps: int = 25,
         guidance_scale: float = 2.0,
         max_skipped_steps: int = 0,
+        variant: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(
@@ -88,7 +90,9 @@ class DenoiserTraining(DiffusionModule):
             if class_names is not None or text_encoder is not None:
                 raise ValueError("class_names and text_encoder are those of the pretrained pipeline: leave them out")
             pipeline = _with_other_parts(
-                load_polished(pretrained, trust_remote_code=trust_remote_code), denoiser, noise_scheduler
+                load_polished(pretrained, variant=variant, trust_remote_code=trust_remote_code),
+                denoiser,
+                noise_scheduler,
             )
         elif denoiser is None or noise_scheduler is None:
             raise ValueError("give pretrained, or both denoiser and noise_scheduler")
@@ -97,7 +101,7 @@ class DenoiserTraining(DiffusionModule):
                 denoiser, noise_scheduler, class_names=class_names, text_encoder=text_encoder, text_tokens=text_tokens
             )
         self.diffusion = DiffusionModel(pipeline)
-        self.denoiser: Any = self.diffusion.denoiser
+        self.denoiser: Any = self.diffusion.denoiser.float()  # half precision swallows small updates
         self.condition_dropout = condition_dropout
         self.snr_gamma = snr_gamma
         self.optimizer, self.lr_schedule, self.warmup_steps = optimizer, lr_schedule, warmup_steps

@@ -47,6 +47,7 @@ class DiffusionModule(TrainedPartsModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """None; but what memory training takes is said here, before a teacher draws samples for hours."""
+        super().configure_callbacks()
         if self.trainer.state.fn == TrainerFn.FITTING:
             announce_memory(self.trainer, self.estimated_memory)
         return []

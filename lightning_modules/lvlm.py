@@ -66,6 +66,7 @@ class LVLMModule(TrainedPartsModule):
     """
 
     scores_before_training = True
+    frozen_option = "model.dtype"
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ from sparsight.analysis.memory_table import (
     tensors_of,
     training_bytes,
 )
+from sparsight.common.dtypes import compute_dtype
 from sparsight.diffusion.examples import example_inputs
 from sparsight.distill.losses import mean_squares
 from sparsight.surgery.replace import set_mode, shells_of
@@ -88,7 +89,7 @@ def estimate_memory(
     device = device or next(denoiser.parameters()).device
     frozen = tensor_bytes(tensor for tensor in tensors_of(denoiser) if not tensor.requires_grad)
     trained = tensor_bytes(tensor for tensor in tensors_of(denoiser) if tensor.requires_grad)
-    dtype = str(next(denoiser.parameters()).dtype).removeprefix("torch.")
+    dtype = str(compute_dtype(denoiser)).removeprefix("torch.")
     standing = {
         f"frozen part of the denoiser, {dtype}": frozen,
         "what is trained": trained,
@@ -119,7 +120,7 @@ def saved_bytes(
     device = device or next(denoiser.parameters()).device
     shells = shells_of(denoiser)
     modes = {path: shell.mode for path, shell in shells.items()}
-    dtype = next(denoiser.parameters()).dtype
+    dtype = compute_dtype(denoiser)
     state = {**dict(denoiser.named_parameters()), **dict(denoiser.named_buffers())}
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.compiler.set_stance("force_eager"):
         fakes = {name: _fake(mode, tensor, device) for name, tensor in state.items()}

@@ -10,6 +10,7 @@ from torch import nn
 
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.conditioning import zeros_for_no_caption
+from sparsight.diffusion.scaling import used_settings
 
 
 def codec_identity(pipeline: Any) -> dict[str, Any]:
@@ -20,8 +21,9 @@ def codec_identity(pipeline: Any) -> dict[str, Any]:
     identity: dict[str, Any] = {"pipeline": type(pipeline).__name__}
     for name, part in pipeline.components.items():
         if name == "vae" and part is not None:
-            scaling = {key: getattr(part.config, key, None) for key in ("scaling_factor", "shift_factor")}
-            identity[name] = _weights(part) | scaling
+            # what is not set is named as in caches of earlier versions
+            scaling: dict[str, Any] = {"scaling_factor": None, "shift_factor": None}
+            identity[name] = _weights(part) | scaling | used_settings(pipeline)
         elif name.startswith("text_encoder") and isinstance(part, nn.Module):
             identity[name] = _weights(part)
         elif name.startswith("tokenizer") and part is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ import torch
 from diffusers import AutoModel, DiffusionPipeline
 from torch import Tensor, nn
 
+from sparsight.common.dtypes import compute_dtype
 from sparsight.common.finite import check_finite
 from sparsight.common.folders import put_back
 from sparsight.diffusion.conditioning import Condition, Conditioner, conditioner_for, map_condition
 from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES, PixelPipeline
 from sparsight.diffusion.process import NoiseProcess
+from sparsight.diffusion.scaling import scaling_of, warn_of_unused
 from sparsight.diffusion.trust import LIBRARIES, check_index
+from sparsight.diffusion.variants import check_variant
 from sparsight.export.load import find_student, load_student
 
 ASSETS = Path(__file__).parent.parent / "assets"
@@ -60,21 +64,22 @@ def load_pipeline(
     except OSError as error:
         raise FileNotFoundError(
             f"{name!r} is neither a local pipeline folder, nor a model shipped with Sparsight, nor reachable on the "
-            f"hub ({error})"
+            f"hub ({error}); if it holds weights of a variant alone, name that, e.g. variant: fp16"
         ) from error
 
 
-def load_polished(name: str, *, trust_remote_code: bool = False) -> DiffusionPipeline:
+def load_polished(name: str, *, variant: str | None = None, trust_remote_code: bool = False) -> DiffusionPipeline:
     """Load a pipeline to train it further: a student's mixers are always this installation's, never its folder's.
 
     Args:
         name: As in :func:`load_pipeline`.
+        variant: As in :func:`load_pipeline`.
         trust_remote_code: Import mixers that nothing but a student's folder names; of other folders, run their code.
     """
     folder = Path(resolve(name))
     if folder.is_dir() and find_student(folder) is not None:
-        return _load_own(folder, variant=None, trust_remote_code=False, trust_mixers=trust_remote_code)
-    return load_pipeline(name, trust_remote_code=trust_remote_code)
+        return _load_own(folder, variant=variant, trust_remote_code=False, trust_mixers=trust_remote_code)
+    return load_pipeline(name, variant=variant, trust_remote_code=trust_remote_code)
 
 
 def _load_own(
@@ -84,6 +89,7 @@ def _load_own(
     path = folder / "model_index.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json")
+    check_variant(folder, variant)
     index = json.loads(path.read_text(encoding="utf-8"))
     class_name = index["_class_name"]
     kind = PIXEL_PIPELINES.get(class_name[1] if isinstance(class_name, list) else class_name)
@@ -150,7 +156,18 @@ class DiffusionModel:
             if isinstance(part, nn.Module):
                 check_finite(dict(part.named_parameters()), f"the weights of {name}")
         self.process = NoiseProcess(pipeline.scheduler)
+        if self.process.ends_blind:
+            warnings.warn(
+                "the noise scheduler ends in noise alone (rescale_betas_zero_snr), where prediction_type: epsilon "
+                "tells nothing and samplers that begin there (timestep_spacing: trailing) draw NaN: Sparsight begins "
+                "one spacing before; train with prediction_type: v_prediction, or set rescale_betas_zero_snr to false",
+                stacklevel=2,
+            )
         self.vae: Any = getattr(pipeline, "vae", None)
+        if self.vae is not None:
+            warn_of_unused(pipeline)
+            if self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast"):
+                self.vae.float()  # it leaves float16's range, and pipelines bring it to float32, too
         disable_label_dropout(self.denoiser)
 
     @classmethod
@@ -203,15 +220,13 @@ class DiffusionModel:
         if self.vae is None:
             return images
         latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mean
-        shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-        return ((latents - shift) * self.vae.config.scaling_factor).to(images.dtype)
+        return scaling_of(self.pipeline).to_model_space(latents).to(images.dtype)
 
     @torch.no_grad()
     def decode(self, sample: Tensor) -> Tensor:
         """Model space to images in [0, 1], float32 (B, C, H, W)."""
         if self.vae is not None:
-            shift = getattr(self.vae.config, "shift_factor", None) or 0.0
-            sample = self.vae.decode(sample.to(self.vae.dtype) / self.vae.config.scaling_factor + shift).sample
+            sample = self.vae.decode(scaling_of(self.pipeline).to_latents(sample.to(self.vae.dtype))).sample
         return (sample.float() / 2 + 0.5).clamp(0, 1)
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,14 +253,17 @@ class DiffusionModel:
         return self._ready(batch["uncond"]) if "uncond" in batch else self.conditioner.unconditional(count, size)
 
     def _ready(self, embeddings: Condition) -> Condition:
-        dtype = next(self.denoiser.parameters()).dtype
-        return map_condition(lambda part: part.to(dtype) if part.is_floating_point() else part, embeddings)
+        return _cast(embeddings, compute_dtype(self.denoiser))
+
+
+def _cast(condition: Condition, dtype: torch.dtype) -> Condition:
+    return map_condition(lambda part: part.to(dtype) if part.is_floating_point() else part, condition)
 
 
 def predict(denoiser: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
     """One denoiser call; a learned variance (second half of the channels) is left out. (B, C, H, W) to the same."""
-    dtype = next(denoiser.parameters()).dtype
-    output = denoiser(sample.to(dtype), timestep=timestep, return_dict=False, **cond)[0]
+    dtype = compute_dtype(denoiser)
+    output = denoiser(sample.to(dtype), timestep=timestep, return_dict=False, **_cast(cond, dtype))[0]
     return output[:, : sample.shape[1]].float()
 
 

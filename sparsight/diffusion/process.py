@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+NO_SIGNAL = 1e-6  # alpha^2 of a last step that is noise alone; Euler schedulers hold 2^-24 in place of 0
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
 
@@ -54,6 +55,14 @@ class NoiseProcess:
             )
         if self.prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"prediction type {self.prediction_type!r} is none of {', '.join(PREDICTION_TYPES)}")
+
+    @property
+    def ends_blind(self) -> bool:
+        """Whether the last step asks for the noise in noise alone, which says nothing of the picture.
+
+        Lin et al. (arXiv 2305.08891) bring the last step's signal to zero for velocity prediction.
+        """
+        return self.prediction_type == "epsilon" and bool(self._alpha_T[-1] ** 2 < NO_SIGNAL)
 
     def levels(self, uniform_B: Tensor) -> Tensor:
         """Noise levels (indices into the training table, int64, (B,)) for uniform numbers in [0, 1)."""

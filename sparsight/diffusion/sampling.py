@@ -11,17 +11,20 @@ from torch import Tensor
 
 from sparsight.diffusion.conditioning import concatenate_conditions
 from sparsight.diffusion.model import DiffusionModel, predict
+from sparsight.diffusion.process import NoiseProcess
 from sparsight.diffusion.randomness import Stream, sample_normal
 
 
 def deterministic_sampler(scheduler: Any) -> Any:
     """A sampler without noise of its own for a training scheduler: DDIM, or Euler for flow matching.
 
-    DDIM (Song et al., arXiv 2010.02502) starts at the last training step (Lin et al., arXiv 2305.08891).
+    DDIM (Song et al., arXiv 2010.02502) starts at the last training step (Lin et al., arXiv 2305.08891), unless nothing
+    can be told there.
     """
     if type(scheduler).__name__.startswith("FlowMatch"):
         return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
-    return DDIMScheduler.from_config(scheduler.config, timestep_spacing="trailing", clip_sample=False)
+    spacing = "leading" if NoiseProcess(scheduler).ends_blind else "trailing"
+    return DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing, clip_sample=False)
 
 
 def starting_noise(shape: tuple[int, int, int], *, seed: int, index: Tensor) -> Tensor:

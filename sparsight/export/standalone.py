@@ -12,6 +12,7 @@ import torch
 from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
 
+from sparsight.common.dtypes import compute_dtype
 from sparsight.diffusion.examples import example_inputs, family
 from sparsight.export.modeling import CodeFile, load_class, student_file
 from sparsight.surgery.record import record_of
@@ -68,7 +69,7 @@ def reference_answer(denoiser: Any) -> tuple[dict[str, Any], Tensor]:
     parameter = next(denoiser.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        inputs = example_inputs(denoiser, batch=2, dtype=parameter.dtype)
+        inputs = example_inputs(denoiser, batch=2, dtype=compute_dtype(denoiser))
     inputs["timestep"] = torch.tensor([100, 900])
     with _answering_as_student(denoiser), torch.compiler.set_stance("force_eager"):
         answer = denoiser(**_on(parameter.device, inputs), return_dict=False)[0]

@@ -66,7 +66,7 @@ def make_student(attention: Any, mixer: TokenMixer, *, own_projections: bool) ->
     names = ("to_q", "to_k", "to_v", "to_out") if isinstance(mixer, CoreMixer) else ()
     projections = {name: getattr(attention, name) for name in names}
     if own_projections:
-        projections = {name: copy.deepcopy(module).requires_grad_() for name, module in projections.items()}
+        projections = {name: _trainable_copy(module) for name, module in projections.items()}
     return StudentAttention(
         mixer,
         projections,
@@ -74,6 +74,12 @@ def make_student(attention: Any, mixer: TokenMixer, *, own_projections: bool) ->
         rescale_output_factor=attention.rescale_output_factor,
         residual_connection=attention.residual_connection,
     )
+
+
+def _trainable_copy(module: nn.Module) -> nn.Module:
+    """In float32 at least: half precision swallows small updates."""
+    own = copy.deepcopy(module).requires_grad_()
+    return own if all(p.dtype.itemsize > 2 for p in own.parameters()) else own.float()
 
 
 def attention_weights(attention: Any) -> AttentionWeights:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from blocks.base import CoreMixer, Grid, TokenMixer
@@ -17,8 +18,8 @@ from blocks.base import CoreMixer, Grid, TokenMixer
 class StudentAttention(nn.Module):
     """A mixer behind the signature of a diffusers attention.
 
-    Core mixers stand between query, key, value and output projections; feature mixers are alone. Mixers keep their
-    own dtype (fp32 while training): the hidden state is cast where it enters and leaves.
+    Core mixers stand between query, key, value and output projections; feature mixers are alone. What keeps a
+    precision of its own (mixers, fp32 while training) gets the hidden state cast to it; the answer is of the input's.
 
     Args:
         mixer: What mixes the tokens.
@@ -64,25 +65,42 @@ class StudentAttention(nn.Module):
         if isinstance(self.mixer, CoreMixer):
             mixed = self._mix_heads(hidden_states, grid)
         else:
-            mixed = self._in_mixer_dtype(hidden_states, grid)
+            mixed = self.mixer(_entering(hidden_states, self.mixer), grid)
+        mixed = mixed.to(hidden_states.dtype)
         if self.residual_connection:
             mixed = mixed + hidden_states
         return mixed / self.rescale_output_factor if self.rescale_output_factor != 1.0 else mixed
 
     def _mix_heads(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
         q, k, v = (
-            projection(hidden_BNC).unflatten(-1, (self.mixer.site.heads, -1)).transpose(1, 2)
+            _entering(projection(_entering(hidden_BNC, projection)), self.mixer)
+            .unflatten(-1, (self.mixer.site.heads, -1))
+            .transpose(1, 2)
             for projection in map(self.get_submodule, ("to_q", "to_k", "to_v"))
         )
         mixed_BhNd = self.mixer.mix(q, k, v, grid, self.scale)
         out_BNC = mixed_BhNd.transpose(1, 2).flatten(2)
         for layer in self.get_submodule("to_out").children():
-            out_BNC = layer(out_BNC)
+            out_BNC = layer(_entering(out_BNC, layer))
         return out_BNC
 
-    def _in_mixer_dtype(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
-        own = next((p.dtype for p in self.mixer.parameters()), hidden_BNC.dtype)
-        return self.mixer(hidden_BNC.to(own), grid).to(hidden_BNC.dtype)
+
+_COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+def _entering(x: Tensor, module: nn.Module) -> Tensor:
+    """A module's input, cast where the module is kept in a precision of its own, as mixers are while they are trained.
+
+    The input's dtype rules where any weight has it, and where weights are only stored: 8-bit floats, quantised codes.
+    """
+    first = None
+    for parameter in module.parameters():
+        if parameter.dtype == x.dtype or parameter.dtype not in _COMPUTE:
+            return x
+        first = first or parameter.dtype
+    if any(buffer.dtype in (torch.int8, torch.uint8) for buffer in module.buffers()):
+        return x
+    return x if first is None else x.to(first)
 
 
 def checked_grid(grid: Grid | None, hidden_BNC: Tensor, path: str) -> Grid:

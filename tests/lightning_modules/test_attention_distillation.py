@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 
 from blocks import DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention
 from callbacks import TrainableEMA
-from lightning_modules import AttentionDistillation
+from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.common.errors import ConfigurationError
 from sparsight.distill.stages import OBJECTIVES, Objective, Stage
 from tests import tiny
@@ -214,3 +214,28 @@ def test_no_stage_and_unknown_sites_are_refused(teacher: str) -> None:
         Stage("end_to_end", 1, loss="best")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="nowhere"):
         AttentionDistillation("./nowhere", DeltaConvBlock, [Stage("layerwise", 1)])
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_all_weights_in_half_precision_are_refused_with_the_remedy(
+    teacher: str, tmp_path: Path, precision: Any
+) -> None:
+    half = {"bf16-true": "bfloat16", "16-true": "float16"}[precision]
+    mixed = precision.replace("true", "mixed")
+    runner = trainer(tmp_path, precision=precision, max_steps=1)
+    with pytest.raises(ConfigurationError, match=f"set it to {mixed}, and model.teacher_dtype to {half}"):
+        runner.fit(distillation(teacher), tiny.image_data(tmp_path))
+    training = DenoiserTraining(teacher, warmup_steps=1)
+    with pytest.raises(ConfigurationError, match=f"set it to {mixed}$"):
+        trainer(tmp_path, precision=precision).validate(training, tiny.image_data(tmp_path), verbose=False)
+
+
+def test_mixers_without_parameters_say_what_they_lack(teacher: str, tmp_path: Path) -> None:
+    data = tiny.image_data(tmp_path)
+    for mixer in (SoftmaxAttention, NeighborhoodAttention):
+        module = distillation(teacher, mixer=mixer)
+        with pytest.raises(ConfigurationError, match=f"{mixer.__name__} has no parameters.*model.train_projections"):
+            trainer(tmp_path).fit(module, data)
+        trainer(tmp_path, limit_val_batches=1).validate(module, data, verbose=False)
+    trained = distillation(teacher, [Stage("layerwise", 1)], mixer=SoftmaxAttention, train_projections=True)
+    trainer(tmp_path).fit(trained, data)
