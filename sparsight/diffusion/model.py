@@ -267,6 +267,14 @@ def predict(denoiser: nn.Module, sample: Tensor, timestep: Tensor, cond: Conditi
     return output[:, : sample.shape[1]].float()
 
 
+def learns_variance(denoiser: Any) -> bool:
+    """Whether the second half of the output's channels is a variance (Nichol and Dhariwal, arXiv 2102.09672).
+
+    DiT and PixArt have one. Pipelines of diffusers do not use it, nor do losses and samplers here.
+    """
+    return denoiser.config.out_channels == 2 * denoiser.config.in_channels
+
+
 def disable_label_dropout(denoiser: nn.Module) -> None:
     """Diffusers' DiT drops labels in every block on its own while training; here the batch does it, once for all."""
     module: Any

@@ -199,4 +199,10 @@ def _limits(model: Model) -> str:
                 else "PEFT leaves them out without saying so."
             ),
         ]
+    if model.learned_variance:
+        lines.append(
+            "- The second half of the output's channels is a learned variance, which training did not look at: "
+            "diffusers' pipelines do not use it, and with samplers that do (`variance_type: learned_range`) nothing is "
+            "known of this model."
+        )
     return "\n".join([*lines, "- The biases of its data, and of the base model if it has one, are its own as well."])

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from sparsight.common.folders import put_back, whole_folder
 from sparsight.diffusion.conditioning import ClassLabels
 from sparsight.diffusion.examples import family
-from sparsight.diffusion.model import DiffusionModel
+from sparsight.diffusion.model import DiffusionModel, learns_variance
 from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES
 from sparsight.export.card import write_card
 from sparsight.export.checkpoint import restore
@@ -260,6 +260,7 @@ def _describe(
         fp16="fp16" in reloaded,
         delta=(folder / "delta").is_dir(),
         reloaded=reloaded,
+        learned_variance=learns_variance(model.denoiser),
     )
 
 

@@ -107,6 +107,7 @@ class Model:
         delta: Whether there is a ``delta`` folder.
         reloaded: Relative L2 differences found after loading it again.
         untrained: What should have been trained and was not; none if there is nothing of that kind.
+        learned_variance: Whether the second half of its output's channels is a variance, which nothing here trains.
     """
 
     name: str
@@ -123,6 +124,7 @@ class Model:
     delta: bool
     reloaded: Mapping[str, float]
     untrained: str | None = None
+    learned_variance: bool = False
 
 
 def describe_base(source: str, *, revision: str | None = None, variant: str | None = None) -> Base:

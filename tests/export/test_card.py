@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 
+from sparsight.diffusion.model import learns_variance
 from sparsight.distill.stages import Stage
-from sparsight.export.card import training_text
+from sparsight.export.card import training_text, write_card
 from sparsight.export.checkpoint import stages_of
-from sparsight.export.facts import Run, StageFacts
+from sparsight.export.facts import Model, Run, StageFacts
 from sparsight.export.shared_config import shared_config
 from sparsight.lvlm.stages import TuningStage
 from sparsight.stage_clock import StageClock
+from tests import tiny
 
 CONFIG = {
     "trainer": {"default_root_dir": "/home/somebody/runs", "devices": 1},
@@ -68,3 +72,20 @@ def test_neither_card_nor_configuration_tells_the_machines_folders() -> None:
     assert options["question"] == "/no_think What is this?"
     text = training_text(Run(config=config))
     assert "file: train.jsonl" in text and "somebody" not in text and "Users" not in text
+
+
+@pytest.mark.parametrize(("family", "learned"), [("pixart", True), ("dit", False), ("unet", False)])
+def test_a_learned_variance_is_told_as_not_trained(family: str, learned: bool, tmp_path: Path) -> None:
+    denoiser = tiny.FAMILIES[family]()
+    assert learns_variance(denoiser) == learned
+    facts: dict[str, Any] = {
+        "licence": {},
+        "sites": {},
+        "reloaded": {"pipeline": 0.0},
+        "all_sites": 2,
+        "parameters": (1, 1),
+    }
+    flags = {"class_conditional": False, "pipeline_code": False, "fp16": False, "delta": False}
+    model = Model("name", type(denoiser).__name__, "transformer", (8, 8), **facts, **flags, learned_variance=learned)
+    write_card(tmp_path, model=model, run=Run(), base=None)
+    assert ("learned variance, which training did not look at" in (tmp_path / "README.md").read_text()) == learned
