@@ -94,6 +94,10 @@ class TrainableEMA(Callback):
         """Back to the raw parameters."""
         self._swap_out(pl_module)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Back to the raw parameters, which checkpoints on this end must hold."""
+        self._swap_out(pl_module)
+
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave the average in the module: it is the result of the run."""
         self._swap_in(pl_module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from datamodules.identity import identity_of
 from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
 from datamodules.records import RecordSource, unused_message
 from datamodules.sampler import (
@@ -25,6 +27,7 @@ from datamodules.sampler import (
     epoch_batches,
     even_batch_size,
 )
+from sparsight.common.plain import is_plain
 
 _log = logging.getLogger(__name__)
 _LOGGED_RECORDS = 20
@@ -39,7 +42,16 @@ class ProcessDataModule(LightningDataModule):
 
     def __init__(self, *, num_workers: int) -> None:
         super().__init__()
+        self._keep_options()
         self.num_workers = num_workers
+
+    def _keep_options(self) -> None:
+        """Let checkpoints hold the constructor's plain arguments, to be compared when a run goes on from them."""
+        frame = inspect.currentframe()
+        assert frame is not None
+        self.save_hyperparameters(frame=frame.f_back, logger=False)
+        not_plain = [name for name, value in self.hparams.items() if not is_plain(value)]
+        self.save_hyperparameters(ignore=not_plain, frame=frame.f_back, logger=False)
 
     @property
     def _world(self) -> int:
@@ -109,6 +121,7 @@ class RecordsDataModule(ProcessDataModule):
         self.datasets: dict[str, Any] = {}
         self.corrupt: dict[str, dict[int, str]] = {name: {} for name in self.sources}
         self.alike = ""
+        self._identity: dict[str, Any] | None = None
         require(0.0 <= val_share < 1.0, "val_share", val_share, "0 up to, not including, 1")
         require(0.0 <= max_corrupt_share <= 1.0, "max_corrupt_share", max_corrupt_share, "0 to 1")
         require(0.0 <= max_unused_share <= 1.0, "max_unused_share", max_unused_share, "0 to 1")
@@ -126,6 +139,13 @@ class RecordsDataModule(ProcessDataModule):
         """Names of the training classes in the order of their numbers; known after ``setup``."""
         source = self.sources["train"]
         return None if source is None else source.classes
+
+    def identity(self) -> dict[str, Any] | None:
+        """What tells the training records from others, so that a run does not go on with others; once they are open."""
+        source = self.sources["train"]
+        if self._identity is None and source is not None and "train" in self.datasets:
+            self._identity = identity_of(source)
+        return self._identity
 
     def prepare_data(self) -> None:
         """Download what the sources need, in one process a machine."""

@@ -99,6 +99,10 @@ class CachedLatentsDataModule(ProcessDataModule):
         """Names of the training classes, once ``setup`` has run."""
         return self.images.classes
 
+    def identity(self) -> dict[str, Any] | None:
+        """That of the images."""
+        return self.images.identity()
+
     def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
         """As ImageDataModule's."""
         return self.images.batch_shape(model)

@@ -12,7 +12,7 @@ from datamodules.base import ProcessDataModule
 from datamodules.sampler import ResumableLoader, ResumableSampler, even_batch_size
 from sparsight.captions import read_captions
 from sparsight.diffusion.model import DiffusionModel
-from sparsight.distill.sample_cache import SampleCache, ShardReader
+from sparsight.distill.sample_cache import SampleCache, ShardReader, cache_key
 from sparsight.distill.teacher_plan import TeacherPlan
 from sparsight.distill.teacher_samples import fill_cache
 
@@ -106,6 +106,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
         self.device = device
         self.datasets: dict[str, TeacherDataset] = {}
         self._cache: SampleCache | None = None
+        self._opened: SampleCache | None = None
         self._check_options()
 
     def _check_options(self) -> None:
@@ -124,6 +125,10 @@ class TeacherSamplesDataModule(ProcessDataModule):
         """Samples a batch, their height and width in model space; known before there is any sample."""
         height, width = self.plan.size or model.sample_shape()[1:]
         return self.batch_size, height, width
+
+    def identity(self) -> dict[str, Any] | None:
+        """Key of the samples' cache, which covers the teacher's weights and all sampler settings."""
+        return None if self._opened is None else {"samples": cache_key(self._opened.settings)}
 
     # ------------------------------------------------------------------------------------------------------ samples
     def prepare_data(self) -> None:
@@ -153,6 +158,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
         cache = self._cache if self.trainer is None else self.trainer.strategy.broadcast(self._cache)
         if cache is None:
             raise RuntimeError("call prepare_data before setup: it makes the samples, or finds them in the cache")
+        self._opened = cache
         self.datasets = {"train": TeacherDataset(cache, self.plan, first=0, count=self.count)}
         if self.val_count:
             self.datasets["val"] = TeacherDataset(cache, self.plan, first=self.count, count=self.val_count)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,12 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.finite_guard import FiniteGuard
+from sparsight.common.checkpoint_file import FORMAT, check_format, local, read_header
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_checkpoint, check_finite
+from sparsight.common.formats import KEY
+from sparsight.common.plain import is_plain
+from sparsight.common.run_record import RUN, check_module, check_run, run_record
 from sparsight.distill.processes import refuse_together
 from sparsight.export.training import REMEDY
 
@@ -64,7 +69,7 @@ class TrainedPartsModule(LightningModule):
         frame = inspect.currentframe()
         assert frame is not None
         self.save_hyperparameters(ignore=list(ignore), frame=frame.f_back)
-        not_plain = [name for name, value in self.hparams.items() if not _is_plain(value)]
+        not_plain = [name for name, value in self.hparams.items() if not is_plain(value)]
         self.save_hyperparameters(ignore=[*ignore, *not_plain], frame=frame.f_back)
 
     def end_after(self, steps: int) -> None:
@@ -187,6 +192,46 @@ class TrainedPartsModule(LightningModule):
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what the run is, beside the options that Lightning keeps, and how many steps were left out.
+
+        Raises:
+            NonFiniteError: Something in the checkpoint is not finite.
+        """
+        checkpoint[KEY] = FORMAT
+        if self._trainer is not None:
+            checkpoint[RUN] = run_record(self._trainer)
+        checkpoint["skipped_steps"] = self.guard.skipped
+        checkpoint["has_learned"] = self.has_learned
+        refuse_together(lambda: check_checkpoint(checkpoint))
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compare options, data, batch and seed with those of the checkpoint, whatever named it.
+
+        Raises:
+            ConfigurationError: Something differs that must not, or the checkpoint is of a later version.
+        """
+        trainer = self._trainer
+        source = "the checkpoint" if trainer is None or trainer.ckpt_path is None else str(trainer.ckpt_path)
+        check_format(checkpoint, source)
+        check_module(checkpoint.get("hyper_parameters", {}), self, source=source)
+        if trainer is not None:
+            check_run(checkpoint, trainer, source=source)
+        self.guard.skipped = checkpoint.get("skipped_steps", 0)  # checkpoints of earlier versions do not say
+        self._steps_before = int(checkpoint.get("global_step", 0))
+        self.has_learned = checkpoint.get("has_learned", self._steps_before > self.guard.skipped)
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        """As Lightning's, from files of this machine alone and without running code of theirs.
+
+        Raises:
+            CheckpointError: It is an address, or damaged.
+        """
+        path = local(checkpoint_path)
+        read_header(path)
+        return super().load_from_checkpoint(path, *args, **kwargs | {"weights_only": True})
+
     def trained_names(self) -> set[str]:
         """Names of the state-dict entries that a checkpoint of this module holds."""
         raise NotImplementedError
@@ -195,22 +240,6 @@ class TrainedPartsModule(LightningModule):
         """Only what was trained; the rest is in the base model."""
         kept = self.trained_names()
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in kept}
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep how many steps were left out.
-
-        Raises:
-            NonFiniteError: Something in the checkpoint is not finite.
-        """
-        checkpoint["skipped_steps"] = self.guard.skipped
-        checkpoint["has_learned"] = self.has_learned
-        refuse_together(lambda: check_checkpoint(checkpoint))
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take how many steps there were, and how many were left out, which earlier versions do not say."""
-        self._steps_before = int(checkpoint.get("global_step", 0))
-        self.has_learned = checkpoint.get("has_learned", self._steps_before > self.guard.skipped)
-        self.guard.skipped = checkpoint.get("skipped_steps", 0)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load what :meth:`state_dict` saved.
@@ -227,11 +256,3 @@ class TrainedPartsModule(LightningModule):
                 f"{sorted(given - expected)[:5]}; was it made with other sites, blocks or trained parts?"
             )
         return super().load_state_dict(state_dict, strict=False, assign=assign)
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return all(_is_plain(item) for item in value.values())
-    if isinstance(value, (list, tuple)):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, (bool, int, float, str))

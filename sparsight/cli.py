@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import blocks  # noqa: F401  plug-ins are imported so that class_path may be their bare class name
 import callbacks
 import datamodules  # noqa: F401
 import lightning_modules  # noqa: F401
 from sparsight.arguments import OURS, resolve_configs, set_back
+from sparsight.common.checkpoint_file import local
 from sparsight.common.errors import ConfigurationError
-from sparsight.hyperparameters import check_against_checkpoint
+from sparsight.common.find_checkpoint import options_in
+from sparsight.common.run_record import check_options
 from sparsight.mistakes import in_one_line
 from sparsight.parser import Parser
 from sparsight.quiet import quieten
@@ -104,12 +107,23 @@ class SparsightCLI(LightningCLI):
                     data[option] = module[option]
         config.model = Namespace(class_path=NO_MODEL)
 
+    def instantiate_classes(self) -> None:
+        """Build datamodule, module and trainer, which is told how to be called again."""
+        super().instantiate_classes()
+        if isinstance(self.trainer, SparsightTrainer):
+            self.trainer.command = sys.argv[1:]
+
     def _parse_ckpt_path(self) -> None:
-        """Lightning lets a checkpoint's hyper-parameters beat YAML and flags in silence; here they are compared."""
+        """Lightning lets a checkpoint's options beat YAML and flags in silence; here they are compared.
+
+        A file is compared before anything is built; what else can name a checkpoint, when the trainer has found it.
+        """
         verb = self.config.get("subcommand")
         path = self.config[verb].get("ckpt_path") if verb else None
-        if path and Path(path).is_file():
-            check_against_checkpoint(self.config[verb], path)
+        if path and local(path).is_file():
+            model = self.config[verb].model
+            saved = options_in(local(path))
+            check_options(saved, model.get("init_args", {}), class_path=model.class_path, source=str(path))
 
 
 def _has_begun(command: LightningCLI) -> bool:
@@ -119,6 +133,13 @@ def _has_begun(command: LightningCLI) -> bool:
         return False
     loops: list[Any] = [trainer.fit_loop.epoch_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop]
     return any(loop.batch_progress.total.started for loop in loops)
+
+
+def _ended_by_signal(stop: SystemExit) -> int | None:
+    """What a shell expects where Lightning ends with 1 after Ctrl-C, or with 0 after SIGTERM."""
+    if isinstance(stop, SIGTERMException):
+        return 128 + signal.SIGTERM
+    return 128 + signal.SIGINT if isinstance(stop.__context__, KeyboardInterrupt) else None
 
 
 def main(arguments: Sequence[str] | None = None) -> Any:
@@ -131,6 +152,10 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         for line in set_back(sys.argv[1:]):
             print(f"sparsight: {line}", file=sys.stderr)
         return SparsightCLI()
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit as stop:
+        raise SystemExit(_ended_by_signal(stop) or stop.code) from stop
     except (FileNotFoundError, ConfigurationError) as error:
         raise SystemExit(f"sparsight: {error}") from error
     finally:

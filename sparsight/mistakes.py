@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from yaml import YAMLError
 
 from sparsight.analysis.memory import is_out_of_memory
-from sparsight.common.errors import Told
+from sparsight.common.errors import CheckpointError, Told
 from sparsight.config_keys import named_key, place_of
 from sparsight.startup import PLUGINS
 
@@ -70,6 +70,8 @@ def in_one_line(error: BaseException, *, begun: bool, config: Any = None) -> str
     if os.environ.get(TRACEBACK):
         return None
     error = _said_by_class(error)
+    if isinstance(error, CheckpointError):  # which names file, reason and remedy already
+        return str(error)
     fault = _machine_fault(error)
     if fault is not None:
         return " ".join(fault.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,12 @@ from lightning.pytorch.trainer.connectors.accelerator_connector import _PRECISIO
 from lightning.pytorch.utilities import rank_zero_info
 
 from sparsight.analysis.benchmark import TOKENS, Settings, benchmark_model
+from sparsight.common.checkpoint_folder import write_in_parts, writes_parts
+from sparsight.common.checkpoint_io import with_whole_files
+from sparsight.common.connector import CheckpointConnector
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.find_checkpoint import newest_whole
+from sparsight.common.interrupt import SaveWhenStopped
 from sparsight.common.precision import precision_that_pays
 from sparsight.export.export import export_and_push
 from sparsight.lvlm.export import processor_of
@@ -23,10 +30,16 @@ from sparsight.reform_eval.store import store_tasks
 class SparsightTrainer(Trainer):
     """Lightning's Trainer; its further methods are the command's further verbs.
 
+    Checkpoints are whole files with a hash of themselves, compared with the run that loads them whatever names them,
+    and one is saved when a run is stopped.
+
     Args:
         precision: As Lightning's, or ``auto``: ``bf16-mixed`` where the hardware computes in bfloat16,
             ``32-true`` elsewhere.
         kwargs: As Lightning's.
+
+    Attributes:
+        command: Arguments of the command that made the trainer; empty in Python.
     """
 
     def __init__(self, *, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **kwargs: Any) -> None:
@@ -34,6 +47,71 @@ class SparsightTrainer(Trainer):
             precision, reason = precision_that_pays(str(kwargs.get("accelerator", "auto")))
             rank_zero_info(f"precision auto is {precision}: {reason}")
         super().__init__(precision=precision, **kwargs)
+        self.command: list[str] = []
+        self.strategy.checkpoint_io = with_whole_files(self.strategy._checkpoint_io)
+        self._checkpoint_connector: CheckpointConnector = CheckpointConnector(self)
+        self.callbacks.append(SaveWhenStopped(self._how_to_go_on))  # type: ignore[attr-defined]
+
+    def fit(
+        self,
+        model: LightningModule,
+        train_dataloaders: Any = None,
+        val_dataloaders: Any = None,
+        datamodule: LightningDataModule | None = None,
+        ckpt_path: str | Path | None = None,
+        weights_only: bool | None = None,
+        resume: bool | str = False,
+    ) -> None:
+        """Train.
+
+        Args:
+            model: What is trained.
+            train_dataloaders: Batches to train on, where there is no datamodule.
+            val_dataloaders: Batches to validate on, where there is no datamodule.
+            datamodule: Data to train and validate on.
+            ckpt_path: Checkpoint to go on from: a path, or ``last``, ``best`` or ``hpc``, which must be there.
+            weights_only: Checkpoints are always read as tensors and plain data alone; false is refused.
+            resume: Go on from the newest whole checkpoint of runs with this root, or of a folder that is named, and
+                begin at step 0 where there is none yet. For jobs that are stopped and started again.
+
+        Raises:
+            ConfigurationError: Checkpoint and run do not go together, or both ``ckpt_path`` and ``resume`` are given.
+        """
+        if weights_only is False:
+            raise ConfigurationError("weights_only false would run code of a checkpoint: leave it out")
+        if resume is not False:
+            if ckpt_path is not None:
+                raise ConfigurationError("ckpt_path and resume both name a checkpoint: give one of them")
+            ckpt_path = newest_whole(self, resume)
+        super().fit(model, train_dataloaders, val_dataloaders, datamodule, ckpt_path, weights_only=True)
+
+    def save_checkpoint(
+        self, filepath: str | Path, weights_only: bool | None = None, storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint, whole or not at all; all processes must call it."""
+
+        def write(path: Path) -> None:
+            super(SparsightTrainer, self).save_checkpoint(path, weights_only, storage_options)
+
+        if writes_parts(self):
+            write_in_parts(self, Path(filepath), write)
+        else:
+            write(Path(filepath))
+
+    def _how_to_go_on(self, checkpoint: Path) -> str:
+        if not self.command:
+            return f"trainer.fit(..., ckpt_path={str(checkpoint)!r})"
+        kept, arguments = [], iter(self.command)
+        for argument in arguments:
+            option, equals, _ = argument.partition("=")
+            if option not in ("--ckpt_path", "--resume"):
+                kept.append(argument)
+            elif not equals:
+                next(arguments, None)
+        return shlex.join(["sparsight", *kept, "--ckpt_path", str(checkpoint)])
+
+    def _found(self, named: str | None) -> str | None:
+        return None if named is None else str(self._checkpoint_connector.find(named))
 
     def export(
         self,
@@ -75,7 +153,7 @@ class SparsightTrainer(Trainer):
         return export_and_push(
             model,
             Path(self.default_root_dir, "export") if output is None else Path(output),
-            checkpoint=ckpt_path,
+            checkpoint=self._found(ckpt_path),
             weights=weights,
             metrics=metrics,
             repo=push_to_hub,
@@ -184,7 +262,7 @@ class SparsightTrainer(Trainer):
             scores=default_scores() if scores is None else scores,
             batches=batches,
             split=split,
-            checkpoint=ckpt_path,
+            checkpoint=self._found(ckpt_path),
             folder=Path(self.default_root_dir, "scores") if output is None else Path(output),
         )
 

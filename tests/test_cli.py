@@ -13,7 +13,8 @@ import yaml
 
 from sparsight.arguments import config_folders, find_config, resolve_configs
 from sparsight.cli import SparsightCLI, main
-from sparsight.hyperparameters import FLAG_WINS, flatten
+from sparsight.common.plain import flatten
+from sparsight.common.run_record import FLAG_WINS
 from tests import tiny
 
 CONFIGS = sorted(str(p.relative_to("configs").with_suffix("")) for p in Path("configs").rglob("*.yaml"))

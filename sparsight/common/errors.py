@@ -9,3 +9,7 @@ class Told(Exception):
 
 class ConfigurationError(Told, ValueError):
     """The configuration cannot be run; the message says why and what to do."""
+
+
+class CheckpointError(ConfigurationError):
+    """A checkpoint cannot be read or written; the message names it and says what to do."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +53,10 @@ def sweep(folder: Path) -> list[Path]:
     found = [(path, PART.fullmatch(path.name)) for path in folder.glob(".*.part*")]
     dead = [path for path, match in found if match and not is_running(int(match["process"]))]
     for path in dead:
-        path.unlink(missing_ok=True)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
     return dead
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from sparsight.analysis.tables import json_text
 from sparsight.common.files import write_text, write_whole
 from sparsight.common.hashes import state_hash
-from sparsight.hyperparameters import flatten
+from sparsight.common.plain import flatten
 
 MANIFEST = "manifest.json"
 NOT_MADE = "not made yet"

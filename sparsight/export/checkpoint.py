@@ -10,8 +10,10 @@ import torch
 import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
+from sparsight.common.checkpoint_file import local, read_checkpoint
+from sparsight.common.plain import flatten
+from sparsight.common.run_record import FLAG_WINS
 from sparsight.export.facts import Run, StageFacts
-from sparsight.hyperparameters import FLAG_WINS, flatten
 
 EMA = "TrainableEMA"
 
@@ -29,11 +31,10 @@ def restore(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) ->
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: The checkpoint has no average, or does not fit the module or its teacher.
+        ValueError: The checkpoint is damaged or at an address, has no average, or does not fit the module, its options
+            or its teacher.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(local(path))
     module.on_load_checkpoint(checkpoint)
     module.load_state_dict(checkpoint["state_dict"])
     if weights == "ema":

@@ -14,8 +14,8 @@ from torch import Tensor
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.files import write_whole
 from sparsight.common.finite import check_finite
+from sparsight.common.plain import flatten
 from sparsight.distill.sample_cache import differences
-from sparsight.hyperparameters import flatten
 
 
 @dataclass(frozen=True)

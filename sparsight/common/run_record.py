@@ -1,0 +1,185 @@
+"""What a run may change against the checkpoint it goes on from: everything is compared but what is listed here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.plain import flatten
+
+FLAG_WINS = (
+    "attn_implementation",
+    "base",
+    "compile",
+    "evaluation",
+    "gradient_checkpointing",
+    "guidance_scale",
+    "max_skipped_steps",
+    "pretrained",
+    "revision",
+    "sample_steps",
+    "teacher",
+    "trust_remote_code",
+    "variant",
+    "vision_cache_gib",
+)
+"""Options of a module whose value on the command line or in YAML beats the checkpoint's; others must be equal."""
+
+DATA_WINS = (
+    "cache_dir",
+    "device",
+    "encode_batch_size",
+    "max_corrupt_share",
+    "model",
+    "num_workers",
+    "revision",
+    "sample_batch_size",
+    "shard_size",
+    "teacher",
+    "test",
+    "trust_remote_code",
+    "val",
+    "variant",
+)
+"""The same of a datamodule: what changes neither the records that are trained on nor their order."""
+
+PLACES = ("files", "images", "labels", "path", "root")
+"""Options of sources that say where data are: they may differ if the records there are the same."""
+
+TRAINER = ("accumulate_grad_batches", "gradient_clip_algorithm", "gradient_clip_val", "limit_train_batches")
+"""Options of the trainer that must be equal."""
+
+RUN = "sparsight_run"  # key in checkpoints
+DATA = "datamodule_hyper_parameters"  # Lightning's key for the options of a datamodule
+
+
+@runtime_checkable
+class Identified(Protocol):
+    """Data that can be told apart by what they hold, wherever they are."""
+
+    def identity(self) -> Mapping[str, Any] | None:
+        """Plain facts that are equal for equal training records; none if they cannot be told."""
+
+
+def run_record(trainer: Trainer) -> dict[str, Any]:
+    """What a checkpoint keeps of a run, beside the options of its module and its data."""
+    data: Any = getattr(trainer, "datamodule", None)
+    batch = getattr(data, "batch_size", None)
+    seed = os.environ.get("PL_GLOBAL_SEED")
+    return {
+        "data_class": None if data is None else type(data).__name__,
+        "identity": dict(data.identity() or {}) if isinstance(data, Identified) else {},
+        "global_batch": None if batch is None else batch * trainer.world_size,
+        "seed_everything": None if seed is None else int(seed),
+        "trainer": {name: getattr(trainer, name) for name in TRAINER},
+    }
+
+
+def check_module(saved: Mapping[str, Any], module: LightningModule, *, source: str) -> None:
+    """Compare a module with the one that a checkpoint was saved from.
+
+    Args:
+        saved: The checkpoint's ``hyper_parameters``.
+        module: What it is to be loaded into.
+        source: Where the checkpoint is, for the message.
+
+    Raises:
+        ConfigurationError: Its class or an option outside :data:`FLAG_WINS` differs.
+    """
+    check_options(saved, dict(module.hparams), class_path=type(module).__name__, source=source)
+
+
+def check_options(saved: Mapping[str, Any], current: Mapping[str, Any], *, class_path: str, source: str) -> None:
+    """The comparison behind :func:`check_module`, for options that nothing was built from yet."""
+    saved_class = saved.get("_class_path", class_path)
+    if saved_class.rpartition(".")[2] != class_path.rpartition(".")[2]:
+        raise ConfigurationError(f"{source} was saved from {saved_class}, but the configuration asks for {class_path}")
+    known, given = _plain(saved), _plain(current)
+    _refuse(source, _differences(known, given, free=FLAG_WINS), free=FLAG_WINS, what="the configuration")
+
+
+def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -> None:
+    """Compare data, batch, seed and steps of a run that goes on with those of the checkpoint; older ones tell nothing.
+
+    Raises:
+        ConfigurationError: Something differs that decides what is trained on, or in which order.
+    """
+    saved = checkpoint.get(RUN)
+    if trainer.state.fn != TrainerFn.FITTING or saved is None:
+        return
+    current = run_record(trainer)
+    here: Any = getattr(trainer, "datamodule", None)
+    options = _plain({} if here is None else dict(here.hparams))
+    known = _plain(checkpoint.get(DATA, {}))
+    moved = [key for key in known.keys() & options.keys() if _is_place(key) and not _same(known[key], options[key])]
+    if moved and saved["identity"] and saved["identity"] == current["identity"]:
+        told = ", ".join(f"{key} {known[key]!r}, now {options[key]!r}" for key in sorted(moved))
+        rank_zero_warn(f"the data have moved, but their records are those of {source}: {told}")
+    elif moved and not _different(saved, current, "identity"):
+        raise ConfigurationError(
+            f"{source} was trained on data in another place, and whether they are the same cannot be told: "
+            + "; ".join(f"data.{key}: {known[key]!r} in the checkpoint, {options[key]!r} now" for key in sorted(moved))
+            + ". Let the old path lead there, for example by a link"
+        )
+    skipped = (*DATA_WINS, *([] if current["global_batch"] is None else ["batch_size"]))
+    different = _differences(known, options, free=skipped, prefix="data.", without=moved)
+    different += [
+        line
+        for key in saved.keys() & current.keys()
+        for line in _differences(flatten(saved[key], key), flatten(current[key], key), free=())
+        if saved[key] not in (None, {}) and current[key] not in (None, {})
+    ]
+    _refuse(source, sorted(different), free=DATA_WINS, what="the run")
+
+
+def _different(saved: Mapping[str, Any], current: Mapping[str, Any], key: str) -> bool:
+    return bool(saved[key]) and bool(current[key]) and saved[key] != current[key]
+
+
+def _refuse(source: str, different: Iterable[str], *, free: Iterable[str], what: str) -> None:
+    lines = list(different)
+    if lines:
+        raise ConfigurationError(
+            f"{what} differs from {source} in what cannot change after training has begun:\n"
+            + "\n".join(lines)
+            + f"\nMake them equal; only {', '.join(free)} may differ."
+        )
+
+
+def _differences(
+    known: Mapping[str, Any], given: Mapping[str, Any], *, free: Iterable[str], prefix: str = "", without: Any = ()
+) -> list[str]:
+    names = tuple(free)
+    return [
+        f"  {prefix}{key}: {known[key]!r} in the checkpoint, {given[key]!r} in the configuration"
+        for key in sorted(known.keys() & given.keys())
+        if key not in without
+        and not _same(known[key], given[key])
+        and not any(fnmatch(key.split(".")[0], safe) for safe in names)
+    ]
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return flatten({key: value for key, value in options.items() if not key.startswith("_")})
+
+
+def _is_place(key: str) -> bool:
+    names = [part for part in key.split(".") if not part.isdigit()]
+    return names[0] not in DATA_WINS and names[-1] in PLACES
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Equal, or two spellings of one path."""
+    if one == other:
+        return True
+    if isinstance(one, str | os.PathLike) and isinstance(other, str | os.PathLike):
+        return Path(one).exists() and Path(one).resolve() == Path(other).resolve()
+    return False

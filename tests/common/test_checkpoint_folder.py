@@ -1,0 +1,67 @@
+"""Checkpoints in parts count once their marker stands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed import checkpoint as parts
+
+from sparsight.common.checkpoint_folder import MARKER, REST, is_in_parts, remove_folder, seal, verify_folder
+from sparsight.common.errors import CheckpointError
+from sparsight.common.files import sweep
+from sparsight.common.find_checkpoint import newest_whole
+from tests.tiny_run import Line, data, trainer
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    parts.save({"state_dict": {"weight": torch.arange(1000.0)}}, checkpoint_id=path, no_dist=True)
+    torch.save({"global_step": 4, "lr_schedulers": [], "hyper_parameters": {"rate": 0.1}}, path / REST)
+    return path
+
+
+def test_a_folder_without_its_marker_is_refused(folder: Path, tmp_path: Path) -> None:
+    assert is_in_parts(folder)
+    for check in (verify_folder, lambda path: newest_whole(trainer(tmp_path), True)):
+        with pytest.raises(CheckpointError, match=r"last\.ckpt was never finished"):
+            check(folder)
+    seal(folder)
+    about = verify_folder(folder)
+    assert (about.format, about.step, about.resumable, about.hyper_parameters) == (1, 4, True, {"rate": 0.1})
+    assert newest_whole(trainer(tmp_path), True) == folder
+
+
+def test_every_part_is_compared(folder: Path) -> None:
+    seal(folder)
+    for file in [path for path in folder.iterdir() if path.name != MARKER]:
+        content = file.read_bytes()
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(CheckpointError, match=rf"last\.ckpt is damaged: {file.name} is not what was written"):
+            verify_folder(folder)
+        file.unlink()
+        with pytest.raises(CheckpointError, match=file.name):
+            verify_folder(folder)
+        file.write_bytes(content)
+    verify_folder(folder)
+    (folder / MARKER).write_text("{")
+    with pytest.raises(CheckpointError, match="damaged"):
+        verify_folder(folder)
+
+
+def test_other_strategies_say_what_they_cannot_read(folder: Path, tmp_path: Path) -> None:
+    seal(folder)
+    with pytest.raises(CheckpointError, match="save_distributed_checkpoint: false"):
+        trainer(tmp_path).fit(Line(), datamodule=data(tmp_path), ckpt_path=folder)
+
+
+def test_removed_and_left_folders_go_as_files_do(folder: Path) -> None:
+    seal(folder)
+    left = folder.with_name(f".last.{2**22 + 1}.part.ckpt")  # no process has such a number
+    folder.rename(left)
+    assert sweep(left.parent) == [left] and not left.exists()
+    left.mkdir()
+    remove_folder(left)
+    assert not left.exists()
