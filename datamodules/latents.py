@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from datamodules.base import ProcessDataModule
+from datamodules.base import ProcessDataModule, require
 from datamodules.buckets import trained_model
 from datamodules.image import ImageDataModule
 from datamodules.image_dataset import ImageDataset
@@ -53,6 +53,8 @@ class CachedLatentsDataModule(ProcessDataModule):
         images: The images, with record sources, size, flips, buckets and batch size.
         cache_dir: Folder of caches.
         shard_size: Samples of a file.
+        verify_days: Compare shards with their checksums when they were not for so many days: 0 for every time, ``null``
+            for never, unless they changed since they were written. It reads the whole cache.
         encode_batch_size: Images encoded together; changes rounding only.
         dtype: Of latents and embeddings on disk: ``float32``, or ``float16`` or ``bfloat16`` for half the space;
             batches have the precision that VAE and text encoders gave.
@@ -72,6 +74,7 @@ class CachedLatentsDataModule(ProcessDataModule):
         *,
         cache_dir: str = "runs/latents",
         shard_size: int = 1024,
+        verify_days: int | None = 30,
         encode_batch_size: int = 16,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         device: str = "auto",
@@ -83,7 +86,7 @@ class CachedLatentsDataModule(ProcessDataModule):
         self.teacher = teacher
         self.pretrained_options = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
         self.images = images
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir, self.verify_days = Path(cache_dir), verify_days
         self.shard_size, self.encode_batch_size = shard_size, encode_batch_size
         self.dtype, self.device = dtype, device
         self._identity: dict[str, Any] | None = None
@@ -91,6 +94,7 @@ class CachedLatentsDataModule(ProcessDataModule):
         for name, number in (("shard_size", shard_size), ("encode_batch_size", encode_batch_size)):
             if number < 1:
                 raise ValueError(f"{name} is {number}; allowed: 1 or more")
+        require(verify_days is None or verify_days >= 0, "verify_days", verify_days, "0 or more, or null")
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
 
@@ -146,7 +150,9 @@ class CachedLatentsDataModule(ProcessDataModule):
         texts = any(part.startswith("text_encoder") for part in identity)
         rows = LatentRows(dataset, shard_size=self.shard_size, text=texts)
         cache = SampleCache(
-            self.cache_dir, {"format": FORMAT, "teacher": identity, "split": name, **rows.settings(self.dtype)}
+            self.cache_dir,
+            {"format": FORMAT, "teacher": identity, "split": name, **rows.settings(self.dtype)},
+            verify_days=self.verify_days,
         )
         missing = cache.unusable(rows.shards)
         if missing:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from datamodules.base import ProcessDataModule
+from datamodules.base import ProcessDataModule, require
 from datamodules.sampler import ResumableLoader, ResumableSampler, even_batch_size
 from sparsight.captions import read_captions
 from sparsight.diffusion.model import DiffusionModel
@@ -46,6 +46,8 @@ class TeacherSamplesDataModule(ProcessDataModule):
         size: Height and width in model space; ``null`` is what the teacher was made for.
         cache_dir: Folder of caches, or the folder of one, which must then have been made with these settings.
         shard_size: Samples of a file.
+        verify_days: Compare shards with their checksums when they were not for so many days: 0 for every time, ``null``
+            for never, unless they changed since they were written. It reads the whole cache.
         batch_size: States (or samples) a batch and process.
         sample_batch_size: Samples drawn together; changes rounding only.
         num_workers: Loader processes; 0 loads in the main process.
@@ -75,6 +77,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
         size: tuple[int, int] | None = None,
         cache_dir: str = "runs/teacher_samples",
         shard_size: int = 64,
+        verify_days: int | None = 30,
         batch_size: int = 64,
         sample_batch_size: int = 64,
         num_workers: int = 0,
@@ -100,7 +103,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
             shard_size=shard_size,
         )
         self.count, self.val_count = count, val_count
-        self.cache_dir = Path(cache_dir)
+        self.cache_dir, self.verify_days = Path(cache_dir), verify_days
         self.batch_size, self.sample_batch_size = batch_size, sample_batch_size
         self.seed = seed
         self.device = device
@@ -114,6 +117,9 @@ class TeacherSamplesDataModule(ProcessDataModule):
         for name, minimum in least.items():
             if getattr(self, name) < minimum:
                 raise ValueError(f"{name} is {getattr(self, name)}; allowed: {minimum} or more")
+        require(
+            self.verify_days is None or self.verify_days >= 0, "verify_days", self.verify_days, "0 or more, or null"
+        )
         if self.count * self.plan.kept < self.batch_size:
             raise ValueError(
                 f"count={self.count} with {self.plan.kept} states each do not fill one batch of {self.batch_size}: "
@@ -142,7 +148,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
         """
         model = DiffusionModel.from_pretrained(self.teacher, **self.pretrained_options)
         self.plan.condition(torch.arange(1), model)
-        cache = SampleCache(self.cache_dir, self.plan.settings(model))
+        cache = SampleCache(self.cache_dir, self.plan.settings(model), verify_days=self.verify_days)
         model.to(_device(self.device))
         model.denoiser.eval().to(_device(self.device))
         total = self.count + self.val_count

@@ -5,6 +5,7 @@ A folder of caches holds one folder for every key, which is a hash of the settin
     <root>/<key>/manifest.json       the settings
     <root>/<key>/00000.safetensors   samples 0 to shard_size - 1, one row each; checksum and versions in its header
     <root>/<key>/.00000.lock         held by the process that makes the shard
+    <root>/<key>/verified.json       when each shard was last compared with its checksum
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -30,14 +31,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsight.analysis.tables import json_text
+from sparsight.common.errors import ConfigurationError
 from sparsight.common.files import write_text, write_whole
 from sparsight.common.hashes import state_hash
 from sparsight.common.plain import flatten
 
-MANIFEST = "manifest.json"
+MANIFEST, VERIFIED = "manifest.json", "verified.json"
 NOT_MADE = "not made yet"
 _SHOWN_DIFFERENCES = 8
 _SECOND = 10**9
+_DAY = 24 * 3600
 _LOCK_SECONDS = 0.05  # how long to try for a shard before turning to the next one
 
 
@@ -77,6 +80,8 @@ class SampleCache:
     Args:
         root: Folder of caches, or one cache's own folder, which is then used or refused, never ignored.
         settings: All that decides what the shards hold, as JSON data.
+        verify_days: Shards are compared with their checksums when they were not for so many days, as bits that rot
+            leave no trace in the time of a file: 0 for every time, none for never.
 
     Attributes:
         folder: Where manifest and shards are.
@@ -85,8 +90,9 @@ class SampleCache:
         ValueError: The folder's manifest is unreadable or tells of other settings.
     """
 
-    def __init__(self, root: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, root: Path, settings: Mapping[str, Any], *, verify_days: int | None = 30) -> None:
         self.root = root
+        self.verify_days = verify_days
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self.folder = root if (root / MANIFEST).is_file() else root / cache_key(self.settings)
         self._check_manifest()
@@ -96,10 +102,19 @@ class SampleCache:
         return self.folder / shard_name(number)
 
     def unusable(self, wanted: Sequence[Shard]) -> dict[Shard, str]:
-        """Shards that must be made, with the reason; what has changed on disk since it was written is read whole."""
-        return {shard: reason for shard in wanted if (reason := self._fault(shard)) is not None}
+        """Shards that must be made, with the reason.
 
-    def _fault(self, shard: Shard) -> str | None:
+        What has changed on disk since it was written, and what was not verified for :attr:`verify_days`, is read whole.
+        """
+        verified = self._read_verified()
+        known = dict(verified)
+        missing = {shard: reason for shard in wanted if (reason := self._fault(shard, verified)) is not None}
+        if verified != known:
+            with suppress(OSError):  # a cache that cannot be written is verified again next time
+                write_text(self.folder / VERIFIED, json_text(verified))
+        return missing
+
+    def _fault(self, shard: Shard, verified: dict[str, int]) -> str | None:
         path = self.path(shard.number)
         if not path.is_file():
             return NOT_MADE
@@ -108,12 +123,29 @@ class SampleCache:
                 facts = file.metadata() or {}
                 if int(facts["samples"]) < shard.count:
                     return NOT_MADE
-                if path.stat().st_mtime_ns == int(facts["written"]):
+                written = int(facts["written"])
+                last = max(written // _SECOND, verified.get(shard.name, 0))
+                due = self.verify_days is not None and time.time() - last >= self.verify_days * _DAY
+                if path.stat().st_mtime_ns == written and not due:
                     return None
-                intact = state_hash({name: file.get_tensor(name) for name in file.keys()}) == facts["hash"]  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                intact = state_hash(tensors) == facts["hash"]
+                intact = intact and all(len(tensor) == int(facts["samples"]) for tensor in tensors.values())
+                if intact:
+                    verified[shard.name] = int(time.time())
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             return f"it is damaged: {error}"
         return None if intact else "its checksum is wrong: changed on disk"
+
+    def _read_verified(self) -> dict[str, int]:
+        """When shards were last verified, in seconds since 1970; nothing where that cannot be read."""
+        try:
+            found = json.loads((self.folder / VERIFIED).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        now = time.time()
+        known = found.items() if isinstance(found, dict) else ()
+        return {name: when for name, when in known if isinstance(when, int) and when <= now}
 
     # -- writing -------------------------------------------------------------------------------------------------
 
@@ -130,6 +162,16 @@ class SampleCache:
             raise ValueError(f"cannot write to {self.folder} ({error}): choose another cache_dir") from error
         if not (self.folder / MANIFEST).is_file():
             write_text(self.folder / MANIFEST, json_text({"settings": self.settings}))
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove what processes left that were killed while they wrote: of shards that none is making now."""
+        for part in self.folder.glob(".*.part.safetensors"):
+            number = part.name.split(".")[1]
+            if number.isdigit():
+                with self._lock(Shard(int(number), 0, 0), wait=False) as held:
+                    if held:
+                        part.unlink(missing_ok=True)
 
     def fill(self, missing: Iterable[Shard], make: Callable[[Shard], Mapping[str, Tensor]]) -> None:
         """Make what is missing, and return when all is there; after :meth:`begin`.
@@ -148,7 +190,7 @@ class SampleCache:
                 with self._lock(shard, wait=wait) as held:
                     if not held:
                         taken.append(shard)
-                    elif self._fault(shard) is not None:
+                    elif self._fault(shard, {}) is not None:  # no other process has made it meanwhile
                         self._write(shard, make(shard))
             left = taken
 
@@ -226,7 +268,13 @@ class ShardReader:
         return _reader, (self.cache, self.open_files)  # open files stay in the process that opened them
 
     def _open_shard(self, number: int) -> Any:
-        return safe_open(self.cache.path(number), framework="pt")
+        path = self.cache.path(number)
+        try:
+            return safe_open(path, framework="pt")
+        except (SafetensorError, OSError) as error:
+            raise ConfigurationError(
+                f"{path} was damaged or taken away after this run began ({error}): begin again, and it is made anew"
+            ) from error
 
     def row(self, number: int, row: int | tuple[int, ...], name: str) -> Tensor:
         """One sample's tensor, or what lies at further indices in it."""

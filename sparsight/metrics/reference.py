@@ -14,8 +14,11 @@ from torch import Tensor
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.files import write_whole
 from sparsight.common.finite import check_finite
+from sparsight.common.hashes import state_hash
 from sparsight.common.plain import flatten
 from sparsight.distill.sample_cache import differences
+
+_HASH = "sha256"
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def as_told(facts: Mapping[str, Any]) -> dict[str, str]:
 
 def save_reference(reference: Reference, statistics: Mapping[str, Tensor], told: Mapping[str, str]) -> None:
     """Write statistics with what they tell of their making."""
-    content = save({name: tensor.cpu().contiguous() for name, tensor in statistics.items()}, metadata=dict(told))
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in statistics.items()}
+    content = save(tensors, metadata={**told, _HASH: state_hash(tensors)})
     write_whole(Path(reference.file), lambda part: part.write_bytes(content))
 
 
@@ -115,7 +119,11 @@ def load_reference(reference: Reference, wanted: Mapping[str, str]) -> tuple[dic
             metadata = dict(file.metadata() or {})
             statistics = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
     except SafetensorError as error:
-        raise ValueError(f"{reference.file} is no safetensors file: {error}") from error
+        raise ValueError(
+            f"{reference.file} is damaged, or no safetensors file ({error}): delete it to have it made anew"
+        ) from error
+    if metadata.pop(_HASH, None) not in (None, state_hash(statistics)):  # older files have none
+        raise ValueError(f"{reference.file} is damaged: its checksum is wrong; delete it to have it made anew")
     check_finite(statistics, f"reference statistics in {reference.file}")
     reference.check_told(metadata, {**wanted, **reference.demanded})
     reference.check_count(statistics)

@@ -25,7 +25,7 @@ from lightning_modules import AttentionDistillation
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.model import DiffusionModel, load_pipeline
 from sparsight.diffusion.sampling import sample, starting_noise
-from sparsight.distill import teacher_samples
+from sparsight.distill import sample_cache, teacher_samples
 from sparsight.distill.stages import Stage
 from sparsight.distill.teacher_samples import NOISE_OFFSET
 from tests import tiny
@@ -241,6 +241,56 @@ def test_a_damaged_shard_is_reported_and_made_again(
     (warning,) = warnings(caplog)
     assert "00001.safetensors is made again" in warning
     assert {"flipped": "checksum", "truncated": "damaged"}[damage] in warning
+
+
+def rot(path: Path) -> None:
+    """One bit changes, and the file's time does not."""
+    before = path.stat()
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_bits_that_rot_are_found_every_month_or_whenever_that_is_asked_for(
+    teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    ready(teacher, tmp_path)
+    before = contents(tmp_path)
+    path = shards(tmp_path)["00001.safetensors"]
+    drawn = drawn_ids(monkeypatch)
+    rot(path)
+    ready(teacher, tmp_path)  # made just now: not read
+    assert drawn == [] and contents(tmp_path) != before
+    ready(teacher, tmp_path, verify_days=0)
+    assert drawn == [3, 4, 5] and contents(tmp_path) == before
+    assert "00001.safetensors is made again: its checksum is wrong" in warnings(caplog)[0]
+    rot(path)
+    now = sample_cache.time.time()
+    monkeypatch.setattr(sample_cache.time, "time", lambda: now + 31 * 24 * 3600)
+    ready(teacher, tmp_path, verify_days=None)
+    assert drawn == [3, 4, 5]
+    ready(teacher, tmp_path)
+    assert drawn == [3, 4, 5, 3, 4, 5] and contents(tmp_path) == before
+    verified = (path.parent / "verified.json").read_text()
+    ready(teacher, tmp_path)  # the whole ones were verified a moment ago
+    assert (path.parent / "verified.json").read_text() == verified
+
+
+def test_what_killed_processes_left_is_swept_also_beside_finished_shards(teacher: str, tmp_path: Path) -> None:
+    ready(teacher, tmp_path)
+    folder = next(tmp_path.iterdir())
+    left = folder / ".00000.999999999.part.safetensors"
+    left.write_bytes(b"half")
+    ready(teacher, tmp_path, count=9)
+    assert not left.exists()
+
+
+def test_a_shard_that_is_damaged_in_mid_run_is_named(teacher: str, tmp_path: Path) -> None:
+    module = ready(teacher, tmp_path)
+    path = shards(tmp_path)["00000.safetensors"]
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"00000\.safetensors was damaged .* begin again"):
+        module.datasets["train"][0]
 
 
 def test_a_complete_cache_is_read_and_not_written(

@@ -18,6 +18,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from sparsight.metrics import FrechetDistance, KernelDistance, Reference, in_batches
 from sparsight.metrics.frechet import frechet_distance
 from sparsight.metrics.images import to_uint8
+from sparsight.metrics.reference import load_reference, save_reference
 from tests.metrics.quarters import Quarters
 
 KERNEL = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1}
@@ -180,6 +181,17 @@ def test_a_file_of_something_else_is_refused_with_both_values(tmp_path: Path) ->
     small = FrechetDistance(Quarters(), Reference(file, "real"))
     with pytest.raises(ValueError, match="samples of 6x6 pixels, but 8x8"):
         small.of(in_batches(fake[..., :6, :6]))
+
+
+def test_statistics_of_which_a_bit_rotted_are_refused(tmp_path: Path) -> None:
+    reference = Reference(str(tmp_path / "reference.safetensors"), "real")
+    save_reference(reference, {"mean": torch.ones(4), "count": torch.tensor(4)}, {"dataset": "real"})
+    assert load_reference(reference, {"dataset": "real"})[1] == {"dataset": "real"}
+    content = bytearray(Path(reference.file).read_bytes())
+    content[-1] ^= 1
+    Path(reference.file).write_bytes(content)
+    with pytest.raises(ValueError, match=r"reference\.safetensors is damaged: its checksum is wrong; delete it"):
+        load_reference(reference, {"dataset": "real"})
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
