@@ -56,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     sys.path[:] = current_folder_last(sys.path, os.getcwd())  # first, as a folder may hold a yaml.py
 
+    from sparsight.common.orphans import end_with_parent, is_started_by_launcher
+
+    if is_started_by_launcher():
+        end_with_parent()
+
     from sparsight.arguments import check_arguments
     from sparsight.common.errors import ConfigurationError
 
