@@ -90,7 +90,8 @@ def test_every_verb_takes_it(stored: tuple[str, Path], dtype: str, tmp_path: Pat
     main(["validate", "--config", str(path), "--ckpt_path", str(saved)])
     main(["predict", "--config", str(path), "--ckpt_path", str(saved), "--images.folder", str(tmp_path / "images")])
     assert list((tmp_path / "images").glob("*.png"))
-    main(["export", "--config", str(path), "--ckpt_path", str(saved), "--output", str(tmp_path / "export")])
+    export = ["--ckpt_path", str(saved), "--weights", "raw", "--output", str(tmp_path / "export")]
+    main(["export", "--config", str(path), *export])
     assert DiffusionModel.from_pretrained(str(tmp_path / "export"))
     main(["benchmark", "--config", str(path), "--tokens", "[16]", "--runs", "1", "--output", str(tmp_path / "bench")])
 
