@@ -43,7 +43,8 @@ def find_files(files: str | list[str], *, what: str) -> list[Path]:
     """
     found: list[Path] = []
     for pattern in [files] if isinstance(files, str) else files:
-        literal, rest = _split(existing(Path(pattern).expanduser()))
+        path = existing(Path(pattern))
+        literal, rest = _split(path if os.path.lexists(path) else existing(Path(os.path.expanduser(pattern))))
         for name in expand_braces(rest) if rest else [""]:
             matches = _match(literal, name)
             if not matches:

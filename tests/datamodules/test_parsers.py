@@ -131,7 +131,7 @@ def changed(data: bytes, changes: list[tuple[int, int]], end: int | None = None)
     return bytes(new if end is None else new[: end % (len(new) + 1)])
 
 
-@some(20, 3000)
+@some(20, 1500)
 def test_tables_of_pictures(tmp_path: Path, count: int) -> None:
     write_files(tmp_path, {"j/0.png": png(), "c/0.png": png(), "j/metadata.jsonl": b"", "c/metadata.csv": b""})
 
@@ -172,7 +172,7 @@ ENTRIES = st.fixed_dictionaries(
 )
 
 
-@some(40, 3000)
+@some(40, 1000)
 def test_conversations(tmp_path: Path, count: int) -> None:
     write_files(tmp_path, {"0.png": png()})
 
@@ -225,7 +225,7 @@ def with_size(block: bytes, size: int) -> bytes:
     return new[:148] + b"%06o\0 " % sum(new) + new[156:] + block[512:]
 
 
-@some(30, 4000)
+@some(30, 2000)
 def test_tar_headers(tmp_path: Path, count: int) -> None:
     path = tmp_path / "a.tar"
     sizes = st.none() | st.sampled_from([-512, -(2**60), 2**33, 2**62, 2**80, 1, 10**6])
@@ -253,7 +253,7 @@ def test_tar_headers(tmp_path: Path, count: int) -> None:
         try_out(count, check, members, CHANGES, st.none() | st.integers(0, 99_999))
 
 
-@some(40, 2000)
+@some(40, 4000)
 def test_parts_of_tar_records(count: int) -> None:
     def check(text: bytes, label: bytes, entry: Any, classes: list[str] | None) -> None:
         parts = {"png": png(), "txt": text, "cls": label, "json": dumped({"t": entry})}
@@ -268,7 +268,7 @@ def test_parts_of_tar_records(count: int) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- rows
-@some(40, 2000)
+@some(40, 3000)
 def test_rows_of_data_sets(count: int) -> None:
     stream = HuggingFaceStream("x", label_column="label", caption_column="text")
     talks = HuggingFaceConversations("x")
@@ -290,7 +290,7 @@ def test_rows_of_data_sets(count: int) -> None:
     try_out(count, check, pictures | SCALARS, VALUES, VALUES, st.lists(messages | VALUES, max_size=3) | VALUES)
 
 
-@some(40, 2000)
+@some(40, 4000)
 def test_labels(count: int) -> None:
     def check(values: list[Any], classes: list[str] | None) -> None:
         one = ClassNumbers(classes)
@@ -304,7 +304,7 @@ def test_labels(count: int) -> None:
     try_out(count, check, st.lists(VALUES, max_size=6), st.none() | st.lists(TEXTS, max_size=4))
 
 
-@some(40, 1500)
+@some(40, 2000)
 def test_names_of_files(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
     write_files(tmp_path, {"a.tar": b"", "b/1.tar": b"", "[v1]/x{2}.tar": b""})
     monkeypatch.chdir(tmp_path)
@@ -319,7 +319,7 @@ def test_names_of_files(tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPa
     try_out(count, check, st.lists(pieces | TEXTS.filter(lambda text: "/etc" not in text), max_size=8))
 
 
-@some(40, 1500)
+@some(40, 3000)
 def test_pictures(count: int) -> None:
     files = []
     for kind in ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM"):
