@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.export.checkpoint import stages_of
-from sparsight.export.export import check_destination, export_and_push
+from sparsight.export.export import check_destination, export_and_push, rehearse
 from sparsight.export.facts import Metric, Run, hardware
 from sparsight.export.hub import check_repo
 from sparsight.lvlm.export import processor_of
@@ -75,6 +75,16 @@ class ExportAtEnd(Callback):
                     "ExportAtEnd cannot write a model that is split over processes: leave it out, save checkpoints "
                     "with save_distributed_checkpoint: false, and run `sparsight export --ckpt_path` on one afterwards"
                 )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Try what the export needs besides trained weights.
+
+        Raises:
+            ConfigurationError: It would fail.
+        """
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            with trainer.precision_plugin.forward_context():
+                rehearse(pl_module, processor=processor_of(trainer.datamodule))  # type: ignore[attr-defined]
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Export on rank 0, once all processes have ended training."""

@@ -122,9 +122,10 @@ class LVLMModule(TrainedPartsModule):
             )
 
     def on_fit_start(self) -> None:
-        """Refuse pictures that the model cannot read, and a reference that has not answered the validation items."""
+        """Refuse what would fail later: pictures, a reference that answered other items, a validation that fails."""
         self._check_pictures()
         self._check_reference()
+        self._rehearse_validation()
 
     def on_validation_start(self) -> None:
         """The same where nothing was trained before."""
@@ -150,7 +151,7 @@ class LVLMModule(TrainedPartsModule):
 
     def _check_reference(self) -> None:
         """Compare places in the source before training; after an evaluation the items themselves are compared."""
-        dataset = getattr(getattr(self.trainer, "datamodule", None), "datasets", {}).get("val")
+        dataset = _datasets(getattr(self.trainer, "datamodule", None)).get("val")
         limit = self.trainer.limit_val_batches
         if self.reference is None or dataset is None or not (isinstance(limit, float) and limit == 1.0):  # 1 is a batch
             return
@@ -160,6 +161,17 @@ class LVLMModule(TrainedPartsModule):
                 f"evaluation.reference {self.evaluation.reference} has answered {len(there)} items, not the same "
                 f"{len(here)} as the validation data hold: let it answer them with the same data and data.limit"
             )
+
+    def _rehearse_validation(self) -> None:
+        """Answer a batch of validation items where the trainer does not try any before training."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.trainer.num_sanity_val_steps or not self.trainer.limit_val_batches or "val" not in _datasets(data):
+            return
+        with self.trainer.precision_plugin.forward_context(), torch.no_grad():
+            for batch in islice(iter(data.val_dataloader()), 1):
+                self._answered(self.trainer.strategy.batch_to_device(batch))
+        if is_sharded(self.model):
+            split_again(self.model)
 
     # -- evaluation ------------------------------------------------------------------------------------------------
 
@@ -195,9 +207,11 @@ class LVLMModule(TrainedPartsModule):
         self._log_scores("test")
 
     def _answer(self, batch: Mapping[str, Any]) -> None:
+        self._scores.add(self._answered(batch))
+
+    def _answered(self, batch: Mapping[str, Any]) -> Any:
         with self.retired.taken_out():
-            items = answer_items(self.model, self._own_tokenizer(), batch, new_tokens=self.evaluation.new_tokens)
-        self._scores.add(items)
+            return answer_items(self.model, self._own_tokenizer(), batch, new_tokens=self.evaluation.new_tokens)
 
     def _own_tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -287,6 +301,11 @@ class LVLMModule(TrainedPartsModule):
             self.removals.append({"step": self.global_step, "layers": leaving, "measured": self._measured})
             self._measured = None
         self.retired.set(layers)
+
+
+def _datasets(datamodule: Any) -> Mapping[str, Any]:
+    """The datasets of an InstructionDataModule by split; others have none."""
+    return getattr(datamodule, "datasets", {})
 
 
 def layer_of(site: str) -> int:

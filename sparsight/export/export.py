@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +27,9 @@ from sparsight.export.standalone import reference_answer, student_state
 from sparsight.export.training import check_trained
 from sparsight.export.verify import is_exact, verify
 from sparsight.lvlm.export import write_lvlm
+from sparsight.lvlm.processor import load_processor
 from sparsight.lvlm.provenance import FILE as PROVENANCE
+from sparsight.lvlm.rehearsal import rehearse_export
 from sparsight.surgery.record import record_of
 from sparsight.surgery.replace import shells_of, without_idle
 from sparsight.surgery.sites import find_sites, meta_twin
@@ -92,6 +95,21 @@ def export(
             processor=processor,
         )
     return destination
+
+
+def rehearse(module: Any, *, processor: Any = None) -> None:
+    """Try what an export needs besides trained weights.
+
+    Args:
+        module: What is about to be trained; stays as it is.
+        processor: Of an image-text model, as its data are made with; the base model's if not given.
+
+    Raises:
+        ConfigurationError: The export of a trained image-text model would fail.
+        ValueError: The module has nothing that can be exported.
+    """
+    if _writer_of(module) is _write_lvlm:
+        rehearse_export(module, processor or load_processor(module.base, **module.source))
 
 
 def _writer_of(module: Any) -> Callable[..., None]:
@@ -191,7 +209,7 @@ def check_destination(output: str | Path, *, overwrite: bool, option: str = "out
         option: What the user sets it with, for the message.
 
     Raises:
-        ValueError: It exists and is not to be overwritten, or is something else than an export.
+        ValueError: It exists and is not to be overwritten, is something else than an export, or cannot be made.
     """
     path = Path(os.path.abspath(output))
     put_back(path)
@@ -200,6 +218,11 @@ def check_destination(output: str | Path, *, overwrite: bool, option: str = "out
     ours = any((path / name).is_file() for name in ("model_index.json", PROVENANCE))
     if path.exists() and not ours and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{option} {output} is no earlier export, so it is not overwritten: name another folder")
+    above = next(folder for folder in path.parents if folder.exists())
+    try:
+        tempfile.TemporaryDirectory(dir=above).cleanup()
+    except OSError as error:
+        raise ValueError(f"{option} {output} cannot be made: {error.strerror} ({above})") from error
     return path
 
 

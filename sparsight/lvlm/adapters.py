@@ -54,7 +54,7 @@ def write_adapters(module: Any, folder: Path, *, base: str) -> bool:
     return True
 
 
-def adapter_config(module: Any, *, base: str) -> Any:
+def adapter_config(module: Any, *, base: str | None) -> Any:
     """Peft's configuration of a SparseLayerTuning's adapters and of the modules of its projector."""
     from peft import LoraConfig
 
@@ -69,6 +69,11 @@ def adapter_config(module: Any, *, base: str) -> Any:
         base_model_name_or_path=base,
         inference_mode=True,
     )
+
+
+def kept_names(module: Any) -> set[str]:
+    """The names, in peft's file, of what it keeps."""
+    return {_saved_as(name) for name in kept_tensors(module)}
 
 
 def kept_tensors(module: Any) -> dict[str, Tensor]:

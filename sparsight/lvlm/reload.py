@@ -30,13 +30,13 @@ def example_inputs(processor: Any, side: int = 224) -> dict[str, Any]:
     return dict(processor(images=[image], text=[text], return_tensors="pt"))
 
 
-def answers(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
+def answers(model: Any, inputs: dict[str, Any], new_tokens: int = NEW_TOKENS) -> dict[str, Any]:
     """Logits, and greedy continuations with and without a cache."""
     import torch
 
     with torch.no_grad():
         logits = model(**inputs).logits
-        options = {"do_sample": False, "max_new_tokens": NEW_TOKENS, "min_new_tokens": NEW_TOKENS}
+        options = {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
         return {
             "logits": logits.float().contiguous(),
             "with_cache": model.generate(**inputs, **options, use_cache=True),
