@@ -12,6 +12,8 @@ from urllib.parse import unquote
 TEXT = (".cfg", ".csv", ".ini", ".jinja", ".json", ".jsonl", ".md", ".py", ".toml", ".txt", ".yaml", ".yml", "")
 LARGEST = 64 * 2**20  # bytes of a text file; vocabularies have some
 
+# repetitions that a search may begin anywhere in have an end, so that long lines take no time to speak of
+SCHEME = r"[a-z][a-z0-9+.-]{0,30}://"
 SECRETS = {
     "a Hugging Face token": r"\b(?:hf|api_org)_[A-Za-z0-9]{20,}",
     "an API key": r"\bsk-[A-Za-z0-9_-]{16,}",
@@ -20,9 +22,9 @@ SECRETS = {
     "a Slack token": r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}",
     "an AWS key": r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b",
     "a Google key": r"\bAIza[A-Za-z0-9_-]{30,}",
-    "a JSON web token": r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}",
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/@:\"']*:(?!\d+(?:/|\s|$))[^\s@\"']+@",
+    "a JSON web token": r"\beyJ[A-Za-z0-9_-]{8,2000}\.eyJ[A-Za-z0-9_-]{8,}",
+    "a private key": r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----",
+    "a password in an address": rf"\b{SCHEME}[^\s/@:\"']{{0,200}}:(?!\d+(?:/|\s|$))[^\s@\"']{{1,2000}}@",
 }
 KEY = r"(?:[\w-]*_)?(?:password|passwd|passphrase|pwd|api_?key|access_?key|secret(?:_?key)?|auth_?token|access_?token)"
 ASSIGNED = re.compile(
@@ -34,12 +36,12 @@ LEADING = re.compile(r"([A-Za-z_][\w.-]{0,60})[\"']?\s*[:=]")
 VOCABULARY = re.compile(r"tokenizer|vocab|added_tokens")  # JSON files that give numbers to words
 FOUND = {kind: re.compile(pattern) for kind, pattern in SECRETS.items()}
 
-ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
+ADDRESS = re.compile(SCHEME, re.IGNORECASE)
 PLACE = re.compile(r"[/~\\]|[A-Za-z]:[/\\]|\$|%\w+%")  # absolute, of a user, of a variable
 LOGIN = re.compile(r"[^/@]*:[^@]*@|[^/@]*@")  # before the host; a secret key may have slashes
 HOST = re.compile(r"[^/@:]*(?::\d+)?(?:/|$)")
 REMOTE = re.compile(r"[\w.-]+@[\w.-]+:\S*$")  # somebody@machine:folder
-ADDRESSES = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>|,;)\]}]+")
+ADDRESSES = re.compile(rf"{SCHEME}[^\s\"'<>|,;)\]}}]+", re.IGNORECASE)
 WORDS = re.compile(r"(?<![\w./:\\~-])(?:(?:~[\w-]*|[A-Za-z]:)?[\\/](?=[^\s/\\]+[\\/]))[^\s\"'<>|,;:)\]}]+")
 
 
