@@ -78,8 +78,8 @@ def named_key(text: str, place: Place | None, error: BaseException) -> str:
     option = _option_in(text, place)
     if option is not None:
         return f"{place.key}.{option}: {text}"
-    if place.kind == "Trainer":
-        return f"{place.key}: {text}"
+    if place.kind == "Trainer":  # which is at work whenever anything is
+        return text
     kind = place.kind.rpartition(".")[2]
     return f"{place.key}{kind and f' ({kind})'}: {text}"
 
@@ -90,6 +90,8 @@ def _option_in(text: str, place: Place) -> str | None:
     named = quoted or {name for name in place.options if "_" in name and _holds_word(text, name)}
     if len(named) == 1:
         return named.pop()
+    if place.kind == "Trainer":  # its values are words such as auto and runs, which stand in any message
+        return None
     told = {
         name
         for name, value in place.options.items()

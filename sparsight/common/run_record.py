@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -38,8 +37,10 @@ DATA_WINS = (
     "device",
     "encode_batch_size",
     "max_corrupt_share",
+    "max_unused_share",
     "model",
     "num_workers",
+    "other_classes",
     "revision",
     "sample_batch_size",
     "shard_size",
@@ -48,6 +49,7 @@ DATA_WINS = (
     "trust_remote_code",
     "val",
     "variant",
+    "verify_days",
 )
 """The same of a datamodule: what changes neither the records that are trained on nor their order."""
 
@@ -163,7 +165,7 @@ def _differences(
         for key in sorted(known.keys() & given.keys())
         if key not in without
         and not _same(known[key], given[key])
-        and not any(fnmatch(key.split(".")[0], safe) for safe in names)
+        and key.split(".")[0] not in names
     ]
 
 
