@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import re
@@ -9,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_DECODER = json.JSONDecoder()
+from sparsight.common.text import BadText, parse_json
+
+_DECODER = json.JSONDecoder(parse_int=str)  # it finds ends alone: a number too long to convert spoils its own entry
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -39,13 +42,16 @@ class JsonEntries:
         self._places: list[tuple[int, int]] = []
         # one character a byte, whatever the language, so that places in the text are places in the file
         text = content.decode("latin-1")
+        start = len(codecs.BOM_UTF8) if content.startswith(codecs.BOM_UTF8) else 0
         del content
         try:
-            end = _skip(text, self._scan(text, _skip(text, 0), path.split(".") if path else []))
+            end = _skip(text, self._scan(text, _skip(text, start), path.split(".") if path else []))
             if end < len(text):
                 raise json.JSONDecodeError("there is more behind its end", text, end)
         except json.JSONDecodeError as error:
             raise ValueError(f"{file} is not JSON: {error.msg}, byte {error.pos}") from error
+        except BadText as error:
+            raise ValueError(f"{file} holds what is {error}") from error
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8: {error}") from error
         except RecursionError as error:
@@ -58,12 +64,12 @@ class JsonEntries:
         """Parse one entry.
 
         Raises:
-            ValueError: It is no object, or no UTF-8.
+            ValueError: It is no object, no UTF-8, or holds a number that is none.
         """
         start, end = self._places[index]
         with self.file.open("rb") as stream:
             stream.seek(start)
-            entry = json.loads(stream.read(end - start))
+            entry = parse_json(stream.read(end - start).decode())
         if not isinstance(entry, dict):
             raise ValueError("not a JSON object")
         return entry
@@ -87,7 +93,7 @@ class JsonEntries:
                 met = True
                 return self._scan(text, at, path[1:])
             _, end = _DECODER.raw_decode(text, at)
-            self.header[name] = json.loads(text[at:end].encode("latin-1"))
+            self.header[name] = parse_json(text[at:end].encode("latin-1").decode())
             return end
 
         end = _parts(text, at, "}", member)

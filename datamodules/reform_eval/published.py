@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from datamodules.reform_eval.layout import (
     read_sample,
 )
 from datamodules.reform_eval.task import EvaluationTask
+from sparsight.common.text import read_json
 from sparsight.reform_eval.sample import Formulation, Sample
 from sparsight.reform_eval.taxonomy import find_data_set, find_layout
 
@@ -198,10 +198,7 @@ class PublishedTask(EvaluationTask):
     def _read_pool(self, file: Path) -> None:
         if not file.is_file():
             raise FileNotFoundError(f"there is no file {file}")
-        try:
-            found = json.loads(file.read_bytes())
-        except ValueError as error:  # one that is no text, too
-            raise ValueError(f"{file} is not JSON: {error}") from error
+        found = read_json(file)
         found = found.get("choice") if isinstance(found, dict) else found
         if not isinstance(found, list):
             raise ValueError(f"{file} holds no list `choice` of answers")

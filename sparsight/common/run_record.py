@@ -163,9 +163,7 @@ def _differences(
     return [
         f"  {prefix}{key}: {known[key]!r} in the checkpoint, {given[key]!r} in the configuration"
         for key in sorted(known.keys() & given.keys())
-        if key not in without
-        and not _same(known[key], given[key])
-        and key.split(".")[0] not in names
+        if key not in without and not _same(known[key], given[key]) and key.split(".")[0] not in names
     ]
 
 

@@ -72,6 +72,20 @@ def parse_json(text: str) -> Any:
         raise BadText(f"not JSON: {error}") from error
 
 
+def read_json(path: Path) -> Any:
+    """The value of a JSON file whose parts stand or fall together.
+
+    Raises:
+        BadText: It is not UTF-8 or no JSON, nested too deeply, or holds a number too long; the message names the file.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except RecursionError as error:
+        raise BadText(f"{path} is not JSON that can be read: it is nested too deeply") from error
+    except ValueError as error:
+        raise BadText(f"{path} is not JSON: {error}") from error
+
+
 def decode_text(data: bytes) -> str:
     """Text of a file's bytes; those that are not UTF-8 are kept so that :func:`check_text` finds them.
 

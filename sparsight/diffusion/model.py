@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from sparsight.common.dtypes import compute_dtype
 from sparsight.common.finite import check_finite
 from sparsight.common.folders import put_back
+from sparsight.common.text import read_json
 from sparsight.diffusion.conditioning import Condition, Conditioner, conditioner_for, map_condition
 from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES, PixelPipeline
 from sparsight.diffusion.process import NoiseProcess
@@ -90,9 +90,11 @@ def _load_own(
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json")
     check_variant(folder, variant)
-    index = json.loads(path.read_text(encoding="utf-8"))
+    index = read_json(path)
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise ValueError(f"{path} is damaged: it has no _class_name")
     class_name = index["_class_name"]
-    kind = PIXEL_PIPELINES.get(class_name[1] if isinstance(class_name, list) else class_name)
+    kind = PIXEL_PIPELINES.get(str(class_name[-1] if isinstance(class_name, list) and class_name else class_name))
     student = None if trust_remote_code else find_student(folder)
     if kind is None and student is None:
         return None

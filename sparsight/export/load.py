@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from diffusers.models.modeling_utils import no_init_weights
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sparsight.common.text import read_json
 from sparsight.diffusion.examples import FAMILIES
 from sparsight.export.adapters import AdapterGuard
 from sparsight.export.modeling import student_file
@@ -73,7 +73,7 @@ def load_student(folder: Path, *, variant: str | None = None, trust_remote_code:
 
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def _weights(folder: Path, variant: str | None) -> dict[str, Tensor]:
@@ -85,5 +85,5 @@ def _weights(folder: Path, variant: str | None) -> dict[str, Tensor]:
         return load_file(single)
     if not index.is_file():
         return {}
-    shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    shards = sorted(set(read_json(index)["weight_map"].values()))
     return {name: tensor for shard in shards for name, tensor in load_file(folder / Path(shard).name).items()}

@@ -146,6 +146,19 @@ def test_entries_are_found_in_any_language_and_spacing(tmp_path: Path) -> None:
         assert "\u00fcber" in entries.header.values()
 
 
+def test_what_an_editor_or_another_program_leaves_in_a_file_spoils_no_other_entry(tmp_path: Path) -> None:
+    rows = '[{"text": "a"}, {"text": NaN}, {"text": ' + "9" * 5000 + '}, {"text": "b"}]'
+    (tmp_path / "a.json").write_text('\ufeff{"data": ' + rows + "}", encoding="utf-8")
+    entries = JsonEntries(tmp_path / "a.json", "data")
+    assert [entries[0], entries[3]] == [{"text": "a"}, {"text": "b"}]
+    for number, reason in ((1, "NaN is no number"), (2, "4300 digits")):
+        with pytest.raises(ValueError, match=reason):
+            entries[number]
+    (tmp_path / "b.json").write_text('{"version": NaN, "data": []}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"b\.json holds what is not JSON: NaN"):
+        JsonEntries(tmp_path / "b.json", "data")
+
+
 def test_missing_file_and_folder_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file .*cifar10_test_10p\.json"):
         opened(tmp_path, "CIFAR10")

@@ -29,6 +29,13 @@ def test_missing_and_wrong_folders_are_named(tmp_path: Path) -> None:
         load_pipeline("no/such")
 
 
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "[" * 100_000, '{"_class_name": "caf\xe9"}'])
+def test_a_damaged_index_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "model_index.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(ValueError, match=r"model_index\.json is (damaged|not JSON)"):
+        load_pipeline(str(tmp_path))
+
+
 def test_label_dropout_inside_the_denoiser_is_off(model: DiffusionModel) -> None:
     model.denoiser.train()
     x, labels = torch.randn(16, 1, 8, 8), torch.arange(16) % 10
