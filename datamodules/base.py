@@ -27,6 +27,7 @@ from datamodules.sampler import (
     epoch_batches,
     even_batch_size,
 )
+from sparsight.common.errors import require
 from sparsight.common.plain import is_plain
 
 _log = logging.getLogger(__name__)
@@ -297,12 +298,6 @@ class RecordsDataModule(ProcessDataModule):
         if last and found:
             _log.warning("%d of %d %s records are unreadable and were skipped", len(found), len(dataset), name)
         return batch
-
-
-def require(holds: bool, name: str, value: object, allowed: str) -> None:
-    """Raise a ``ValueError`` that names an option, its value and what is allowed, unless a condition holds."""
-    if not holds:
-        raise ValueError(f"{name} is {value}; allowed: {allowed}")
 
 
 def note_corrupt(found: dict[int, str], new: Mapping[int, str], *, split: str) -> None:

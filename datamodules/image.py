@@ -8,11 +8,12 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from datamodules.base import RecordsDataModule, require
+from datamodules.base import RecordsDataModule
 from datamodules.buckets import AspectBuckets, trained_model
 from datamodules.class_check import check_alike, check_classes
 from datamodules.image_dataset import Fit, ImageDataset, ImageTransform
 from datamodules.records import RecordSource
+from sparsight.common.errors import require
 from sparsight.diffusion.model import DiffusionModel
 
 

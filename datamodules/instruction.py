@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from transformers import AutoConfig
 
-from datamodules.base import RecordsDataModule, require
+from datamodules.base import RecordsDataModule
 from datamodules.conversations import QuestionTemplate
 from datamodules.instruction_dataset import InstructionDataset
 from datamodules.records import CorruptRecord, RecordSource
 from datamodules.sampler import GroupSampler, LengthSampler, similar_together
+from sparsight.common.errors import require
 from sparsight.lvlm.chat import ChatFormat
 from sparsight.lvlm.chat_template import UnusableConversation
 from sparsight.lvlm.chat_text import Reasoning

@@ -15,13 +15,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from datamodules.base import ProcessDataModule, require
+from datamodules.base import ProcessDataModule
 from datamodules.buckets import trained_model
 from datamodules.image import ImageDataModule
 from datamodules.image_dataset import ImageDataset
 from datamodules.latent_dataset import LatentDataset, LatentRows
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader, ResumableLoader
+from sparsight.common.errors import require
 from sparsight.diffusion.conditioning import ClassLabels
 from sparsight.diffusion.encoding import DTYPES, encode_batches, encode_unconditional
 from sparsight.diffusion.identity import codec_identity

@@ -8,9 +8,10 @@ from typing import Any, Literal
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from datamodules.base import ProcessDataModule, require
+from datamodules.base import ProcessDataModule
 from datamodules.sampler import ResumableLoader, ResumableSampler, even_batch_size
 from sparsight.captions import read_captions
+from sparsight.common.errors import require
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.distill.sample_cache import SampleCache, ShardReader, cache_key
 from sparsight.distill.teacher_plan import TeacherPlan

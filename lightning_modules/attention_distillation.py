@@ -17,7 +17,7 @@ from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, com
 from sparsight.analysis.memory_table import MemoryEstimate
 from sparsight.analysis.report import replacement_report
 from sparsight.analysis.run_memory import run_memory
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.distill.capture import capture_site
@@ -102,6 +102,8 @@ class AttentionDistillation(DiffusionModule):
             max_skipped_steps=max_skipped_steps,
         )
         self.keep_hyperparameters()
+        require(init_samples >= 0, "init_samples", init_samples, "0 or more")
+        require(0 <= condition_dropout <= 1, "condition_dropout", condition_dropout, "0 to 1")
         self.clock = StageClock(stages)
         self.teacher, self.revision = teacher, revision
         self.diffusion = DiffusionModel.from_pretrained(

@@ -15,9 +15,11 @@ from torch import Tensor
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
 from sparsight.analysis.memory_table import MemoryEstimate
 from sparsight.analysis.run_memory import run_memory
+from sparsight.common.errors import require
 from sparsight.diffusion.model import DiffusionModel, load_polished, predict
 from sparsight.diffusion.untrained import untrained_pipeline
 from sparsight.distill.losses import min_snr_weight
+from sparsight.distill.stages import SCHEDULES
 
 
 class DenoiserTraining(DiffusionModule):
@@ -86,6 +88,9 @@ class DenoiserTraining(DiffusionModule):
             max_skipped_steps=max_skipped_steps,
         )
         self.keep_hyperparameters(ignore=["denoiser", "noise_scheduler"])
+        require(0 <= condition_dropout <= 1, "condition_dropout", condition_dropout, "0 to 1")
+        require(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more")
+        require(lr_schedule in SCHEDULES, "lr_schedule", repr(lr_schedule), ", ".join(SCHEDULES))
         if pretrained is not None:
             if class_names is not None or text_encoder is not None:
                 raise ValueError("class_names and text_encoder are those of the pretrained pipeline: leave them out")

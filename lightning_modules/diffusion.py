@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from lightning_modules.base import TrainedPartsModule
 from sparsight.analysis.memory_table import MemoryEstimate
 from sparsight.analysis.run_memory import announce_memory
+from sparsight.common.errors import require
 from sparsight.diffusion.conditioning import drop_condition
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.diffusion.randomness import Stream, sample_normal, sample_uniform
@@ -38,6 +40,8 @@ class DiffusionModule(TrainedPartsModule):
     def __init__(self, *, seed: int, sample_steps: int, guidance_scale: float, max_skipped_steps: int) -> None:
         super().__init__(max_skipped_steps=max_skipped_steps)
         self.seed = seed
+        require(sample_steps >= 1, "sample_steps", sample_steps, "1 or more")
+        require(math.isfinite(guidance_scale), "guidance_scale", guidance_scale, "a finite number")
         self.sample_steps = sample_steps
         self.guidance_scale = guidance_scale
 

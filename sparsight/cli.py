@@ -6,12 +6,12 @@ import inspect
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import blocks  # noqa: F401  plug-ins are imported so that class_path may be their bare class name
@@ -23,6 +23,7 @@ from sparsight.common.checkpoint_file import local
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.find_checkpoint import options_in
 from sparsight.common.run_record import check_options
+from sparsight.early_checks import check_early
 from sparsight.mistakes import in_one_line
 from sparsight.parser import Parser
 from sparsight.quiet import quieten
@@ -85,10 +86,15 @@ class SparsightCLI(LightningCLI):
         parser.add_lightning_class_args(callbacks.ImageWriter, "images")
         parser.add_argument(
             "--matmul_precision",
-            type=str,
+            type=Literal["highest", "high", "medium"],
             default="high",
-            help="torch.set_float32_matmul_precision: highest, high or medium",
+            help="torch.set_float32_matmul_precision",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and check what the configuration alone can tell."""
+        super().parse_arguments(parser, args)
+        check_early(self.config[self.config.subcommand], self.config.subcommand)
 
     def before_instantiate_classes(self) -> None:
         """Apply what must stand before any module is built."""

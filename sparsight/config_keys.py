@@ -14,7 +14,7 @@ from lightning.pytorch import Trainer
 
 _SIMPLE = (str, int, float, bool, type(None))
 _DEVICES = ("accelerator", "devices", "strategy", "precision", "num_nodes")
-_OPTION_AT_START = re.compile(r"[`'\"]?([A-Za-z]\w*)[`'\"]?(?=[ :=])")
+_OPTION_AT_START = re.compile(r"[`'\"]?([A-Za-z]\w*)[`'\"]?(?=[ :=.])")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def place_of(trace: TracebackType | None, config: Any) -> Place | None:
     while trace is not None:
         frames.append(trace.tb_frame)
         trace = trace.tb_next
-    parts = list(_parts(config, ""))
+    parts = list(parts_of(config))
     for frame in reversed(frames):
         worker = frame.f_locals.get("self")
         if isinstance(worker, Trainer) or "accelerator_connector" in frame.f_code.co_filename:
@@ -68,8 +68,10 @@ def named_key(text: str, place: Place | None, error: BaseException) -> str:
     if place is None or f"{place.key}." in text:
         return text
     if place.kind == "Trainer" and "accelerator" in _file(error):
-        named = [each for each in _DEVICES if re.search(rf"\b{each}\b", text)]
-        told = [each for each in _DEVICES if _holds_word(text, str(place.options.get(each)))]
+        named = [each for each in _DEVICES if f"{each}=" in text]
+        named = named or [each for each in _DEVICES if re.search(rf"\b{each}\b", text)]
+        words = {each: value for each in _DEVICES if isinstance(value := place.options.get(each), str)}
+        told = [each for each, value in words.items() if value != "auto" and value in text]
         which = next(iter([each for each in told if each in named] or named or told), _DEVICES[0])
         return f"trainer.{which} is {place.options.get(which)!r}: {text}"
     start = _OPTION_AT_START.match(text)
@@ -111,11 +113,11 @@ def _file(error: BaseException) -> str:
     return "" if trace is None else trace.tb_frame.f_code.co_filename
 
 
-def _parts(node: Any, key: str) -> Iterator[Place]:
+def parts_of(node: Any, key: str = "") -> Iterator[Place]:
     """All mappings in a configuration; those with a class are named by it."""
     if isinstance(node, (list, tuple)):
         for position, each in enumerate(node):
-            yield from _parts(each, f"{key}.{position}")
+            yield from parts_of(each, f"{key}.{position}")
         return
     options = _plain(node)
     if "class_path" in options:
@@ -125,7 +127,7 @@ def _parts(node: Any, key: str) -> Iterator[Place]:
     elif options and key:
         yield Place(key, "", options)
     for name, each in options.items():
-        yield from _parts(each, f"{key}.{name}" if key else name)
+        yield from parts_of(each, f"{key}.{name}" if key else name)
 
 
 def _plain(node: Any) -> dict[str, Any]:

@@ -128,7 +128,7 @@ def _machine_fault(error: BaseException) -> str | None:
         return f"out of memory: {text or 'main memory'}: lower batch_size, or use gradient checkpointing or offloading"
     if LOADER_DIED.search(text):
         return f"{text}: most likely memory ran out: lower num_workers or batch_size"
-    if any(kind.__module__.partition(".")[0] in NETWORK for kind in type(error).__mro__):
+    if any(kind.__module__.partition(".")[0].rstrip("0123456789") in NETWORK for kind in type(error).__mro__):
         return f"{text}: see to the connection, HF_ENDPOINT and HF_TOKEN, or use what is here with HF_HUB_OFFLINE=1"
     if isinstance(error, (torch.distributed.DistBackendError, torch.distributed.DistNetworkError)):
         return f"processes lost each other: {text}"

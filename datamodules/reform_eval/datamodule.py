@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.base import ProcessDataModule, require
+from datamodules.base import ProcessDataModule
 from datamodules.records import digest
 from datamodules.reform_eval.check import Checked, Looked, check_samples
 from datamodules.reform_eval.dataset import Asker, Protocol, ReformEvalDataset
@@ -19,7 +19,7 @@ from datamodules.reform_eval.settings import settings_of
 from datamodules.reform_eval.task import EvaluationTask
 from datamodules.reform_eval.write import write_published
 from datamodules.sampler import ReportingLoader, ResumableSampler, derive_seed
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.errors import ConfigurationError, require
 from sparsight.diffusion.identity import tokenizer_hash
 from sparsight.lvlm.chat import ChatFormat
 from sparsight.lvlm.processor import load_processor

@@ -11,5 +11,11 @@ class ConfigurationError(Told, ValueError):
     """The configuration cannot be run; the message says why and what to do."""
 
 
+def require(holds: bool, name: str, value: object, allowed: str) -> None:
+    """Raise a ConfigurationError that names an option, its value and what is allowed, unless a condition holds."""
+    if not holds:
+        raise ConfigurationError(f"{name} is {value}; allowed: {allowed}")
+
+
 class CheckpointError(ConfigurationError):
     """A checkpoint cannot be read or written; the message names it and says what to do."""

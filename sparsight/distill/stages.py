@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
+
+from diffusers.optimization import SchedulerType
+
+from sparsight.common.errors import require
+
+SCHEDULES = tuple(kind.value for kind in SchedulerType)
 
 
 @dataclass
@@ -55,7 +62,7 @@ class Stage:
         warmup_steps: Steps over which the learning rate rises.
 
     Raises:
-        ValueError: ``steps`` is not positive, or the preset is unknown.
+        ValueError: A number is out of range, or the schedule or the preset is unknown.
     """
 
     objective: Literal["layerwise", "end_to_end"]
@@ -66,10 +73,15 @@ class Stage:
     warmup_steps: int = 100
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"a stage needs at least one step, got {self.steps}")
+        require(self.steps >= 1, "steps", self.steps, "1 or more")
+        require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
+        require(self.lr_schedule in SCHEDULES, "lr_schedule", repr(self.lr_schedule), ", ".join(SCHEDULES))
+        require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
         if isinstance(self.loss, str) and self.loss not in OBJECTIVES:
             raise ValueError(f"unknown loss preset {self.loss!r}; known are {', '.join(OBJECTIVES)}")
+        for name in ("to_teacher", "to_target", "site", "gamma"):
+            weight = getattr(self.terms, name)
+            require(0 <= weight < math.inf, f"loss.{name}", weight, "0 or more")
 
     @property
     def terms(self) -> Objective:

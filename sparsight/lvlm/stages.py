@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from diffusers.optimization import SchedulerType
 
+from sparsight.common.errors import require
 from sparsight.lvlm.trained import LAYERS, PROJECTOR, Part
 
 SCHEDULES = tuple(kind.value for kind in SchedulerType)
@@ -39,11 +41,10 @@ class TuningStage:
     warmup_share: float = 0.03
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"a stage needs at least one step, got {self.steps}")
+        require(self.steps >= 1, "steps", self.steps, "1 or more")
         if not self.train or not set(self.train) <= {LAYERS, PROJECTOR}:
             raise ValueError(f"a stage trains {LAYERS}, {PROJECTOR} or both, got {list(self.train)}")
-        if min(self.lr, self.projector_lr or 0.0) < 0:
+        if not all(0 <= rate < math.inf for rate in (self.lr, self.projector_lr or 0.0)):
             raise ValueError(f"lr and projector_lr are 0 or more, got {self.lr} and {self.projector_lr}")
         if self.lr_schedule not in SCHEDULES:
             raise ValueError(f"lr_schedule is one of {', '.join(SCHEDULES)}; got {self.lr_schedule!r}")

@@ -70,7 +70,7 @@ def layers(rule: str, **options: Any) -> dict[str, Any]:
         (lambda f: ({"stages": [STAGE | {"projector_lr": -1.0}]}, {}), "projector_lr are 0 or more, got 0.05 and -1.0"),
         (lambda f: ({"distill": -1.0}, {}), "distill and vision_cache_gib are 0 or more, got -1.0"),
         (lambda f: ({"evaluation": {"reference": str(f / "gone.json")}}, {}), "no scores at .*gone.json; `sparsight"),
-        (lambda f: ({}, talks(f, "talks.json", "gone")), "image folder .*gone does not exist; set `images`"),
+        (lambda f: ({}, talks(f, "talks.json", "gone")), r"data\.train\.images: .*gone' does not exist"),
         (lambda f: ({}, talks(f, "talks.json", ".")), r"records are unreadable.*gone\.png.*Repair or remove them"),
         (lambda f: ({}, talks(f, "empty.json", ".")), "the train source ConversationRecords has no records"),
         (lambda f: ({}, {"max_length": 8, "val": None}), "its images reach to token 28, beyond max_length=8"),

@@ -1,0 +1,104 @@
+"""What a configuration alone can tell to be wrong, found before any weights are loaded."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sparsight.arguments import closest, suggestion
+from sparsight.common.errors import ConfigurationError, require
+from sparsight.config_keys import Place, parts_of
+from sparsight.export.export import check_destination
+
+LEAST = {  # options that libraries take without a look at their range
+    "seed_everything": 0,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.gradient_clip_val": 0,
+    "trainer.min_steps": 0,
+    "trainer.min_epochs": 0,
+    "trainer.log_every_n_steps": 0,
+}
+WRITTEN = ("default_root_dir", "dirpath", "save_dir", "output", "folder")  # folders that a run makes
+NAMED = ("last", "best", "hpc", "registry")  # checkpoints that are looked up
+
+
+def check_early(config: Any, verb: str) -> None:
+    """Refuse numbers out of range, data and checkpoints that are not there, and outputs that cannot be written.
+
+    Args:
+        config: Of the verb, as parsed.
+        verb: Such as ``fit``.
+
+    Raises:
+        ConfigurationError: Something is wrong; the message names the key.
+    """
+    for key, least in LEAST.items():
+        value = config.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            require(value >= least, key, value, f"{least} or more")
+    checkpoint = config.get("ckpt_path")
+    if checkpoint and checkpoint not in NAMED and "://" not in str(checkpoint):
+        _check_there("ckpt_path", str(checkpoint))
+    for part in parts_of(config):
+        if part.key.split(".")[0] == "data":
+            for name, value in _input_paths(part):
+                _check_there(f"{part.key}.{name}", value)
+        else:
+            _check_outputs(part)
+    output = config.get("output")
+    if verb == "export":
+        output = output or os.path.join(config.trainer.default_root_dir, "export")
+        check_destination(output, overwrite=config.get("overwrite", False))
+    if output:
+        _check_writable("output", output)
+
+
+def _check_outputs(part: Place) -> None:
+    for name in WRITTEN:
+        value = part.options.get(name)
+        if isinstance(value, (str, Path)) and str(value):
+            _check_writable(f"{part.key}.{name}", str(value))
+
+
+def _input_paths(part: Place) -> Iterator[tuple[str, str]]:
+    """Options of a class of data that are annotated as paths and were given."""
+    module, _, name = part.kind.rpartition(".")
+    kind = getattr(import_module(module), name, None) if module else None
+    known: Mapping[str, inspect.Parameter] = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
+    for option, value in part.options.items():
+        parameter = known.get(option)
+        if parameter is None or not isinstance(value, (str, Path)) or str(value) == str(parameter.default):
+            continue
+        if "Path" in str(parameter.annotation):
+            yield option, str(value)
+
+
+def _check_there(key: str, value: str) -> None:
+    path = Path(value).expanduser()
+    try:
+        if path.exists():
+            return
+        beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError as error:
+        raise ConfigurationError(f"{key}: {value!r} cannot be read: {error.strerror}") from error
+    close = [str(path.with_name(name)) for name in closest(path.name, beside)]
+    raise ConfigurationError(f"{key}: {value!r} does not exist{suggestion(close)}")
+
+
+def _check_writable(key: str, value: str) -> None:
+    """See that a folder can be made: the nearest one above it that is there is a folder, and may be written."""
+    if "://" in value:
+        return
+    path = Path(value).expanduser().absolute()
+    try:
+        there = next(each for each in (path, *path.parents) if each.exists())
+    except OSError as error:
+        raise ConfigurationError(f"{key}: {value[:200]!r} cannot be a folder: {error.strerror}") from error
+    if not there.is_dir():
+        raise ConfigurationError(f"{key}: {value!r} cannot be a folder, as {there} is a file: give another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{key}: {value!r} cannot be written, as {there} may not: give another one")
