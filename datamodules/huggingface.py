@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.labels import Labels, name_numbers, number_labels, read_label
+from datamodules.labels import Labels, name_numbers, number_labels, numbers_by_name
 from datamodules.records import (
     MAX_PIXELS,
     CorruptRecord,
@@ -196,9 +196,9 @@ class HuggingFaceRecords(RecordSource):
         except Exception as error:
             raise ValueError(f"{where} cannot be read: {type(error).__name__}: {error}") from error
         names = list(feature.names) if isinstance(feature, ClassLabel) else None
-        if names is not None and all(isinstance(name, int) for name in map(read_label, names)):
-            # datasets sorts folders 2 and 10 by their letters: what counts is the number that each is named by
-            values = [names[value] if value is not None and value >= 0 else value for value in values]
+        numbers = None if names is None else numbers_by_name(names)
+        if numbers is not None:
+            values = [numbers[value] if value is not None and value >= 0 else value for value in values]
             names = None
         labels = number_labels(values, classes=names, where=where)
         self._labels = name_numbers(labels) if isinstance(feature, ClassLabel) else labels

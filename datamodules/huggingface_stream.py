@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from glob import escape
 from typing import TYPE_CHECKING, Any
 
 from datamodules.files import find_files
-from datamodules.labels import ClassNumbers, NotALabel
+from datamodules.labels import ClassNumbers, NotALabel, numbers_by_name
 from datamodules.records import (
     MAX_PIXELS,
     CorruptRecord,
@@ -62,6 +62,7 @@ class HuggingFaceStream(RecordStream):
         self.max_pixels = check_max_pixels(max_pixels)
         self._classes: list[str] | None = None
         self._number_of = ClassNumbers(None)
+        self._numbers: list[int] | None = None  # of the classes, where they are named by others than their own
         self._rows: IterableDataset | None = None
 
     @property
@@ -98,8 +99,25 @@ class HuggingFaceStream(RecordStream):
                     f"{option} is {column!r}, which data set {self.path!r} does not have; it has {list(features)}"
                 )
         if self.label_column is not None and isinstance(features[self.label_column], ClassLabel):
-            self._classes = list(features[self.label_column].names)
+            self._read_names(features[self.label_column].names)
         self._rows = rows.cast_column(self.image_column, Image(decode=False))
+
+    def _read_names(self, names: Sequence[str]) -> None:
+        self._numbers, self._classes = numbers_by_name(names), list(names)
+        if self._numbers is not None:
+            ordered = sorted(self._numbers)
+            self._classes = [str(number) for number in ordered] if ordered == list(range(len(names))) else None
+
+    def _label_of(self, row: Mapping[str, Any]) -> int | None:
+        if self.label_column is None:
+            return None
+        value = row[self.label_column]
+        if self._numbers is not None and value is not None and value >= 0:
+            value = self._numbers[value]
+        try:
+            return self._number_of(value)
+        except NotALabel as error:
+            raise CorruptRecord(f"column {self.label_column!r}: {error}") from error
 
     def read(self, shard: int, start: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """Rows of a file, pictures still encoded."""
@@ -114,10 +132,7 @@ class HuggingFaceStream(RecordStream):
         picture = row[self.image_column]
         if not isinstance(picture, dict) or picture["bytes"] is None:
             raise CorruptRecord(f"column {self.image_column!r} holds no picture's bytes")
-        try:
-            label = None if self.label_column is None else self._number_of(row[self.label_column])
-        except NotALabel as error:
-            raise CorruptRecord(f"column {self.label_column!r}: {error}") from error
+        label = self._label_of(row)
         try:
             column = self.caption_column
             caption = None if column is None else clean_text(row[column], what=f"column {column!r}")

@@ -159,6 +159,16 @@ def name_numbers(labels: Labels) -> Labels:
     return replace(labels, classes=[str(number) for number in range(len(found))])
 
 
+def numbers_by_name(names: Sequence[str]) -> list[int] | None:
+    """The numbers that classes are named by, if all are and none twice: ``datasets`` sorts folders 2 and 10 by letters.
+
+    Args:
+        names: Of the classes, in any order.
+    """
+    numbers = [number for name in names if isinstance(number := _read_name(name), int)]
+    return numbers if len(set(numbers)) == len(names) else None
+
+
 def _refuse(label: int | str | None, classes: list[str], where: str) -> NoReturn:
     if isinstance(label, int):
         check_labels([label], classes=classes, where=where)

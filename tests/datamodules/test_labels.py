@@ -15,6 +15,7 @@ from datamodules import (
     CorruptRecord,
     FolderRecords,
     HuggingFaceRecords,
+    HuggingFaceStream,
     ImageDataModule,
     MixedRecords,
     Record,
@@ -100,6 +101,7 @@ def numbered(tmp_path: Path) -> dict[str, Any]:
         features=datasets.Features(image=datasets.Image(decode=False), label=datasets.ClassLabel(names=names)),
     )
     coded.save_to_disk(str(tmp_path / "coded"))
+    coded.to_parquet(str(tmp_path / "coded.parquet"))
     return {
         "folders": FolderRecords(tmp_path / "folders"),
         "table": FolderRecords(tmp_path / "table"),
@@ -114,6 +116,11 @@ def test_every_source_keeps_numbers(tmp_path: Path) -> None:
         found = {source[place].image.getpixel((0, 0)): source.label_of(place) for place in range(len(source))}
         assert found == {number: number for number in range(12)}, name
         assert source.classes in (None, [str(number) for number in range(12)]), name
+    stream = HuggingFaceStream("parquet", str(tmp_path / "coded.parquet"), label_column="label")
+    stream.open()
+    streamed = [stream.decode(raw) for raw in stream.read(0, 0)]
+    assert {record.picture.getpixel((0, 0)): record.label for record in streamed} == {n: n for n in range(12)}
+    assert stream.classes == [str(number) for number in range(12)]
     write_files(tmp_path / "folders", {"01/b.png": png()})
     with pytest.raises(ValueError, match="has folders of one number"):
         FolderRecords(tmp_path / "folders").open()
