@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from datamodules import CorruptRecord, ParquetRecords, TarRecords
-from datamodules.tar import DamagedShard, members_of
+from datamodules.tar_members import DamagedShard, members_of
 
 
 def png(value: int, *, size: tuple[int, int] = (4, 4)) -> bytes:
@@ -130,7 +130,7 @@ def test_a_damaged_shard_is_found_when_it_is_opened(tmp_path: Path, damage: str)
 def test_a_member_that_claims_too_much_is_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = TarRecords(str(write_shard(tmp_path / "a.tar", 0, 2)))
     source.open()
-    monkeypatch.setattr("datamodules.tar.MAX_BYTES", 8)
+    monkeypatch.setattr("datamodules.tar_members.MAX_BYTES", 8)
     with pytest.raises(CorruptRecord, match=r"0000\.png of \d+ bytes is larger than 8"):
         source[0]
     monkeypatch.undo()
