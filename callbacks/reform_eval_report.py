@@ -17,12 +17,12 @@ from lightning.pytorch.utilities import rank_zero_info
 from sparsight.analysis.environment import environment
 from sparsight.analysis.journal import Journal, check_about, read_results
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.hashes import files_hash
 from sparsight.distill.processes import everywhere
 from sparsight.reform_eval.report import FILE, read_report, write_report
 from sparsight.reform_eval.scores import Estimate, ScoreKey, scores_of
 
 _ANSWERS = "answers-*.jsonl"
-_BLOCK = 2**24  # bytes read at once
 _ORIGIN = ("_name_or_path", "transformers_version")
 
 
@@ -202,14 +202,7 @@ def _config_hash(model: Any) -> str:
 
 def _checkpoint_hash(path: str | Path | None) -> str | None:
     """SHA-256 over the files of a checkpoint, which is a file or a folder."""
-    if path is None:
-        return None
-    digest = hashlib.sha256()
-    for file in _files(Path(path)):
-        with file.open("rb") as stream:
-            while block := stream.read(_BLOCK):
-                digest.update(block)
-    return digest.hexdigest()
+    return None if path is None else files_hash(_files(Path(path)))
 
 
 def _files(path: Path) -> Iterator[Path]:

@@ -29,7 +29,7 @@ FORMAT = 1
 RECORD = "sparsight.json"  # name of the header in the archive
 ALGORITHM = "sha256"
 TAKE_ANOTHER = "take an earlier one, or let `fit --resume true` find the newest whole one"
-BLOCK = 1 << 20
+_BLOCK = 1 << 20
 _LARGEST_HEADER = 1 << 26
 _ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:[/:]|registry(:|$)")  # a Path has one slash left of two
 
@@ -236,7 +236,7 @@ def _hash(archive: zipfile.ZipFile) -> str:
         entry = about.file_size, about.compress_type, about.flag_bits, about.external_attr, about.header_offset
         digest.update(f"{name.partition('/')[2]} {entry}\n".encode())  # a bit among these can make torch read nothing
         with archive.open(name) as record:
-            while block := record.read(BLOCK):
+            while block := record.read(_BLOCK):
                 digest.update(block)
     return f"{ALGORITHM}:{digest.hexdigest()}"
 

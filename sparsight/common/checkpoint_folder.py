@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -14,9 +13,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 
-from sparsight.common.checkpoint_file import ALGORITHM, BLOCK, TAKE_ANOTHER, Header, check_format, header_of
+from sparsight.common.checkpoint_file import TAKE_ANOTHER, Header, check_format, header_of
 from sparsight.common.errors import CheckpointError
 from sparsight.common.files import flush, write_text
+from sparsight.common.hashes import files_hash
 
 MARKER = "complete.json"
 PARTS = ".metadata"  # what torch.distributed.checkpoint writes last
@@ -134,8 +134,4 @@ def _put_in_place(part: Path, target: Path) -> None:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.new(ALGORITHM)
-    with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
-    return f"{ALGORITHM}:{digest.hexdigest()}"
+    return f"sha256:{files_hash([path])}"

@@ -1,12 +1,25 @@
-"""Hashes that say which weights something was made from."""
+"""Hashes that say which weights something was made from, and whether files are what they were."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+_BLOCK = 1 << 20
+
+
+def files_hash(paths: Iterable[Path]) -> str:
+    """SHA-256 over the bytes of files, one after the other, read in blocks."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
 
 
 def state_hash(state: Mapping[str, Tensor]) -> str:
