@@ -53,6 +53,9 @@ DATA_WINS = (
 )
 """The same of a datamodule: what changes neither the records that are trained on nor their order."""
 
+WRAPPED = "images.init_args."
+"""Options of a datamodule that another one wraps; they count as its own."""
+
 PLACES = ("files", "images", "labels", "path", "root")
 """Options of sources that say where data are: they may differ if the records there are the same."""
 
@@ -159,11 +162,13 @@ def _refuse(source: str, different: Iterable[str], *, free: Iterable[str], what:
 def _differences(
     known: Mapping[str, Any], given: Mapping[str, Any], *, free: Iterable[str], prefix: str = "", without: Any = ()
 ) -> list[str]:
-    names = tuple(free)
+    skipped = {*free}
     return [
         f"  {prefix}{key}: {known[key]!r} in the checkpoint, {given[key]!r} in the configuration"
         for key in sorted(known.keys() & given.keys())
-        if key not in without and not _same(known[key], given[key]) and key.split(".")[0] not in names
+        if key not in without
+        and not _same(known[key], given[key])
+        and key.removeprefix(WRAPPED).split(".")[0] not in skipped
     ]
 
 
@@ -172,7 +177,7 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_place(key: str) -> bool:
-    names = [part for part in key.split(".") if not part.isdigit()]
+    names = [part for part in key.removeprefix(WRAPPED).split(".") if not part.isdigit()]
     return names[0] not in DATA_WINS and names[-1] in PLACES
 
 

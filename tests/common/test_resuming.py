@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import AsyncCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 
 from datamodules import FolderRecords, IdxRecords
 from sparsight.common.checkpoint_file import read_checkpoint, read_header
 from sparsight.common.checkpoint_io import OrderedCheckpointIO, WholeCheckpointIO
 from sparsight.common.errors import CheckpointError, ConfigurationError
+from sparsight.common.run_record import DATA, RUN, check_run, run_record
 from sparsight.trainer import SparsightTrainer
 from tests import tiny
 from tests.tiny_run import Line, data, trainer
@@ -114,6 +116,31 @@ def test_data_that_moved_are_told_by_what_they_hold(run: Path, tmp_path: Path, r
     moved[0].write_bytes(bytes(content))
     with pytest.raises(ConfigurationError, match=r"identity\.sha256: '\w+' in the checkpoint"):
         resume(*moved)
+
+
+class Wrapping(LightningDataModule):
+    """Holds the options of another datamodule, as the command keeps them."""
+
+    def __init__(self, cache_dir: str, images: dict[str, Any]) -> None:
+        super().__init__()
+        self.save_hyperparameters(logger=False)
+
+
+def test_options_of_a_datamodule_inside_another_count_as_its_own(run: Path) -> None:
+    again = trainer(run)
+    again.state.fn = TrainerFn.FITTING
+
+    def wrapping(**changed: Any) -> Wrapping:
+        options = {"num_workers": 0, "seed": 0, "val": {"init_args": {"root": "a"}}, "train": {"revision": "x"}}
+        return Wrapping("cache", {"class_path": "datamodules.ImageDataModule", "init_args": options | changed})
+
+    saved = {RUN: run_record(again), DATA: dict(wrapping().hparams)}
+    vars(again)["datamodule"] = wrapping(num_workers=2, val={"init_args": {"root": "b"}})
+    check_run(saved, again, source="last.ckpt")
+    for changed in ({"seed": 1}, {"train": {"revision": "y"}}):
+        vars(again)["datamodule"] = wrapping(**changed)
+        with pytest.raises(ConfigurationError, match=r"data\.images\.init_args\.(seed|train\.revision): "):
+            check_run(saved, again, source="last.ckpt")
 
 
 def test_a_data_set_of_another_class_is_refused(run: Path) -> None:
