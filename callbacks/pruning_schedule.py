@@ -51,7 +51,7 @@ class PruningSchedule(Callback):
         rescore: bool = False,
     ) -> None:
         self.schedule = Schedule(shape, begin, end)
-        if amount < 0 or (isinstance(amount, float) and amount > 1):
+        if not amount >= 0 or (isinstance(amount, float) and amount > 1):
             raise ValueError(f"amount is a number of sites (int) or a share up to 1.0 (float); got {amount!r}")
         if isinstance(order, str) and order not in ORDERS:
             raise ValueError(f"order is one of {', '.join(ORDERS)}, or a list of sites; got {order!r}")

@@ -13,6 +13,7 @@ from torchvision.utils import make_grid, save_image
 
 from callbacks.drawing import check_drawable
 from callbacks.ema import TrainableEMA
+from sparsight.common.errors import require
 from sparsight.common.finite import broken_rows, samples
 from sparsight.sharding import is_sharded
 
@@ -28,7 +29,7 @@ class SampleGrid(Callback):
         every_n_steps: Optimiser steps between grids; one is drawn at the end of ``fit`` in any case.
 
     Raises:
-        ValueError: Not exactly one of labels and captions is given.
+        ValueError: Not exactly one of labels and captions is given, or ``every_n_steps`` is not positive.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class SampleGrid(Callback):
     ) -> None:
         if (labels is None) == (captions is None):
             raise ValueError("give labels or captions, and not both")
+        require(every_n_steps >= 1, "every_n_steps", every_n_steps, "1 or more")
         self.labels, self.captions = labels, captions
         self.every_n_steps = every_n_steps
         self._drawn_at = -1

@@ -32,6 +32,7 @@ from sparsight.common.plain import is_plain
 
 _log = logging.getLogger(__name__)
 _LOGGED_RECORDS = 20
+_MOST_WORKERS = 1024  # a mistyped number would start processes until the machine stands still
 
 
 class ProcessDataModule(LightningDataModule):
@@ -45,6 +46,7 @@ class ProcessDataModule(LightningDataModule):
         super().__init__()
         self._keep_options()
         self.num_workers = num_workers
+        require(0 <= num_workers <= _MOST_WORKERS, "num_workers", num_workers, f"0 or more, up to {_MOST_WORKERS}")
 
     def _keep_options(self) -> None:
         """Let checkpoints hold the constructor's plain arguments, to be compared when a run goes on from them."""
@@ -127,7 +129,6 @@ class RecordsDataModule(ProcessDataModule):
         require(0.0 <= max_corrupt_share <= 1.0, "max_corrupt_share", max_corrupt_share, "0 to 1")
         require(0.0 <= max_unused_share <= 1.0, "max_unused_share", max_unused_share, "0 to 1")
         require(batch_size >= 1, "batch_size", batch_size, "1 or more")
-        require(num_workers >= 0, "num_workers", num_workers, "0 or more")
         require(limit is None or limit >= 1, "limit", limit, "1 or more, or null")
         if val is not None and val_share > 0:
             raise ValueError(

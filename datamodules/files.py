@@ -163,6 +163,7 @@ class FolderFiles:
     Attributes:
         names: Files that can be read.
         skipped: Links to folders that were not followed, broken links, and what is no plain file.
+        folders: Folders, whatever is in them.
 
     Raises:
         ValueError: A link leads outside.
@@ -172,6 +173,7 @@ class FolderFiles:
     refuse_outside: bool = True
     names: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         real_root = os.path.realpath(self.root)
@@ -186,6 +188,7 @@ class FolderFiles:
                     self.skipped.append(name)  # it leads back up, or may
                 else:
                     folders.append((name, linked or link))
+                    self.folders.append(name)
         self.names.sort()
 
     def _entries(self, inside: str, real_root: str) -> Iterator[tuple[str, os.DirEntry[str]]]:

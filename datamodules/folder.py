@@ -200,12 +200,12 @@ class FolderRecords(RecordSource):
         self._unused = _without_company([*files.names, *files.skipped], names)
         entries = [_Entry(name, bad=_bad_name(name)) for name in names]
         if self.class_folders and any(_top(name) for name in names):
-            labels = self._folder_labels(names)
+            labels = self._folder_labels(names, files)
             entries = self._labelled(entries, labels, [f"picture {name!r}" for name in names])
         captions = self._sidecars(names, files.names)
         return [replace(entry, caption=text) for entry, text in zip(entries, captions, strict=True)]
 
-    def _folder_labels(self, names: Sequence[str]) -> Labels:
+    def _folder_labels(self, names: Sequence[str], files: FolderFiles) -> Labels:
         loose = next((name for name in names if _top(name) is None), None)
         if loose is not None:
             raise ValueError(
@@ -214,19 +214,20 @@ class FolderRecords(RecordSource):
             )
         folders = [_top(name) for name in names]
         used = {folder for folder in folders if folder is not None}
-        self._refuse_lost_classes(used)
+        self._refuse_lost_classes(used, files)
         labels = number_labels(folders, classes=self._classes, where=str(self.root))
         if labels.classes is None and len(used) > len(set(labels.numbers)):
             raise ValueError(f"{self.root} has folders of one number: {sorted(used)[:20]}; give `classes`")
         return name_numbers(labels)
 
-    def _refuse_lost_classes(self, used: set[str]) -> None:
-        for name in self._unused:
-            folder = _top(name)
-            if folder is not None and folder not in used and (self._classes is None or folder in self._classes):
+    def _refuse_lost_classes(self, used: set[str], files: FolderFiles) -> None:
+        for folder in sorted(name for name in files.folders if "/" not in name and name not in used):
+            held = next((name for name in self._unused if _top(name) == folder), None)
+            if self._classes is None or (folder in self._classes and held is not None):
+                holds = "holds no picture" if held is None else f"holds {held!r} but no picture that can be read"
                 raise ValueError(
-                    f"folder {folder!r} of {self.root} holds {name!r} but no picture that can be read: convert what "
-                    "is in it to PNG or JPEG, move the folder away if it is no class, or give `classes` without it"
+                    f"folder {folder!r} of {self.root} {holds}: convert what is in it to PNG or JPEG, "
+                    "move the folder away if it is no class, or give `classes` without it"
                 )
 
     def _sidecars(self, names: Sequence[str], files: Sequence[str]) -> Sequence[Path | None]:

@@ -12,7 +12,7 @@ from datamodules.base import RecordsDataModule
 from datamodules.buckets import AspectBuckets, trained_model
 from datamodules.class_check import check_alike, check_classes
 from datamodules.image_dataset import Fit, ImageDataset, ImageTransform
-from datamodules.records import RecordSource
+from datamodules.records import MAX_PIXELS, RecordSource
 from sparsight.common.errors import require
 from sparsight.diffusion.model import DiffusionModel
 
@@ -84,7 +84,8 @@ class ImageDataModule(RecordsDataModule):
             max_unused_share=max_unused_share,
         )
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        require(height >= 1 and width >= 1, "image_size", image_size, "1 or more")
+        fits = height >= 1 and width >= 1 and height * width <= MAX_PIXELS
+        require(fits, "image_size", image_size, f"1 or more, and up to {MAX_PIXELS} pixels together")
         require(channels in (1, 3), "channels", channels, "1 or 3")
         require(fit in get_args(Fit), "fit", fit, ", ".join(get_args(Fit)))
         require(0 <= background <= 255, "background", background, "0 to 255")

@@ -54,7 +54,8 @@ class RecordDataset(Dataset):
             try:
                 return {**self.sample(index, group=self.groups[position]), "index": index, "corrupt": corrupt}
             except CorruptRecord as error:
-                corrupt[index] = str(error)
+                where, reason = self.source.where(index), str(error)
+                corrupt[index] = reason if where in reason else f"{where}: {reason}"
             if len(corrupt) > self.max_corrupt:
                 break
         raise TooManyCorruptRecords(corrupt_message(corrupt, total=len(self), allowed=self.max_corrupt))

@@ -17,6 +17,7 @@ from datamodules.files import is_about_the_data, is_left_behind
 from datamodules.records import IMAGE_SUFFIXES, CorruptRecord
 
 MAX_BYTES = 1 << 28  # of one member; a picture of the most pixels takes less
+_PIECE = 1 << 20  # bytes
 _RULE = "the key is what stands before the first dot, so give every picture a name of its own without other dots"
 
 
@@ -108,6 +109,12 @@ def _headers(path: Path) -> Iterator[tarfile.TarInfo]:
         rest.seek(end)
         if rest.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
             raise DamagedShard(f"{path} is damaged at byte {end}, or cut off there: fetch it again")
+        while piece := rest.read(_PIECE):
+            if piece.strip(tarfile.NUL):
+                raise DamagedShard(
+                    f"{path} goes on behind the mark of its end at byte {end}: it is damaged there, fetch it again, or "
+                    "several were joined, then keep each in a file of its own"
+                )
 
 
 def read_parts(file: BinaryIO, members: Members) -> dict[str, bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
@@ -89,6 +90,7 @@ class DenoiserTraining(DiffusionModule):
         )
         self.keep_hyperparameters(ignore=["denoiser", "noise_scheduler"])
         require(0 <= condition_dropout <= 1, "condition_dropout", condition_dropout, "0 to 1")
+        require(snr_gamma is None or 0 < snr_gamma < math.inf, "snr_gamma", snr_gamma, "above 0, or null")
         require(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more")
         require(lr_schedule in SCHEDULES, "lr_schedule", repr(lr_schedule), ", ".join(SCHEDULES))
         if pretrained is not None:

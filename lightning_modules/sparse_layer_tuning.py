@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -90,7 +91,7 @@ class SparseLayerTuning(LVLMModule):
         trust_remote_code: bool = False,
         parts: PartNames | None = None,
     ) -> None:
-        if distill < 0 or vision_cache_gib < 0:
+        if not (0 <= distill < math.inf and 0 <= vision_cache_gib < math.inf):
             raise ValueError(f"distill and vision_cache_gib are 0 or more, got {distill} and {vision_cache_gib}")
         if distill_from is not None and distill == 0:
             raise ValueError(f"distill_from names {distill_from}, but distill, the weight, is 0: set it, e.g. to 1.0")

@@ -9,6 +9,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sparsight.arguments import closest, suggestion
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.config_keys import Place, parts_of
@@ -22,6 +24,7 @@ LEAST = {  # options that libraries take without a look at their range
     "trainer.min_epochs": 0,
     "trainer.log_every_n_steps": 0,
 }
+MOST_ON_CORES = 8  # processes, on a machine of fewer cores
 WRITTEN = ("default_root_dir", "dirpath", "save_dir", "output", "folder")  # folders that a run makes
 NAMED = ("last", "best", "hpc", "registry")  # checkpoints that are looked up
 
@@ -40,6 +43,7 @@ def check_early(config: Any, verb: str) -> None:
         value = config.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             require(value >= least, key, value, f"{least} or more")
+    _check_devices(config.get("trainer.devices"))
     checkpoint = config.get("ckpt_path")
     if checkpoint and checkpoint not in NAMED and "://" not in str(checkpoint):
         _check_there("ckpt_path", str(checkpoint))
@@ -55,6 +59,13 @@ def check_early(config: Any, verb: str) -> None:
         check_destination(output, overwrite=config.get("overwrite", False))
     if output:
         _check_writable("output", output)
+
+
+def _check_devices(devices: Any) -> None:
+    """More processes than this bring a machine to a halt before any of them says so, where it computes on its cores."""
+    most = torch.cuda.device_count() or max(MOST_ON_CORES, os.cpu_count() or 1)
+    number = int(devices) if isinstance(devices, (int, str)) and str(devices).isdecimal() else 0
+    require(number <= most, "trainer.devices", devices, f"up to {most} on this machine")
 
 
 def _check_outputs(part: Place) -> None:

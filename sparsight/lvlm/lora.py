@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from transformers import PreTrainedModel
 
+from sparsight.common.errors import require
 from sparsight.lvlm.tower import Parts
 
 ADAPTER = "default"  # peft's name for the only one
@@ -26,6 +27,9 @@ class LoRA:
         targets: Last parts of the names of linear layers or stacked experts, e.g. ``[q_proj, v_proj]``; all linear
             layers and experts if not given.
         least_share: Without ``targets``, adapters that reach a smaller share of a chosen layer's weights are refused.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
     rank: int = 128
@@ -33,6 +37,11 @@ class LoRA:
     dropout: float = 0.05
     targets: Sequence[str] | None = None
     least_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.rank >= 1 and self.alpha >= 1, "rank and alpha", (self.rank, self.alpha), "1 or more")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "0 up to, not including, 1")
+        require(0 <= self.least_share <= 1, "least_share", self.least_share, "0 to 1")
 
 
 @dataclass(frozen=True)

@@ -115,6 +115,18 @@ def test_files_that_are_not_used_are_told_and_limited(tmp_path: Path, caplog: py
     assert len(FolderRecords(root, classes=["cat"])) == 9
 
 
+@pytest.mark.parametrize("inside", ["", "README.md", "sub/.hidden"])
+def test_an_empty_class_folder_does_not_renumber_the_others(tmp_path: Path, inside: str) -> None:
+    root = write_files(tmp_path, {"bird/0.png": png(), "dog/0.png": png()})
+    (root / "cat").mkdir()
+    if inside:
+        write_files(root, {f"cat/{inside}": b"x"})
+    with pytest.raises(ValueError, match=r"folder 'cat' of .* holds no picture"):
+        FolderRecords(root).open()
+    named = FolderRecords(root, classes=["bird", "cat", "dog"])
+    assert [named.label_of(index) for index in range(len(named))] == [0, 2]
+
+
 def test_pictures_that_no_row_names_are_told(tmp_path: Path) -> None:
     write_files(tmp_path, {f"{number}.png": png() for number in range(4)})
     write_files(tmp_path, {"metadata.csv": "file_name,text\n0.png,a\n./1.png,b\n2.png,a, b\n"})

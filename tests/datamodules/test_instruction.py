@@ -178,9 +178,9 @@ def test_unusable_conversation_is_skipped_counted_and_named(model: str, caplog: 
     with caplog.at_level("WARNING"):
         seen = indices(datamodule.train_dataloader())
     assert len(seen) == 22 and 3 not in seen and 21 not in seen and 20 in seen
-    assert datamodule.corrupt["train"][3] == "torn"
+    assert datamodule.corrupt["train"][3] == "record 3 of Odd: torn"
     assert "odd 21: of" in datamodule.corrupt["train"][21] and "none of the answers" in datamodule.corrupt["train"][21]
-    assert "skipped train record 21: odd 21: of" in caplog.text
+    assert "skipped train record 21: record 21 of Odd: odd 21: of" in caplog.text
     assert "2 of 22 train records are unreadable and were skipped" in caplog.text
     with pytest.raises(TooManyCorruptRecords, match="2 of 22 records are unreadable, 1 are allowed"):
         options = {"max_corrupt_share": 0.05, "max_length": 150, "batch_size": 2}

@@ -18,6 +18,7 @@ from datamodules import (
     HuggingFaceStream,
     ImageDataModule,
     MixedRecords,
+    ParquetRecords,
     Record,
     TarRecords,
 )
@@ -127,6 +128,25 @@ def test_every_source_keeps_numbers(tmp_path: Path) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- mixed
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [(["0", "10", "2"], [0, 10, 2]), (["1", "0"], [1, 0]), (["0", "1"], [0, 1]), (["b", "a"], [0, 1])],
+)
+def test_class_labels_of_a_stream_are_those_of_the_same_files(
+    tmp_path: Path, names: list[str], numbers: list[int]
+) -> None:
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    pictures = [{"bytes": png(), "path": None}] * len(names)
+    file = str(tmp_path / "a.parquet")
+    datasets.Dataset.from_dict({"image": pictures, "label": list(range(len(names)))}, features).to_parquet(file)
+    stream = HuggingFaceStream("parquet", file, label_column="label")
+    stream.open()
+    assert [stream.decode(raw).label for raw in stream.read(0, 0)] == numbers
+    rows = ParquetRecords(file, label_column="label")
+    assert [rows.label_of(index) for index in range(len(rows))] == numbers
+    assert rows.classes == stream.classes
+
+
 def folders(root: Path, *names: str) -> FolderRecords:
     return FolderRecords(write_files(root, {f"{name}/0.png": png() for name in names}))
 

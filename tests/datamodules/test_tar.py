@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from datamodules import CorruptRecord, ParquetRecords, TarRecords
+from datamodules import CorruptRecord, ImageDataModule, ParquetRecords, TarRecords
 from datamodules.tar_members import DamagedShard, members_of
 
 
@@ -197,3 +197,23 @@ def test_parquet_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": [{"bytes": None, "path": str(secret)}]}), tmp_path / "b.parquet")
     with pytest.raises(CorruptRecord, match="lies outside the data set"):
         ParquetRecords(str(tmp_path / "b.parquet"))[0]
+
+
+@pytest.mark.parametrize("kind", ["a header of zeros", "joined", "garbage behind the end"])
+def test_records_behind_the_end_of_a_shard_do_not_vanish(tmp_path: Path, kind: str) -> None:
+    path = write_shard(tmp_path / "a.tar", 0, 4)
+    data = bytearray(path.read_bytes())
+    if kind == "a header of zeros":
+        with tarfile.open(path) as shard:
+            start = shard.getmembers()[3].offset
+        data[start : start + 512] = bytes(512)
+    path.write_bytes(data + (data if kind == "joined" else b"x" if kind.startswith("garbage") else b""))
+    with pytest.raises(DamagedShard, match=r"a\.tar goes on behind the mark of its end at byte \d+"):
+        TarRecords(str(path)).open()
+
+
+def test_unusable_records_are_named_by_their_place(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", {"x/1.png": png(1), "x/2.png": b"torn"})
+    dataset = ImageDataModule(TarRecords(str(path)), image_size=4, batch_size=1, channels=1, max_corrupt_share=0.5)
+    dataset.setup("fit")
+    assert dataset.datasets["train"][1]["corrupt"][1].startswith(f"record x/2 of {path}: ")

@@ -1,0 +1,45 @@
+"""Numbers out of range end before anything is loaded, and the message names option and value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from callbacks import PruningSchedule, SampleGrid
+from datamodules import ImageDataModule
+from lightning_modules import DenoiserTraining, SparseLayerTuning
+from sparsight.lvlm.lora import LoRA
+from sparsight.lvlm.stages import TuningStage
+from tests.tiny_records import Pictures
+
+
+def trained(**options: Any) -> DenoiserTraining:
+    return DenoiserTraining("no/such-pipeline", **options)
+
+
+def tuned(**options: Any) -> SparseLayerTuning:
+    return SparseLayerTuning("no/such-base", [TuningStage(1)], **options)
+
+
+@pytest.mark.parametrize(
+    ("make", "option", "value"),
+    [
+        (trained, "snr_gamma", -5.0),
+        *[(tuned, "distill", value) for value in (-1.0, math.nan)],
+        (LoRA, "alpha", 0),
+        (LoRA, "dropout", 1.0),
+        (LoRA, "least_share", math.nan),
+        (lambda **o: SampleGrid(labels=[0], **o), "every_n_steps", 0),
+        (lambda **o: PruningSchedule(end=9, **o), "amount", math.nan),
+        *[(lambda **o: ImageDataModule(Pictures([]), batch_size=1, **o), "image_size", value) for value in (0, 10**5)],
+        (lambda **o: ImageDataModule(Pictures([]), batch_size=1, image_size=4, **o), "num_workers", 10**6),
+    ],
+)
+def test_numbers_out_of_range_are_named_before_weights_are_loaded(
+    make: Callable[..., object], option: str, value: object
+) -> None:
+    with pytest.raises(ValueError, match=rf"{option} (is|and|are) .*({value}.*allowed|got .*{value})"):
+        make(**{option: value})
