@@ -17,6 +17,7 @@ from sparsight.common.checkpoint_file import TAKE_ANOTHER, Header, check_format,
 from sparsight.common.errors import CheckpointError
 from sparsight.common.files import flush, write_text
 from sparsight.common.hashes import files_hash
+from sparsight.common.text import read_json
 
 MARKER = "complete.json"
 PARTS = ".metadata"  # what torch.distributed.checkpoint writes last
@@ -103,7 +104,7 @@ def remove_folder(folder: Path) -> None:
 
 def _marker(folder: Path) -> tuple[Header, dict[str, str]]:
     try:
-        content = json.loads((folder / MARKER).read_text(encoding="utf-8"))
+        content = read_json(folder / MARKER)
         check_format(content, folder)
         files = content["files"]
         header = Header(**{key: content[key] for key in content.keys() & Header.__dataclass_fields__.keys()})

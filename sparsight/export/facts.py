@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from huggingface_hub import ModelCard, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from sparsight import __version__
+from sparsight.common.text import read_json
 from sparsight.diffusion.model import resolve
 from sparsight.export.secrets import without_place
 
@@ -152,9 +152,9 @@ def read_metrics(path: str | Path) -> list[Metric]:
         FileNotFoundError: No such file.
         ValueError: It holds something else.
     """
-    text = Path(path).read_text(encoding="utf-8")
     try:
-        return [Metric(str(entry["name"]), float(entry["value"]), str(entry["protocol"])) for entry in json.loads(text)]
+        entries = read_json(Path(path))
+        return [Metric(str(entry["name"]), float(entry["value"]), str(entry["protocol"])) for entry in entries]
     except (KeyError, TypeError, ValueError) as error:
         wanted = '[{"name": ..., "value": ..., "protocol": ...}, ...]'
         raise ValueError(f"{path} must hold a JSON list like {wanted}, but: {error!r}") from error

@@ -6,7 +6,6 @@ that was met twice (samplers may fill up a last batch) counts once.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from sparsight.analysis.tables import json_text
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.files import write_text
+from sparsight.common.text import read_json
 from sparsight.distill.processes import process_count
 from sparsight.lvlm.wording import plain_words, undressed, without_article, without_lead
 
@@ -148,7 +148,7 @@ class TaskScores:
             raise FileNotFoundError(f"there are no scores at {path}; `sparsight validate` and `test` write them")
         scores = cls()
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             if content["version"] != VERSION:
                 raise ValueError(f"version {content['version']}")
             scores.add(Item(**item) for item in content["items"])

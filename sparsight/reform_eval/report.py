@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from sparsight.analysis.tables import format_table, json_text, markdown_table
 from sparsight.common.files import write_text, write_whole
+from sparsight.common.text import read_json
 from sparsight.reform_eval.scores import HEADLINES, Estimate, ScoreKey
 from sparsight.reform_eval.taxonomy import CAPTIONS
 
@@ -66,7 +66,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"there is no evaluation at {path}; give a folder with {FILE}, or such a file")
     try:
-        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(file)
         if content["version"] != VERSION or not content["answers"]:
             raise ValueError(f"version {content['version']}, {len(content['answers'])} answers")
         _ = content["about"]["tasks"], content["about"]["model"]["name"]
