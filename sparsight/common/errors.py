@@ -18,4 +18,4 @@ def require(holds: bool, name: str, value: object, allowed: str) -> None:
 
 
 class CheckpointError(ConfigurationError):
-    """A checkpoint cannot be read or written; the message names it and says what to do."""
+    """A checkpoint cannot be read or written, or is of another run; the message names it and says what to do."""

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.errors import CheckpointError
 from sparsight.common.plain import flatten
 
 FLAG_WINS = (
@@ -97,7 +97,7 @@ def check_module(saved: Mapping[str, Any], module: LightningModule, *, source: s
         source: Where the checkpoint is, for the message.
 
     Raises:
-        ConfigurationError: Its class or an option outside :data:`FLAG_WINS` differs.
+        CheckpointError: Its class or an option outside :data:`FLAG_WINS` differs.
     """
     check_options(saved, dict(module.hparams), class_path=type(module).__name__, source=source)
 
@@ -106,7 +106,7 @@ def check_options(saved: Mapping[str, Any], current: Mapping[str, Any], *, class
     """The comparison behind :func:`check_module`, for options that nothing was built from yet."""
     saved_class = saved.get("_class_path", class_path)
     if saved_class.rpartition(".")[2] != class_path.rpartition(".")[2]:
-        raise ConfigurationError(f"{source} was saved from {saved_class}, but the configuration asks for {class_path}")
+        raise CheckpointError(f"{source} was saved from {saved_class}, but the configuration asks for {class_path}")
     known, given = _plain(saved), _plain(current)
     _refuse(source, _differences(known, given, free=FLAG_WINS), free=FLAG_WINS, what="the configuration")
 
@@ -115,7 +115,7 @@ def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -
     """Compare data, batch, seed and steps of a run that goes on with those of the checkpoint; older ones tell nothing.
 
     Raises:
-        ConfigurationError: Something differs that decides what is trained on, or in which order.
+        CheckpointError: Something differs that decides what is trained on, or in which order.
     """
     saved = checkpoint.get(RUN)
     if trainer.state.fn != TrainerFn.FITTING or saved is None:
@@ -129,7 +129,7 @@ def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -
         told = ", ".join(f"{key} {known[key]!r}, now {options[key]!r}" for key in sorted(moved))
         rank_zero_warn(f"the data have moved, but their records are those of {source}: {told}")
     elif moved and not _different(saved, current, "identity"):
-        raise ConfigurationError(
+        raise CheckpointError(
             f"{source} was trained on data in another place, and whether they are the same cannot be told: "
             + "; ".join(f"data.{key}: {known[key]!r} in the checkpoint, {options[key]!r} now" for key in sorted(moved))
             + ". Let the old path lead there, for example by a link"
@@ -152,7 +152,7 @@ def _different(saved: Mapping[str, Any], current: Mapping[str, Any], key: str) -
 def _refuse(source: str, different: Iterable[str], *, free: Iterable[str], what: str) -> None:
     lines = list(different)
     if lines:
-        raise ConfigurationError(
+        raise CheckpointError(
             f"{what} differs from {source} in what cannot change after training has begun:\n"
             + "\n".join(lines)
             + f"\nMake them equal; only {', '.join(free)} may differ."

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -20,6 +21,7 @@ from sparsight.common.checkpoint_file import read_checkpoint, read_header
 from sparsight.common.checkpoint_io import OrderedCheckpointIO, WholeCheckpointIO
 from sparsight.common.errors import CheckpointError, ConfigurationError
 from sparsight.common.run_record import DATA, RUN, check_run, run_record
+from sparsight.mistakes import in_one_line
 from sparsight.trainer import SparsightTrainer
 from tests import tiny
 from tests.tiny_run import Line, data, trainer
@@ -68,8 +70,10 @@ def test_every_way_compares_options(run: Path, way: str) -> None:
         ("seed", 1): r"data\.seed: 0 in the checkpoint, 1 in the configuration",
         ("limit", 12): r"data\.limit: None in the checkpoint, 12 in the configuration",
     }.items():
-        with pytest.raises(ConfigurationError, match=message):
+        with pytest.raises(CheckpointError, match=message) as refused:
             trainer(run).fit(Line(), datamodule=data(run, **dict([options])), **how)
+        work = Namespace(trainer=Namespace(), model=Namespace(class_path="Line", init_args=Namespace(variant=None)))
+        assert in_one_line(refused.value, begun=False, config=work) == str(refused.value), "no other key stands first"
     with pytest.raises(ConfigurationError, match=r"accumulate_grad_batches: 1 in the checkpoint, 2"):
         trainer(run, accumulate_grad_batches=2).fit(Line(), datamodule=data(run), **how)
 
