@@ -6,6 +6,7 @@ import re
 import unicodedata
 
 _BRACKETS = str.maketrans("\u3010\u3011\u3014\u3015\u300c\u300d\u300e\u300f\u2018\u2019\u201c\u201d", "[][]''''''\"\"")
+_DASHES = str.maketrans("\u2013\u2014\u2212", "---", "\u200b\u200c\u200d\u2060\ufeff")  # the rest has no width
 _TAGGED = re.compile(r"<(answer|final_answer|final|box)>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*\{((?:[^{}]|\{[^{}]*\})*)\}")
 _FORMULA = re.compile(r"\\[A-Za-z]+\s*\{([^{}]*)\}|\\[()\[\]]|\$+")
@@ -39,7 +40,7 @@ def undressed(text: str) -> str:
 
     Where an answer is put into a box (``\boxed{}``) or between tags (``<answer>``), the last of them is the text.
     """
-    text = unicodedata.normalize("NFKC", text).translate(_BRACKETS)
+    text = unicodedata.normalize("NFKC", text).translate(_BRACKETS).translate(_DASHES)
     for inside in (_TAGGED, _BOXED):
         found = [match[match.lastindex or 0] for match in inside.finditer(text)]
         if found and found[-1].strip():

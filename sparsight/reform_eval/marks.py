@@ -14,7 +14,7 @@ _WORDLIKE = "ai"  # marks that are English words
 _NEAR = 80  # characters looked at before a mark
 # what says that a bare mark behind it is meant; \u7b54\u6848 is the answer, \u9009 the choice in Chinese
 _SAYS = re.compile(
-    r"(?:(?<![^\W_])(?:answer|option|choice|choose|pick|select|correct|go\s+with|therefore|thus|hence|it\s+is|it's"
+    r"(?:(?<![^\W_])(?:answer|option|choice|letter|choose|pick|select|correct|go\s+with|therefore|thus|hence|it\s+is|it's"
     r"|must\s+be|should\s+be)(?![^\W_])|\u7b54\u6848|\u9009\u9879?)"
     r"(?:\s+(?:to\s+(?:the|this)\s+question|here))?(?:\s*(?:is|would\s+be|must\s+be|should\s+be|\u662f|\u4e3a))?"
     r"(?:\s+(?:therefore|thus|clearly|probably|most\s+likely|the|option|choice))*\s*[:=,-]*\s*$",
@@ -35,7 +35,7 @@ _DENIED_AFTER = re.compile(
     r"\s*(?:(?:,?\s*(?:is|are|was|were|would\s+be|can\s+be|could\s+be|does|do|seems)\s+"
     r"(?:(?:also|clearly|obviously|definitely|simply|both)\s+)*|[:=-]\s*)"
     r"(?:not|wrong|incorrect|false|out|ruled\s+out|eliminated|impossible)\b"
-    r"|(?:cannot|can't|isn't|doesn't|wouldn't)\b)",
+    r"|(?:cannot|can't|isn't|doesn't|wouldn't)\b|\?\s*no\b)",
     re.IGNORECASE,
 )
 _JOINED = re.compile(r"\W*(?:\b(?:and|or|nor)\b\W*)?(?:\b(?:option|choice)\b\W*)?", re.IGNORECASE)
@@ -105,14 +105,15 @@ def find_marks(answer: str, options: Sequence[Shown]) -> list[Mark]:
 def decided(marks: Sequence[Mark], *, last: bool) -> int | None:
     """Position of the option that marks say.
 
-    Denied ones do not count. The one that the answer begins with is meant, else the last that is stated, else the only
+    Denied ones do not count. The one that the answer begins with is meant, unless it is one of alternatives and another
+    is stated; else the last that is stated, else the only
     one; of several the last where ``last`` is set. Nothing is, where that one is an alternative among others.
     """
     meant = [mark for mark in marks if not mark.denied]
     stated = [mark for mark in meant if mark.stated]
     if not meant:
         return None
-    if meant[0].begins:
+    if meant[0].begins and not (meant[0].open and stated):
         chosen = meant[0]
     elif stated:
         chosen = stated[-1]

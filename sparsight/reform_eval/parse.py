@@ -15,6 +15,9 @@ _YES_NO = re.compile(
     r"\W*(yes|no)(?:\s+(?:it|there|they|he|she|this|that|these|those|the|i|we|you|because)\b|[.,;:!?\n]|\s+-)",
     re.IGNORECASE,
 )
+_CORRECTION = re.compile(
+    r"\b(?:wait|actually|correction|sorry|i\s+mean|on\s+second\s+thought)\b\W*(?:no\b\W*)?", re.IGNORECASE
+)
 _BOTH = re.compile(r"\W*(?:yes|no)\W+(?:(?:and|or)\W+)(?:yes|no)\b", re.IGNORECASE)
 
 
@@ -51,6 +54,7 @@ def parse_choice(written: str, shown: Sequence[tuple[str, str]], *, opened: bool
     options = [Shown(mark, undressed(text)) for mark, text in shown]
     texts = [_plain(option.text) for option in options]
     answer = without_list(undressed(answer), options)
+    answer = _corrected(answer, options)
     found = find_marks(answer, options)
     said = (_plain(answer), _plain(without_lead(answer)))
     exact = next((texts.index(text) for text in said if text and texts.count(text) == 1), None)
@@ -63,6 +67,15 @@ def parse_choice(written: str, shown: Sequence[tuple[str, str]], *, opened: bool
         marked = any(mark.brackets == "(" for mark in found if mark.place == place and not mark.denied)
         return Choice(place, marked)
     return Choice(begun, False)
+
+
+def _corrected(answer: str, options: Sequence[Shown]) -> str:
+    """What follows the last correction, if that has a mark which is meant."""
+    for said in reversed([*_CORRECTION.finditer(answer)]):
+        rest = answer[said.end() :]
+        if any(not mark.denied for mark in find_marks(rest, options)):
+            return rest
+    return answer
 
 
 def _plain(text: str) -> str:
