@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from yaml import YAMLError
 
 from sparsight.analysis.memory import is_out_of_memory
-from sparsight.common.errors import CheckpointError, Told
+from sparsight.common.errors import CheckpointError, Told, chain
 from sparsight.config_keys import named_key, place_of
 from sparsight.startup import PLUGINS
 
@@ -117,7 +117,7 @@ def _on_purpose(error: BaseException) -> bool:
 
 def _machine_fault(error: BaseException) -> str | None:
     """What is wrong with disk, memory or connection, and what helps; none if nothing is."""
-    for each in _chain(error):
+    for each in chain(error):
         number = _number(each)
         if number in FULL or (each is error and number is not None):
             reason = os.strerror(number) if number > 0 else str(each)
@@ -179,15 +179,6 @@ def _is_file_name(value: object) -> bool:
     if not isinstance(value, (str, Path)) or len(str(value)) > 1000 or "\n" in str(value):
         return False
     return bool(Path(value).suffix) and not str(value).endswith(".py")
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    each: BaseException | None = error
-    while each is not None and id(each) not in seen:
-        seen.add(id(each))
-        yield each
-        each = each.__cause__ or each.__context__
 
 
 def _said_by_class(error: BaseException) -> BaseException:

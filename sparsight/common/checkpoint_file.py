@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from sparsight.common import formats
-from sparsight.common.errors import CheckpointError
+from sparsight.common.errors import CheckpointError, chain
 from sparsight.common.files import write_whole
 
 FORMAT = 1
@@ -243,9 +243,7 @@ def _hash(archive: zipfile.ZipFile) -> str:
 
 def _reason(error: BaseException) -> str:
     """The first line of what went wrong, as the operating system says it where it does."""
-    found: BaseException | None = error
-    while found is not None:
-        if isinstance(found, OSError) and found.strerror:
-            return found.strerror
-        found = found.__cause__ or found.__context__
+    for each in chain(error):
+        if isinstance(each, OSError) and each.strerror:
+            return each.strerror
     return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -23,7 +23,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from sparsight.common.errors import CheckpointError
+from sparsight.common.errors import CheckpointError, chain
 from sparsight.common.files import sweep
 from sparsight.common.find_checkpoint import folders_of
 
@@ -196,9 +196,5 @@ def _folder(trainer: Trainer) -> Path:
     return Path(next((folder for folder in folders if folder), Path(trainer.default_root_dir, "checkpoints")))
 
 
-def _is_or_stems_from(error: BaseException | None, kind: type[BaseException]) -> bool:
-    while error is not None:
-        if isinstance(error, kind):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+def _is_or_stems_from(error: BaseException, kind: type[BaseException]) -> bool:
+    return any(isinstance(each, kind) for each in chain(error))
