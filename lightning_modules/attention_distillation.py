@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -103,6 +104,8 @@ class AttentionDistillation(DiffusionModule):
         )
         self.keep_hyperparameters()
         require(init_samples >= 0, "init_samples", init_samples, "0 or more")
+        for pattern, weight in (site_weights or {}).items():
+            require(0 <= weight < math.inf, f"site_weights.{pattern}", weight, "0 or more")
         require(0 <= condition_dropout <= 1, "condition_dropout", condition_dropout, "0 to 1")
         self.clock = StageClock(stages)
         self.teacher, self.revision = teacher, revision

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from blocks import DeltaConvBlock
 from callbacks import PruningSchedule, SampleGrid
 from datamodules import ImageDataModule
-from lightning_modules import DenoiserTraining, SparseLayerTuning
+from lightning_modules import AttentionDistillation, DenoiserTraining, SparseLayerTuning
+from sparsight.distill.stages import Stage
 from sparsight.lvlm.lora import LoRA
 from sparsight.lvlm.stages import TuningStage
 from tests.tiny_records import Pictures
@@ -22,6 +24,12 @@ def trained(**options: Any) -> DenoiserTraining:
 
 def tuned(**options: Any) -> SparseLayerTuning:
     return SparseLayerTuning("no/such-base", [TuningStage(1)], **options)
+
+
+@pytest.mark.parametrize("weight", [-1.0, math.nan, math.inf])
+def test_weights_of_sites_are_named_by_their_pattern(weight: float) -> None:
+    with pytest.raises(ValueError, match=rf"site_weights\.mid\* is {weight}; allowed: 0 or more"):
+        AttentionDistillation("none", DeltaConvBlock, [Stage("layerwise", 1)], site_weights={"mid*": weight})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
