@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
-PART = re.compile(r"\..+\.(?P<process>\d+)\.part(\.\w+)?")  # beside its target: .NAME.PROCESS.part.SUFFIX
+# beside its target: .NAME.PROCESS-THREAD.part.SUFFIX
+PART = re.compile(r"\..+\.(?P<process>\d+)(-\d+)?\.part(\.\w+)?")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -23,7 +25,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     the disk before it is renamed, so that no crash leaves a name without its content.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    part = path.with_name(f".{path.stem}.{os.getpid()}-{threading.get_native_id()}.part{path.suffix}")
     try:
         write(part)
         flush(part)

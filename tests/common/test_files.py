@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -30,11 +31,20 @@ def test_the_file_is_written_beside_its_target(tmp_path: Path) -> None:
     assert written[0].parent == tmp_path / "new" and written[0].suffix == ".csv"
 
 
+def test_threads_may_write_one_file_at_the_same_time(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.json"
+    texts = [str(number) * 1000 for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        for finished in [pool.submit(write_text, path, text) for text in texts * 4]:
+            finished.result()
+    assert path.read_text() in texts and list(tmp_path.iterdir()) == [path]
+
+
 def test_leftovers_of_dead_processes_are_swept_and_those_of_living_ones_stay(tmp_path: Path) -> None:
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    kept = {"last.ckpt", f".last.{os.getpid()}.part.ckpt", ".hidden.part.ckpt"}
-    for name in {*kept, f".last.{ended.pid}.part.ckpt", f".last.{ended.pid}.part"}:
+    kept = {"last.ckpt", f".last.{os.getpid()}-1.part.ckpt", ".hidden.part.ckpt"}
+    for name in {*kept, f".last.{ended.pid}-1.part.ckpt", f".last.{ended.pid}.part"}:
         (tmp_path / name).write_text("")
     sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == kept
