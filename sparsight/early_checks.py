@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -16,13 +17,13 @@ from sparsight.common.errors import ConfigurationError, require
 from sparsight.config_keys import Place, parts_of
 from sparsight.export.export import check_destination
 
-LEAST = {  # options that libraries take without a look at their range
-    "seed_everything": 0,
-    "trainer.accumulate_grad_batches": 1,
-    "trainer.gradient_clip_val": 0,
-    "trainer.min_steps": 0,
-    "trainer.min_epochs": 0,
-    "trainer.log_every_n_steps": 0,
+RANGES: dict[str, tuple[int, float]] = {  # options that libraries take without a look at it, or name no key
+    "seed_everything": (0, 2**32 - 1),
+    "trainer.accumulate_grad_batches": (1, math.inf),
+    "trainer.gradient_clip_val": (0, math.inf),
+    "trainer.min_steps": (0, math.inf),
+    "trainer.min_epochs": (0, math.inf),
+    "trainer.log_every_n_steps": (0, math.inf),
 }
 MOST_ON_CORES = 8  # processes, on a machine of fewer cores
 WRITTEN = ("default_root_dir", "dirpath", "save_dir", "output", "folder")  # folders that a run makes
@@ -39,10 +40,11 @@ def check_early(config: Any, verb: str) -> None:
     Raises:
         ConfigurationError: Something is wrong; the message names the key.
     """
-    for key, least in LEAST.items():
+    for key, (least, most) in RANGES.items():
         value = config.get(key)
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            require(value >= least, key, value, f"{least} or more")
+            allowed = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            require(least <= value <= most, key, value, allowed)
     _check_devices(config.get("trainer.devices"))
     checkpoint = config.get("ckpt_path")
     if checkpoint and checkpoint not in NAMED and "://" not in str(checkpoint):

@@ -72,7 +72,8 @@ MISTAKES = [
     (with_option("trainer", "accumulate_grad_batches", value=0), r"trainer\.accumulate_grad_batches is 0"),
     (with_option("trainer", "gradient_clip_val", value=-1), r"trainer\.gradient_clip_val is -1"),
     (with_option("trainer", "devices", value=9999), r"trainer\.devices is 9999; allowed: up to \d+ on this machine$"),
-    (with_option("seed_everything", value=-4), r"seed_everything is -4; allowed: 0 or more$"),
+    (with_option("seed_everything", value=-4), r"seed_everything is -4; allowed: 0 to 4294967295$"),
+    (with_option("seed_everything", value=2**40), r"seed_everything is 1099511627776; allowed: 0 to 4294967295$"),
     (with_option("trainer", "logger", value={"class_path": f"{LOGGERS}.MLFlowLogger"}), r"trainer\.logger.*mlflow"),
     (with_callback(f"{CALLBACKS}.ModelCheckpoint", save_top_k=-7), r"trainer\.callbacks\.0\.save_top_k: .*-7"),
     (

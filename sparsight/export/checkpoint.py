@@ -90,7 +90,9 @@ def _average_in(checkpoint: dict[str, Any], path: str | Path) -> dict[str, torch
     states = checkpoint.get("callbacks", {})
     found = next((state for key, state in states.items() if key.startswith(EMA)), None)
     if found is None:
-        raise ValueError(f"{path} holds no moving average (the run had no {EMA}): export with weights=raw")
+        raise ValueError(
+            f"{path} holds no moving average (the run had no {EMA}): export its last weights with --weights raw"
+        )
     return found["average"]
 
 
