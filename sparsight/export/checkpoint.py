@@ -34,11 +34,7 @@ def restore(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) ->
         ValueError: The checkpoint is damaged or at an address, has no average, or does not fit the module, its options
             or its teacher.
     """
-    checkpoint = read_checkpoint(local(path))
-    module.on_load_checkpoint(checkpoint)
-    module.load_state_dict(checkpoint["state_dict"])
-    if weights == "ema":
-        _take_average(module, _average_in(checkpoint, path))
+    checkpoint = load_weights(module, path, weights=weights)
     return Run(
         steps=module.steps_taken,
         skipped=module.guard.skipped,
@@ -46,6 +42,20 @@ def restore(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) ->
         weights="moving average" if weights == "ema" else "those of the last step",
         config=saved_config(Path(path), checkpoint.get("hyper_parameters", {})),
     )
+
+
+def load_weights(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) -> dict[str, Any]:
+    """Put a checkpoint's weights into a module of any kind; arguments and errors as :func:`restore`.
+
+    Returns:
+        The checkpoint.
+    """
+    checkpoint = read_checkpoint(local(path))
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    if weights == "ema":
+        _take_average(module, _average_in(checkpoint, path))
+    return checkpoint
 
 
 def stages_of(module: Any, steps: int) -> list[StageFacts]:

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.export.checkpoint import restore
+from sparsight.export.checkpoint import load_weights
 from sparsight.lvlm.scores.base import LayerScore
 from sparsight.lvlm.scores.change import AngularDistance, BlockInfluence, MultimodalBlockInfluence
 from sparsight.lvlm.scores.table import ScoreTable
@@ -62,7 +62,7 @@ def analyze_module(
             f"analyze runs in one process, not {trainer.world_size}: give --trainer.devices 1 and --trainer.num_nodes 1"
         )
     if checkpoint is not None:
-        restore(module, checkpoint, weights="raw")
+        load_weights(module, checkpoint, weights="raw")
     drawn = list(islice(_batches(trainer, module, datamodule, split), batches))
     if not drawn:
         raise ConfigurationError(f"the {split} split has no batches to calibrate on, or batches is {batches}")
