@@ -90,7 +90,8 @@ def test_grids_that_the_model_cannot_draw_are_refused_before_training(
             fit(tmp_path, module, [grid], logger=False)
         assert module.global_step == 0
     text_teacher = str(tiny.save_sd_pipeline(tmp_path / "sd"))
-    text = AttentionDistillation(text_teacher, SoftmaxAttention, [Stage("layerwise", 4)], sample_steps=2)
+    trained = {"train_projections": True, "sample_steps": 2}
+    text = AttentionDistillation(text_teacher, SoftmaxAttention, [Stage("layerwise", 4)], **trained)
     with pytest.raises(ConfigurationError, match="SampleGrid is given labels, but UNet2DConditionModel is conditioned"):
         fit(tmp_path, text, [SampleGrid(labels=[1])], logger=False)
     with pytest.raises(ConfigurationError, match="LightningModule draws no samples: leave SampleGrid out"):
