@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,39 +12,9 @@ from sparsight.arguments import config_folders, find_config, resolve_configs
 from sparsight.cli import SparsightCLI, main
 from sparsight.common.plain import flatten
 from sparsight.common.run_record import FLAG_WINS
-from tests import tiny
+from tests.tiny_distillation import distillation_config
 
 CONFIGS = sorted(str(p.relative_to("configs").with_suffix("")) for p in Path("configs").rglob("*.yaml"))
-
-
-def distillation_config(folder: Path, **model: Any) -> Path:
-    """A complete config of a distillation that takes a second."""
-    teacher = folder / "teacher"
-    if not teacher.exists():
-        tiny.save_pixel_pipeline(teacher)
-    images, labels = tiny.save_idx(folder)
-    records = {"class_path": "IdxRecords", "init_args": {"images": str(images), "labels": str(labels)}}
-    stage = {"objective": "layerwise", "steps": 2, "warmup_steps": 1}
-    config = {
-        "trainer": {"accelerator": "cpu", "default_root_dir": str(folder / "runs"), "enable_progress_bar": False},
-        "model": {
-            "class_path": "AttentionDistillation",
-            "init_args": {
-                "teacher": str(teacher),
-                "mixer": {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3}},
-                "stages": [stage, {**stage, "objective": "end_to_end"}],
-                "sample_steps": 2,
-            }
-            | model,
-        },
-        "data": {
-            "class_path": "ImageDataModule",
-            "init_args": {"train": records, "val": records, "image_size": 8, "channels": 1, "batch_size": 4},
-        },
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 BELOW = {  # what fragments are put on
@@ -102,13 +69,6 @@ def test_the_config_of_a_run_serves_for_every_verb(tmp_path: Path) -> None:
         with pytest.raises(SystemExit) as stop:
             main([verb, "--config", str(config), *required, "--print_config"])
         assert stop.value.code == 0, verb
-
-
-def run_command(arguments: list[str]) -> None:
-    """The command in a process of its own, as several of them are needed for a distributed run."""
-    run = [sys.executable, "-m", "sparsight", *arguments]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_checkpoint_beats_no_flag_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,6 +70,25 @@ def test_block_imports_torch_and_the_base_only_so_that_exports_can_carry_it(file
     assert roots(foreign) <= {"torch"}, f"{file} imports {sorted(foreign)}"
 
 
+def of_tests(file: Path) -> set[str]:
+    """Dotted names of the modules of `tests` that a file imports or names in a class path, its own left out."""
+    source = file.read_text()
+    taken = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module == "tests"]
+    names = {*imported(source), *(f"tests.{alias.name}" for node in taken for alias in node.names)}
+    names |= set(re.findall(r'"(tests(?:\.\w+)+)"', source))
+    own = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+    return {name for name in names if name.startswith("tests.") and not f"{name}.".startswith(f"{own}.")}
+
+
+def test_what_several_tests_use_lies_in_tiny_modules() -> None:
+    """A test that needs another test file fails with it, moves with it, and hides where a helper is."""
+    used = {file: of_tests(file) for file in sorted((ROOT / "tests").rglob("*.py"))}
+    assert sum(map(len, used.values())) > 100
+    for file, names in used.items():
+        others = sorted(name for name in names if not name.startswith("tests.tiny"))
+        assert not others, f"{file.relative_to(ROOT)} uses {others}: move what it needs to tests/tiny*.py"
+
+
 def declared() -> dict[str, str]:
     """Canonical name of every declared dependency, with the extra that brings it ('' where none is needed)."""
     requirements = map(Requirement, requires("sparsight") or [])

@@ -11,14 +11,8 @@ import pytest
 from sparsight.surgery.replace import replace, set_mode
 from sparsight.surgery.shell import Mode
 from tests import tiny
-from tests.surgery.test_replace import run
-
-DOCS = Path(__file__).parents[1] / "docs"
-
-
-def code_blocks(page: str, language: str) -> list[str]:
-    """Fenced code of one language."""
-    return re.findall(rf"```{language}\n(.*?)```", (DOCS / page).read_text(), flags=re.DOTALL)
+from tests.tiny import run
+from tests.tiny_pages import DOCS, code_blocks
 
 
 def test_configs_that_pages_name_exist() -> None:

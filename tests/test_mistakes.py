@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from sparsight import __main__
 from sparsight.cli import main
 from sparsight.mistakes import TRACEBACK, in_one_line, raised_by_us
-from tests.test_cli import distillation_config
+from tests.tiny_distillation import distillation_config
 
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": -1.0}}
 STAGE = {"objective": "layerwise", "steps": 2, "warmup_steps": 1}

@@ -16,10 +16,11 @@ from PIL import Image
 from sparsight.cli import main
 from sparsight.diffusion.model import DiffusionModel
 from sparsight.surgery.sites import students
-from tests import tiny, two_processes
-from tests.datamodules.test_latents import save_images
-from tests.datamodules.test_tar import write_shard
-from tests.test_cli import distillation_config, run_command
+from tests import tiny
+from tests import tiny_training_pair as pair
+from tests.tiny_distillation import distillation_config
+from tests.tiny_files import save_images, write_shard
+from tests.tiny_processes import run_command
 
 
 def whole_run(folder: Path) -> Path:
@@ -107,10 +108,10 @@ def test_cached_latents_and_streams_are_trained_on_by_two_processes(tmp_path: Pa
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(two_processes.main, (tmp_path, port), nprocs=2)
-    two_processes.train(tmp_path, tmp_path / "one", two_processes.latents(tmp_path, batch_size=4), processes=1)
+    torch.multiprocessing.spawn(pair.main, (tmp_path, port), nprocs=2)
+    pair.train(tmp_path, tmp_path / "one", pair.latents(tmp_path, batch_size=4), processes=1)
 
-    def weights(run: str, step: int = two_processes.STEPS) -> dict[str, torch.Tensor]:
+    def weights(run: str, step: int = pair.STEPS) -> dict[str, torch.Tensor]:
         return torch.load(tmp_path / run / f"step={step}.ckpt", weights_only=True)["state_dict"]
 
     for got, wanted in (("two", "one"), ("resumed", "stream")):

@@ -14,11 +14,11 @@ from jsonargparse import Namespace
 from sparsight.cli import SparsightCLI, main
 from sparsight.reform_eval.compare import main as compare
 from sparsight.reform_eval.report import read_report
-from tests.callbacks.test_reform_eval_report import scores
-from tests.datamodules.test_records import write_idx
-from tests.lightning_modules.lvlm_run import tuning_config
-from tests.test_cli import run_command
+from tests.tiny_evaluation import scores
+from tests.tiny_files import write_idx
 from tests.tiny_lvlm import save_tiny_lvlm
+from tests.tiny_processes import run_command
+from tests.tiny_tuning import tuning_config
 
 PLAIN = ("--model", "LVLMEvaluation", "--model.base")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any
@@ -13,7 +12,9 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel, PixArtTransformer2DM
 from torch import nn
 
 from datamodules import IdxRecords, ImageDataModule
+from sparsight.diffusion.examples import example_inputs
 from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline, PixelSD3Pipeline, PixelUNetPipeline
+from tests.tiny_files import write_idx
 
 
 def dit(**options: Any) -> DiTTransformer2DModel:
@@ -283,9 +284,7 @@ def save_idx(folder: Path, count: int = 24, side: int = 8) -> tuple[Path, Path]:
     rng = np.random.default_rng(0)
     images, labels = folder / "images-idx3-ubyte", folder / "labels-idx1-ubyte"
     pixels = rng.integers(0, 256, (count, side, side), dtype=np.uint8)
-    images.write_bytes(struct.pack(">IIII", 0x803, count, side, side) + pixels.tobytes())
-    labels.write_bytes(struct.pack(">II", 0x801, count) + (np.arange(count) % 10).astype(np.uint8).tobytes())
-    return images, labels
+    return write_idx(images, pixels), write_idx(labels, (np.arange(count) % 10).astype(np.uint8))
 
 
 def image_data(folder: Path, *, batch_size: int = 4, count: int = 24, side: int = 8) -> ImageDataModule:
@@ -332,3 +331,9 @@ def save_timm(file: Path, model: str = "test_vit") -> Path:
     torch.manual_seed(0)
     save_file(timm.create_model(model, pretrained=False).state_dict(), file)
     return file
+
+
+def run(denoiser: nn.Module, size: tuple[int, int], batch: int = 2) -> torch.Tensor:
+    """What a denoiser returns for example inputs of a size in latent pixels (height, width)."""
+    torch.manual_seed(1)
+    return denoiser(**example_inputs(denoiser, batch=batch, size=size), return_dict=False)[0]

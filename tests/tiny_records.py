@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+from lightning.pytorch import Callback, Trainer
 from PIL import Image
+from torch.utils.data import Dataset
 
 from datamodules import (
     Conversation,
@@ -120,3 +124,66 @@ def two_coloured() -> Pictures:
     image = Image.new("RGB", (10, 10), COLOURS["red"])
     image.paste(COLOURS["blue"], (0, 0, 5, 10))
     return Pictures([Record("both", image)])
+
+
+class MemoryRecords(RecordSource):
+    """Small pictures whose pixels tell their number; those in ``corrupt`` cannot be read."""
+
+    def __init__(self, total: int, *, corrupt: tuple[int, ...] = (), classes: list[str] | None = None) -> None:
+        self.total = total
+        self.corrupt = corrupt
+        self._classes = classes
+
+    def _open(self) -> None:
+        return
+
+    @property
+    def classes(self) -> list[str] | None:
+        return self._classes
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: int) -> Record:
+        if index in self.corrupt:
+            raise CorruptRecord("torn")
+        pixels = np.array([[index, 0], [index, 0]], dtype=np.uint8)
+        return Record(id=str(index), image=Image.fromarray(pixels), label=index % 3, caption=f"picture {index}")
+
+
+def indices(loader: Any) -> list[int]:
+    """All record positions that a loader delivers."""
+    return [index for batch in loader for index in batch["index"].tolist()]
+
+
+class SaveEverywhere(Callback):
+    """Writes a checkpoint wherever Lightning offers to, named by the length of the module's list ``seen``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _save(self, trainer: Trainer, place: str) -> None:
+        watcher: Any = trainer.model
+        trainer.save_checkpoint(self.folder / f"{len(watcher.seen):03d}-{place}.ckpt")
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._save(trainer, "batch")
+
+    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
+        self._save(trainer, "validation")
+
+    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
+        self._save(trainer, "epoch")
+
+
+class Numbers(Dataset):
+    """0, 1, 2, ..."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+
+    def __len__(self) -> int:
+        return self.total
+
+    def __getitem__(self, index: int) -> int:
+        return index

@@ -88,7 +88,7 @@ def _on_samples(folder: Path) -> None:
 
 
 def _on_latents(folder: Path) -> None:
-    from tests.datamodules.test_latents import save_images
+    from tests.tiny_files import save_images
 
     tiny.save_sd_pipeline(folder / "teacher")
     save_images(folder / "images")
@@ -111,7 +111,7 @@ def _on_latents(folder: Path) -> None:
 
 def _tuning(folder: Path) -> None:
     """Layers are tuned and others leave, with an export at the end."""
-    from tests.lightning_modules.lvlm_run import STAGE, tuning_config
+    from tests.tiny_tuning import STAGE, tuning_config
 
     score = {"class_path": "sparsight.lvlm.scores.AngularDistance"}
     path = tuning_config(folder, stages=[STAGE], prune={"score": score, "batches": 1})
@@ -129,7 +129,7 @@ def _tuning(folder: Path) -> None:
 
 def _evaluation(folder: Path) -> None:
     save_tiny_lvlm(folder / "base", "llava")
-    task = {"class_path": "tests.reform_eval.questions.GreyTask", "init_args": {"count": 12}}
+    task = {"class_path": "tests.tiny_evaluation.GreyTask", "init_args": {"count": 12}}
     options = {"tasks": [task], "methods": ["likelihood", "generation"], "new_tokens": 4, "batch_size": 2}
     report = {"class_path": "callbacks.ReformEvalReport", "init_args": {"folder": "report", "resamples": 100}}
     _write(

@@ -24,7 +24,7 @@ from sparsight.surgery.replace import Mode, finalize, replace, set_mode
 from sparsight.surgery.sites import students
 from sparsight.trainer import SparsightTrainer
 from tests import tiny
-from tests.analysis.test_verify import WrongKernel
+from tests.tiny_mixers import WrongKernel
 
 CPU = torch.device("cpu")
 QUICK = Settings(tokens=(64, 16), runs=3, max_seconds=60)

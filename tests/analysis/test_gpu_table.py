@@ -20,7 +20,7 @@ from sparsight.analysis.journal import Journal
 from sparsight.analysis.roofline import Roofs
 from sparsight.testing import SITE
 from tests import tiny
-from tests.analysis.test_verify import WrongKernel
+from tests.tiny_mixers import WrongKernel
 
 TINY = {"tiny_unet": Model(tiny.unet, "sd15", 1.0), "tiny_pixart": Model(tiny.pixart, "pixart", 1.0)}
 CPU = torch.device("cpu")

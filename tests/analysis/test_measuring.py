@@ -14,7 +14,7 @@ from sparsight.analysis.latency import Timing, TooSlow, time_in_turn, timing_of
 from sparsight.analysis.memory import held_bytes, peak_bytes
 from sparsight.analysis.tables import format_table, short
 from sparsight.common.files import write_whole
-from tests.clock import Clock
+from tests.tiny_clock import Clock
 
 CPU = torch.device("cpu")
 

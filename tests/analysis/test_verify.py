@@ -11,23 +11,9 @@ from torch import Tensor
 from blocks import CoreMixer, DeltaConvBlock, FeatureMixer, Grid, NeighborhoodAttention, Site, SoftmaxAttention
 from sparsight.analysis.verify import TOLERANCES, verify
 from sparsight.testing import SITE
+from tests.tiny_mixers import Scaled, WrongKernel
 
 CPU = torch.device("cpu")
-
-
-class Scaled(FeatureMixer):
-    """Halves the hidden state; subclasses get it wrong in one way each."""
-
-    def flops(self, grid: Grid) -> int:
-        return grid.tokens
-
-    def forward(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
-        return hidden_BNC / 2
-
-
-class WrongKernel(Scaled):
-    def reference(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
-        return hidden_BNC / 2.1
 
 
 class RightKernel(Scaled):

@@ -18,7 +18,7 @@ from sparsight.surgery.replace import finalize, replace
 from sparsight.surgery.sites import probe_grids, students
 from sparsight.testing import random_teacher, relative_l2
 from tests import tiny
-from tests.surgery.test_replace import run
+from tests.tiny import run
 
 GRIDS = [Grid(6, 6), Grid(5, 9), Grid(7, 2), Grid(1, 3), Grid(1, 1)]
 SITE = Site("attn1", channels=24, heads=3, head_dim=8, grid=Grid(6, 6))

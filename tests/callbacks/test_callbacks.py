@@ -20,7 +20,7 @@ from lightning_modules import AttentionDistillation
 from sparsight.common.errors import ConfigurationError
 from sparsight.distill.stages import Stage
 from tests import tiny
-from tests.clock import Clock
+from tests.tiny_clock import Clock
 
 
 @pytest.fixture

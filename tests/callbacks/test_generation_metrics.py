@@ -39,8 +39,8 @@ from sparsight.metrics import (
 )
 from sparsight.metrics.images import resized
 from tests import tiny
-from tests.metrics.quarters import Quarters
-from tests.test_cli import distillation_config
+from tests.tiny_distillation import distillation_config
+from tests.tiny_features import Quarters
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from callbacks import ReformEvalReport
 from datamodules import ReformEvalDataModule
 from lightning_modules import LVLMEvaluation
 from sparsight.reform_eval.report import read_report
-from tests.reform_eval.questions import GreyTask
+from tests.tiny_evaluation import GreyTask
 from tests.tiny_lvlm import save_tiny_lvlm
 
 

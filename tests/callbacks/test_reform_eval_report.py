@@ -19,56 +19,15 @@ from sparsight.lvlm.write import Written
 from sparsight.reform_eval import answer
 from sparsight.reform_eval.compare import compare_reports
 from sparsight.reform_eval.report import read_report
-from tests.reform_eval import questions
-from tests.reform_eval.questions import GreyTask
+from tests import tiny_evaluation as questions
+from tests.tiny_evaluation import BOTH, GreyTask, evaluate, scores
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm
 from tests.tiny_processors import family_processor
-
-BOTH: dict[str, Any] = {"methods": ["likelihood", "generation"], "new_tokens": 6}
-
-
-def suite(**options: Any) -> list[Any]:
-    return [
-        GreyTask(**options),
-        GreyTask("words", "scene_text", "OCROpenEnded", count=5),
-        GreyTask("captions", "description", "Generation", count=4),
-        GreyTask("facts", "text_only", count=4, pictures=False),
-    ]
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_lvlm(tmp_path_factory.mktemp("model") / "tiny", "llava")
-
-
-def evaluate(
-    model: Path,
-    folder: Path,
-    *,
-    tasks: list[Any] | None = None,
-    resamples: int = 100,
-    limit: int | None = None,
-    limit_samples: int | None = None,
-    **data: Any,
-) -> Path:
-    """Run an evaluation; the folder of its report."""
-    callback = ReformEvalReport(str(folder), resamples=resamples)
-    trainer = Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        callbacks=[callback],
-        default_root_dir=str(folder.parent),
-        limit_test_batches=limit,
-    )
-    options = {"batch_size": 3, "limit": limit_samples, **BOTH, **data}
-    trainer.test(LVLMEvaluation(str(model)), ReformEvalDataModule(tasks or suite(), **options), verbose=False)
-    return folder
-
-
-def scores(folder: Path) -> dict[tuple[str, ...], Any]:
-    listed = read_report(folder)["scores"]
-    return {(s["method"], s["level"], s["name"], s["metric"]): s["value"] for s in listed}
 
 
 def test_every_question_is_answered_scored_and_reported(model: Path, tmp_path: Path) -> None:

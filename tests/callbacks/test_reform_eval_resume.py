@@ -12,8 +12,7 @@ import pytest
 from lightning_modules import LVLMEvaluation
 from sparsight.reform_eval import prompt
 from sparsight.reform_eval.report import read_report
-from tests.callbacks.test_reform_eval_report import evaluate, scores
-from tests.reform_eval.questions import GreyTask
+from tests.tiny_evaluation import GreyTask, evaluate, scores
 from tests.tiny_lvlm import save_tiny_lvlm
 
 

@@ -11,9 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks import throughput
 from sparsight.cli import main
-from tests.clock import Clock
-from tests.lightning_modules.lvlm_run import STAGE, tuning_config
-from tests.lightning_modules.test_sparse_layer_tuning import with_callback
+from tests.tiny_clock import Clock
+from tests.tiny_tuning import STAGE, tuning_config, with_callback
 
 CLOCK = Clock()
 

@@ -19,7 +19,7 @@ from sparsight.common.checkpoint_file import local, read_checkpoint, read_header
 from sparsight.common.checkpoint_io import OrderedCheckpointIO, WholeCheckpointIO
 from sparsight.common.errors import CheckpointError
 from sparsight.common.finite import NonFiniteError
-from tests.stored_checkpoint import stored
+from tests.tiny_checkpoint import stored
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "format_0"
 

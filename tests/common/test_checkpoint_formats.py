@@ -19,7 +19,7 @@ from sparsight.distill.stages import Stage
 from sparsight.export.checkpoint import restore
 from sparsight.lvlm.selection import Explicit
 from sparsight.lvlm.stages import TuningStage
-from tests.stored_checkpoint import stored
+from tests.tiny_checkpoint import stored
 from tests.tiny_lvlm import save_tiny_lvlm
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

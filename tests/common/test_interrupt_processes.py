@@ -14,7 +14,7 @@ import yaml
 
 from sparsight.common.checkpoint_file import verify
 from sparsight.common.interrupt import NAME
-from tests.test_cli import distillation_config
+from tests.tiny_distillation import distillation_config
 
 SECONDS = 240
 

@@ -18,7 +18,7 @@ from datamodules.records import CorruptRecord, image_size
 from datamodules.sampler import GroupSampler, ResumableLoader
 from sparsight.diffusion.model import DiffusionModel
 from tests import tiny
-from tests.datamodules.test_sampler import Numbers
+from tests.tiny_records import Numbers
 
 SHAPES = [(16, 16)] * 9 + [(10, 40)] * 7 + [(36, 12)] * 2
 

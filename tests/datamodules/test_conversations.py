@@ -23,15 +23,8 @@ from datamodules import (
     Turn,
 )
 from datamodules.conversations import QuestionTemplate
-from tests.datamodules.test_records import png, write_files
-
-HUMAN, GPT = "human", "gpt"
-
-
-def entry(*said: str, **facts: Any) -> dict[str, Any]:
-    """An entry of a LLaVA-format file."""
-    speakers = (HUMAN, GPT)
-    return {"id": "x", "conversations": [{"from": speakers[n % 2], "value": t} for n, t in enumerate(said)], **facts}
+from tests.tiny_chats import entry
+from tests.tiny_files import png, write_files
 
 
 def write(folder: Path, entries: list[Any], *, name: str = "talks.json") -> ConversationRecords:

@@ -11,8 +11,7 @@ from PIL import Image
 from datamodules import CorruptRecord, FolderRecords, ImageDataModule, ParquetRecords, TarRecords
 from datamodules.files import FolderFiles, expand_braces, find_files
 from datamodules.records import IMAGE_FORMATS, IMAGE_SUFFIXES
-from tests.datamodules.test_records import png, write_files
-from tests.datamodules.test_tar import _own_cache, write_parquet, write_shard, write_tar  # noqa: F401
+from tests.tiny_files import png, write_files, write_parquet, write_shard, write_tar
 
 BRACES = {
     "train-{000000..000002}.tar": ["train-000000.tar", "train-000001.tar", "train-000002.tar"],
@@ -55,7 +54,7 @@ def test_names_are_taken_as_they_are_before_they_are_patterns(tmp_path: Path, mo
         find_files(["v data/a.tar", "gone/{a}"], what="files")
 
 
-@pytest.mark.usefixtures("_own_cache")
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("folder", ["[v1] data", "a*b", "50%20?"])
 def test_sources_read_files_of_odd_names(tmp_path: Path, folder: str) -> None:
     (tmp_path / folder).mkdir()

@@ -11,38 +11,14 @@ import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from PIL import Image
 
-from datamodules import CorruptRecord, FolderRecords, ImageDataModule, Record, RecordSource
+from datamodules import CorruptRecord, FolderRecords, ImageDataModule, RecordSource
 from datamodules.image_dataset import ImageTransform, flips
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader
-
-
-class MemoryRecords(RecordSource):
-    """Small pictures whose pixels tell their number; those in ``corrupt`` cannot be read."""
-
-    def __init__(self, total: int, *, corrupt: tuple[int, ...] = (), classes: list[str] | None = None) -> None:
-        self.total = total
-        self.corrupt = corrupt
-        self._classes = classes
-
-    def _open(self) -> None:
-        return
-
-    @property
-    def classes(self) -> list[str] | None:
-        return self._classes
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __getitem__(self, index: int) -> Record:
-        if index in self.corrupt:
-            raise CorruptRecord("torn")
-        pixels = np.array([[index, 0], [index, 0]], dtype=np.uint8)
-        return Record(id=str(index), image=Image.fromarray(pixels), label=index % 3, caption=f"picture {index}")
+from tests.tiny_records import MemoryRecords, SaveEverywhere, indices
 
 
 def make(total: int = 22, *, stage: str = "fit", source: RecordSource | None = None, **options: Any) -> ImageDataModule:
@@ -51,11 +27,6 @@ def make(total: int = 22, *, stage: str = "fit", source: RecordSource | None = N
     datamodule = ImageDataModule(MemoryRecords(total) if source is None else source, **options)
     datamodule.setup(stage)
     return datamodule
-
-
-def indices(loader: Any) -> list[int]:
-    """All record positions that a loader delivers."""
-    return [index for batch in loader for index in batch["index"].tolist()]
 
 
 # ------------------------------------------------------------------------------------------------------------ batches
@@ -218,26 +189,6 @@ class Watcher(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), 0.1)
-
-
-class SaveEverywhere(Callback):
-    """Writes a checkpoint at every place where Lightning offers to, named by the batches seen so far."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def _save(self, trainer: Trainer, place: str) -> None:
-        assert isinstance(trainer.model, Watcher)
-        trainer.save_checkpoint(self.folder / f"{len(trainer.model.seen):03d}-{place}.ckpt")
-
-    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._save(trainer, "batch")
-
-    def on_validation_end(self, trainer: Trainer, *_: Any) -> None:
-        self._save(trainer, "validation")
-
-    def on_train_epoch_end(self, trainer: Trainer, *_: Any) -> None:
-        self._save(trainer, "epoch")
 
 
 def fit(*, checkpoint: Path | None = None, workers: int = 0, save: Path | None = None, **options: Any) -> list[Any]:

@@ -16,10 +16,8 @@ from PIL import Image
 
 from datamodules import (
     Conversation,
-    CorruptRecord,
     InstructionDataModule,
     Record,
-    RecordSource,
     TextQuestions,
     Turn,
 )
@@ -27,41 +25,10 @@ from datamodules.instruction_dataset import image_key
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import LengthSampler
 from sparsight.lvlm.answers import answer_losses
-from tests.datamodules.test_image import SaveEverywhere, indices
-from tests.datamodules.test_records import write_idx
-from tests.lvlm.test_chat import picture
+from tests.tiny_chats import KINDS, Talks, picture, talk_data
+from tests.tiny_files import write_idx
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm
-
-KINDS = ["bag", "coat", "shoe"]
-
-
-class Talks(RecordSource):
-    """Conversations of many lengths, every third of them without a picture."""
-
-    def __init__(self, total: int, *, broken: tuple[int, ...] = (), items: bool = False) -> None:
-        self.total = total
-        self.broken = broken
-        self.items = items
-
-    def _open(self) -> None:
-        return
-
-    @property
-    def classes(self) -> None:
-        return None
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __getitem__(self, index: int) -> Record:
-        if index in self.broken:
-            raise CorruptRecord("torn")
-        images = (picture(20, 10 + index),) if index % 3 else ()
-        text = ("<image>\n" if images else "") + f"What is number {index}?" + " Really?" * (index * 7 % 11)
-        turns = (Turn("user", text), Turn("assistant", KINDS[index % 3]))
-        facts: dict[str, Any] = {"candidates": tuple(KINDS), "answer": index % 3, "task": f"by_{index % 2}"}
-        conversation = Conversation(turns, images, **facts if self.items else {})
-        return Record(f"talk {index}", next(iter(images), None), conversation=conversation)
+from tests.tiny_records import SaveEverywhere, indices
 
 
 @pytest.fixture(scope="module")
@@ -69,19 +36,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(save_tiny_lvlm(tmp_path_factory.mktemp("model") / "tiny", "fast_vlm"))
 
 
-def make(
-    model: str, source: RecordSource | None = None, *, stage: str = "fit", **options: Any
-) -> InstructionDataModule:
-    """Datamodule over talks, set up."""
-    datamodule = InstructionDataModule(model, Talks(22) if source is None else source, **{"batch_size": 4, **options})
-    datamodule.prepare_data()
-    datamodule.setup(stage)
-    return datamodule
-
-
 # ------------------------------------------------------------------------------------------------------------- batches
 def test_training_batch_holds_what_the_contract_says(model: str) -> None:
-    datamodule = make(model)
+    datamodule = talk_data(model)
     source = datamodule.sources["train"]
     assert source is not None
     batch = next(iter(datamodule.train_dataloader()))
@@ -101,7 +58,7 @@ def test_training_batch_holds_what_the_contract_says(model: str) -> None:
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_evaluation_batch_holds_prompts_and_candidates(model: str, stage: str) -> None:
     name = {"validate": "val", "test": "test"}[stage]
-    datamodule = make(model, stage=stage, **{name: Talks(9, items=True)})
+    datamodule = talk_data(model, stage=stage, **{name: Talks(9, items=True)})
     loader = datamodule.val_dataloader() if stage == "validate" else datamodule.test_dataloader()
     batches = list(loader)
     assert indices(loader) == list(range(9))
@@ -116,7 +73,7 @@ def test_evaluation_batch_holds_prompts_and_candidates(model: str, stage: str) -
     assert first["texts"] == [KINDS] * 4 and first["task"] == ["by_0", "by_1", "by_0", "by_1"]
     assert first["answer"].tolist() == [0, 1, 2, 0]
     assert [decode(ids) for ids in first["candidates"][0]] == [f"{kind}<|im_end|>" for kind in KINDS]
-    lonely = next(iter(make(model, stage="validate", val=Talks(4)).val_dataloader()))
+    lonely = next(iter(talk_data(model, stage="validate", val=Talks(4)).val_dataloader()))
     assert lonely["texts"] == [["bag"], ["coat"], ["shoe"], ["bag"]] and lonely["answer"].tolist() == [0] * 4
 
 
@@ -150,10 +107,10 @@ def test_one_data_config_serves_images_and_instructions(model: str, tmp_path: Pa
 
 
 def test_datamodule_and_samples_can_be_sent_to_workers(model: str) -> None:
-    datamodule = make(model)
+    datamodule = talk_data(model)
     copy = pickle.loads(pickle.dumps(datamodule.datasets["train"]))
     assert copy[1]["labels"].equal(datamodule.datasets["train"][1]["labels"])
-    one, two = (list(make(model, num_workers=workers).train_dataloader()) for workers in (0, 1))
+    one, two = (list(talk_data(model, num_workers=workers).train_dataloader()) for workers in (0, 1))
     assert len(one) == 5 and all(a["labels"].equal(b["labels"]) for a, b in zip(one, two, strict=True))
 
 
@@ -174,7 +131,7 @@ class Odd(Talks):
 
 
 def test_unusable_conversation_is_skipped_counted_and_named(model: str, caplog: pytest.LogCaptureFixture) -> None:
-    datamodule = make(model, Odd(22, broken=(3,)), max_corrupt_share=0.1, max_length=150, batch_size=1)
+    datamodule = talk_data(model, Odd(22, broken=(3,)), max_corrupt_share=0.1, max_length=150, batch_size=1)
     with caplog.at_level("WARNING"):
         seen = indices(datamodule.train_dataloader())
     assert len(seen) == 22 and 3 not in seen and 21 not in seen and 20 in seen
@@ -184,11 +141,11 @@ def test_unusable_conversation_is_skipped_counted_and_named(model: str, caplog: 
     assert "2 of 22 train records are unreadable and were skipped" in caplog.text
     with pytest.raises(TooManyCorruptRecords, match="2 of 22 records are unreadable, 1 are allowed"):
         options = {"max_corrupt_share": 0.05, "max_length": 150, "batch_size": 2}
-        indices(make(model, Odd(22, broken=(3,)), **options).train_dataloader())
+        indices(talk_data(model, Odd(22, broken=(3,)), **options).train_dataloader())
 
 
 def test_shortened_records_are_told(model: str, caplog: pytest.LogCaptureFixture) -> None:
-    datamodule = make(model, Talks(8), stage="fit", batch_size=8)
+    datamodule = talk_data(model, Talks(8), stage="fit", batch_size=8)
     lengths = {
         int(i): int(n)
         for batch in datamodule.train_dataloader()
@@ -196,7 +153,7 @@ def test_shortened_records_are_told(model: str, caplog: pytest.LogCaptureFixture
     }
     limit = max(lengths.values()) - 2
     longest = {index: length - limit for index, length in lengths.items() if length > limit}
-    datamodule = make(model, Talks(8), max_length=limit, batch_size=8)
+    datamodule = talk_data(model, Talks(8), max_length=limit, batch_size=8)
     with caplog.at_level("WARNING"):
         (batch,) = datamodule.train_dataloader()
     assert batch["labels"].shape[1] == limit and datamodule.shortened["train"] == longest and longest
@@ -204,7 +161,7 @@ def test_shortened_records_are_told(model: str, caplog: pytest.LogCaptureFixture
 
 
 def test_description_shows_the_loss_and_the_candidates(model: str) -> None:
-    datamodule = make(model, val=Talks(5, items=True))
+    datamodule = talk_data(model, val=Talks(5, items=True))
     assert datamodule.describe("train", 0) == (
         "train record 0, talk 0: 0 images, 33 tokens, 3 of them with loss\n"
         "<|im_start|>user\nWhat is number 0?<|im_end|>\n<|im_start|>assistant\n[[bag<|im_end|>]]\n"
@@ -228,11 +185,11 @@ def test_what_cannot_work_is_said_before_it_starts(model: str, tmp_path: Path) -
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
-            make(model, **options)
+            talk_data(model, **options)
     with pytest.raises(FileNotFoundError, match=r"chat_template is 'nowhere.jinja', which is neither"):
-        make(model, chat_template="nowhere.jinja")
+        talk_data(model, chat_template="nowhere.jinja")
     with pytest.raises(FileNotFoundError, match="no model folder"):
-        make(str(tmp_path / "nowhere"))
+        talk_data(str(tmp_path / "nowhere"))
     qwen = tiny_lvlm("qwen2_5_vl")
     qwen.config.save_pretrained(tmp_path / "qwen")
     datamodule = InstructionDataModule(str(tmp_path / "qwen"), Talks(4), packing=True, max_length=99)
@@ -244,7 +201,7 @@ def test_what_cannot_work_is_said_before_it_starts(model: str, tmp_path: Path) -
 def test_length_grouping_makes_batches_of_one_kind_and_similar_length(model: str) -> None:
     def spreads(**options: Any) -> list[int]:
         found = []
-        for batch in make(model, Talks(60), **options).train_dataloader():
+        for batch in talk_data(model, Talks(60), **options).train_dataloader():
             lengths = batch["inputs"]["attention_mask"].sum(1)
             found.append(int(lengths.max() - lengths.min()))
             if options:
@@ -296,7 +253,7 @@ def test_no_length_is_left_out_for_ever() -> None:
 
 def test_too_few_of_a_kind_to_fill_a_batch_are_told(model: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING"):
-        assert len(make(model, Talks(10), batch_size=6, length_grouping=True).train_dataloader()) == 1
+        assert len(talk_data(model, Talks(10), batch_size=6, length_grouping=True).train_dataloader()) == 1
     assert "4 records in 1 groups of similar length are never trained on" in caplog.text
 
 
@@ -304,7 +261,7 @@ def test_packed_batch_has_the_loss_of_the_padded_one(model: str) -> None:
     network = tiny_lvlm("fast_vlm")
 
     def total(**options: Any) -> tuple[float, set[int], dict[str, Any]]:
-        batch = next(iter(make(model, batch_size=6, max_length=260, **options).train_dataloader()))
+        batch = next(iter(talk_data(model, batch_size=6, max_length=260, **options).train_dataloader()))
         with torch.no_grad():
             losses, _ = answer_losses(network, batch["inputs"], batch["labels"])
         return float(losses.sum()), set(batch["index"].tolist()), batch
@@ -332,13 +289,6 @@ class Watcher(LightningModule):
         return torch.optim.SGD(self.parameters(), 1e-6)
 
 
-class SaveWatched(SaveEverywhere):
-    """The same for this watcher."""
-
-    def _save(self, trainer: Trainer, place: str) -> None:
-        trainer.save_checkpoint(self.folder / f"{len(trainer.model.seen):03d}-{place}.ckpt")  # type: ignore[union-attr]
-
-
 @pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|LeafSpec|no `validation_step`).*")
 @pytest.mark.parametrize("grouping", [False, True])
 def test_resumed_run_sees_what_an_uninterrupted_one_sees(model: str, tmp_path: Path, grouping: bool) -> None:
@@ -351,7 +301,7 @@ def test_resumed_run_sees_what_an_uninterrupted_one_sees(model: str, tmp_path: P
             enable_checkpointing=False,
             enable_progress_bar=False,
             enable_model_summary=False,
-            callbacks=[SaveWatched(tmp_path)] if checkpoint is None else [],
+            callbacks=[SaveEverywhere(tmp_path)] if checkpoint is None else [],
         )
         datamodule = InstructionDataModule(model, Talks(25), batch_size=4, length_grouping=grouping)
         trainer.fit(watcher, datamodule, ckpt_path=checkpoint)
@@ -383,7 +333,9 @@ def test_transparent_grey_and_deep_pictures(model: str) -> None:
             ]
             return Record(str(index), image, caption="white")
 
-    datamodule = make(model, Pictures(3), question="What?", answer="{caption}", batch_size=1, max_corrupt_share=0.5)
+    datamodule = talk_data(
+        model, Pictures(3), question="What?", answer="{caption}", batch_size=1, max_corrupt_share=0.5
+    )
     keys = {str(batch["image_keys"]) for batch in datamodule.train_dataloader()}
     assert len(keys) == 1, "both are white squares"
     assert "has more than 8 bits" in datamodule.corrupt["train"][2]
@@ -395,11 +347,11 @@ def test_splits_may_have_classes_of_their_own(model: str) -> None:
         def classes(self) -> list[str]:  # type: ignore[override]
             return [str(self.total)]
 
-    datamodule = make(model, Other(5), val=Other(6))
+    datamodule = talk_data(model, Other(5), val=Other(6))
     assert set(datamodule.datasets) == {"train", "val"} and datamodule.classes == ["5"]
 
 
 def test_text_questions_need_no_picture(model: str) -> None:
-    batch = next(iter(make(model, stage="test", test=TextQuestions(kinds=["opposites"])).test_dataloader()))
+    batch = next(iter(talk_data(model, stage="test", test=TextQuestions(kinds=["opposites"])).test_dataloader()))
     assert set(batch["inputs"]) == {"input_ids", "attention_mask"} and set(batch["task"]) == {"text_opposites"}
     assert all(len(candidates) == 4 for candidates in batch["candidates"])

@@ -27,8 +27,7 @@ from datamodules.image_dataset import collate
 from datamodules.labels import ClassNumbers, NotALabel, number_labels
 from sparsight.diffusion.model import DiffusionModel
 from tests import tiny
-from tests.datamodules.test_records import png, write_files
-from tests.datamodules.test_tar import write_tar
+from tests.tiny_files import png, write_files, write_tar
 from tests.tiny_records import Pictures
 
 NUMBERED: list[tuple[list[Any], list[int | None]]] = [

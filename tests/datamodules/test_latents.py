@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Trainer
@@ -23,6 +22,7 @@ from sparsight.diffusion.encoding import encode_batches, text_of, text_tensor
 from sparsight.diffusion.model import DiffusionModel, load_pipeline
 from sparsight.distill.sample_cache import cut
 from tests import tiny
+from tests.tiny_files import save_images
 
 SIDE = 16
 FAMILIES = {
@@ -37,18 +37,6 @@ FAMILIES = {
 def teachers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("teachers")
     return {name: str(save(folder / name)) for name, save in FAMILIES.items()}
-
-
-def save_images(folder: Path, count: int = 10, *, size: tuple[int, int] = (SIDE, SIDE)) -> Path:
-    """Coloured noise with a caption each."""
-    folder.mkdir()
-    rng = np.random.default_rng(0)
-    lines = ["file_name,text"]
-    for number in range(count):
-        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-        lines.append(f"{number}.png,a {'bcdefghij'[number % 9]} {chr(228) * (number % 3)}")
-    (folder / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -36,7 +36,7 @@ from datamodules.files import find_files
 from datamodules.huggingface_conversations import HuggingFaceConversations
 from datamodules.labels import ClassNumbers, NotALabel, number_labels
 from datamodules.records import decode_image
-from tests.datamodules.test_records import png, write_files
+from tests.tiny_files import png, write_files
 
 MOST_MEMORY = 64 << 20  # bytes; files here have some thousand
 

@@ -14,12 +14,10 @@ from transformers import AutoProcessor
 from datamodules import InstructionDataModule
 from sparsight.cli import main
 from sparsight.lvlm.processor import load_processor
-from tests.datamodules.test_instruction import Talks, make
-from tests.lightning_modules.lvlm_run import tuning_config
-from tests.lightning_modules.test_sparse_layer_tuning import checkpoint
-from tests.lvlm.test_chat import picture
+from tests.tiny_chats import Talks, picture, talk_data
 from tests.tiny_lvlm import CHATML, SIDE, tiny_lvlm
 from tests.tiny_processors import QWEN, family_processor
+from tests.tiny_tuning import checkpoint, tuning_config
 
 PIXELS = {"min_pixels": 64, "max_pixels": 128}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -83,11 +81,11 @@ def test_an_option_that_transformers_would_ignore_or_choke_on_is_refused(
     qwen: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        make(qwen, processor_options=options)
+        talk_data(qwen, processor_options=options)
 
 
 def test_batches_are_made_with_it(qwen: str) -> None:
-    plain, small = (next(iter(make(qwen, **o).train_dataloader())) for o in ({}, {"processor_options": PIXELS}))
+    plain, small = (next(iter(talk_data(qwen, **o).train_dataloader())) for o in ({}, {"processor_options": PIXELS}))
     assert small["inputs"]["pixel_values"].shape[0] < plain["inputs"]["pixel_values"].shape[0]
     assert small["inputs"]["input_ids"].shape[1] < plain["inputs"]["input_ids"].shape[1]
     datamodule = InstructionDataModule(qwen, Talks(22), processor_options=PIXELS)

@@ -19,7 +19,7 @@ from datamodules import (
     TextQuestions,
 )
 from datamodules.questions import Task
-from tests.datamodules.test_image import MemoryRecords
+from tests.tiny_records import MemoryRecords
 
 NAMES = ["bag", "coat", "shoe", "dress", "hat"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import json
 import os
@@ -16,31 +15,7 @@ import pytest
 from PIL import Image
 
 from datamodules import CorruptRecord, FolderRecords, HuggingFaceRecords, IdxRecords
-
-
-def write_idx(path: Path, array: np.ndarray, *, payload: bytes | None = None) -> Path:
-    """Write an idx file, with another payload than the header says if one is given."""
-    header = struct.pack(f">{1 + array.ndim}I", 0x0800 | array.ndim, *array.shape)
-    data = header + (array.tobytes() if payload is None else payload)
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
-    return path
-
-
-def png(value: int = 0, *, size: tuple[int, int] = (4, 4)) -> bytes:
-    """PNG file of one grey value."""
-    buffer = io.BytesIO()
-    Image.new("L", size, value).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def write_files(root: Path, files: dict[str, bytes | str]) -> Path:
-    """Write files under a folder."""
-    for name, content in files.items():
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return root
-
+from tests.tiny_files import png, write_files, write_idx
 
 IMAGES = np.arange(3 * 5 * 4, dtype=np.uint8).reshape(3, 5, 4)
 LABELS = np.array([2, 0, 1], dtype=np.uint8)

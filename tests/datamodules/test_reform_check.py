@@ -29,11 +29,10 @@ from datamodules.reform_eval.naming import NamingTask
 from datamodules.reform_eval.published import PublishedTask
 from datamodules.reform_eval.questions import QuestionsTask
 from datamodules.reform_eval.task import EvaluationTask
-from tests.datamodules.test_conversations import entry
-from tests.datamodules.test_records import png, write_files, write_idx
-from tests.datamodules.test_reform_published import CHOICE, OPEN, core
-from tests.datamodules.test_tar import write_tar
+from tests.tiny_chats import entry
+from tests.tiny_files import png, write_files, write_idx, write_tar
 from tests.tiny_processors import family_processor
+from tests.tiny_published import CHOICE, OPEN, core
 from tests.tiny_records import BASIC
 
 NAMES = ("bag", "coat", "dress", "shirt")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from datamodules.records import CorruptRecord
 from datamodules.reform_eval.published import PublishedTask
 from sparsight.reform_eval.sample import Formulation
-from tests.datamodules.test_reform_published import CHOICE, OPEN, container
+from tests.tiny_published import CHOICE, OPEN, container
 
 JSON = st.recursive(
     st.none()

@@ -12,8 +12,8 @@ import pytest
 from datamodules.records import CorruptRecord
 from datamodules.reform_eval.entries import JsonEntries
 from datamodules.reform_eval.published import PublishedTask
-from tests.datamodules.test_records import png
-from tests.datamodules.test_reform_published import CHOICE, OPEN, core, opened, picture, tdiuc, write
+from tests.tiny_files import png
+from tests.tiny_published import CHOICE, OPEN, core, opened, picture, tdiuc, write
 
 
 # ---------------------------------------------------------------------------------------------------- broken entries

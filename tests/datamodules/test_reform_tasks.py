@@ -33,7 +33,7 @@ from datamodules.reform_eval.reading import ReadingTask
 from datamodules.reform_eval.reformulated import ReformulatedTask
 from datamodules.reform_eval.rendered_text import RenderedTextRecords
 from datamodules.reform_eval.task import EvaluationTask
-from tests.datamodules.test_records import write_idx
+from tests.tiny_files import write_idx
 from tests.tiny_records import (
     BASIC,
     Squares,

@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from torch.utils.data import Dataset
 
 from datamodules.sampler import ResumableLoader, ResumableSampler, derive_seed, epoch_batches, even_batch_size
-
-
-class Numbers(Dataset):
-    """0, 1, 2, ..."""
-
-    def __init__(self, total: int) -> None:
-        self.total = total
-
-    def __len__(self) -> int:
-        return self.total
-
-    def __getitem__(self, index: int) -> int:
-        return index
+from tests.tiny_records import Numbers
 
 
 def _batches(total: int, *, processes: int, batch: int, epoch: int = 0, done: int = 0) -> list[list[set[int]]]:

@@ -26,7 +26,7 @@ from datamodules import (
 )
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.stream_dataset import SHARD_BITS, Position, StreamLoader
-from tests.datamodules.test_tar import write_parquet, write_shard
+from tests.tiny_files import write_parquet, write_shard
 
 
 class MemoryStream(RecordStream):

@@ -3,45 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 import tarfile
 from pathlib import Path
-from typing import Any
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
 from datamodules import CorruptRecord, ImageDataModule, ParquetRecords, TarRecords
 from datamodules.tar_members import DamagedShard, members_of
-
-
-def png(value: int, *, size: tuple[int, int] = (4, 4)) -> bytes:
-    buffer = io.BytesIO()
-    Image.new("L", size, value).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as shard:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            shard.addfile(info, io.BytesIO(content))
-    return path
-
-
-def write_shard(path: Path, first: int, count: int) -> Path:
-    """Grey pictures whose value, caption and label is their number."""
-    members: dict[str, bytes] = {}
-    for number in range(first, first + count):
-        members[f"{number:04d}.png"] = png(number)
-        members[f"{number:04d}.txt"] = f"picture {number}\n".encode()
-        members[f"{number:04d}.cls"] = str(number % 3).encode()
-        members[f"{number:04d}.json"] = json.dumps({"text": f"json {number}", "kind": "ab"[number % 2]}).encode()
-    return write_tar(path, members)
+from tests.tiny_files import png, write_parquet, write_shard, write_tar
 
 
 def test_members_of_a_key_are_one_record(tmp_path: Path) -> None:
@@ -153,21 +124,7 @@ def test_fingerprints_follow_the_files(tmp_path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------------ parquet
-@pytest.fixture
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-
-
-def write_parquet(path: Path, first: int, count: int, *, plain: bool = False) -> Path:
-    pictures: list[Any] = [png(number, size=(6, 4)) for number in range(first, first + count)]
-    if not plain:
-        pictures = [{"bytes": picture, "path": None} for picture in pictures]
-    texts = [f"picture {number}" for number in range(first, first + count)]
-    pq.write_table(pa.table({"image": pictures, "text": texts, "kind": ["b", "a"] * (count // 2)}), path)
-    return path
-
-
-@pytest.mark.usefixtures("_own_cache")
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("plain", [True, False])
 def test_parquet_files_give_records(tmp_path: Path, plain: bool) -> None:
     write_parquet(tmp_path / "1.parquet", 2, 2, plain=plain), write_parquet(tmp_path / "0.parquet", 0, 2, plain=plain)
@@ -182,7 +139,7 @@ def test_parquet_files_give_records(tmp_path: Path, plain: bool) -> None:
     assert ParquetRecords(str(tmp_path / "*.parquet"), caption_column="text").fingerprint() != before
 
 
-@pytest.mark.usefixtures("_own_cache")
+@pytest.mark.usefixtures("own_cache")
 def test_parquet_files_that_cannot_be_used_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no file"):
         ParquetRecords(str(tmp_path / "*.parquet")).open()

@@ -16,7 +16,7 @@ from sparsight.diffusion.model import DiffusionModel, load_pipeline
 from sparsight.diffusion.sampling import sample, starting_noise
 from sparsight.surgery.shell import Mode
 from tests import tiny
-from tests.lightning_modules.test_attention_distillation import distillation
+from tests.tiny_distillation import distillation
 
 SAVE: dict[str, Callable[[Path], Path]] = {
     "sd": tiny.save_sd_pipeline,

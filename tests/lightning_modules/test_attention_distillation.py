@@ -17,23 +17,12 @@ from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.common.errors import ConfigurationError
 from sparsight.distill.stages import OBJECTIVES, Objective, Stage
 from tests import tiny
+from tests.tiny_distillation import distillation, trainer
 
 
 @pytest.fixture
 def teacher(tmp_path: Path) -> str:
     return str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
-
-
-def distillation(teacher: str, stages: list[Stage] | None = None, **options: Any) -> AttentionDistillation:
-    torch.manual_seed(0)
-    stages = stages or [Stage("layerwise", 3, warmup_steps=1), Stage("end_to_end", 3, warmup_steps=1)]
-    mixer = options.pop("mixer", partial(DeltaConvBlock, preset="released_pixart", kernel_size=3))
-    return AttentionDistillation(teacher, mixer, stages, **{"init_samples": 0, "sample_steps": 2} | options)
-
-
-def trainer(folder: Path, **options: Any) -> Trainer:
-    defaults = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "max_epochs": -1}
-    return Trainer(default_root_dir=folder, accelerator="cpu", **defaults | options)
 
 
 def noised_batch(module: AttentionDistillation, **extra: Any) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.cli import main
 from sparsight.common.finite import NonFiniteError
 from sparsight.distill.stages import Stage
-from tests import finite_processes, tiny
-from tests.lightning_modules.lvlm_run import tuning_config
-from tests.lightning_modules.test_attention_distillation import distillation, trainer
-from tests.poison import Poison, PoisonedGradient, state_of
+from tests import tiny, tiny_poisoned_pair
+from tests.tiny_distillation import distillation, trainer
+from tests.tiny_poison import Poison, PoisonedGradient, state_of
+from tests.tiny_tuning import tuning_config
 
 STAGES = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 4, warmup_steps=1)]
 
@@ -180,7 +180,7 @@ def test_all_processes_stop_or_go_on_together(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.spawn(finite_processes.main, (tmp_path, port), nprocs=2)
+    torch.multiprocessing.spawn(tiny_poisoned_pair.main, (tmp_path, port), nprocs=2)
     ours, theirs = (torch.load(tmp_path / f"found_{rank}.pt", weights_only=True) for rank in (0, 1))
     assert ours == theirs
     for run in ("ddp", "fsdp2"):

@@ -11,10 +11,9 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsight.cli import main
-from tests.lightning_modules.lvlm_run import STAGE, tuning_config
-from tests.lightning_modules.test_sparse_layer_tuning import SCORE, pruning, with_callback
 from tests.tiny_lvlm import VICUNA_CHAT, save_tiny_lvlm, tiny_lvlm, tiny_processor
 from tests.tiny_processors import family_processor
+from tests.tiny_tuning import SCORE, STAGE, pruning, tuning_config, with_callback
 
 TALK = {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A bag."}]}
 

@@ -10,11 +10,9 @@ import pytest
 import torch
 import yaml
 
-from tests.lightning_modules.lvlm_run import STAGE, tuning_config
-from tests.lightning_modules.test_sparse_layer_tuning import SCORE, checkpoint, pruning, with_callback
-from tests.test_cli import run_command
+from tests.tiny_processes import SHARDED, run_command
+from tests.tiny_tuning import ROTATION, SCORE, STAGE, checkpoint, pruning, tuning_config, with_callback
 
-ROTATION = {"class_path": "callbacks.LayerRotation", "init_args": {"layers": 1, "every_n_steps": 2}}
 ALL = {"class_path": "sparsight.lvlm.selection.All"}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stages": ({"stages": [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]}, {}),
@@ -66,12 +64,6 @@ def test_two_processes_train_as_one(tmp_path: Path, kind: str) -> None:
     assert [item["index"] for item in one[2]["items"]] == [item["index"] for item in two[2]["items"]] == list(range(11))
     for a, b in zip(one[2]["items"], two[2]["items"], strict=True):
         assert a["log_likelihood"] == pytest.approx(b["log_likelihood"], abs=1e-3)
-
-
-SHARDED = {
-    "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
-    "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
-}
 
 
 def fit_sharded(config: Path, root: Path, *arguments: str) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import pytest
 
 from sparsight.cli import main
 from sparsight.lvlm.task_scores import TaskScores
-from tests.lightning_modules.lvlm_run import tuning_config
+from tests.tiny_tuning import tuning_config
 
 
 def test_a_reference_of_other_items_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

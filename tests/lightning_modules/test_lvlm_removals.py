@@ -18,9 +18,8 @@ from sparsight.lvlm.retire import LayerPruning
 from sparsight.lvlm.scores import BlockInfluence, score_layers
 from sparsight.lvlm.selection import Explicit, Uniform
 from sparsight.lvlm.stages import TuningStage
-from tests.lightning_modules.lvlm_run import STAGE, tuning_config
-from tests.lightning_modules.test_sparse_layer_tuning import SCORE, checkpoint, pruning, with_callback
 from tests.tiny_lvlm import save_tiny_lvlm
+from tests.tiny_tuning import SCORE, STAGE, checkpoint, pruning, tuning_config, with_callback
 
 EXPLICIT = {"rule": "Explicit", "options": {"layers": [1, 4]}}
 LINEAR: dict[str, Any] = {"shape": "linear", "begin": 0, "end": 2, "rescore": True}

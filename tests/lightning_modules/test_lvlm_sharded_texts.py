@@ -15,11 +15,10 @@ import torch
 import yaml
 
 from sparsight.cli import main
-from tests.lightning_modules.lvlm_run import tuning_config
-from tests.lightning_modules.test_lvlm_processes import SHARDED
-from tests.lightning_modules.test_sparse_layer_tuning import checkpoint
 from tests.tiny_lvlm import tiny_lvlm
+from tests.tiny_processes import SHARDED
 from tests.tiny_processors import family_processor
+from tests.tiny_tuning import checkpoint, tuning_config
 
 PATIENCE = 400  # seconds, of which a run that does not hang takes 25 on an idle machine
 

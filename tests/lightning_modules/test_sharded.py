@@ -15,7 +15,8 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from sparsight.cli import main
 from sparsight.common.errors import ConfigurationError
 from sparsight.sharding import shard
-from tests.test_cli import distillation_config, run_command
+from tests.tiny_distillation import distillation_config
+from tests.tiny_processes import run_command
 
 
 def strategy(**options: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from lightning.pytorch import Callback, Trainer
 
 from lightning_modules import SparseLayerTuning
@@ -17,8 +16,8 @@ from sparsight.cli import main
 from sparsight.lvlm.load import load_lvlm
 from sparsight.lvlm.provenance import FILE, provenance, read_provenance
 from sparsight.lvlm.surgery import remove_layers
-from tests.lightning_modules.lvlm_run import STAGE, tuning_config
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_processor
+from tests.tiny_tuning import SCORE, STAGE, checkpoint, pruning, tuning_config, with_callback
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +33,6 @@ def folder(base: Path, tmp_path: Path) -> Path:
 
 def fit(folder: Path, *arguments: str, **model: Any) -> Any:
     return main(["fit", "--config", str(tuning_config(folder, **model)), *arguments])
-
-
-def checkpoint(folder: Path, step: int, run: str = "run") -> Path:
-    (found,) = (folder / run).rglob(f"step={step}*.ckpt")
-    return found
 
 
 def changed(cli: Any, base: Path) -> set[str]:
@@ -188,21 +182,6 @@ def test_scores_are_written_and_compared(folder: Path, caplog: pytest.LogCapture
     assert "val/accuracy/generation/naming" in metrics
     written = json.loads(path.read_text())["items"]
     assert all(isinstance(item["generated"], str) for item in written)
-
-
-def pruning(amount: int = 2, **options: Any) -> dict[str, Any]:
-    init = {"shape": "one_shot", "begin": 1, "amount": amount} | options
-    return {"class_path": "callbacks.PruningSchedule", "init_args": init}
-
-
-def with_callback(config: Path, callback: dict[str, Any]) -> Path:
-    content = yaml.safe_load(config.read_text())
-    content["trainer"]["callbacks"].append(callback)
-    config.write_text(yaml.safe_dump(content))
-    return config
-
-
-SCORE = {"score": {"class_path": "sparsight.lvlm.scores.BlockInfluence"}, "batches": 2}
 
 
 @pytest.mark.parametrize("rescore", [False, True])

@@ -5,9 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
@@ -15,26 +13,12 @@ from sparsight.lvlm.chat import ChatFormat, EncodedChat
 from sparsight.lvlm.chat_template import UnusableConversation
 from sparsight.lvlm.conversation import Conversation, Turn
 from tests import tiny_processors
+from tests.tiny_chats import ITEM, dialogue, picture
 from tests.tiny_lvlm import CHATML, SPECIAL, VICUNA_CHAT, tiny_processor, tiny_tokenizer
 from tests.tiny_processors import PROCESSORS, family_processor
 
-
-def picture(width: int, height: int) -> Image.Image:
-    pixels = np.random.default_rng(width).integers(0, 255, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
-
-
-def dialogue(*said: str, images: tuple[Image.Image, ...] = (), **facts: Any) -> Conversation:
-    """User and assistant in turns."""
-    roles = ("user", "assistant")
-    return Conversation(tuple(Turn(roles[n % 2], text) for n, text in enumerate(said)), images, **facts)  # type: ignore[arg-type]
-
-
 SAID = ("<image>\nWhat is this?", " A red coat.\n\nReally ", "And\n<image>\nthis one?", "bag")
 TALK = dialogue(*SAID, images=(picture(20, 30), picture(20, 31)))
-ITEM = dialogue(
-    "<image>\nWhat is it?", "coat", images=(picture(40, 20),), candidates=("bag", "coat", "a long one"), answer=1
-)
 
 
 def with_template(processor: Any, template: str) -> Any:

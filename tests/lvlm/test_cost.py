@@ -12,7 +12,7 @@ from sparsight.lvlm.lora import LoRA, add_lora
 from sparsight.lvlm.recompute import recompute_layers
 from sparsight.lvlm.tower import find_parts
 from sparsight.lvlm.trained import LAYERS, PROJECTOR, trained_parameters
-from tests.lvlm.test_tower import labels_of
+from tests.tiny_batches import labels_of
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 
 DEPTH = 6

@@ -13,9 +13,9 @@ from sparsight.cli import main
 from sparsight.common.finite import NonFiniteError
 from sparsight.lvlm.evaluate import answer_items
 from sparsight.lvlm.task_scores import TaskScores
-from tests.lightning_modules.lvlm_run import tuning_config
-from tests.lvlm.test_likelihood import alone, left_padded, one_by_one
+from tests.tiny_batches import alone, alone_log_likelihoods, left_padded
 from tests.tiny_lvlm import SPECIAL, VOCABULARY, tiny_inputs, tiny_lvlm, tiny_tokenizer
+from tests.tiny_tuning import tuning_config
 
 LENGTHS = [[1, 4, 2, 3], [2, 2, 2]]  # tokens of the candidates of two questions
 
@@ -42,7 +42,7 @@ def test_the_likeliest_candidate_is_chosen_whichever_is_right(family: str) -> No
     chosen = set()
     for _ in range(4):
         candidates = [[torch.randint(len(SPECIAL), VOCABULARY, (n,)).tolist() for n in row] for row in LENGTHS]
-        sums = [torch.tensor(row) for row in one_by_one(model, inputs, candidates, family)]
+        sums = [torch.tensor(row) for row in alone_log_likelihoods(model, inputs, candidates, family)]
         means = [row / torch.tensor(lengths) for row, lengths in zip(sums, LENGTHS, strict=True)]
         for answers in ([0, 0], [1, 2], [3, 1]):
             items = answer_items(model, tiny_tokenizer(), batch_of(inputs, candidates, answers))
@@ -66,7 +66,7 @@ def test_the_likeliest_candidate_is_chosen_whichever_is_right(family: str) -> No
 def test_a_long_candidate_of_likely_tokens_wins_by_token_alone() -> None:
     model = tiny_lvlm("llava")
     inputs = tiny_inputs("llava", model)
-    prompt = alone(inputs, 0, "llava")
+    prompt = alone(inputs, 0)
     long: list[int] = []
     logs = []
     for _ in range(4):

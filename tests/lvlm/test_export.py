@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,17 +17,14 @@ from sparsight.cli import main
 from sparsight.lvlm import export
 from sparsight.lvlm.adapters import verify_adapters, write_adapters
 from sparsight.lvlm.load import load_lvlm
-from sparsight.lvlm.lora import LoRA, merge_lora
+from sparsight.lvlm.lora import merge_lora
 from sparsight.lvlm.provenance import FILE, read_provenance
 from sparsight.lvlm.reload import example_inputs
-from sparsight.lvlm.retire import RetiredLayers
 from sparsight.lvlm.surgery import remove_layers
-from sparsight.lvlm.tower import Parts, find_parts
-from sparsight.lvlm.trained import make_trainable
-from tests.lightning_modules.lvlm_run import STAGE, tuning_config
-from tests.lightning_modules.test_sparse_layer_tuning import SCORE, checkpoint, pruning, with_callback
+from sparsight.lvlm.tower import find_parts
 from tests.tiny_lvlm import VOCABULARY, tiny_inputs, tiny_lvlm, tiny_processor
 from tests.tiny_processors import PROCESSORS, family_processor
+from tests.tiny_tuning import SCORE, STAGE, adapted_module, checkpoint, pruning, tuning_config, with_callback
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
 
@@ -145,15 +141,6 @@ def test_an_export_whose_adapters_answer_otherwise_does_not_appear(
     with pytest.raises(error, match=message):
         main([*arguments, "--output", str(tmp_path / "bad")])
     assert not (tmp_path / "bad").exists()
-
-
-def adapted_module(model: Any, parts: Parts) -> SimpleNamespace:
-    """What of a SparseLayerTuning adapters are written from, all of it moved as if by training."""
-    trained = make_trainable(model, parts, layers=[1, 2], lora=LoRA(rank=2), wanted=["layers", "projector"])
-    for name in (name for part in trained.values() for name in part):
-        model.get_parameter(name).data += 0.1 * torch.randn_like(model.get_parameter(name))
-    retired = RetiredLayers(model, parts)
-    return SimpleNamespace(model=model.eval(), parts=parts, trained=trained, adapters=True, retired=retired)
 
 
 def reloaded(base: Any, folder: Path) -> Any:

@@ -6,58 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers.cache_utils import Cache, LinearAttentionLayer
 
 from sparsight.lvlm import likelihood
-from sparsight.lvlm.answers import IGNORED, answer_losses
 from sparsight.lvlm.likelihood import candidate_log_likelihoods
 from sparsight.lvlm.whole_texts import whole_log_likelihoods
+from tests.tiny_batches import TOKENS, alone_log_likelihoods, left_padded
 from tests.tiny_lvlm import FAMILIES, SPECIAL, VOCABULARY, tiny_inputs, tiny_lvlm
-
-TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-
-
-def left_padded(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The right-padded rows of ``tiny_inputs`` with their padding on the other side."""
-    lengths = inputs["attention_mask"].sum(1)
-    turned = {
-        k: torch.stack([row.roll(len(row) - int(n)) for row, n in zip(inputs[k], lengths, strict=True)])
-        for k in TOKENS
-        if k in inputs
-    }
-    return inputs | turned
-
-
-def alone(inputs: dict[str, Any], row: int, family: str) -> dict[str, Tensor]:
-    """One question of a batch of two, without padding."""
-    length = int(inputs["attention_mask"][row].sum())
-    found = {k: v[row : row + 1, :length] for k, v in inputs.items() if k in TOKENS}
-    for name, value in inputs.items():
-        if name not in TOKENS:
-            share = len(value) // 2
-            found[name] = value[row * share : (row + 1) * share]
-    return found
-
-
-def one_by_one(model: Any, inputs: dict[str, Any], candidates: list[list[list[int]]], family: str) -> list[list[float]]:
-    found = []
-    for row, question in enumerate(candidates):
-        prompt = alone(inputs, row, family)
-        values = []
-        for ids in question:
-            whole = dict(prompt)
-            whole["input_ids"] = torch.cat([prompt["input_ids"], torch.tensor([ids])], 1)
-            whole["attention_mask"] = torch.ones_like(whole["input_ids"])
-            for name in ("token_type_ids", "mm_token_type_ids"):
-                if name in whole:
-                    added = 1 if family == "paligemma" else 0
-                    whole[name] = torch.cat([whole[name], torch.full((1, len(ids)), added)], 1)
-            labels = torch.full_like(whole["input_ids"], IGNORED)
-            labels[0, -len(ids) :] = torch.tensor(ids)
-            values.append(-float(answer_losses(model, whole, labels)[0].sum()))
-        found.append(values)
-    return found
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -68,7 +23,7 @@ def test_shared_prompts_change_nothing(family: str) -> None:
     shapes = [[1, 3, 2], [4, 1]]  # questions with other numbers of candidates, candidates of other lengths
     candidates = [[torch.randint(len(SPECIAL), VOCABULARY, (n,)).tolist() for n in lengths] for lengths in shapes]
     with torch.no_grad():
-        wanted = one_by_one(model, inputs, candidates, family)
+        wanted = alone_log_likelihoods(model, inputs, candidates, family)
         got = candidate_log_likelihoods(model, left_padded(inputs), candidates)
         whole = whole_log_likelihoods(model, left_padded(inputs), candidates)
     for found in (got, whole):

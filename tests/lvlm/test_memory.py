@@ -12,9 +12,7 @@ import yaml
 from benchmarks import lvlm_memory
 from sparsight.cli import main
 from sparsight.lvlm.memory import run_tuning_memory
-from tests.lightning_modules.lvlm_run import STAGE, tuning_config
-from tests.lightning_modules.test_lvlm_processes import ROTATION
-from tests.lightning_modules.test_sparse_layer_tuning import SCORE, with_callback
+from tests.tiny_tuning import ROTATION, SCORE, STAGE, tuning_config, with_callback
 
 ADAM = {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.0}}}
 TWO_STAGES = {"stages": [STAGE | {"steps": 1, "train": ["projector"]}, STAGE | {"steps": 2, "train": ["layers"]}]}

@@ -13,7 +13,7 @@ from sparsight.lvlm.answers import answer_losses
 from sparsight.lvlm.chat import ChatFormat
 from sparsight.lvlm.conversation import Conversation
 from sparsight.lvlm.packing import MODELS, TEXT_MODELS, check_packable
-from tests.lvlm.test_chat import ITEM, dialogue, picture
+from tests.tiny_chats import ITEM, dialogue, picture
 from tests.tiny_lvlm import FAMILIES, tiny_lvlm
 from tests.tiny_processors import PROCESSORS, family_processor
 

@@ -14,9 +14,9 @@ from sparsight.export.export import check_destination
 from sparsight.lvlm import adapters
 from sparsight.lvlm.rehearsal import check_removal, rehearse_export, skeleton
 from sparsight.lvlm.tower import find_parts
-from tests.lvlm.test_export import adapted_module
 from tests.tiny_lvlm import VOCABULARY, tiny_lvlm
 from tests.tiny_processors import family_processor
+from tests.tiny_tuning import adapted_module
 
 
 def about_to_train(family: str) -> tuple[SimpleNamespace, Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from sparsight.cli import main
-from tests.lightning_modules.lvlm_run import tuning_config
-from tests.test_cli import distillation_config
+from tests.tiny_distillation import distillation_config
+from tests.tiny_tuning import tuning_config
 
 
 @pytest.fixture(scope="module")

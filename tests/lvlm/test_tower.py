@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from sparsight.lvlm.answers import IGNORED, answer_losses
+from sparsight.lvlm.answers import answer_losses
 from sparsight.lvlm.lora import LoRA, add_lora, is_adapter, merge_lora
 from sparsight.lvlm.tower import PartNames, find_parts, name_parts
 from sparsight.lvlm.trained import LAYERS, PROJECTOR, trained_parameters
+from tests.tiny_batches import labels_of
 from tests.tiny_lvlm import FAMILIES, TEXT, tiny_inputs, tiny_lvlm
 
 CHOSEN = [0, 2]
@@ -31,14 +32,6 @@ NAMES = dict.fromkeys(FAMILIES, LLAVA) | {
     "qwen3_vl_moe": ("model.visual", MERGERS, "model.language_model.layers"),
     "qwen3_5": ("model.visual", MERGERS[:1], "model.language_model.layers"),
 }
-
-
-def labels_of(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The last three tokens of every sample carry loss."""
-    labels = torch.full_like(inputs["input_ids"], IGNORED)
-    for row, length in enumerate(inputs["attention_mask"].sum(1)):
-        labels[row, length - 3 : length] = inputs["input_ids"][row, length - 3 : length]
-    return labels
 
 
 @pytest.mark.parametrize("family", FAMILIES)

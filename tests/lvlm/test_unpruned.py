@@ -11,10 +11,9 @@ import torch
 from sparsight.cli import main
 from sparsight.lvlm.tower import find_parts
 from sparsight.lvlm.unpruned import UnprunedModel, unpruned_copy
-from tests.lightning_modules.lvlm_run import tuning_config
-from tests.lightning_modules.test_sparse_layer_tuning import SCORE, pruning, with_callback
-from tests.lvlm.test_vision_cache import counted
+from tests.tiny_batches import rows_seen
 from tests.tiny_lvlm import tiny_lvlm
+from tests.tiny_tuning import SCORE, pruning, tuning_config, with_callback
 
 
 def test_what_the_cache_has_is_not_computed_again_for_the_comparison(tmp_path: Path) -> None:
@@ -24,7 +23,7 @@ def test_what_the_cache_has_is_not_computed_again_for_the_comparison(tmp_path: P
     module, batch = cli.model, next(iter(cli.datamodule.train_dataloader()))
     module.log = lambda *_, **__: None
     images = sum(map(len, batch["image_keys"]))
-    student, teacher = counted(module.model), counted(module.unpruned.model)
+    student, teacher = rows_seen(module.model), rows_seen(module.unpruned.model)
 
     def step() -> tuple[torch.Tensor, int, int]:
         student.clear()

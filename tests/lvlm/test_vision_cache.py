@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 
 from sparsight.lvlm.tower import find_parts
 from sparsight.lvlm.vision_cache import VisionCache
+from tests.tiny_batches import rows_seen
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
-
-
-def counted(model: Any) -> list[int]:
-    """Rows of every call of the vision tower's inside."""
-    rows: list[int] = []
-    (tower,) = find_parts(model).vision.values()
-    inner = next(module for module in tower.modules() if isinstance(module, torch.nn.Conv2d))
-    inner.register_forward_hook(lambda _module, args, _output: rows.append(len(args[0])))
-    return rows
 
 
 @pytest.mark.parametrize("family", ["llava", "fast_vlm", "gemma3", "internvl"])
@@ -28,7 +18,7 @@ def test_answers_are_the_same_and_images_are_computed_once(family: str) -> None:
     cache = VisionCache(model, find_parts(model), gib=1)
     with torch.no_grad():
         wanted = model(**inputs).logits
-        rows = counted(model)
+        rows = rows_seen(model)
         for keys, computed in ((["a", "b"], [2]), (["a", "b"], []), (["a", "c"], [1])):
             if keys == ["a", "c"]:
                 inputs["pixel_values"] = torch.cat([inputs["pixel_values"][:1], inputs["pixel_values"][1:] + 1])

@@ -9,8 +9,8 @@ import pytest
 
 from sparsight.metrics import CLIPScore, FrechetDistance, KernelDistance, Samples, TeacherError, TeacherSimilarity
 from tests import tiny
-from tests.metrics.quarters import Quarters
-from tests.metrics.two_processes import real, share
+from tests.tiny_features import Quarters
+from tests.tiny_metrics_pair import real, share
 
 
 def on(samples: Samples, device: str) -> Samples:

@@ -17,7 +17,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from sparsight.metrics import EfficientNetLite0Features, InceptionFeatures, TimmFeatures
 from tests import tiny
-from tests.metrics.quarters import Quarters
+from tests.tiny_features import Quarters
 
 
 def pictures(count: int = 2, side: int = 48) -> Tensor:

@@ -14,7 +14,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 from sparsight.metrics import Samples, TeacherError, TeacherLPIPS, TeacherSimilarity
 from sparsight.metrics.images import to_uint8
 from tests import tiny
-from tests.metrics.quarters import Quarters
+from tests.tiny_features import Quarters
 
 
 def pairs(side: int = 8) -> list[Samples]:

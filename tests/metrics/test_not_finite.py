@@ -17,7 +17,7 @@ from sparsight.metrics import FrechetDistance, Samples, TeacherError
 from sparsight.metrics.images import to_uint8
 from sparsight.metrics.reference import Reference
 from sparsight.metrics.samples import in_batches
-from tests.metrics.quarters import Quarters
+from tests.tiny_features import Quarters
 
 INDEX = torch.tensor([7, 3, 11])
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.metrics.two_processes import main, measure
+from tests.tiny_metrics_pair import main, measure
 
 
 @pytest.mark.filterwarnings("ignore:CLIP score")

@@ -19,7 +19,7 @@ from sparsight.metrics import FrechetDistance, KernelDistance, Reference, in_bat
 from sparsight.metrics.frechet import frechet_distance
 from sparsight.metrics.images import to_uint8
 from sparsight.metrics.reference import load_reference, save_reference
-from tests.metrics.quarters import Quarters
+from tests.tiny_features import Quarters
 
 KERNEL = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1}
 

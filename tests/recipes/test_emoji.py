@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from sparsight.cli import main
 from sparsight.diffusion.model import load_pipeline
 from sparsight.surgery.sites import find_sites
 from tests import tiny
-from tests.recipes.test_recipes import check_plain_diffusers_draws, command, without_export
 from tests.tiny_font import save_emoji_font
+from tests.tiny_recipes import check_plain_diffusers_draws, walk
 
 COLOURS = {chr(0x1F400 + number): (40 * number, 20, 90) for number in range(6)}  # rat to tiger
 CAPTIONS = ["rat", "ox"]
@@ -49,25 +48,6 @@ def shrunk(name: str, folder: Path, **model: Any) -> Path:
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump(small))
     return path
-
-
-def walk(name: str, small: Path, *options: str) -> Path:
-    """Fit, resume and test; the recipe's own export is the answer."""
-    run = small.with_suffix("") / "lightning_logs"
-    command("fit", name, small, "--config", without_export(small), "--trainer.max_steps", "2")
-    last = Path("checkpoints") / "last.ckpt"
-    half = torch.load(run / "version_0" / last, weights_only=True)
-    resumed = command("fit", name, small, "--ckpt_path", str(run / "version_0" / last), *options)
-    whole = torch.load(run / "version_1" / last, weights_only=True)
-    assert half["global_step"] == 2 and whole["global_step"] == resumed.trainer.global_step == 4
-    assert half["state_dict"].keys() == whole["state_dict"].keys()
-    assert not any("text_encoder" in key for key in whole["state_dict"])
-    assert any(not torch.equal(whole["state_dict"][key], value) for key, value in half["state_dict"].items())
-    assert Image.open(run / "version_1" / "samples" / "step_0000004.png").getbbox()
-    tested = command("test", name, small, "--ckpt_path", str(run / "version_1" / last))
-    measured = [float(value) for key, value in tested.trainer.callback_metrics.items() if key.startswith("test/")]
-    assert measured and all(0 < value < 10 for value in measured)
-    return small.with_suffix("") / "export"
 
 
 @pytest.fixture(scope="module")

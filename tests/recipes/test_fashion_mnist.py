@@ -10,7 +10,7 @@ import yaml
 
 from sparsight.diffusion.model import load_pipeline
 from tests import tiny
-from tests.recipes.test_emoji import walk
+from tests.tiny_recipes import walk
 
 TINY = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8}
 

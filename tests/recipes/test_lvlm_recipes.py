@@ -27,11 +27,11 @@ from benchmarks.visual_region_study import CONFIG, SCORES_FILE, fitted_and_judge
 from sparsight.lvlm import reload
 from sparsight.lvlm.provenance import read_provenance
 from sparsight.lvlm.tower import find_parts
-from tests.datamodules.test_records import write_idx
-from tests.recipes.test_recipes import command, without_export
-from tests.test_docs import code_blocks
+from tests.tiny_files import write_idx
 from tests.tiny_lvlm import SIDE, TEXT, VISION, save_tiny_lvlm, tiny_lvlm, tiny_tokenizer
+from tests.tiny_pages import code_blocks
 from tests.tiny_processors import family_processor
+from tests.tiny_recipes import command, without_export
 
 KINDS = ["bag", "coat", "shoe"]
 

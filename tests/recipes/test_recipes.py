@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,9 +11,9 @@ import torch
 import yaml
 from PIL import Image
 
-from sparsight.cli import main
-from sparsight.diffusion.model import DiffusionModel, load_pipeline
+from sparsight.diffusion.model import DiffusionModel
 from tests import tiny
+from tests.tiny_recipes import check_plain_diffusers_draws, command, without_export
 
 KINDS = ("24gb", "paper")
 FAMILIES: dict[str, Callable[[Path], Path]] = {
@@ -92,26 +89,6 @@ def shrunk(name: str, teacher: Path, folder: Path) -> Path:
     return path
 
 
-def draw(pipeline: Any) -> torch.Tensor:
-    """One image from fixed noise, as a user of diffusers draws it."""
-    options = {"use_resolution_binning": False} if type(pipeline).__name__.startswith("PixArt") else {}
-    noise = torch.Generator().manual_seed(0)
-    return pipeline("a cat", num_inference_steps=2, generator=noise, output_type="pt", **options).images
-
-
-def command(verb: str, name: str, small: Path, *options: str) -> Any:
-    return main([verb, "--config", f"experiment/{name}", "--config", str(small), *options])
-
-
-def without_export(small: Path) -> str:
-    """A run that is broken off exports nothing; here it ends early instead."""
-    settings = yaml.safe_load(small.read_text())
-    callbacks = [c for c in settings["trainer"]["callbacks"] if c["class_path"] != "callbacks.ExportAtEnd"]
-    path = small.with_name("without_export.yaml")
-    path.write_text(yaml.safe_dump({"trainer": {"callbacks": callbacks}}))
-    return str(path)
-
-
 @pytest.fixture(scope="module")
 def walks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Folders by family, filled by the walks below."""
@@ -164,16 +141,3 @@ def test_plain_diffusers_draws_with_every_student(walks: dict[str, Path], tmp_pa
     """A process that cannot import this project loads each export and answers with the same image."""
     assert set(walks) == {f"{family}_{kind}" for family in FAMILIES for kind in KINDS}, "needs the walks above"
     check_plain_diffusers_draws(walks, tmp_path)
-
-
-def check_plain_diffusers_draws(exports: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "wanted").mkdir()
-    for name, folder in exports.items():
-        torch.save(draw(load_pipeline(str(folder))), tmp_path / "wanted" / f"{name}.pt")
-        (tmp_path / name).symlink_to(folder)
-    script = Path(__file__).with_name("draw_with_plain_diffusers.py")
-    surroundings = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    process = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], cwd=tmp_path, env=surroundings, capture_output=True, text=True
-    )
-    assert process.returncode == 0 and "all drawn" in process.stdout, process.stderr

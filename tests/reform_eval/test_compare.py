@@ -13,7 +13,7 @@ import pytest
 from sparsight.reform_eval.compare import compare_reports
 from sparsight.reform_eval.report import write_report
 from sparsight.reform_eval.scores import scores_of
-from tests.reform_eval.test_scores import TASK, weighed
+from tests.tiny_evaluation import TASK, weighed
 
 
 def report(folder: Path, right: Sequence[bool], *, turns: int = 1) -> Path:

@@ -8,14 +8,7 @@ import numpy as np
 import pytest
 
 from sparsight.reform_eval.scores import ScoreKey, scores_of
-
-TASK = {"name": "talk", "dimension": "dialogue", "formulation": "SingleChoice"}
-
-
-def weighed(sample: str, *, right: bool, run: int = 0, **more: Any) -> dict[str, Any]:
-    choice = int(not right)
-    asked = {"method": "likelihood", "task": "talk", "sample": sample, "run": run, "options": ["a", "b"], "answer": 0}
-    return asked | {"choice": choice, "choice_by_token": choice} | more
+from tests.tiny_evaluation import TASK, weighed
 
 
 def value(answers: list[dict[str, Any]], metric: str) -> float:

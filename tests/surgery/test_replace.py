@@ -14,14 +14,10 @@ from sparsight.surgery.replace import finalize, replace, restore, set_mode, shel
 from sparsight.surgery.shell import Mode
 from sparsight.surgery.sites import SiteSelection, find_sites
 from tests import tiny
+from tests.tiny import run
 
 SITES = {"dit": 2, "unet": 4, "sdxl": 8, "pixart": 2}
 SIZES = {"dit": (8, 8), "unet": (10, 14), "sdxl": (12, 8), "pixart": (8, 12)}
-
-
-def run(denoiser: torch.nn.Module, size: tuple[int, int], batch: int = 2) -> torch.Tensor:
-    torch.manual_seed(1)
-    return denoiser(**example_inputs(denoiser, batch=batch, size=size), return_dict=False)[0]
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

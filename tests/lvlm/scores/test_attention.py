@@ -13,7 +13,7 @@ from sparsight.lvlm.bypass import bypassed
 from sparsight.lvlm.scores import ImageAttention, attention, score_layers
 from sparsight.lvlm.scores.attention_tap import Attending, tapped
 from sparsight.lvlm.tower import find_parts
-from tests.lvlm.scores.batches import Batch, batch_of, one_by_one, padded_left, text_only
+from tests.tiny_batches import Batch, batch_of, one_by_one, padded_left, text_only
 from tests.tiny_lvlm import FAMILIES, HYBRIDS, IMAGE, SIGLIP, TEXT, tiny_lvlm
 
 ROWS = [ImageAttention("text"), ImageAttention("last")]

@@ -11,7 +11,7 @@ from torch import Tensor
 from sparsight.lvlm.bypass import bypassed, replaced_forward
 from sparsight.lvlm.scores import LayerContribution, score_layers
 from sparsight.lvlm.tower import find_parts
-from tests.lvlm.scores.batches import FAMILIES, Batch, batch_of, one_by_one, padded_left
+from tests.tiny_batches import FAMILIES, Batch, batch_of, one_by_one, padded_left
 from tests.tiny_lvlm import IMAGE, tiny_lvlm
 
 BOTH = [LayerContribution("image"), LayerContribution("text")]

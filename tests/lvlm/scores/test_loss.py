@@ -15,7 +15,7 @@ from sparsight.lvlm.scores import GreedyLossIncrease, LossIncrease, score_layers
 from sparsight.lvlm.scores.loss import with_each_changed
 from sparsight.lvlm.surgery import remove_layers
 from sparsight.lvlm.tower import find_parts
-from tests.lvlm.scores.batches import FAMILIES, Batch, batch_of, one_by_one, padded_left, text_only
+from tests.tiny_batches import FAMILIES, Batch, batch_of, one_by_one, padded_left, text_only
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 
 

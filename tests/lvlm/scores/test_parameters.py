@@ -13,7 +13,7 @@ from torch import nn
 from sparsight.lvlm.lora import LoRA, add_lora, merge_lora
 from sparsight.lvlm.scores import ParameterChange, score_layers
 from sparsight.lvlm.tower import find_parts
-from tests.lvlm.scores.batches import batch_of
+from tests.tiny_batches import batch_of
 from tests.tiny_lvlm import tiny_lvlm
 
 PROJECTIONS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")

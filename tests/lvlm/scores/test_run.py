@@ -21,7 +21,7 @@ from sparsight.lvlm.scores import (
 )
 from sparsight.lvlm.scores.base import StreamingScore
 from sparsight.lvlm.tower import find_parts
-from tests.lvlm.scores.batches import Batch, batch_of, text_only
+from tests.tiny_batches import Batch, batch_of, text_only
 from tests.tiny_lvlm import tiny_lvlm
 
 SHARED = [BlockInfluence(), MultimodalBlockInfluence(), AngularDistance(), ImageAttention(), ImageAttention("last")]

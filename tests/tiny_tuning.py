@@ -1,14 +1,20 @@
-"""A config for tuning a tiny image-text model on questions about tiny pictures."""
+"""Runs that tune a tiny image-text model on questions about tiny pictures: configurations, and what they leave."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 
-from tests.datamodules.test_records import write_idx
+from sparsight.lvlm.lora import LoRA
+from sparsight.lvlm.retire import RetiredLayers
+from sparsight.lvlm.tower import Parts
+from sparsight.lvlm.trained import make_trainable
+from tests.tiny_files import write_idx
 from tests.tiny_lvlm import save_tiny_lvlm
 
 STAGE = {"steps": 4, "lr": 0.05, "lr_schedule": "constant", "warmup_share": 0.0}
@@ -75,3 +81,34 @@ def tuning_config(folder: Path, family: str = "fast_vlm", **model: Any) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def checkpoint(folder: Path, step: int, run: str = "run") -> Path:
+    (found,) = (folder / run).rglob(f"step={step}*.ckpt")
+    return found
+
+
+def pruning(amount: int = 2, **options: Any) -> dict[str, Any]:
+    init = {"shape": "one_shot", "begin": 1, "amount": amount} | options
+    return {"class_path": "callbacks.PruningSchedule", "init_args": init}
+
+
+def with_callback(config: Path, callback: dict[str, Any]) -> Path:
+    content = yaml.safe_load(config.read_text())
+    content["trainer"]["callbacks"].append(callback)
+    config.write_text(yaml.safe_dump(content))
+    return config
+
+
+SCORE = {"score": {"class_path": "sparsight.lvlm.scores.BlockInfluence"}, "batches": 2}
+
+ROTATION = {"class_path": "callbacks.LayerRotation", "init_args": {"layers": 1, "every_n_steps": 2}}
+
+
+def adapted_module(model: Any, parts: Parts) -> SimpleNamespace:
+    """What of a SparseLayerTuning adapters are written from, all of it moved as if by training."""
+    trained = make_trainable(model, parts, layers=[1, 2], lora=LoRA(rank=2), wanted=["layers", "projector"])
+    for name in (name for part in trained.values() for name in part):
+        model.get_parameter(name).data += 0.1 * torch.randn_like(model.get_parameter(name))
+    retired = RetiredLayers(model, parts)
+    return SimpleNamespace(model=model.eval(), parts=parts, trained=trained, adapters=True, retired=retired)

@@ -17,7 +17,7 @@ from sparsight.common.finite import NonFiniteError
 from sparsight.distill.processes import everywhere
 from sparsight.distill.stages import Stage
 from tests import tiny
-from tests.poison import Poison
+from tests.tiny_poison import Poison
 
 
 def main(rank: int, folder: Path, port: int) -> None:

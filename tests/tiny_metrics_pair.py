@@ -19,8 +19,8 @@ from sparsight.metrics import (
     TeacherLPIPS,
     TeacherSimilarity,
 )
-from tests.metrics import answered
-from tests.metrics.quarters import Quarters
+from tests import tiny_answers as answered
+from tests.tiny_features import Quarters
 
 CAPTIONS = ["a cat", "no dog", "x", "boat", "much too long", "zz", "hat"]
 COUNT = len(CAPTIONS)

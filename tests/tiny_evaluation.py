@@ -1,0 +1,114 @@
+"""Small evaluations: tasks that ask which of four greys a picture has or what its number is, and their reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from callbacks import ReformEvalReport
+from datamodules import ReformEvalDataModule
+from datamodules.records import CorruptRecord, digest
+from datamodules.reform_eval.task import EvaluationTask
+from lightning_modules import LVLMEvaluation
+from sparsight.reform_eval.report import read_report
+from sparsight.reform_eval.sample import Sample
+
+GREYS = ("black", "dark", "light", "white")
+
+
+class GreyTask(EvaluationTask):
+    """Pictures of one grey each; the others are wrong options.
+
+    Args:
+        name: Of the task.
+        dimension: Of the taxonomy.
+        formulation: Choose, or write the grey's name.
+        count: Number of samples.
+        broken: Position of one that cannot be used.
+        pictures: Whether there are pictures; otherwise the question names the number.
+    """
+
+    def __init__(
+        self,
+        name: str = "greys",
+        dimension: str = "coarse_perception",
+        formulation: Any = "SingleChoice",
+        count: int = 6,
+        broken: int | None = None,
+        pictures: bool = True,
+    ) -> None:
+        super().__init__(name=name, dimension=dimension, formulation=formulation)
+        self.count, self.broken, self.pictures = count, broken, pictures
+
+    def _open(self) -> None:
+        pass
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> Sample:
+        if index == self.broken:
+            raise CorruptRecord(f"greys.json entry {index}: it is broken")
+        right = index % len(GREYS)
+        images = (Image.new("RGB", (16, 16), (80 * right,) * 3),) if self.pictures else ()
+        question = f"Which grey is number {index}?"
+        if self.formulation == "SingleChoice":
+            return Sample(str(index), (question,), images, GREYS, right)
+        return Sample(str(index), (question,), images, references=(GREYS[right],))
+
+    def fingerprint(self) -> str:
+        return digest([self.name, self.formulation, self.count])
+
+
+BOTH: dict[str, Any] = {"methods": ["likelihood", "generation"], "new_tokens": 6}
+
+
+def suite(**options: Any) -> list[Any]:
+    return [
+        GreyTask(**options),
+        GreyTask("words", "scene_text", "OCROpenEnded", count=5),
+        GreyTask("captions", "description", "Generation", count=4),
+        GreyTask("facts", "text_only", count=4, pictures=False),
+    ]
+
+
+def evaluate(
+    model: Path,
+    folder: Path,
+    *,
+    tasks: list[Any] | None = None,
+    resamples: int = 100,
+    limit: int | None = None,
+    limit_samples: int | None = None,
+    **data: Any,
+) -> Path:
+    """Run an evaluation; the folder of its report."""
+    callback = ReformEvalReport(str(folder), resamples=resamples)
+    trainer = Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        callbacks=[callback],
+        default_root_dir=str(folder.parent),
+        limit_test_batches=limit,
+    )
+    options = {"batch_size": 3, "limit": limit_samples, **BOTH, **data}
+    trainer.test(LVLMEvaluation(str(model)), ReformEvalDataModule(tasks or suite(), **options), verbose=False)
+    return folder
+
+
+def scores(folder: Path) -> dict[tuple[str, ...], Any]:
+    listed = read_report(folder)["scores"]
+    return {(s["method"], s["level"], s["name"], s["metric"]): s["value"] for s in listed}
+
+
+TASK = {"name": "talk", "dimension": "dialogue", "formulation": "SingleChoice"}
+
+
+def weighed(sample: str, *, right: bool, run: int = 0, **more: Any) -> dict[str, Any]:
+    choice = int(not right)
+    asked = {"method": "likelihood", "task": "talk", "sample": sample, "run": run, "options": ["a", "b"], "answer": 0}
+    return asked | {"choice": choice, "choice_by_token": choice} | more
