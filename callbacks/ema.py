@@ -41,6 +41,10 @@ class TrainableEMA(Callback):
             None  # whether all parameters were, so far; on their device, which nobody waits for
         )
 
+    def shaping(self) -> dict[str, Any]:
+        """What must not change on resuming."""
+        return {"decay": self.decay}
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin from the parameters, or from the restored average (FSDP2 restores it after ``on_fit_start``)."""
         named = dict(_trainable(pl_module))

@@ -36,6 +36,10 @@ class LayerRotation(Callback):
         self.every_n_steps = every_n_steps
         self.seed = seed
 
+    def shaping(self) -> dict[str, Any]:
+        """What must not change on resuming."""
+        return {"layers": self.layers, "every_n_steps": self.every_n_steps, "seed": self.seed}
+
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Check that there is something to rotate over.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -62,6 +63,11 @@ class PruningSchedule(Callback):
         self.amount = amount
         self.order = order
         self.retired: list[str] = []
+
+    def shaping(self) -> dict[str, Any]:
+        """What must not change on resuming; an amount of 1 is one site, 1.0 are all."""
+        choice = {"amount": repr(self.amount), "order": self.order, "spacing": self.spacing, "rescore": self.rescore}
+        return asdict(self.schedule) | choice
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check that options and module fit, and let no site be retired that is not to be.

@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
 from sparsight.analysis.memory_table import MemoryEstimate
 from sparsight.analysis.run_memory import run_memory
-from sparsight.common.errors import require
+from sparsight.common.errors import ConfigurationError, require
 from sparsight.diffusion.model import DiffusionModel, load_polished, predict
 from sparsight.diffusion.untrained import untrained_pipeline
 from sparsight.distill.losses import min_snr_weight
 from sparsight.distill.stages import SCHEDULES
+
+WITHOUT_END = ("constant", "constant_with_warmup", "piecewise_constant")  # schedules that ask for no number of steps
 
 
 class DenoiserTraining(DiffusionModule):
@@ -120,6 +123,7 @@ class DenoiserTraining(DiffusionModule):
             self.denoiser.enable_gradient_checkpointing()
         if compile:
             compile_blocks(self.denoiser)
+        self._schedule_before: int | None = None  # steps of the schedule that a checkpoint was made with
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
 
     def trained_names(self) -> set[str]:
@@ -140,8 +144,35 @@ class DenoiserTraining(DiffusionModule):
             self.optimizer,
             lr_schedule=self.lr_schedule,
             warmup_steps=self.warmup_steps,
-            steps=int(self.trainer.estimated_stepping_batches),
+            steps=self._schedule_steps(),
         )
+
+    def _schedule_steps(self) -> int:
+        steps = self.trainer.estimated_stepping_batches
+        if steps == math.inf:
+            raise ConfigurationError("trainer.max_steps is not given, so training would never end: give it, or max_epochs")
+        return int(steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the length of the learning-rate schedule."""
+        if self._trainer is not None:
+            checkpoint["schedule_steps"] = self._schedule_steps()
+        super().on_save_checkpoint(checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remember it."""
+        super().on_load_checkpoint(checkpoint)
+        self._schedule_before = checkpoint.get("schedule_steps")
+
+    def on_train_start(self) -> None:
+        """Say so if the learning rate goes on along another schedule than it came."""
+        before, now = self._schedule_before, self._schedule_steps()
+        if before not in (None, now) and self.lr_schedule not in WITHOUT_END:
+            rank_zero_warn(
+                f"trainer.max_steps makes this run {now} steps long, that of the checkpoint was {before}: the "
+                f"{self.lr_schedule} schedule is stretched from here on, and the learning rate jumps. Keep the length to "
+                "go on as before"
+            )
 
     def estimated_memory(self) -> MemoryEstimate:
         """Of a step with all that is trained."""

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from sparsight.common import formats
 from sparsight.common.errors import CheckpointError, chain
@@ -29,6 +31,8 @@ FORMAT = 1
 RECORD = "sparsight.json"  # name of the header in the archive
 ALGORITHM = "sha256"
 TAKE_ANOTHER = "take an earlier one, or let `fit --resume true` find the newest whole one"
+HARMLESS: list[Any] = [GradClipAlgorithmType]  # two words; checkpoints of format 1 may hold it
+PLAIN = "keep plain data and tensors alone in the states and options of callbacks, modules and data"
 _BLOCK = 1 << 20
 _LARGEST_HEADER = 1 << 26
 _ADDRESS = re.compile(r"[A-Za-z][\w+.-]+:[/:]|registry(:|$)")  # a Path has one slash left of two
@@ -92,14 +96,19 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write a checkpoint, read it back, and only then let it take the place of an earlier one.
 
     Raises:
-        CheckpointError: The disk does not take it; what was at ``path`` is as it was.
+        CheckpointError: The disk does not take it, or it holds objects that would not be read again; what was at
+            ``path`` is as it was.
     """
     header = header_of(checkpoint)
 
     def write(part: Path) -> None:
         with part.open("wb") as file:  # torch's own way of opening hides why a disk refuses
-            torch.save(checkpoint | {formats.KEY: FORMAT}, file)
+            try:
+                torch.save(checkpoint | {formats.KEY: FORMAT}, file)
+            except (pickle.PicklingError, AttributeError, TypeError) as error:
+                raise CheckpointError(f"checkpoint {path} cannot be written: {_reason(error)}: {PLAIN}") from error
         with zipfile.ZipFile(part) as archive:
+            _refuse_unreadable(part, path)
             header.hash = _hash(archive)  # reading compares every record with the sum of what was in memory
             root = archive.namelist()[0].partition("/")[0]
         with zipfile.ZipFile(part, "a") as archive:
@@ -112,6 +121,14 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             f"checkpoint {path} could not be written: {_reason(error)}; what was there before is as it was. Free space "
             "or change the place, then go on with `fit --resume true`"
         ) from error
+
+
+def _refuse_unreadable(part: Path, path: Path) -> None:
+    """Refuse now what :func:`read_checkpoint` would not take later."""
+    with safe_globals(HARMLESS):
+        kinds = get_unsafe_globals_in_checkpoint(part)
+    if kinds:
+        raise CheckpointError(f"checkpoint {path} could not be read again, it holds {', '.join(kinds)}: {PLAIN}")
 
 
 def read_header(path: Path) -> Header:
@@ -138,7 +155,8 @@ def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """
     verify(path)
     try:
-        found = torch.load(path, map_location=map_location, weights_only=True)
+        with safe_globals(HARMLESS):
+            found = torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is not loaded: it holds other things than tensors and plain data, which could run code"

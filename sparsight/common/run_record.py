@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -59,11 +61,16 @@ WRAPPED = "images.init_args."
 PLACES = ("files", "images", "labels", "path", "root")
 """Options of sources that say where data are: they may differ if the records there are the same."""
 
-TRAINER = ("accumulate_grad_batches", "gradient_clip_algorithm", "gradient_clip_val", "limit_train_batches")
-"""Options of the trainer that must be equal."""
-
 RUN = "sparsight_run"  # key in checkpoints
 DATA = "datamodule_hyper_parameters"  # Lightning's key for the options of a datamodule
+
+
+@runtime_checkable
+class Shaping(Protocol):
+    """A callback whose options decide what training comes to; they must be equal."""
+
+    def shaping(self) -> Mapping[str, Any]:
+        """Those options, as plain data."""
 
 
 @runtime_checkable
@@ -84,7 +91,42 @@ def run_record(trainer: Trainer) -> dict[str, Any]:
         "identity": dict(data.identity() or {}) if isinstance(data, Identified) else {},
         "global_batch": None if batch is None else batch * trainer.world_size,
         "seed_everything": None if seed is None else int(seed),
-        "trainer": {name: getattr(trainer, name) for name in TRAINER},
+        "processes": trainer.world_size if batch is None else None,
+        "trainer": _arithmetic(trainer),
+        "callbacks": {
+            type(callback).__name__: dict(callback.shaping())
+            for callback in trainer.callbacks  # type: ignore[attr-defined]
+            if isinstance(callback, Shaping)
+        },
+        "rounding": {
+            "deterministic": torch.are_deterministic_algorithms_enabled(),
+            "matmul_precision": torch.get_float32_matmul_precision(),
+        },
+    }
+
+
+def _arithmetic(trainer: Trainer) -> dict[str, Any]:
+    """Options of the trainer that must be equal, as plain data."""
+    algorithm = trainer.gradient_clip_algorithm
+    plans = [each.scheduling for each in trainer.callbacks if isinstance(each, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
+    return {
+        "accumulate_grad_batches": str(plans[0]) if plans else trainer.accumulate_grad_batches,
+        "gradient_clip_algorithm": None if algorithm is None else str(getattr(algorithm, "value", algorithm)),
+        "gradient_clip_val": trainer.gradient_clip_val,
+        "limit_train_batches": trainer.limit_train_batches,
+        "precision": str(trainer.precision),
+    }
+
+
+def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of the trainer so that those which mean the same are equal."""
+    clip = options["gradient_clip_val"] or None
+    algorithm = options["gradient_clip_algorithm"] or "norm"
+    return {
+        **options,
+        "gradient_clip_val": clip,
+        "gradient_clip_algorithm": clip and str(getattr(algorithm, "value", algorithm)),
+        "limit_train_batches": repr(options["limit_train_batches"]),  # 1 is one batch, 1.0 are all
     }
 
 
@@ -112,7 +154,7 @@ def check_options(saved: Mapping[str, Any], current: Mapping[str, Any], *, class
 
 
 def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -> None:
-    """Compare data, batch, seed and steps of a run that goes on with those of the checkpoint; older ones tell nothing.
+    """Compare data, batch, seed, steps and arithmetic of a run that goes on with the checkpoint's; older ones tell less.
 
     Raises:
         CheckpointError: Something differs that decides what is trained on, or in which order.
@@ -120,7 +162,10 @@ def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -
     saved = checkpoint.get(RUN)
     if trainer.state.fn != TrainerFn.FITTING or saved is None:
         return
-    current = run_record(trainer)
+    saved, current = ({**one, "trainer": _comparable(one["trainer"])} for one in (saved, run_record(trainer)))
+    last_digits = _differences(saved.pop("rounding", {}), current.pop("rounding"), free=())
+    if last_digits:
+        rank_zero_warn(f"sums are rounded otherwise than in {source}:\n" + "\n".join(last_digits))
     here: Any = getattr(trainer, "datamodule", None)
     options = _plain({} if here is None else dict(here.hparams))
     known = _plain(checkpoint.get(DATA, {}))

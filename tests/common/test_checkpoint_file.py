@@ -8,11 +8,13 @@ import resource
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from safetensors.torch import save_file
 
 from sparsight.common.checkpoint_file import local, read_checkpoint, read_header, verify, write_checkpoint
@@ -20,6 +22,13 @@ from sparsight.common.checkpoint_io import OrderedCheckpointIO, WholeCheckpointI
 from sparsight.common.errors import CheckpointError
 from sparsight.common.finite import NonFiniteError
 from tests.tiny_checkpoint import stored
+
+
+class TestsKind(Enum):
+    """No plain data."""
+
+    __test__ = False
+    ONE = 1
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "format_0"
 
@@ -181,6 +190,23 @@ def test_numbers_that_are_not_finite_are_not_saved(tmp_path: Path, checkpoint: d
     with pytest.raises(NonFiniteError):
         WholeCheckpointIO().save_checkpoint(checkpoint, tmp_path / "last.ckpt")
     assert not any(tensor.isnan().any() for tensor in read_checkpoint(tmp_path / "last.ckpt")["state_dict"].values())
+
+
+def test_what_would_not_be_read_again_is_not_written(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
+    target = tmp_path / "last.ckpt"
+    write_checkpoint(checkpoint, target)
+    for foreign, told in (({"at": Path("x")}, "Path"), ([TestsKind.ONE], "TestsKind"), (lambda: 0, "lambda")):
+        with pytest.raises(CheckpointError, match=f"last.ckpt c.*{told}.*: keep plain data"):
+            write_checkpoint(checkpoint | {"callbacks": {"Own": {"state": foreign}}}, target)
+        assert read_checkpoint(target)["global_step"] == checkpoint["global_step"]
+    assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
+
+
+def test_the_word_of_a_clipping_that_earlier_versions_kept_is_read(
+    tmp_path: Path, checkpoint: dict[str, Any]
+) -> None:
+    write_checkpoint(checkpoint | {"kept": GradClipAlgorithmType("value")}, tmp_path / "a.ckpt")
+    assert read_checkpoint(tmp_path / "a.ckpt")["kept"] == "value"
 
 
 def test_a_thread_removes_the_former_checkpoint_after_it_wrote_the_new_one(

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.plugins import AsyncCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 
+from callbacks import TrainableEMA
 from datamodules import FolderRecords, IdxRecords
 from sparsight.common.checkpoint_file import read_checkpoint, read_header
 from sparsight.common.checkpoint_io import OrderedCheckpointIO, WholeCheckpointIO
@@ -76,6 +77,57 @@ def test_every_way_compares_options(run: Path, way: str) -> None:
         assert in_one_line(refused.value, begun=False, config=work) == str(refused.value), "no other key stands first"
     with pytest.raises(ConfigurationError, match=r"accumulate_grad_batches: 1 in the checkpoint, 2"):
         trainer(run, accumulate_grad_batches=2).fit(Line(), datamodule=data(run), **how)
+
+
+ARITHMETIC: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    r"trainer\.precision: '32-true' in the checkpoint, 'bf16-mixed'": ({}, {"precision": "bf16-mixed"}),
+    r"gradient_clip_val: None in the checkpoint, 0\.5": ({}, {"gradient_clip_val": 0.5}),
+    r"gradient_clip_algorithm: 'norm' in the checkpoint, 'value'": (
+        {"gradient_clip_val": 1.0},
+        {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"},
+    ),
+    r"limit_train_batches: '1\.0' in the checkpoint, '1' in": ({}, {"limit_train_batches": 1}),
+    r"limit_train_batches: '1\.0' in the checkpoint, '2' in": ({}, {"overfit_batches": 2}),
+    r"TrainableEMA\.decay: 0\.9 in the checkpoint, 0\.5": (
+        {"callbacks": [TrainableEMA(0.9)]},
+        {"callbacks": [TrainableEMA(0.5)]},
+    ),
+}
+
+
+@pytest.mark.parametrize("message", ARITHMETIC)
+def test_what_changes_the_arithmetic_is_compared(message: str, tmp_path: Path) -> None:
+    before, now = ARITHMETIC[message]
+    saver = {"callbacks": [ModelCheckpoint(tmp_path, every_n_train_steps=2, save_last=True)]}
+    trainer(tmp_path, max_steps=2, **{**before, "callbacks": [*saver["callbacks"], *before.get("callbacks", [])]}).fit(
+        Line(), datamodule=data(tmp_path)
+    )
+    with pytest.raises(CheckpointError, match=message):
+        trainer(tmp_path, max_steps=4, **now).fit(Line(), datamodule=data(tmp_path), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_what_means_the_same_is_no_difference(tmp_path: Path) -> None:
+    """Steps, processes of the loader and ways to say no clipping may change; both spellings of a clipping are read."""
+    trainer(tmp_path, max_steps=2).fit(Line(), datamodule=data(tmp_path))
+    other = {"gradient_clip_val": 0.0, "gradient_clip_algorithm": "norm", "precision": 32, "log_every_n_steps": 1}
+    again = trainer(tmp_path, max_steps=4, **other)
+    again.fit(Line(), datamodule=data(tmp_path), ckpt_path="last")
+    assert again.global_step == 4
+
+
+def test_what_rounds_otherwise_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
+    with pytest.warns(UserWarning, match=r"rounded otherwise than in .*\n.*matmul_precision: '\w+' in the checkpoint, 'med"):
+        trainer(run, max_steps=6).fit(Line(), datamodule=data(run), ckpt_path="last")
+
+
+def test_a_run_that_clips_by_value_can_go_on(tmp_path: Path) -> None:
+    """Lightning makes an object of its own of the word, which was kept and then refused when it was read."""
+    clip = {"gradient_clip_val": 1.0, "gradient_clip_algorithm": "value"}
+    trainer(tmp_path, max_steps=2, **clip).fit(Line(), datamodule=data(tmp_path))
+    again = trainer(tmp_path, max_steps=4, **clip)
+    again.fit(Line(), datamodule=data(tmp_path), ckpt_path="last")
+    assert again.global_step == 4
 
 
 def test_verbs_that_train_nothing_compare_the_module_alone(run: Path) -> None:

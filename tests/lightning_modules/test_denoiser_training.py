@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 
 from callbacks import TrainableEMA
 from lightning_modules import DenoiserTraining
+from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model import predict
 from tests import tiny
 
@@ -163,3 +164,29 @@ def test_ema_follows_its_formula(tmp_path: Path) -> None:
     assert float(ema.average["weight"]) == pytest.approx(expected)
     with pytest.raises(ValueError, match="below 1"):
         TrainableEMA(1.0)
+
+
+def test_another_length_of_a_schedule_is_said(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """A cosine is stretched; a constant rate has no length."""
+    for schedule, told in (("cosine", True), ("constant", False)):
+        options: dict[str, Any] = {"lr_schedule": schedule, "warmup_steps": 0}
+        parts = {"denoiser": tiny.dit(), "noise_scheduler": DDPMScheduler()}
+        saving = trainer(tmp_path, max_steps=2)
+        saving.fit(DenoiserTraining(**parts, **options), tiny.image_data(tmp_path))
+        saving.save_checkpoint(tmp_path / f"{schedule}.ckpt")
+        for steps in (2, 3):
+            recwarn.clear()
+            trainer(tmp_path, max_steps=steps).fit(
+                DenoiserTraining(**parts, **options),
+                tiny.image_data(tmp_path),
+                ckpt_path=tmp_path / f"{schedule}.ckpt",
+                weights_only=True,
+            )
+            said = any("that of the checkpoint was 2: the cosine" in str(warning.message) for warning in recwarn)
+            assert said == (told and steps == 3)
+
+
+def test_training_without_an_end_is_refused(tmp_path: Path) -> None:
+    module = DenoiserTraining(denoiser=tiny.dit(), noise_scheduler=DDPMScheduler())
+    with pytest.raises(ConfigurationError, match=r"trainer\.max_steps is not given"):
+        trainer(tmp_path, max_epochs=-1).fit(module, tiny.image_data(tmp_path))
