@@ -150,7 +150,7 @@ class DenoiserTraining(DiffusionModule):
     def _schedule_steps(self) -> int:
         steps = self.trainer.estimated_stepping_batches
         if steps == math.inf:
-            raise ConfigurationError("trainer.max_steps is not given, so training would never end: give it, or max_epochs")
+            raise ConfigurationError("trainer.max_steps is not given, so training has no end: give it, or max_epochs")
         return int(steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -170,8 +170,8 @@ class DenoiserTraining(DiffusionModule):
         if before not in (None, now) and self.lr_schedule not in WITHOUT_END:
             rank_zero_warn(
                 f"trainer.max_steps makes this run {now} steps long, that of the checkpoint was {before}: the "
-                f"{self.lr_schedule} schedule is stretched from here on, and the learning rate jumps. Keep the length to "
-                "go on as before"
+                f"{self.lr_schedule} schedule is stretched from here on, and the learning rate jumps. Keep the length "
+                "to go on as before"
             )
 
     def estimated_memory(self) -> MemoryEstimate:

@@ -154,7 +154,7 @@ def check_options(saved: Mapping[str, Any], current: Mapping[str, Any], *, class
 
 
 def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -> None:
-    """Compare data, batch, seed, steps and arithmetic of a run that goes on with the checkpoint's; older ones tell less.
+    """Compare data, batch, seed and arithmetic of a run that goes on with the checkpoint's; older ones tell less.
 
     Raises:
         CheckpointError: Something differs that decides what is trained on, or in which order.

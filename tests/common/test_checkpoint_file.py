@@ -30,6 +30,7 @@ class TestsKind(Enum):
     __test__ = False
     ONE = 1
 
+
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "format_0"
 
 
@@ -202,9 +203,7 @@ def test_what_would_not_be_read_again_is_not_written(tmp_path: Path, checkpoint:
     assert [path.name for path in tmp_path.iterdir()] == ["last.ckpt"]
 
 
-def test_the_word_of_a_clipping_that_earlier_versions_kept_is_read(
-    tmp_path: Path, checkpoint: dict[str, Any]
-) -> None:
+def test_the_word_of_a_clipping_that_earlier_versions_kept_is_read(tmp_path: Path, checkpoint: dict[str, Any]) -> None:
     write_checkpoint(checkpoint | {"kept": GradClipAlgorithmType("value")}, tmp_path / "a.ckpt")
     assert read_checkpoint(tmp_path / "a.ckpt")["kept"] == "value"
 

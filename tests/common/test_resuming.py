@@ -117,7 +117,7 @@ def test_what_means_the_same_is_no_difference(tmp_path: Path) -> None:
 
 def test_what_rounds_otherwise_is_said(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "medium")
-    with pytest.warns(UserWarning, match=r"rounded otherwise than in .*\n.*matmul_precision: '\w+' in the checkpoint, 'med"):
+    with pytest.warns(UserWarning, match=r"rounded otherwise .*\n.*matmul_precision: '\w+' in the checkpoint, 'med"):
         trainer(run, max_steps=6).fit(Line(), datamodule=data(run), ckpt_path="last")
 
 
