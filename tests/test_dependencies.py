@@ -75,7 +75,7 @@ def of_tests(file: Path) -> set[str]:
     source = file.read_text()
     taken = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module == "tests"]
     names = {*imported(source), *(f"tests.{alias.name}" for node in taken for alias in node.names)}
-    names |= set(re.findall(r'"(tests(?:\.\w+)+)"', source))
+    names |= set(re.findall(r"\btests(?:\.[a-z_]\w*)+", source))
     own = ".".join(file.relative_to(ROOT).with_suffix("").parts)
     return {name for name in names if name.startswith("tests.") and not f"{name}.".startswith(f"{own}.")}
 

@@ -167,7 +167,7 @@ def test_spoilt_weights_are_refused_when_they_are_loaded(teacher: str) -> None:
 
 def test_tuning_of_image_text_models_is_guarded_too(tmp_path: Path) -> None:
     config = tuning_config(tmp_path)
-    (tmp_path / "poison.yaml").write_text("trainer: {callbacks+: [{class_path: tests.poison.Poison}]}")
+    (tmp_path / "poison.yaml").write_text("trainer: {callbacks+: [{class_path: tests.tiny_poison.Poison}]}")
     with pytest.raises(SystemExit, match=r"step 2, stage 1 of 1 \(.*\): loss term answers of samples .*pixel_values"):
         main(["fit", "--config", str(config), "--config", str(tmp_path / "poison.yaml")])
     steps = {torch.load(path, weights_only=True)["global_step"] for path in (tmp_path / "run").rglob("*.ckpt")}
