@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from datamodules.files import existing, file_stamps, is_inside
+from datamodules.identity import Part
 from datamodules.records import (
     MAX_PIXELS,
     CorruptRecord,
@@ -102,6 +103,13 @@ class ConversationRecords(RecordSource):
         """Covers every conversation, and name, size and time of change of every picture."""
         self.open()
         return digest([*self._entries, *file_stamps(filter(os.path.isfile, self._pictures()))])
+
+    def content(self) -> Iterator[object]:
+        """Every conversation, and the pictures."""
+        self.open()
+        yield from self._entries
+        for path in self._pictures():
+            yield Part.of_file(existing(path), name=path.name)
 
     def where(self, index: int) -> str:
         """File and line or entry; also the id, as entries of usual files share theirs."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ class EmojiRecords(RecordSource):
         self.open()
         names = [unicodedata.name(chr(code)) for code in self._codes]
         return digest(zip(self._codes, names, self._pictures, strict=True))
+
+    def content(self) -> Iterator[str]:
+        """Every code point, name and picture."""
+        yield self.fingerprint()
 
     def _open(self) -> None:
         if not self.font.is_file():

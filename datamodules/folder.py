@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from datamodules.files import FolderFiles, existing, file_stamps, is_about_the_data, is_inside
+from datamodules.identity import Part
 from datamodules.labels import Labels, name_numbers, number_labels
 from datamodules.metadata import METADATA_NAMES, Row, columns_of, read_rows
 from datamodules.records import (
@@ -122,6 +123,18 @@ class FolderRecords(RecordSource):
         named = (self.root / entry.name for entry in self._entries if not entry.bad)
         pictures = [path for path in named if os.path.isfile(path)]
         return digest([*rows, *file_stamps(pictures), *file_stamps(texts)])
+
+    def content(self) -> Iterator[object]:
+        """Names, labels, captions and files."""
+        self.open()
+        for entry in self._entries:
+            if entry.bad:  # the reason names the place
+                yield None
+                continue
+            yield entry.label, _text(entry.caption)
+            yield Part.of_file(self.root / entry.name, name=entry.name)
+            if isinstance(entry.caption, Path):
+                yield Part.of_file(entry.caption, name="")
 
     def _open(self) -> None:
         if not self.root.is_dir():

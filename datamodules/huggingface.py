@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datamodules.identity import Part
 from datamodules.labels import Labels, name_numbers, number_labels, numbers_by_name
 from datamodules.records import (
     MAX_PIXELS,
@@ -111,6 +113,32 @@ class HuggingFaceRecords(RecordSource):
         self.open()
         assert self._rows is not None
         return str(self._rows._fingerprint)
+
+    def content(self) -> Iterator[object]:
+        """The columns that are used, row by row, whatever files they lie in."""
+        self.open()
+        assert self._rows is not None
+        try:
+            for rows in self._rows.with_format("arrow").iter(batch_size=1000):
+                for row in zip(*(rows.column(name) for name in rows.column_names), strict=True):
+                    for value in row:
+                        yield from self._parts(value)
+        except Exception as error:  # of Arrow, on damaged files; the rows before are told
+            yield type(error).__name__
+
+    def _parts(self, value: Any) -> Iterator[object]:
+        """A value of Arrow: pictures, which stay where they are in memory or on disk, or anything else."""
+        if _is_picture(getattr(value.type, "value_type", None)):  # a list
+            for each in value.values or ():
+                yield from self._parts(each)
+        elif not _is_picture(value.type) or not value.is_valid:
+            yield value.as_py()
+        elif value["bytes"].is_valid:
+            data = value["bytes"].as_buffer()
+            yield Part("", data.size, data)
+        elif value["path"].is_valid:
+            path = Path(value["path"].as_py())
+            yield Part.of_file(path, name=path.name)
 
     def _row(self, index: int, columns: Dataset | None = None) -> dict[str, Any]:
         """A row of some columns, or of all that are used."""
@@ -221,3 +249,8 @@ class HuggingFaceRecords(RecordSource):
         if Path(self.path).is_dir():
             return [Path(self.path).resolve()]
         return [Path(config.HF_DATASETS_CACHE).resolve(), Path(HF_HUB_CACHE).resolve()]
+
+
+def _is_picture(kind: Any) -> bool:
+    """Whether a type of Arrow is that of encoded pictures."""
+    return {kind.field(number).name for number in range(getattr(kind, "num_fields", 0))} == {"bytes", "path"}

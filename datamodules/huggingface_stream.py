@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from glob import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.files import find_files
+from datamodules.files import FolderFiles, find_files
+from datamodules.identity import Part
 from datamodules.labels import ClassNumbers, NotALabel, numbers_by_name
 from datamodules.records import (
     MAX_PIXELS,
@@ -63,6 +65,7 @@ class HuggingFaceStream(RecordStream):
         self._classes: list[str] | None = None
         self._number_of = ClassNumbers(None)
         self._numbers: list[int] | None = None  # of the classes, where they are named by others than their own
+        self._files: list[tuple[str, Path]] = []  # names inside the data, and where they are
         self._rows: IterableDataset | None = None
 
     @property
@@ -79,7 +82,13 @@ class HuggingFaceStream(RecordStream):
     def _open(self) -> None:
         from datasets import ClassLabel, Image, load_dataset  # slow to import: only when it is used
 
-        found = None if self.files is None else [escape(str(path)) for path in find_files(self.files, what="files")]
+        found: list[str] | None = None
+        if self.files is not None:
+            paths = find_files(self.files, what="files")
+            found, self._files = [escape(str(path)) for path in paths], [(path.name, path) for path in paths]
+        elif Path(self.path).is_dir():
+            names = FolderFiles(Path(self.path), refuse_outside=False).names
+            self._files = [(name, Path(self.path, name)) for name in names]
         try:
             rows = load_dataset(
                 self.path, self.name, data_files=found, split=self.split, revision=self.revision, streaming=True
@@ -101,6 +110,10 @@ class HuggingFaceStream(RecordStream):
         if self.label_column is not None and isinstance(features[self.label_column], ClassLabel):
             self._read_names(features[self.label_column].names)
         self._rows = rows.cast_column(self.image_column, Image(decode=False))
+
+    def content(self) -> Iterator[Part]:
+        """The files, where they are on this machine."""
+        return (Part.of_file(path, name=name) for name, path in self._files)
 
     def _read_names(self, names: Sequence[str]) -> None:
         self._numbers, self._classes = numbers_by_name(names), list(names)

@@ -6,6 +6,7 @@ import gzip
 import math
 import struct
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -134,6 +135,10 @@ class IdxRecords(RecordSource):
 
     def fingerprint(self) -> str:
         """Covers every pixel and label."""
+        return digest(self.content())
+
+    def content(self) -> Iterator[object]:
+        """Every pixel and label."""
         self.open()
         arrays = [self._images_NHW] if self._labels_N is None else [self._images_NHW, self._labels_N]
-        return digest([(array.shape, array_digest(array)) for array in arrays])
+        return ((array.shape, array_digest(array)) for array in arrays)

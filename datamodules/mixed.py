@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -125,6 +125,13 @@ class MixedRecords(RecordSource):
     def fingerprint(self) -> str:
         """Covers the sources, and which of their records are taken."""
         return digest([self.limits, self.seed, *(source.fingerprint() for source in self.sources)])
+
+    def content(self) -> Iterator[object]:
+        """What the sources are made of, and which of their records are taken."""
+        yield self.limits, self.seed
+        for source in self.sources:
+            yield type(source).__name__
+            yield from source.content()
 
     def _number(self, index: int, label: int | None) -> int | None:
         numbers = self._numbers.get(self._chosen[index][0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -135,6 +135,11 @@ class LabelledQuestions(RecordSource):
     def fingerprint(self) -> str:
         """Covers the options and the source."""
         return digest([self.tasks, self.per_record, self.vary, self.seed, self.source.fingerprint()])
+
+    def content(self) -> Iterator[object]:
+        """The options, and what the source is made of."""
+        yield self.tasks, self.per_record, self.vary, self.seed
+        yield from self.source.content()
 
     # ---------------------------------------------------------------------------------------------------- questions
     def _question(self, index: int) -> tuple[Task, _Question]:

@@ -121,6 +121,14 @@ class Records(ABC):
         """Files and members of shards that were found but are no part of any record; sources of files override this."""
         return []
 
+    def content(self) -> Iterator[object]:
+        """What the records of opened data are made of, in their order, by which a run knows its data again.
+
+        Plain values, and a :class:`datamodules.identity.Part` for each file or member; nothing that tells where the
+        data are. Sources of files override this; of others eight records are compared.
+        """
+        return iter(())
+
 
 @rank_zero_only
 def tell_unused(records: Records) -> None:

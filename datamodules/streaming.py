@@ -7,6 +7,7 @@ from typing import Any, Literal
 from datamodules.base import ProcessDataModule, note_corrupt
 from datamodules.buckets import trained_model
 from datamodules.class_check import check_classes
+from datamodules.identity import identity_of
 from datamodules.image import ImageDataModule
 from datamodules.image_dataset import Fit, ImageTransform
 from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
@@ -94,6 +95,8 @@ class StreamingImageDataModule(ProcessDataModule):
         )
         self.corrupt: dict[int, str] = {}
         self._seen = 0
+        self._is_open = False
+        self._identity: dict[str, Any] | None = None
 
     @property
     def transform(self) -> ImageTransform:
@@ -104,6 +107,12 @@ class StreamingImageDataModule(ProcessDataModule):
     def classes(self) -> list[str] | None:
         """Names of the training classes in the order of their numbers; known after ``setup``."""
         return self.stream.classes
+
+    def identity(self) -> dict[str, Any] | None:
+        """What tells the stream's files from others, so that a run does not go on with others; once it is open."""
+        if self._identity is None and self._is_open:
+            self._identity = identity_of(self.stream)
+        return self._identity
 
     def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
         """As ImageDataModule's."""
@@ -123,6 +132,7 @@ class StreamingImageDataModule(ProcessDataModule):
         """
         if stage in (None, "fit"):
             self.stream.open()
+            self._is_open = True
             model = trained_model(self.trainer)
             if model is not None and not self.evaluated.other_classes:
                 check_classes(self.stream, model, split="train")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from datamodules.files import file_stamps, find_files
+from datamodules.identity import Part
 from datamodules.labels import ClassNumbers, NotALabel
 from datamodules.records import (
     IMAGE_SUFFIXES,
@@ -74,6 +75,12 @@ class TarFields:
             return None if self.label is None else self.number_of(_value(self.label, parts))
         except NotALabel as error:
             raise CorruptRecord(f"part {self.label!r}: {error}") from error
+
+    def used(self, parts: Iterable[str]) -> list[str]:
+        """Which of a record's parts are read, in the order of their names."""
+        wanted = {"json" if name.startswith("json.") else name for name in (self.caption, self.label) if name}
+        picture = next((part for part in parts if f".{part}" in IMAGE_SUFFIXES), None)
+        return sorted(part for part in parts if part in wanted or part == picture)
 
     @cached_property
     def number_of(self) -> ClassNumbers:
@@ -174,6 +181,17 @@ class TarRecords(RecordSource):
         self.open()
         return digest([self.fields, *file_stamps(self._paths)])
 
+    def content(self) -> Iterator[object]:
+        """Names of shards and records, and the members that are read."""
+        self.open()
+        changed = [path.stat().st_mtime_ns for path in self._paths]
+        for shard, members in self._records:
+            path = self._paths[shard]
+            yield path.name, members.key, bool(members.bad)
+            for part in self.fields.used(members.parts):
+                start, size = members.parts[part]
+                yield Part(part, size, path, start, changed[shard])
+
     def _read(self, index: int) -> dict[str, bytes]:
         self.open()
         shard, members = self._records[index]
@@ -216,6 +234,10 @@ class TarStream(RecordStream):
     def shards(self) -> int:
         """Number of files."""
         return len(self._paths)
+
+    def content(self) -> Iterator[Part]:
+        """The shards."""
+        return (Part.of_file(path, name=path.name) for path in self._paths)
 
     def read(self, shard: int, start: int) -> Iterator[tuple[str, dict[str, bytes]] | CorruptRecord]:
         """Contents of the records; what is lost with a damaged shard's end counts as one corrupt record."""

@@ -59,6 +59,11 @@ class TextQuestions(RecordSource):
     def _open(self) -> None:
         self._items = [(kind, item) for kind in self.kinds for item in _KINDS[kind]()]
 
+    def content(self) -> Iterator[object]:
+        """The questions, and what they are asked by."""
+        self.open()
+        return iter([self.seed, *self._items])
+
     @property
     def classes(self) -> None:
         """There are none."""

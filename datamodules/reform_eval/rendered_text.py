@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import string
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -83,6 +84,10 @@ class RenderedTextRecords(RecordSource):
     def caption_of(self, index: int) -> str:
         """A word."""
         return self.words[index]
+
+    def content(self) -> Iterator[object]:
+        """The options."""
+        return iter([self.words, self.side, self.seed])
 
     @property
     def _margin(self) -> int:

@@ -58,11 +58,15 @@ DATA_WINS = (
 WRAPPED = "images.init_args."
 """Options of a datamodule that another one wraps; they count as its own."""
 
-PLACES = ("files", "images", "labels", "path", "root")
+PLACES = ("file", "files", "font", "images", "labels", "path", "root")
 """Options of sources that say where data are: they may differ if the records there are the same."""
+
+_OTHER_DATA = "(identity: records were added, removed or reordered, or a file, text or label of them was changed)"
 
 RUN = "sparsight_run"  # key in checkpoints
 DATA = "datamodule_hyper_parameters"  # Lightning's key for the options of a datamodule
+CONTENT, EIGHT = "content", "sha256"  # facts of data: of all of them, and of eight records, as earlier versions have
+CHANGED = "changed"  # when files of data were changed last, in ns: a copy has another time, and is the same
 
 
 @runtime_checkable
@@ -169,11 +173,17 @@ def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -
     here: Any = getattr(trainer, "datamodule", None)
     options = _plain({} if here is None else dict(here.hparams))
     known = _plain(checkpoint.get(DATA, {}))
+    facts, before, now = _identities(saved, current)
+    if facts and before == now and saved["identity"].get(CHANGED, 0) < current["identity"].get(CHANGED, 0):
+        rank_zero_warn(
+            f"files of the training data were changed, or copied, since {source} was saved. They are too many to be "
+            "read whole; names, sizes, number and samples of their content are the same"
+        )
     moved = [key for key in known.keys() & options.keys() if _is_place(key) and not _same(known[key], options[key])]
-    if moved and saved["identity"] and saved["identity"] == current["identity"]:
+    if moved and facts and before == now:
         told = ", ".join(f"{key} {known[key]!r}, now {options[key]!r}" for key in sorted(moved))
         rank_zero_warn(f"the data have moved, but their records are those of {source}: {told}")
-    elif moved and not _different(saved, current, "identity"):
+    elif moved and not facts:
         raise CheckpointError(
             f"{source} was trained on data in another place, and whether they are the same cannot be told: "
             + "; ".join(f"data.{key}: {known[key]!r} in the checkpoint, {options[key]!r} now" for key in sorted(moved))
@@ -181,17 +191,26 @@ def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -
         )
     skipped = (*DATA_WINS, *([] if current["global_batch"] is None else ["batch_size"]))
     different = _differences(known, options, free=skipped, prefix="data.", without=moved)
+    different += _differences(_named(facts, before), _named(facts, now), free=())
     different += [
         line
-        for key in saved.keys() & current.keys()
+        for key in (saved.keys() & current.keys()) - {"identity"}
         for line in _differences(flatten(saved[key], key), flatten(current[key], key), free=())
         if saved[key] not in (None, {}) and current[key] not in (None, {})
     ]
     _refuse(source, sorted(different), free=DATA_WINS, what="the run")
 
 
-def _different(saved: Mapping[str, Any], current: Mapping[str, Any], key: str) -> bool:
-    return bool(saved[key]) and bool(current[key]) and saved[key] != current[key]
+def _identities(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tuple[list[str], list[Any], list[Any]]:
+    """The facts that both know of their data, and what each holds them for."""
+    facts = saved["identity"].keys() & current["identity"].keys()
+    facts -= {CHANGED, *([EIGHT] if CONTENT in facts else [])}
+    names = sorted(facts)
+    return names, [saved["identity"][name] for name in names], [current["identity"][name] for name in names]
+
+
+def _named(facts: Iterable[str], values: Iterable[Any]) -> dict[str, Any]:
+    return {f"identity.{fact}": value for fact, value in zip(facts, values, strict=True)}
 
 
 def _refuse(source: str, different: Iterable[str], *, free: Iterable[str], what: str) -> None:
@@ -200,6 +219,7 @@ def _refuse(source: str, different: Iterable[str], *, free: Iterable[str], what:
         raise CheckpointError(
             f"{what} differs from {source} in what cannot change after training has begun:\n"
             + "\n".join(lines)
+            + ("\n" + _OTHER_DATA if any(line.startswith("  identity.") for line in lines) else "")
             + f"\nMake them equal; only {', '.join(free)} may differ."
         )
 

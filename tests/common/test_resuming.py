@@ -168,10 +168,42 @@ def test_data_that_moved_are_told_by_what_they_hold(run: Path, tmp_path: Path, r
     resume(*moved)
     assert any("have moved, but their records are those of" in str(warning.message) for warning in recwarn)
     content = bytearray(moved[0].read_bytes())
-    content[16:80] = bytes(64)  # the first picture
+    content[80:144] = bytes(64)  # the second picture of 24
     moved[0].write_bytes(bytes(content))
-    with pytest.raises(ConfigurationError, match=r"identity\.sha256: '\w+' in the checkpoint"):
+    with pytest.raises(ConfigurationError, match=r"identity\.content: '\w+' in the checkpoint"):
         resume(*moved)
+
+
+@pytest.mark.parametrize(
+    ("known", "found", "ends"),
+    [
+        ({"records": 2, "sha256": "a"}, {"records": 2, "sha256": "a", "content": "c"}, "moved"),
+        ({"records": 2, "sha256": "a"}, {"records": 2, "sha256": "b", "content": "c"}, "refused"),
+        ({"records": 2, "sha256": "a", "content": "c"}, {"records": 2, "sha256": "b", "content": "c"}, "moved"),
+        ({"sha256": "a", "content": "c"}, {"sha256": "a", "content": "d"}, "refused"),
+        ({"content": "c", "changed": 1}, {"content": "c", "changed": 2}, "changed"),
+        ({"content": "c"}, {}, "cannot be told"),
+    ],
+)
+def test_facts_of_data_that_both_versions_know_are_compared(
+    run: Path, known: dict[str, Any], found: dict[str, Any], ends: str, recwarn: Any
+) -> None:
+    class Known(Wrapping):
+        def identity(self) -> dict[str, Any]:
+            return found
+
+    again = trainer(run)
+    again.state.fn = TrainerFn.FITTING
+    before, now = ({"train": {"init_args": {"file": name}}} for name in ("a.json", "b.json"))
+    vars(again)["datamodule"] = Known("cache", now)
+    saved = {RUN: run_record(again) | {"identity": known}, DATA: dict(Wrapping("cache", before).hparams)}
+    if ends in ("refused", "cannot be told"):
+        with pytest.raises(CheckpointError, match="records were added, removed" if ends == "refused" else ends):
+            check_run(saved, again, source="last.ckpt")
+        return
+    check_run(saved, again, source="last.ckpt")
+    told = " ".join(str(warning.message) for warning in recwarn)
+    assert "have moved" in told and ("too many to be read whole" in told) == (ends == "changed")
 
 
 class Wrapping(LightningDataModule):
@@ -208,7 +240,7 @@ def test_a_data_set_of_another_class_is_refused(run: Path) -> None:
         Image.new("L", (8, 8), number).save(folder / f"{number}.png")
     other = data(run)
     other.sources["train"] = FolderRecords(str(folder), class_folders=False)
-    with pytest.raises(ConfigurationError, match=r"identity\.sha256"):
+    with pytest.raises(ConfigurationError, match=r"identity\.content"):
         trainer(run).fit(Line(), datamodule=other, ckpt_path="last")
 
 
