@@ -32,8 +32,7 @@ from datamodules import (
 )
 from datamodules.identity import Part, identity_of
 from datamodules.records import Records
-from tests.datamodules.test_records import png, write_files, write_idx
-from tests.datamodules.test_tar import _own_cache, write_tar  # noqa: F401
+from tests.tiny_files import png, write_files, write_idx, write_tar
 
 TOTAL = 40  # records; the eight that are decoded are 0, 5, 11, 16, 22, 27, 33 and 39
 CHANGED = 3
@@ -158,7 +157,7 @@ def facts(make: Callable[[Path, Content], Records], root: Path, data: Content) -
     return {fact: value for fact, value in identity_of(source).items() if fact in ("records", "content")}
 
 
-@pytest.mark.usefixtures("_own_cache")
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("kind", SOURCES)
 def test_every_change_is_seen_and_a_copy_is_the_same(tmp_path: Path, kind: str) -> None:
     make = SOURCES[kind]
