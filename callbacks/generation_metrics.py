@@ -167,6 +167,10 @@ class GenerationMetrics(Callback):
         """Draw and measure."""
         self._measure(trainer, pl_module)
 
+    def may_log(self, name: str) -> bool:
+        """Whether a value may yet come under this name: metrics are measured every so many steps."""
+        return name.startswith("val/")
+
     @property
     def state_key(self) -> str:
         """Own name in checkpoints for every combination of metrics."""

@@ -13,6 +13,7 @@ from datamodules.buckets import AspectBuckets, trained_model
 from datamodules.class_check import check_alike, check_classes
 from datamodules.image_dataset import Fit, ImageDataset, ImageTransform
 from datamodules.records import MAX_PIXELS, RecordSource
+from datamodules.size_check import check_size
 from sparsight.common.errors import require
 from sparsight.diffusion.model import DiffusionModel
 
@@ -49,6 +50,7 @@ class ImageDataModule(RecordsDataModule):
     Attributes:
         datasets: Data set of each split, once ``setup`` has run.
         corrupt: Unreadable records that this process has met: for each split, position in the source and reason.
+        encoded: Whether the trained model sees these images through another one, which decides about their size.
     """
 
     def __init__(
@@ -94,9 +96,16 @@ class ImageDataModule(RecordsDataModule):
         self.buckets = buckets
         self.other_classes = other_classes
         self.alike = "one size" if buckets is not None else ""
+        self.encoded = False
 
     def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
-        """Samples a batch, their height and width in a model's space; known before there is any data."""
+        """Samples a batch, their height and width in a model's space; known before there is any data.
+
+        Raises:
+            ValueError: The model does not take such images.
+        """
+        if not self.encoded:
+            check_size(self.transform, model)
         cell = model.pixels_per_cell
         return self.batch_size, self.transform.height // cell, self.transform.width // cell
 
@@ -107,6 +116,8 @@ class ImageDataModule(RecordsDataModule):
         for source in opened.values():
             check_alike(source.parts)
         model = trained_model(self.trainer)
+        if model is not None and not self.encoded:
+            check_size(self.transform, model)
         if model is not None and not self.other_classes:
             for name, source in opened.items():
                 check_classes(source, model, split=name)

@@ -22,6 +22,7 @@ from datamodules.image_dataset import ImageDataset
 from datamodules.latent_dataset import LatentDataset, LatentRows
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader, ResumableLoader
+from datamodules.size_check import check_size
 from sparsight.common.errors import require
 from sparsight.diffusion.conditioning import ClassLabels
 from sparsight.diffusion.encoding import DTYPES, encode_batches, encode_unconditional
@@ -87,6 +88,7 @@ class CachedLatentsDataModule(ProcessDataModule):
         self.teacher = teacher
         self.pretrained_options = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
         self.images = images
+        images.encoded = True
         self.cache_dir, self.verify_days = Path(cache_dir), verify_days
         self.shard_size, self.encode_batch_size = shard_size, encode_batch_size
         self.dtype, self.device = dtype, device
@@ -227,17 +229,7 @@ class CachedLatentsDataModule(ProcessDataModule):
             )
         if self.images.buckets is not None:
             self.images.buckets.check_fits(model)
-        transform = self.images.transform
-        channels = model.sample_shape()[0] if model.vae is None else model.vae.config.in_channels
-        if transform.channels != channels:
-            part = "denoiser" if model.vae is None else "VAE"
-            raise ValueError(f"channels is {transform.channels}, but the {part} of {self.teacher!r} takes {channels}")
-        cell = model.pixels_per_cell
-        if transform.height % cell or transform.width % cell:
-            raise ValueError(
-                f"image_size {(transform.height, transform.width)} must be multiples of {cell}, the pixels that a cell "
-                f"of the VAE of {self.teacher!r} covers"
-            )
+        check_size(self.images.transform, model)
 
     # -- loaders ---------------------------------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from datamodules.image_dataset import Fit, ImageTransform
 from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
 from datamodules.records import RecordSource, RecordStream
 from datamodules.sampler import ReportingLoader
+from datamodules.size_check import check_size
 from datamodules.stream_dataset import StreamDataset, StreamLoader
 from sparsight.diffusion.model import DiffusionModel
 
@@ -134,6 +135,8 @@ class StreamingImageDataModule(ProcessDataModule):
             self.stream.open()
             self._is_open = True
             model = trained_model(self.trainer)
+            if model is not None:
+                check_size(self.transform, model)
             if model is not None and not self.evaluated.other_classes:
                 check_classes(self.stream, model, split="train")
         self.evaluated.trainer = self.trainer

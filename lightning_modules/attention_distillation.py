@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatch
 from typing import Any, Literal
 
 import torch
@@ -117,6 +118,7 @@ class AttentionDistillation(DiffusionModule):
         self.diffusion.cast_frozen(DTYPES[teacher_dtype])
         self.shells = replace(self.denoiser, mixer, sites, train_projections=train_projections)
         self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
+        _check_weights(site_weights or {}, self.site_weights)
         self.distiller = Distiller(self.denoiser, self.shells, self.site_weights, self.diffusion.process)
         self.optimizer = optimizer
         self.init_samples = init_samples
@@ -368,3 +370,11 @@ class AttentionDistillation(DiffusionModule):
         """The same in model space."""
         set_mode(self.shells.values(), Mode.TEACHER)
         return super().draw_latents(batch, index)
+
+
+def _check_weights(given: Mapping[str, float], weights: Mapping[str, float]) -> None:
+    """Refuse patterns of no site, and weights with which no site learns."""
+    for pattern in given:
+        if not any(fnmatch(path, pattern) for path in weights):
+            raise ConfigurationError(f"site_weights.{pattern} matches no site; sites are {', '.join(weights)}")
+    require(any(weights.values()), "site_weights", dict(given), "a weight above 0 for one site at least")

@@ -147,8 +147,13 @@ class TrainedPartsModule(LightningModule):
             warmup_steps: Steps over which the learning rate rises.
             steps: Steps of the whole schedule.
             groups: Parameter groups with their own settings; all trainable parameters alike if not given.
+
+        Raises:
+            ConfigurationError: The learning rate is 0.
         """
         trained = optimizer([p for p in self.parameters() if p.requires_grad] if groups is None else groups)
+        if not any(group["lr"] > 0 for group in trained.param_groups):
+            raise ConfigurationError("lr of model.optimizer is 0, so nothing would be trained; allowed: above 0")
         schedule = get_scheduler(lr_schedule, trained, num_warmup_steps=warmup_steps, num_training_steps=steps)
         return {"optimizer": trained, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -24,6 +24,7 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.common.find_checkpoint import options_in
 from sparsight.common.run_record import check_options
 from sparsight.early_checks import check_early
+from sparsight.empty_keys import check_empty_keys
 from sparsight.mistakes import in_one_line
 from sparsight.parser import Parser
 from sparsight.quiet import quieten
@@ -94,6 +95,7 @@ class SparsightCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, and check what the configuration alone can tell."""
         super().parse_arguments(parser, args)
+        check_empty_keys(sys.argv[1:], self.config[self.config.subcommand])
         check_early(self.config[self.config.subcommand], self.config.subcommand)
 
     def before_instantiate_classes(self) -> None:

@@ -24,6 +24,16 @@ RANGES: dict[str, tuple[int, float]] = {  # options that libraries take without 
     "trainer.min_steps": (0, math.inf),
     "trainer.min_epochs": (0, math.inf),
     "trainer.log_every_n_steps": (0, math.inf),
+    "trainer.check_val_every_n_epoch": (1, math.inf),
+    "trainer.num_sanity_val_steps": (-1, math.inf),
+    "trainer.num_nodes": (1, math.inf),
+}
+MEASURES = "to measure alone there are `sparsight validate` and `test`"
+NOTHING = {  # options whose zero leaves a verb nothing to do, and what to do instead
+    "fit": {"limit_train_batches": MEASURES, "max_steps": MEASURES, "max_epochs": MEASURES, "max_time": MEASURES},
+    "validate": {"limit_val_batches": "leave it out"},
+    "test": {"limit_test_batches": "leave it out"},
+    "predict": {"limit_predict_batches": "leave it out"},
 }
 MOST_ON_CORES = 8  # processes, on a machine of fewer cores
 WRITTEN = ("default_root_dir", "dirpath", "save_dir", "output", "folder")  # folders that a run makes
@@ -45,6 +55,10 @@ def check_early(config: Any, verb: str) -> None:
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             allowed = f"{least} or more" if most == math.inf else f"{least} to {most}"
             require(least <= value <= most, key, value, allowed)
+    interval = config.get("trainer.val_check_interval")
+    if isinstance(interval, (int, float)):
+        require(interval > 0, "trainer.val_check_interval", interval, "above 0, or null")
+    _check_work(config, verb)
     _check_devices(config.get("trainer.devices"))
     checkpoint = config.get("ckpt_path")
     if checkpoint and checkpoint not in NAMED and "://" not in str(checkpoint):
@@ -61,6 +75,21 @@ def check_early(config: Any, verb: str) -> None:
         check_destination(output, overwrite=config.get("overwrite", False))
     if output:
         _check_writable("output", output)
+
+
+def _check_work(config: Any, verb: str) -> None:
+    """Refuse zeros with which nothing would be done, and the command would end as if all were well."""
+    for option, remedy in NOTHING.get(verb, {}).items():
+        value = config.get(f"trainer.{option}")
+        if value is not None and not isinstance(value, bool) and not _is_more(value):
+            raise ConfigurationError(f"trainer.{option} is {value}, with which {verb} does nothing: {remedy}")
+
+
+def _is_more(value: Any) -> bool:
+    """Whether a number, or a time in Lightning's forms, is not zero."""
+    if isinstance(value, str):
+        return any(digit in value for digit in "123456789")
+    return any(value.values()) if isinstance(value, Mapping) else bool(value)
 
 
 def _check_devices(devices: Any) -> None:

@@ -18,6 +18,7 @@ from sparsight.common.connector import CheckpointConnector
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.find_checkpoint import newest_whole
 from sparsight.common.interrupt import SaveWhenStopped
+from sparsight.common.monitors import CheckMonitors
 from sparsight.common.precision import precision_that_pays
 from sparsight.export.export import export_and_push
 from sparsight.lvlm.export import processor_of
@@ -50,7 +51,7 @@ class SparsightTrainer(Trainer):
         self.command: list[str] = []
         self.strategy.checkpoint_io = with_whole_files(self.strategy._checkpoint_io)
         self._checkpoint_connector: CheckpointConnector = CheckpointConnector(self)
-        self.callbacks.append(SaveWhenStopped(self._how_to_go_on))  # type: ignore[attr-defined]
+        self.callbacks += [CheckMonitors(), SaveWhenStopped(self._how_to_go_on)]  # type: ignore[attr-defined]
 
     def fit(
         self,

@@ -85,6 +85,58 @@ MISTAKES = [
         with_option("data", "init_args", "train", "init_args", "images", value="imagez.idx"),
         r"data\.train\.images: 'imag",
     ),
+    *[
+        (
+            with_option("trainer", option, value=value),
+            rf"trainer\.{option} is {value}, with which fit does nothing: to me",
+        )
+        for option, value in {
+            "limit_train_batches": 0,
+            "max_steps": 0,
+            "max_epochs": 0,
+            "max_time": "00:00:00:00",
+        }.items()
+    ],
+    (with_option("trainer", "check_val_every_n_epoch", value=0), r"trainer\.check_val_every_n_epoch is 0; allowed: 1"),
+    (with_option("trainer", "val_check_interval", value=0), r"trainer\.val_check_interval is 0; allowed: above 0"),
+    (
+        stage(objective="end_to_end", loss={"to_teacher": 0, "site": 0}),
+        r"model\.stages\.0\.loss is .*; allowed: a weight above 0 among them",
+    ),
+    (
+        with_option("model", "init_args", "site_weights", value={"*": 0.0}),
+        r"model\.site_weights is .*; allowed: a weight above 0 for one site at least",
+    ),
+    (
+        with_option("model", "init_args", "site_weights", value={"nothing*": 2.0}),
+        r"model\.site_weights\.nothing\* matches no site; sites are transformer_blocks\.0\.attn1, ",
+    ),
+    (
+        with_option(
+            "model", "init_args", "optimizer", value={"class_path": "torch.optim.SGD", "init_args": {"zzz": {}}}
+        ),
+        r"config\.yaml: model\.optimizer\.zzz: there is no such option$",
+    ),
+    (
+        with_option("data", "init_args", "channels", value=3),
+        r"data\.channels is 3; allowed: 1, as the model's",
+    ),
+    (with_option("data", "init_args", "image_size", value=9), r"data\.image_size is \(9, 9\); allowed: multiples"),
+    (
+        with_option("data", "init_args", "image_size", value=[8, 16]),
+        r"data\.image_size is \(8, 16\); allowed: a single number",
+    ),
+    *[
+        (with_option(*keys, value={}), rf"config\.yaml: {told}$")
+        for keys, told in {
+            ("trainr",): r"trainr: there is no such option; did you mean trainer\?",
+            ("trainer", "max_stepz"): r"trainer\.max_stepz: there is no such option; did you mean max_steps.*",
+            ("model", "init_args", "stagez"): r"model\.stagez: there is no such option; did you mean stages\?",
+            ("data", "init_args", "train", "init_args", "imagez"): r"data\.train\.imagez: .* did you mean images\?",
+            ("imagez", "folder"): r"imagez: there is no such option; did you mean images\?",
+        }.items()
+    ],
+    (stage(step={}), r"model\.stages\.step: there is no such option; did you mean steps\?"),
 ]
 
 
@@ -101,6 +153,26 @@ def test_the_key_is_named_in_one_line(
         main(["fit", "--config", str(path)])
     assert len(str(stop.value).splitlines()) == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict"])
+def test_verbs_that_would_do_nothing_are_refused(tmp_path: Path, verb: str) -> None:
+    option = {"validate": "limit_val_batches", "test": "limit_test_batches", "predict": "limit_predict_batches"}[verb]
+    with pytest.raises(SystemExit, match=rf"trainer\.{option} is 0, with which {verb} does nothing: leave it out"):
+        main([verb, "--config", str(distillation_config(tmp_path)), f"--trainer.{option}", "0"])
+
+
+def test_empty_keys_on_the_command_line_are_refused_and_valid_ones_are_not(tmp_path: Path) -> None:
+    path = distillation_config(tmp_path)
+    with pytest.raises(SystemExit, match=r"--model\.mixer: model\.mixer\.scale: .* did you mean scales"):
+        main(["fit", "--config", str(path), "--model.mixer", "{class_path: DeltaConvBlock, init_args: {scale: {}}}"])
+    config = yaml.safe_load(path.read_text())
+    config["model"]["init_args"] |= {"site_weights": {}}
+    config["model"]["init_args"]["mixer"]["init_args"]["of_another_class"] = {}  # it is replaced below
+    path.write_text(yaml.safe_dump(config | {"images": {}}))
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(path), "--model.mixer", "LinearAttention", "--print_config"])
+    assert stop.value.code == 0
 
 
 def test_a_callback_that_needs_a_logger_is_named(tmp_path: Path) -> None:

@@ -32,6 +32,14 @@ def test_weights_of_sites_are_named_by_their_pattern(weight: float) -> None:
         AttentionDistillation("none", DeltaConvBlock, [Stage("layerwise", 1)], site_weights={"mid*": weight})  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(("option", "part"), [("lr", "layers"), ("projector_lr", "projector")])
+def test_a_part_that_would_learn_nothing_is_not_trained(option: str, part: str) -> None:
+    for rate in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match=rf"{option} is {rate}; allowed: above 0, or leave {part} out of train"):
+            TuningStage(1, train=["projector", "layers"], **{"projector_lr": 0.1} | {option: rate})
+    TuningStage(1, train=["projector"], lr=0.0, projector_lr=0.1)
+
+
 @pytest.mark.parametrize(
     ("make", "option", "value"),
     [

@@ -82,6 +82,8 @@ class Stage:
         for name in ("to_teacher", "to_target", "site", "gamma"):
             weight = getattr(self.terms, name)
             require(0 <= weight < math.inf, f"loss.{name}", weight, "0 or more")
+        weights = {name: getattr(self.terms, name) for name in ("to_teacher", "to_target", "site")}
+        require(self.objective != "end_to_end" or any(weights.values()), "loss", weights, "a weight above 0 among them")
 
     @property
     def terms(self) -> Objective:

@@ -44,8 +44,9 @@ class TuningStage:
         require(self.steps >= 1, "steps", self.steps, "1 or more")
         if not self.train or not set(self.train) <= {LAYERS, PROJECTOR}:
             raise ValueError(f"a stage trains {LAYERS}, {PROJECTOR} or both, got {list(self.train)}")
-        if not all(0 <= rate < math.inf for rate in (self.lr, self.projector_lr or 0.0)):
-            raise ValueError(f"lr and projector_lr are 0 or more, got {self.lr} and {self.projector_lr}")
+        for part in self.train:
+            name = "projector_lr" if part == PROJECTOR and self.projector_lr is not None else "lr"
+            require(0 < self.lr_of(part) < math.inf, name, self.lr_of(part), f"above 0, or leave {part} out of train")
         if self.lr_schedule not in SCHEDULES:
             raise ValueError(f"lr_schedule is one of {', '.join(SCHEDULES)}; got {self.lr_schedule!r}")
         if not 0 <= self.warmup_share <= 1:

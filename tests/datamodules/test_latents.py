@@ -364,8 +364,8 @@ def test_what_cannot_work_is_said(teachers: dict[str, str], folder: Path, tmp_pa
     pixel = str(tiny.save_pixel_pipeline(tmp_path / "pixel"))
     cases: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         (pixel, {}, {}, "works on pixels and has no text encoder"),
-        (teachers["sd"], {"channels": 1}, {}, "channels is 1, but the VAE"),
-        (teachers["sd"], {"image_size": 15}, {}, "must be multiples of 2, the pixels that a cell"),
+        (teachers["sd"], {"channels": 1}, {}, r"channels is 1; allowed: 3, as the model's VAE"),
+        (teachers["sd"], {"image_size": 15}, {}, r"image_size is \(15, 15\); allowed: multiples of 2"),
         (teachers["sd"], {"image_size": 15, "buckets": AspectBuckets(cell=5)}, {}, "buckets.cell is 5"),
         (teachers["sd"], {}, {"dtype": "int8"}, "dtype is 'int8'; allowed: float32, float16, bfloat16"),
         (teachers["sd"], {}, {"shard_size": 0}, "shard_size is 0"),

@@ -186,6 +186,14 @@ def test_another_length_of_a_schedule_is_said(tmp_path: Path, recwarn: pytest.Wa
             assert said == (told and steps == 3)
 
 
+def test_a_rate_of_nothing_is_refused(tmp_path: Path) -> None:
+    module = DenoiserTraining(
+        denoiser=tiny.dit(), noise_scheduler=DDPMScheduler(), optimizer=lambda p: torch.optim.SGD(p, lr=0.0)
+    )
+    with pytest.raises(ConfigurationError, match=r"lr of model\.optimizer is 0"):
+        trainer(tmp_path, max_steps=1).fit(module, tiny.image_data(tmp_path))
+
+
 def test_training_without_an_end_is_refused(tmp_path: Path) -> None:
     module = DenoiserTraining(denoiser=tiny.dit(), noise_scheduler=DDPMScheduler())
     with pytest.raises(ConfigurationError, match=r"trainer\.max_steps is not given"):
