@@ -38,7 +38,7 @@ class CheckMonitors(Callback):
         Raises:
             ConfigurationError: A callback watches a value of validation, and no validation runs.
         """
-        if sum(trainer.num_val_batches) == 0:  # type: ignore[arg-type]
+        if sum(trainer.num_val_batches) == 0:
             for key, name in _watched(trainer):
                 if name.startswith(OF_VALIDATION):
                     raise ConfigurationError(

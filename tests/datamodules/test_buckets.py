@@ -162,8 +162,8 @@ def test_a_dit_and_a_unet_of_larger_cells_are_refused(folder: Path, tmp_path: Pa
         ),
     }
     for message, teacher in cases.items():
-        module = make(folder, tmp_path)
         trained = SimpleNamespace(diffusion=DiffusionModel.from_pretrained(str(teacher)))
+        module = make(folder, tmp_path, channels=1 if trained.diffusion.vae is None else 3)
         module.trainer = SimpleNamespace(lightning_module=trained)  # type: ignore[assignment]
         with pytest.raises(ValueError, match=message):
             module.setup("fit")
