@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from tests import tiny
 from tests import tiny_training_pair as pair
 from tests.tiny_distillation import distillation_config
 from tests.tiny_files import save_images, write_shard
-from tests.tiny_processes import run_command
+from tests.tiny_processes import launch_command, run_command, together
 
 
 def whole_run(folder: Path) -> Path:
@@ -53,15 +52,14 @@ def whole_run(folder: Path) -> Path:
     return path
 
 
-def fit(config: Path, root: Path, *, processes: int, resume: Path | None = None) -> None:
-    run_command(
-        [
-            *("fit", "--config", str(config), f"--trainer.devices={processes}", "--trainer.strategy=ddp"),
-            *(f"--trainer.default_root_dir={root}", f"--trainer.logger.init_args.save_dir={root}"),
-            f"--data.batch_size={4 // processes}",
-            *([] if resume is None else [f"--ckpt_path={resume}"]),
-        ]
-    )
+def run_of(config: Path, root: Path, *, processes: int, resume: Path | None = None) -> list[str]:
+    """Arguments of a run."""
+    return [
+        *("fit", "--config", str(config), f"--trainer.devices={processes}", "--trainer.strategy=ddp"),
+        *(f"--trainer.default_root_dir={root}", f"--trainer.logger.init_args.save_dir={root}"),
+        f"--data.batch_size={4 // processes}",
+        *([] if resume is None else [f"--ckpt_path={resume}"]),
+    ]
 
 
 def logged(root: Path) -> dict[str, float]:
@@ -73,9 +71,9 @@ def logged(root: Path) -> dict[str, float]:
 def test_two_processes_do_all_that_one_does(tmp_path: Path) -> None:
     config = whole_run(tmp_path)
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
-    fit(config, one, processes=1)
-    fit(config, two, processes=2)
-    fit(config, resumed, processes=2, resume=next(two.rglob("step=3.ckpt")))
+    run_command(run_of(config, one, processes=1), processes=1)
+    launch_command(run_of(config, two, processes=2))
+    run_command(run_of(config, resumed, processes=2, resume=next(two.rglob("step=3.ckpt"))))
     wanted = torch.load(next(one.rglob("step=4.ckpt")), weights_only=True)["state_dict"]
     grid = np.asarray(Image.open(next(one.rglob("step_0000004.png")))).astype(int)
     (value,) = json.loads(next(one.rglob("val_step_0000004.json")).read_text())[:1]
@@ -105,10 +103,7 @@ def test_cached_latents_and_streams_are_trained_on_by_two_processes(tmp_path: Pa
     save_images(tmp_path / "images", count=8)
     for shard in range(4):
         write_shard(tmp_path / f"{shard}.tar", 4 * shard, 4)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(pair.main, (tmp_path, port), nprocs=2)
+    together(pair.main, tmp_path)
     pair.train(tmp_path, tmp_path / "one", pair.latents(tmp_path, batch_size=4), processes=1)
 
     def weights(run: str, step: int = pair.STEPS) -> dict[str, torch.Tensor]:

@@ -5,7 +5,6 @@ A process is forked from a server that imported the command once, so a run of a 
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 import sys
@@ -15,6 +14,8 @@ from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
+
+from tests.tiny_processes import server
 
 CHANGES = {
     "os.rename": (0, 1),
@@ -50,16 +51,10 @@ class Ended:
 
 
 class Runs:
-    """Starts runs of the command, one after the other.
+    """Starts runs of the command, one after the other."""
 
-    Args:
-        home: The checkout, for the import path of the server.
-    """
-
-    def __init__(self, home: Path) -> None:
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(home), os.environ.get("PYTHONPATH")]))
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["sparsight.cli", "tests.tiny_kills"])
+    def __init__(self) -> None:
+        self._context = server()
 
     def run(
         self,

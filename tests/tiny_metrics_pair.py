@@ -1,4 +1,4 @@
-"""What each of several processes does in test_processes: measure its share, and leave the values in a file."""
+"""What each of two processes does in test_processes: measure its share, and leave the values in a file."""
 
 from __future__ import annotations
 
@@ -64,10 +64,9 @@ def measure(rank: int, processes: int, folder: Path, clip: str, alexnet: str) ->
     return values[0]
 
 
-def main(rank: int, processes: int, folder: Path, clip: str, alexnet: str) -> None:
-    """One process of several."""
+def main(rank: int, folder: Path, clip: str, alexnet: str) -> None:
+    """One process of two."""
     torch.manual_seed(rank)  # nothing may depend on the global generator
-    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=processes)
-    values = measure(rank, processes, folder, clip, alexnet)
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
+    values = measure(rank, 2, folder, clip, alexnet)
     (folder / f"values_{rank}.json").write_text(json.dumps(values))
-    dist.destroy_process_group()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,8 @@ from tests import tiny
 from tests.tiny_poison import Poison
 
 
-def main(rank: int, folder: Path, port: int) -> None:
+def main(rank: int, folder: Path) -> None:
     """One process of two."""
-    torch.set_num_threads(1)
-    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     own = folder / str(rank)
     own.mkdir()
     found: dict[str, Any] = {}
@@ -60,4 +57,3 @@ def main(rank: int, folder: Path, port: int) -> None:
             alike = all(other == weights for other in everywhere(weights))
             found[name] = [trainer.global_step, module.guard.skipped, alike]
     torch.save(found, folder / f"found_{rank}.pt")
-    torch.distributed.destroy_process_group()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +69,10 @@ def train(folder: Path, root: Path, data: LightningDataModule, *, processes: int
     return seen
 
 
-def main(rank: int, folder: Path, port: int) -> None:
+def main(rank: int, folder: Path) -> None:
     """One process of two."""
-    os.environ |= {"LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     train(folder, folder / "two", latents(folder, batch_size=2), processes=2)
     seen = train(folder, folder / "stream", stream(folder), processes=2)
     half = folder / "stream" / "step=2.ckpt"
     again = train(folder, folder / "resumed", stream(folder), processes=2, resume=half)
     torch.save({"whole": seen.ids, "resumed": again.ids}, folder / f"seen_{rank}.pt")
-    torch.distributed.destroy_process_group()

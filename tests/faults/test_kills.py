@@ -18,7 +18,6 @@ import torch
 from tests.tiny_kills import Ended, Moment, Runs
 from tests.tiny_runs import SCENARIOS, read_back_here
 
-ROOT = Path(__file__).parents[2]
 KILLS = int(os.environ.get("SPARSIGHT_KILLS", "10"))
 SEED = int(os.environ.get("SPARSIGHT_SEED", "0"))
 
@@ -90,7 +89,7 @@ def check_equal(found: Any, wanted: Any, story: str, at: str = "") -> None:
 
 @pytest.fixture(scope="module")
 def runs() -> Runs:
-    return Runs(ROOT)
+    return Runs()
 
 
 @pytest.mark.faults

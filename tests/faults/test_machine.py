@@ -29,7 +29,7 @@ SECONDS = 30.0  # in which no process of a broken run may be left
 
 @pytest.fixture(scope="module")
 def runs() -> Runs:
-    return Runs(ROOT)
+    return Runs()
 
 
 @pytest.fixture

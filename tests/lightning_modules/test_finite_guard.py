@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from sparsight.distill.stages import Stage
 from tests import tiny, tiny_poisoned_pair
 from tests.tiny_distillation import distillation, trainer
 from tests.tiny_poison import Poison, PoisonedGradient, state_of
+from tests.tiny_processes import together
 from tests.tiny_tuning import tuning_config
 
 STAGES = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 4, warmup_steps=1)]
@@ -177,10 +177,7 @@ def test_tuning_of_image_text_models_is_guarded_too(tmp_path: Path) -> None:
 def test_all_processes_stop_or_go_on_together(tmp_path: Path) -> None:
     """NaN on the second of two processes: under DDP with accumulation, under FSDP2, and with a step left out."""
     tiny.save_pixel_pipeline(tmp_path / "teacher")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(tiny_poisoned_pair.main, (tmp_path, port), nprocs=2)
+    together(tiny_poisoned_pair.main, tmp_path)
     ours, theirs = (torch.load(tmp_path / f"found_{rank}.pt", weights_only=True) for rank in (0, 1))
     assert ours == theirs
     for run in ("ddp", "fsdp2"):

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +12,9 @@ import yaml
 
 from sparsight.cli import main
 from tests.tiny_lvlm import tiny_lvlm
-from tests.tiny_processes import SHARDED
+from tests.tiny_processes import SHARDED, run_command
 from tests.tiny_processors import family_processor
 from tests.tiny_tuning import checkpoint, tuning_config
-
-PATIENCE = 400  # seconds, of which a run that does not hang takes 25 on an idle machine
-
-
-def run_or_kill(arguments: list[str]) -> None:
-    """The command in a process of its own, with all that it starts; those that wait for each other are ended."""
-    command = [sys.executable, "-m", "sparsight", *arguments]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    try:
-        _, said = process.communicate(timeout=PATIENCE)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail("the processes wait for each other")
-    assert process.returncode == 0, said[-3000:]
 
 
 def mixed_config(folder: Path, family: str, **model: Any) -> Path:
@@ -56,7 +38,7 @@ def fit(config: Path, root: Path, *, processes: int) -> tuple[dict[str, torch.Te
     trainer = {"devices": processes} | ({"strategy": SHARDED} if processes > 1 else {})
     overlay = root.with_suffix(".yaml")
     overlay.write_text(yaml.safe_dump({"trainer": trainer | {"default_root_dir": str(root)}}))
-    run = main if processes == 1 else run_or_kill
+    run = main if processes == 1 else run_command
     run(["fit", "--config", str(config), "--config", str(overlay), f"--data.batch_size={2 // processes}"])
     saved = torch.load(checkpoint(root.parent, 4, run=root.name), weights_only=True)["state_dict"]
     return saved, json.loads((root / "scores_val.json").read_text())["items"]

@@ -55,7 +55,8 @@ def fit(config: Path, root: Path, *, processes: int, strategy: object, resume: P
             *("fit", "--config", str(config), "--config", str(overlay), f"--trainer.default_root_dir={root}"),
             f"--data.batch_size={4 // processes}",
             *([] if resume is None else [f"--ckpt_path={resume}"]),
-        ]
+        ],
+        processes=processes,
     )
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests import tiny
 from tests.tiny_metrics_pair import main, measure
+from tests.tiny_processes import together
 
 
 @pytest.mark.filterwarnings("ignore:CLIP score")
@@ -20,7 +21,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     expected = measure(0, 1, tmp_path, clip, alexnet)
     assert len(expected) == 17 and expected["fidelity_lpips_alex"] > 0
     assert all(expected[name] for name in ("BLEU", "CIDEr", "RougeL", "WordAccuracy", "ChoiceAccuracy", "TurnSlope"))
-    torch.multiprocessing.spawn(main, (2, tmp_path, clip, alexnet), nprocs=2)
+    together(main, tmp_path, clip, alexnet)
     for rank in (0, 1):
         values = json.loads((tmp_path / f"values_{rank}.json").read_text())
         assert values == {name: pytest.approx(value, rel=1e-5, abs=1e-6) for name, value in expected.items()}
