@@ -56,6 +56,13 @@ class ProcessDataModule(LightningDataModule):
         not_plain = [name for name, value in self.hparams.items() if not is_plain(value)]
         self.save_hyperparameters(ignore=not_plain, frame=frame.f_back, logger=False)
 
+    def check_paths(self) -> None:
+        """See that the files that sources name are there, without reading them.
+
+        Raises:
+            FileNotFoundError: One is not.
+        """
+
     @property
     def _world(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
@@ -148,6 +155,12 @@ class RecordsDataModule(ProcessDataModule):
         if self._identity is None and source is not None and "train" in self.datasets:
             self._identity = identity_of(source)
         return self._identity
+
+    def check_paths(self) -> None:
+        """See that the files of the sources are there."""
+        for source in self.sources.values():
+            if source is not None:
+                source.check_paths()
 
     def prepare_data(self) -> None:
         """Download what the sources need, in one process a machine."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from datamodules.files import existing, file_stamps, is_inside
+from datamodules.files import existing, file_stamps, is_inside, need_file, need_folder
 from datamodules.identity import Part
 from datamodules.records import (
     MAX_PIXELS,
@@ -60,11 +60,14 @@ class ConversationRecords(RecordSource):
         self._entries: list[str] = []  # still encoded, which takes a fraction of the memory
         self._places: list[int] = []  # number of the line, or of the entry
 
+    def check_paths(self) -> None:
+        """See that file and folder are there."""
+        need_file(self.file, what="file", holds="conversations, JSON or JSONL")
+        if self.images is not None:
+            need_folder(self.images, what="images", holds="pictures")
+
     def _open(self) -> None:
-        if not self.file.is_file():
-            raise FileNotFoundError(f"conversation file {self.file} does not exist; set `file` to a JSON or JSONL file")
-        if self.images is not None and not self.images.is_dir():
-            raise FileNotFoundError(f"image folder {self.images} does not exist; set `images` to the pictures' folder")
+        self.check_paths()
         if self._is_lines:
             lines = list(read_lines(self.file))
         else:

@@ -67,12 +67,16 @@ class EmojiRecords(RecordSource):
         """Every code point, name and picture."""
         yield self.fingerprint()
 
-    def _open(self) -> None:
+    def check_paths(self) -> None:
+        """See that the font is there."""
         if not self.font.is_file():
             raise FileNotFoundError(
                 f"emoji font {self.font} does not exist: run `apt-get install fonts-noto-color-emoji` (Debian, Ubuntu) "
                 "or set `font` to a font with colour bitmaps"
             )
+
+    def _open(self) -> None:
+        self.check_paths()
         try:
             with TTFont(self.font, lazy=True) as font:
                 pictures = _pictures(font)

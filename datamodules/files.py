@@ -17,6 +17,7 @@ MAX_FILES = 1_000_000  # of one pattern in braces
 _LEFT_BEHIND = frozenset({"__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "lost+found"})
 _LEFT_BEHIND_TOO = frozenset({"$recycle.bin", "system volume information", "icon\r", "@tmp", "#recycle"})
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?|([A-Za-z])\.\.([A-Za-z])", re.ASCII)
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 _ABOUT_THE_DATA = re.compile(r"(readme|licen[cs]e|copying|notice|citation|changelog|sha\d+sums?|md5sums?)\b.*", re.I)
 
 
@@ -53,6 +54,39 @@ def find_files(files: str | list[str], *, what: str) -> list[Path]:
     if not found:
         raise FileNotFoundError(f"{what}: no file is given")
     return found
+
+
+def need_file(path: str | Path, *, what: str, holds: str) -> None:
+    """Refuse a path that is none of a file.
+
+    Args:
+        path: The path.
+        what: The option that it was given by.
+        holds: What should be in it.
+
+    Raises:
+        FileNotFoundError: There is nothing, or something else.
+    """
+    if not os.path.isfile(path):
+        told = "is a folder" if os.path.isdir(path) else "does not exist"
+        raise FileNotFoundError(f"{what}: {path} {told}; give a file of {holds}")
+
+
+def need_folder(path: str | Path, *, what: str, holds: str) -> None:
+    """The same for a folder."""
+    if not os.path.isdir(path):
+        told = "is a file" if os.path.isfile(path) else "does not exist"
+        raise FileNotFoundError(f"{what}: {path} {told}; give a folder of {holds}")
+
+
+def need_local(path: str, *, what: str) -> None:
+    """Refuse a path that is not there and is no id on the hub, which is ``name`` or ``user/name``.
+
+    Raises:
+        FileNotFoundError: It is not there.
+    """
+    if not _HUB_ID.fullmatch(path) and not os.path.exists(path):
+        raise FileNotFoundError(f"{what}: {path} does not exist; give a folder, or an id of the hub")
 
 
 def existing(path: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from datamodules.files import FolderFiles, existing, file_stamps, is_about_the_data, is_inside
+from datamodules.files import FolderFiles, existing, file_stamps, is_about_the_data, is_inside, need_folder
 from datamodules.identity import Part
 from datamodules.labels import Labels, name_numbers, number_labels
 from datamodules.metadata import METADATA_NAMES, Row, columns_of, read_rows
@@ -136,9 +136,12 @@ class FolderRecords(RecordSource):
             if isinstance(entry.caption, Path):
                 yield Part.of_file(entry.caption, name="")
 
+    def check_paths(self) -> None:
+        """See that the folder is there."""
+        need_folder(self.root, what="root", holds="pictures")
+
     def _open(self) -> None:
-        if not self.root.is_dir():
-            raise FileNotFoundError(f"image folder {self.root} does not exist; set `root` to a folder of pictures")
+        self.check_paths()
         metadata = [self.root / name for name in METADATA_NAMES if (self.root / name).is_file()]
         if len(metadata) > 1:
             raise ValueError(f"{self.root} holds both {' and '.join(METADATA_NAMES)}; keep one of them")

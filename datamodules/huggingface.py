@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datamodules.files import need_local
 from datamodules.identity import Part
 from datamodules.labels import Labels, name_numbers, number_labels, numbers_by_name
 from datamodules.records import (
@@ -70,6 +71,10 @@ class HuggingFaceRecords(RecordSource):
         """Highest class number that occurs, once the data set is open."""
         numbers = [] if self._labels is None else self._labels.numbers
         return max((number for number in numbers if number is not None), default=None)
+
+    def check_paths(self) -> None:
+        """See that a path which cannot be an id of the hub is there."""
+        need_local(self.path, what="path")
 
     def prepare(self) -> None:
         """Download the data set into the cache, if it is not there."""

@@ -7,7 +7,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.files import FolderFiles, find_files
+from datamodules.files import FolderFiles, find_files, need_local
 from datamodules.identity import Part
 from datamodules.labels import ClassNumbers, NotALabel, numbers_by_name
 from datamodules.records import (
@@ -78,6 +78,12 @@ class HuggingFaceStream(RecordStream):
         """Number of files."""
         assert self._rows is not None
         return self._rows.num_shards
+
+    def check_paths(self) -> None:
+        """See that every path and pattern has files."""
+        need_local(self.path, what="path")
+        if self.files is not None:
+            find_files(self.files, what="files")
 
     def _open(self) -> None:
         from datasets import ClassLabel, Image, load_dataset  # slow to import: only when it is used

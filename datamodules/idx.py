@@ -13,6 +13,7 @@ from typing import BinaryIO, cast
 import numpy as np
 from PIL import Image
 
+from datamodules.files import need_file
 from datamodules.labels import check_labels
 from datamodules.records import MAX_PIXELS, Record, RecordSource, array_digest, digest
 
@@ -34,8 +35,7 @@ def read_idx(path: str | Path, *, dims: int) -> np.ndarray:
         ValueError: If the header is not that of such a file, or the payload is shorter or longer than it says.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"idx file {path} does not exist; give the path of an idx or idx.gz file")
+    need_file(path, what="images" if dims == 3 else "labels", holds="numbers, idx or idx.gz")
     with _open_maybe_gzip(path) as file:
         try:
             return _parse_idx(file, path=path, dims=dims)
@@ -89,6 +89,12 @@ class IdxRecords(RecordSource):
         self._classes = classes
         self._images_NHW = np.empty((0, 0, 0), dtype=np.uint8)
         self._labels_N: np.ndarray | None = None
+
+    def check_paths(self) -> None:
+        """See that the files are there."""
+        need_file(self.images, what="images", holds="numbers, idx or idx.gz")
+        if self.labels is not None:
+            need_file(self.labels, what="labels", holds="numbers, idx or idx.gz")
 
     def _open(self) -> None:
         if self._classes is not None and self.labels is None:

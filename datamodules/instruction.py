@@ -21,7 +21,7 @@ from sparsight.lvlm.chat import ChatFormat
 from sparsight.lvlm.chat_template import UnusableConversation
 from sparsight.lvlm.chat_text import Reasoning
 from sparsight.lvlm.packing import check_packable
-from sparsight.lvlm.processor import load_processor
+from sparsight.lvlm.processor import check_template, load_processor
 
 _TRIES = 100  # records
 _log = logging.getLogger(__name__)
@@ -130,6 +130,11 @@ class InstructionDataModule(RecordsDataModule):
         self.alike = "similar length" if length_grouping else ""
         self.shortened: dict[str, dict[int, int]] = {name: {} for name in self.sources}
         self.chat: ChatFormat | None = None
+
+    def check_paths(self) -> None:
+        """See that the files of the sources are there, and that of a chat template."""
+        super().check_paths()
+        check_template(self.chat_template)
 
     def prepare_data(self) -> None:
         """Download what sources and processor need, in one process a machine."""

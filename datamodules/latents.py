@@ -114,6 +114,10 @@ class CachedLatentsDataModule(ProcessDataModule):
         """As ImageDataModule's."""
         return self.images.batch_shape(model)
 
+    def check_paths(self) -> None:
+        """See that the files of the images are there."""
+        self.images.check_paths()
+
     # -- the cache -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:

@@ -39,6 +39,11 @@ class MixedRecords(RecordSource):
         if len(self.limits) != len(sources) or any(limit is not None and limit < 1 for limit in self.limits):
             raise ValueError(f"limits is {limits}; give 1 or more, or null, for each of {len(sources)} sources")
 
+    def check_paths(self) -> None:
+        """See that the files of the sources are there."""
+        for source in self.sources:
+            source.check_paths()
+
     def prepare(self) -> None:
         """Download what the sources need."""
         for source in self.sources:

@@ -45,6 +45,10 @@ class ParquetRecords(HuggingFaceRecords):
         )
         self.files = files
 
+    def check_paths(self) -> None:
+        """See that every path and pattern has files."""
+        find_files(self.files, what="files")
+
     def fingerprint(self) -> str:
         """Covers the options, and name, size and time of change of every file."""
         columns = [self.image_column, self.label_column, self.caption_column]

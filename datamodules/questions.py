@@ -70,6 +70,10 @@ class LabelledQuestions(RecordSource):
         if per_record < 1:
             raise ValueError(f"per_record is {per_record}; allowed: 1 or more")
 
+    def check_paths(self) -> None:
+        """See that the files of the source are there."""
+        self.source.check_paths()
+
     def prepare(self) -> None:
         """Download what the source needs."""
         self.source.prepare()

@@ -89,6 +89,13 @@ class Records(ABC):
         """Download what is missing; called in one process a machine, before ``open``."""
         return
 
+    def check_paths(self) -> None:  # noqa: B027  not every source has files
+        """See that the files that the options name are there, before anything else is loaded; sources override this.
+
+        Raises:
+            FileNotFoundError: One is not; the message begins with the option.
+        """
+
     def open(self) -> None:
         """Find the data and check it; later calls do nothing.
 

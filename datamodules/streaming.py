@@ -119,6 +119,11 @@ class StreamingImageDataModule(ProcessDataModule):
         """As ImageDataModule's."""
         return self.evaluated.batch_shape(model)
 
+    def check_paths(self) -> None:
+        """See that the files that stream and sources name are there, without reading them."""
+        self.stream.check_paths()
+        self.evaluated.check_paths()
+
     def prepare_data(self) -> None:
         """Download what the sources need, in one process a machine."""
         self.stream.prepare()

@@ -131,6 +131,10 @@ class TarRecords(RecordSource):
         self._records: list[tuple[int, Members]] = []
         self._unused: list[str] = []
 
+    def check_paths(self) -> None:
+        """See that every path and pattern has files."""
+        find_files(self.files, what="files")
+
     def _open(self) -> None:
         self._paths = find_files(self.files, what="files")
         self._records = [(shard, record) for shard, path in enumerate(self._paths) for record in members_of(path)]
@@ -221,6 +225,10 @@ class TarStream(RecordStream):
         self.files = files
         self.fields = TarFields(caption, label, classes, check_max_pixels(max_pixels))
         self._paths: list[Path] = []
+
+    def check_paths(self) -> None:
+        """See that every path and pattern has files."""
+        find_files(self.files, what="files")
 
     def _open(self) -> None:
         self._paths = find_files(self.files, what="files")

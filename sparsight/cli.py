@@ -23,7 +23,7 @@ from sparsight.common.checkpoint_file import local
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.find_checkpoint import options_in
 from sparsight.common.run_record import check_options
-from sparsight.early_checks import check_early
+from sparsight.early_checks import WITHOUT_DATA, FromFiles, check_early, names_files
 from sparsight.empty_keys import check_empty_keys
 from sparsight.mistakes import in_one_line
 from sparsight.parser import Parser
@@ -101,8 +101,16 @@ class SparsightCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Apply what must stand before any module is built."""
         torch.set_float32_matmul_precision(self._get(self.config, "matmul_precision"))
+        config = self.config[self.subcommand]
         if self.subcommand in WITHOUT_WEIGHTS:
-            self._do_without_weights(self.config[self.subcommand])
+            self._do_without_weights(config)
+        if config.get("data") and self.subcommand not in WITHOUT_DATA and names_files(config.data.class_path):
+            # otherwise the module is built first, and loads weights
+            parser = self._subcommand_parsers[self.subcommand]
+            build = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes  # before 4.49
+            data = build(Namespace(data=config.data)).data
+            assert isinstance(data, FromFiles)
+            data.check_paths()
 
     @staticmethod
     def _do_without_weights(config: Namespace) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -38,6 +38,19 @@ NOTHING = {  # options whose zero leaves a verb nothing to do, and what to do in
 MOST_ON_CORES = 8  # processes, on a machine of fewer cores
 WRITTEN = ("default_root_dir", "dirpath", "save_dir", "output", "folder")  # folders that a run makes
 NAMED = ("last", "best", "hpc", "registry")  # checkpoints that are looked up
+WITHOUT_DATA = ("export", "benchmark")  # verbs that open no data
+
+
+@runtime_checkable
+class FromFiles(Protocol):
+    """Data that can tell whether the files that they name are there, without reading them."""
+
+    def check_paths(self) -> None:
+        """See that they are.
+
+        Raises:
+            FileNotFoundError: One is not.
+        """
 
 
 def check_early(config: Any, verb: str) -> None:
@@ -65,7 +78,7 @@ def check_early(config: Any, verb: str) -> None:
         _check_there("ckpt_path", str(checkpoint))
     for part in parts_of(config):
         if part.key.split(".")[0] == "data":
-            for name, value in _input_paths(part):
+            for name, value in _input_paths(part) if verb not in WITHOUT_DATA else ():
                 _check_there(f"{part.key}.{name}", value)
         else:
             _check_outputs(part)
@@ -90,6 +103,12 @@ def _is_more(value: Any) -> bool:
     if isinstance(value, str):
         return any(digit in value for digit in "123456789")
     return any(value.values()) if isinstance(value, Mapping) else bool(value)
+
+
+def names_files(kind: str) -> bool:
+    """Whether a class of data can tell whether its files are there."""
+    module, _, name = kind.rpartition(".")
+    return module != "" and hasattr(getattr(import_module(module), name, None), "check_paths")
 
 
 def _check_devices(devices: Any) -> None:

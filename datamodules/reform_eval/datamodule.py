@@ -22,7 +22,7 @@ from datamodules.sampler import ReportingLoader, ResumableSampler, derive_seed
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.diffusion.identity import tokenizer_hash
 from sparsight.lvlm.chat import ChatFormat
-from sparsight.lvlm.processor import load_processor
+from sparsight.lvlm.processor import check_template, load_processor
 from sparsight.reform_eval.identity import suite_hash
 from sparsight.reform_eval.perturb import MARKS, Marks, Perturbation
 from sparsight.reform_eval.sample import Method
@@ -117,6 +117,12 @@ class ReformEvalDataModule(ProcessDataModule):
         self.chat: ChatFormat | None = None
         self._looked: list[Looked] = []  # samples of each task
         self._finished: Callable[[], Collection[str]] | None = None
+
+    def check_paths(self) -> None:
+        """See that the files of the tasks are there, and that of a chat template."""
+        for task in self.tasks:
+            task.check_paths()
+        check_template(self.processor_changes["chat_template"])
 
     def prepare_data(self) -> None:
         """Download what the tasks need, in one process a machine."""

@@ -9,7 +9,7 @@ import numpy as np
 from datamodules.records import CorruptRecord, RecordSource
 from datamodules.reform_eval.distractors import distractors
 from datamodules.reform_eval.reformulated import ReformulatedTask
-from datamodules.reform_eval.similarity import load_similarity, plain
+from datamodules.reform_eval.similarity import check_similar, load_similarity, plain
 
 
 class NamedTask(ReformulatedTask):
@@ -45,6 +45,11 @@ class NamedTask(ReformulatedTask):
         self._members: dict[str, list[int]] = {}  # positions of the pictures of each name
         if max_words is not None and max_words < 1:
             raise ValueError(f"max_words of task {self.name!r} is {max_words}; allowed: 1 or more, or null")
+
+    def check_paths(self) -> None:
+        """See that the files of the source and of `similar` are there."""
+        super().check_paths()
+        check_similar(self.similar)
 
     def _read(self) -> None:
         classes = None if self.captions_only else self.source.classes

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from datamodules.files import need_file, need_local
 from datamodules.records import MAX_PIXELS, CorruptRecord, check_max_pixels, decode_image, digest
 from datamodules.reform_eval.entries import JsonEntries
 from datamodules.reform_eval.layout import (
@@ -107,6 +108,13 @@ class PublishedTask(EvaluationTask):
         self._pool: list[str] = []
         self._samples: list[tuple[int, int | None]] = []  # entry and, in a dialogue that is one, round
         self._dialogues: list[list[int]] = []
+
+    def check_paths(self) -> None:
+        """See that local files are there."""
+        if self.root is not None:
+            need_local(self.root, what="root")
+        for file in self._files() if self.root is None or Path(self.root).is_dir() else ():
+            need_file(self._locate(file, download=False), what="file", holds="entries")
 
     def prepare(self) -> None:
         """Download the file, and the two that TDIUC and MSCOCO-OC need beside it."""

@@ -10,7 +10,7 @@ import numpy as np
 from datamodules.records import CorruptRecord, Record, RecordSource
 from datamodules.reform_eval.distractors import answer_distractors, arranged
 from datamodules.reform_eval.reformulated import ReformulatedTask, check_options
-from datamodules.reform_eval.similarity import load_similarity
+from datamodules.reform_eval.similarity import check_similar, load_similarity
 from sparsight.lvlm.conversation import IMAGE, Conversation
 from sparsight.reform_eval.sample import Sample
 
@@ -50,6 +50,11 @@ class QuestionsTask(ReformulatedTask):
         self.similar = similar
         self.remove = [] if remove is None else remove
         self._answers: list[str] | None = None
+
+    def check_paths(self) -> None:
+        """See that the files of the source and of `similar` are there."""
+        super().check_paths()
+        check_similar(self.similar)
 
     def _read(self) -> None:
         self._similarity = load_similarity(self.similar)

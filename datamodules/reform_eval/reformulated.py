@@ -67,6 +67,10 @@ class ReformulatedTask(EvaluationTask):
             braced = ", ".join(f"{{{field}}}" for field in sorted(wanted)) or "none"
             raise ValueError(f"wordings of task {name!r} are {wordings}; give one or more, with these fields: {braced}")
 
+    def check_paths(self) -> None:
+        """See that the files of the source are there."""
+        self.source.check_paths()
+
     def prepare(self) -> None:
         """Download what the source needs."""
         self.source.prepare()

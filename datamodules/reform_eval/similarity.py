@@ -75,10 +75,7 @@ class EmbeddingSimilarity(Similarity):
 
     def __init__(self, file: str | Path) -> None:
         self.file = Path(file)
-        if not self.file.is_file():
-            raise FileNotFoundError(
-                f"embeddings {file} do not exist; set `similar` to a safetensors file or 'spelling'"
-            )
+        check_similar(str(file))
         names, vectors_NC = _read(self.file)
         lengths_N1 = np.linalg.norm(vectors_NC, axis=1, keepdims=True)
         if not (np.isfinite(lengths_N1) & (lengths_N1 > 0)).all():
@@ -104,6 +101,16 @@ class EmbeddingSimilarity(Similarity):
     def fingerprint(self) -> str:
         """Covers names and vectors."""
         return digest([list(self._row), array_digest(self._vectors_NC)])
+
+
+def check_similar(similar: str | None) -> None:
+    """See that the file of embeddings is there, if one is named.
+
+    Raises:
+        FileNotFoundError: It is not.
+    """
+    if similar not in (None, SPELLING) and not Path(str(similar)).is_file():
+        raise FileNotFoundError(f"embeddings {similar} do not exist; set `similar` to a safetensors file or 'spelling'")
 
 
 def load_similarity(similar: str | None) -> Similarity | None:

@@ -36,6 +36,13 @@ class EvaluationTask(ABC):
         self.remedy = ""  # what else may help where samples cannot be used
         self._opened = False
 
+    def check_paths(self) -> None:  # noqa: B027  not every task has files
+        """See that the files that the options name are there, before anything else is loaded.
+
+        Raises:
+            FileNotFoundError: One is not.
+        """
+
     def prepare(self) -> None:  # noqa: B027  not every task has something to download
         """Download what the task needs; called in one process a machine."""
 

@@ -55,11 +55,20 @@ def load_processor(
     return processor
 
 
+def check_template(given: str | None) -> None:
+    """See that a chat template is one, or a file that is there.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if given is not None and "{" not in given and not Path(given).is_file():
+        raise FileNotFoundError(f"chat_template is {given!r}, which is neither a Jinja template nor a file of one")
+
+
 def _read_template(given: str) -> str:
     if "{" in given:
         return given
-    if not Path(given).is_file():
-        raise FileNotFoundError(f"chat_template is {given!r}, which is neither a Jinja template nor a file of one")
+    check_template(given)
     return Path(given).read_text(encoding="utf-8")
 
 

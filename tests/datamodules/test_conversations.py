@@ -137,9 +137,9 @@ def test_file_that_is_no_list_is_refused_when_it_is_opened(tmp_path: Path) -> No
         source.file.write_text(text)
         with pytest.raises(ValueError, match=message):
             len(source)
-    with pytest.raises(FileNotFoundError, match=r"conversation file .*none.json does not exist; set `file`"):
+    with pytest.raises(FileNotFoundError, match=r"file: .*none.json does not exist; give a file of conv"):
         len(ConversationRecords(tmp_path / "none.json"))
-    with pytest.raises(FileNotFoundError, match=r"image folder .*nowhere does not exist; set `images`"):
+    with pytest.raises(FileNotFoundError, match=r"images: .*nowhere does not exist; give a folder"):
         len(ConversationRecords(source.file, images=tmp_path / "nowhere"))
     lonely = ConversationRecords(write(tmp_path, GOOD).file)
     with pytest.raises(CorruptRecord, match=r"names image 'a.png', but no folder `images` is given"):

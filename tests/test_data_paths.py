@@ -1,0 +1,124 @@
+"""Files of data are looked for before any weights are loaded, whatever source names them and however deep it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from datamodules import (
+    ConversationRecords,
+    EmojiRecords,
+    FolderRecords,
+    HuggingFaceConversations,
+    HuggingFaceRecords,
+    HuggingFaceStream,
+    IdxRecords,
+    LabelledQuestions,
+    NamingTask,
+    ParquetRecords,
+    PublishedTask,
+    TarRecords,
+)
+from sparsight.cli import main
+from tests.tiny_distillation import distillation_config
+from tests.tiny_files import png, write_files
+
+Config = dict[str, Any]
+
+
+def of(kind: str, **options: Any) -> Config:
+    return {"class_path": f"datamodules.{kind}", "init_args": options}
+
+
+def images(**sources: Config) -> Config:
+    return of("ImageDataModule", **{"train": of("FolderRecords", root="there"), "image_size": 8} | sources)
+
+
+def talks(**options: Any) -> Config:
+    return of("InstructionDataModule", model="x", **options)
+
+
+STREAM: dict[str, Any] = {"image_size": 8, "batches_per_epoch": 1}
+NAMING: dict[str, Any] = {"name": "naming", "dimension": "coarse_perception"}
+LATENTS = of("CachedLatentsDataModule", teacher="x", images=images(train=of("TarRecords", files="gone.tar")))
+MISSING: list[tuple[Config, str]] = [
+    (images(train=of("TarRecords", files="gone-*.tar")), r"data\.train\.files: there is no file gone-\*\.tar"),
+    (images(val=of("FolderRecords", root="a.tar")), r"data\.val\.root: a\.tar is a file; give a folder"),
+    (
+        images(
+            train=of("MixedRecords", sources=[of("FolderRecords", root="there"), of("TarRecords", files="gone.tar")])
+        ),
+        r"data\.train\.sources\.1\.files: there is no file gone\.tar",
+    ),
+    (of("StreamingImageDataModule", train=of("TarStream", files="gone-*"), **STREAM), r"data\.train\.files: .*gone-\*"),
+    (LATENTS, r"data\.images\.train\.files: .*gone\.tar"),
+    (of("TeacherSamplesDataModule", teacher="x", captions="gone.txt"), r"data\.captions: .*gone\.txt"),
+    (
+        talks(train=of("FolderRecords", root="there"), chat_template="gone.jinja"),
+        r"data\.chat_template is 'gone\.jinja'",
+    ),
+    (
+        of("ReformEvalDataModule", tasks=[of("NamingTask", source=of("TarRecords", files="gone.tar"), **NAMING)]),
+        r"data\.tasks\.0\.source\.files: .*gone\.tar",
+    ),
+    (images() | {"init_args": images()["init_args"] | {"batch_size": -1}}, r"data\.batch_size is -1"),
+]
+SOURCES: list[tuple[Any, str]] = [
+    (TarRecords(["a.tar", "gone.tar"]), "files: there is no file gone.tar"),
+    (TarRecords("a-{0..2}.tar"), "files: there is no file a-0.tar"),
+    (ParquetRecords("gone/*.parquet"), "files: there is no file gone/*.parquet"),
+    (HuggingFaceStream("parquet", "gone.parquet"), "files: there is no file gone.parquet"),
+    (HuggingFaceStream("a/b/gone"), "path: a/b/gone does not exist"),
+    (HuggingFaceRecords("./gone"), "path: ./gone does not exist"),
+    (HuggingFaceConversations("/gone"), "path: /gone does not exist"),
+    (IdxRecords("there"), "images: there is a folder; give a file"),
+    (IdxRecords("a.tar", "gone.idx"), "labels: gone.idx does not exist"),
+    (EmojiRecords("gone.ttf"), "emoji font gone.ttf does not exist"),
+    (ConversationRecords("there"), "file: there is a folder"),
+    (ConversationRecords("a.tar", "gone"), "images: gone does not exist"),
+    (LabelledQuestions(TarRecords("gone.tar")), "files: there is no file gone.tar"),
+    (NamingTask(FolderRecords("there"), similar="e", **NAMING), "embeddings e do not exist"),
+    (PublishedTask("CIFAR10", root="there"), "file: there/"),
+]
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A configuration whose model cannot be loaded."""
+    path = distillation_config(tmp_path)
+    write_files(tmp_path, {"there/a/0.png": png(), "a.tar": b"x"})
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sparsight.diffusion.model.DiffusionModel.from_pretrained", None)
+    return path
+
+
+@pytest.mark.parametrize(("data", "message"), MISSING, ids=[each[1] for each in MISSING])
+def test_what_is_missing_is_named_before_weights_are_loaded(config: Path, data: Config, message: str) -> None:
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"data": data}))
+    with pytest.raises(SystemExit, match=f"^sparsight: {message}") as stop:
+        main(["fit", "--config", str(config)])
+    assert len(str(stop.value).splitlines()) == 1
+
+
+def test_every_source_names_the_option(config: Path) -> None:
+    for source, message in SOURCES:
+        with pytest.raises(FileNotFoundError, match="^" + re.escape(message)):
+            source.check_paths()
+    for there in (
+        HuggingFaceRecords("mnist"),
+        HuggingFaceRecords("user/da-ta.1"),
+        TarRecords("*.tar"),
+        PublishedTask("CIFAR10"),
+    ):
+        there.check_paths()
+
+
+def test_verbs_that_open_no_data_do_without(config: Path) -> None:
+    data = images(train=of("TarRecords", files="gone.tar"), val=of("FolderRecords", root="gone"))
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"data": data}))
+    with pytest.raises(ValueError, match="NoneType"):  # it comes as far as the model
+        main(["export", "--config", str(config)])
