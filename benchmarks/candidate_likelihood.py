@@ -20,11 +20,11 @@ import torch
 import torch.nn.functional as F
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from sparsight.analysis.environment import environment
-from sparsight.analysis.tables import json_text
-from sparsight.common.files import write_text
-from sparsight.lvlm.answers import forward
-from sparsight.lvlm.likelihood import candidate_log_likelihoods
+from sparsight.common.disk.files import write_text
+from sparsight.common.measure.environment import environment
+from sparsight.common.tables import json_text
+from sparsight.lvlm.answer.likelihood import candidate_log_likelihoods
+from sparsight.lvlm.model.answers import forward
 
 IMAGE_TOKEN, VOCABULARY = 5, 49152
 SIDE, PATCH = 336, 14  # pixels

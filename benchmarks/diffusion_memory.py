@@ -13,11 +13,11 @@ from functools import partial
 import torch
 
 from blocks import DeltaConvBlock
-from sparsight.analysis.memory_estimate import estimate_memory
-from sparsight.analysis.memory_table import GIB, MemoryEstimate
-from sparsight.analysis.tables import markdown_table
-from sparsight.diffusion.published import published
-from sparsight.surgery.replace import replace
+from sparsight.common.measure.memory_table import GIB, MemoryEstimate
+from sparsight.common.tables import markdown_table
+from sparsight.diffusion.families.published import published
+from sparsight.diffusion.measure.memory_estimate import estimate_memory
+from sparsight.diffusion.surgery.replace import replace
 
 PIXELS = {"sd15": 512, "sdxl": 1024, "pixart_sigma": 1024}
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from benchmarks.fashion_mnist import accuracy, fashion_mnist, trained_classifier
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.diffusion.sampling import sample, starting_noise
-from sparsight.metrics import EfficientNetLite0Features, FrechetDistance, in_batches
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.evaluation.images import EfficientNetLite0Features, FrechetDistance, in_batches
 
 
 def draw(model: DiffusionModel, labels: Tensor, *, seed: int, steps: int, guidance: float) -> Tensor:

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file
 from torchvision.utils import save_image
 
-from sparsight.analysis.environment import environment
-from sparsight.analysis.report import replacement_report
-from sparsight.analysis.tables import json_text, markdown_table, short
-from sparsight.common.files import write_text
-from sparsight.diffusion.model import DiffusionModel
+from sparsight.common.disk.files import write_text
+from sparsight.common.measure.environment import environment
+from sparsight.common.tables import json_text, markdown_table, short
+from sparsight.diffusion.measure.report import replacement_report
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 Rows = list[dict[str, Any]]
 COLOURS = [f"C{number}" for number in range(10)] + ["black"]  # the default cycle of matplotlib

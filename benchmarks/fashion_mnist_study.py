@@ -27,16 +27,22 @@ from torch import Tensor
 
 from benchmarks.fashion_mnist import accuracy, fashion_mnist, trained_classifier
 from benchmarks.fashion_mnist_report import write_report
-from sparsight.analysis.tables import json_text
-from sparsight.cli import main as sparsight
+from sparsight.command.cli import main as sparsight
+from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.files import write_text
-from sparsight.common.precision import processor_computes_in_bf16
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.diffusion.sampling import sample, starting_noise
-from sparsight.metrics import EfficientNetLite0Features, FrechetDistance, KernelDistance, Reference, in_batches
-from sparsight.metrics.images import to_uint8
-from sparsight.metrics.set_distance import SetDistance
+from sparsight.common.tables import json_text
+from sparsight.common.training.precision import processor_computes_in_bf16
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.evaluation.images import (
+    EfficientNetLite0Features,
+    FrechetDistance,
+    KernelDistance,
+    Reference,
+    in_batches,
+)
+from sparsight.evaluation.images.images import to_uint8
+from sparsight.evaluation.images.set_distance import SetDistance
 
 CONFIG = "experiment/fashion_mnist_study"
 TEACHER = "fashion_mnist_dit"

@@ -17,13 +17,13 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 from blocks import DeltaConvBlock, Grid, LinearAttention, NeighborhoodAttention, Site, TokenMixer
-from sparsight.analysis import candidates
-from sparsight.analysis.flops import attention_flops, count_flops, mixer_flops
-from sparsight.analysis.verify import Verdict, verify
-from sparsight.diffusion.examples import example_inputs
-from sparsight.diffusion.published import published
-from sparsight.surgery.replace import MixerFactory, finalize, make_student, replace
-from sparsight.surgery.sites import find_sites, probe_grids, students
+from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.families.published import published
+from sparsight.diffusion.measure import candidates
+from sparsight.diffusion.measure.flops import attention_flops, count_flops, mixer_flops
+from sparsight.diffusion.measure.verify import Verdict, verify
+from sparsight.diffusion.surgery.replace import MixerFactory, finalize, make_student, replace
+from sparsight.diffusion.surgery.sites import find_sites, probe_grids, students
 
 PIXELS_PER_LATENT = 8  # of the autoencoders of all models here
 ATTENTION = "attention (SDPA)"

@@ -9,12 +9,12 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks.gpu_cases import ATTENTION, LAYER, STAGES
-from sparsight.analysis.candidates import BACKWARD
-from sparsight.analysis.flops import COUNTED
-from sparsight.analysis.memory import METHOD
-from sparsight.analysis.roofline import FLOORS, Roofs, Work
-from sparsight.analysis.tables import csv_text, markdown_table, short
-from sparsight.common.files import write_text, write_whole
+from sparsight.common.disk.files import write_text, write_whole
+from sparsight.common.measure.memory import METHOD
+from sparsight.common.measure.roofline import FLOORS, Roofs, Work
+from sparsight.common.tables import csv_text, markdown_table, short
+from sparsight.diffusion.measure.candidates import BACKWARD
+from sparsight.diffusion.measure.flops import COUNTED
 
 Row = Mapping[str, Any]
 Ways = Sequence[tuple[str, str, str]]

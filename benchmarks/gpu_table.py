@@ -21,14 +21,14 @@ import torch
 from benchmarks.gpu_cases import MODELS, Case, Model, Workshop
 from benchmarks.gpu_report import write_report
 from blocks import Grid, Site
-from sparsight.analysis.benchmark import DTYPES
-from sparsight.analysis.candidates import passes
-from sparsight.analysis.contest import Contest, Measured
-from sparsight.analysis.environment import environment
-from sparsight.analysis.journal import Journal
-from sparsight.analysis.memory import is_out_of_memory
-from sparsight.analysis.roofline import least_work, measure_roofs
-from sparsight.analysis.verify import TOLERANCES
+from sparsight.common.disk.journal import Journal
+from sparsight.common.measure.contest import Contest, Measured
+from sparsight.common.measure.environment import environment
+from sparsight.common.measure.memory import is_out_of_memory
+from sparsight.common.measure.roofline import least_work, measure_roofs
+from sparsight.diffusion.measure.benchmark import DTYPES
+from sparsight.diffusion.measure.candidates import passes
+from sparsight.diffusion.measure.verify import TOLERANCES
 from sparsight.testing import relative_l2
 
 LEVELS, MODES = ("layer", "depthwise", "denoiser"), ("eager", "compiled")

@@ -31,13 +31,13 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
-from sparsight.common.files import write_text
-from sparsight.lvlm.lora import LoRA
-from sparsight.lvlm.rehearsal import base_shapes, check_adapters, check_rebuilds, check_removal, skeleton
-from sparsight.lvlm.surgery import check_removable
-from sparsight.lvlm.tower import IMAGE_TOKEN, Parts, find_parts
-from sparsight.lvlm.trained import LAYERS, PROJECTOR, make_trainable
-from sparsight.lvlm.unserved import refusal
+from sparsight.common.disk.files import write_text
+from sparsight.lvlm.export.rehearsal import base_shapes, check_adapters, check_rebuilds, check_removal, skeleton
+from sparsight.lvlm.model.lora import LoRA
+from sparsight.lvlm.model.tower import IMAGE_TOKEN, Parts, find_parts
+from sparsight.lvlm.model.unserved import refusal
+from sparsight.lvlm.surgery.remove import check_removable
+from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, make_trainable
 
 PAGE = Path("docs/lvlm_classes.md")
 PLACEHOLDER = 3  # of an image, where a configuration leaves its token to the tokenizer

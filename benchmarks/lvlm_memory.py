@@ -21,15 +21,15 @@ from jsonargparse import ArgumentParser
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, PreTrainedConfig, Qwen3VLConfig
 
 from lightning_modules import SparseLayerTuning
-from sparsight.analysis.memory_table import GIB, MemoryEstimate
-from sparsight.analysis.tables import markdown_table
-from sparsight.arguments import find_config
-from sparsight.lvlm.load import DTYPES
-from sparsight.lvlm.memory import tuning_memory
-from sparsight.lvlm.selection import Uniform
-from sparsight.lvlm.tower import find_parts
-from sparsight.lvlm.trained import LAYERS, PROJECTOR, make_trainable
-from sparsight.lvlm.unpruned import unpruned_copy
+from sparsight.command.arguments import find_config
+from sparsight.common.measure.memory_table import GIB, MemoryEstimate
+from sparsight.common.tables import markdown_table
+from sparsight.lvlm.model.load import DTYPES
+from sparsight.lvlm.model.tower import find_parts
+from sparsight.lvlm.surgery.selection import Uniform
+from sparsight.lvlm.train.memory import tuning_memory
+from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, make_trainable
+from sparsight.lvlm.train.unpruned import unpruned_copy
 
 LLAMA = {"model_type": "llama", "vocab_size": 32064}  # Llama 2's sizes are the defaults
 LLAMA_13B = {
@@ -92,7 +92,7 @@ BASES: dict[str, PreTrainedConfig] = {  # sizes of the models that the recipes n
         text_config=QWEN_TEXT, vision_config=QWEN_VISION, tie_word_embeddings=True
     ),
 }
-ALL = {"layers": {"class_path": "sparsight.lvlm.selection.All"}}
+ALL = {"layers": {"class_path": "sparsight.lvlm.surgery.selection.All"}}
 ROWS: list[tuple[str, str, dict[str, Any]]] = [  # recipe, what is said of the change, the change
     ("llava15_7b_region", "", {}),
     ("llava15_7b_region", " in full (`--model.lora null`)", {"lora": None}),

@@ -23,14 +23,14 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from sparsight.analysis.benchmark import Settings, benchmark_sites
-from sparsight.analysis.environment import environment
-from sparsight.analysis.report import replacement_report
-from sparsight.analysis.rows import table
-from sparsight.analysis.tables import format_table, short
-from sparsight.cli import main as sparsight
-from sparsight.metrics import EfficientNetLite0Features, KernelDistance, Samples, TeacherError, in_batches
-from sparsight.surgery.record import mixer_from, record_of
+from sparsight.command.cli import main as sparsight
+from sparsight.common.measure.environment import environment
+from sparsight.common.tables import format_table, short
+from sparsight.diffusion.measure.benchmark import Settings, benchmark_sites
+from sparsight.diffusion.measure.report import replacement_report
+from sparsight.diffusion.measure.rows import table
+from sparsight.diffusion.surgery.record import mixer_from, record_of
+from sparsight.evaluation.images import EfficientNetLite0Features, KernelDistance, Samples, TeacherError, in_batches
 
 CLASSES = 10
 REFERENCE_SEED = 1  # the teacher's other samples, which all three are compared with

@@ -24,12 +24,12 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from sparsight.analysis.environment import environment
-from sparsight.analysis.tables import json_text
-from sparsight.cli import main as sparsight
-from sparsight.common.files import write_text
-from sparsight.reform_eval.prompt import CUE, own_instructions
-from sparsight.reform_eval.report import read_report
+from sparsight.command.cli import main as sparsight
+from sparsight.common.disk.files import write_text
+from sparsight.common.measure.environment import environment
+from sparsight.common.tables import json_text
+from sparsight.evaluation.reform_eval.prompt import CUE, own_instructions
+from sparsight.evaluation.reform_eval.report import read_report
 
 COLOURS = {
     "red": (220, 20, 20),

@@ -20,8 +20,8 @@ import torch
 from blocks import DeltaConvBlock
 from datamodules import IdxRecords, ImageDataModule
 from lightning_modules import AttentionDistillation
-from sparsight.analysis.tables import format_table
-from sparsight.distill.stages import Stage
+from sparsight.common.tables import format_table
+from sparsight.diffusion.train.stages import Stage
 
 HELD_OUT_STEP = 1_000_003  # draws that no training step uses
 

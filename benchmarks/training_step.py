@@ -34,19 +34,19 @@ from blocks import DeltaConvBlock
 from blocks.base import SiteSamples
 from blocks.delta_conv import PRESETS
 from lightning_modules import AttentionDistillation
-from sparsight.analysis.candidates import teacher_and_student
-from sparsight.analysis.environment import environment
-from sparsight.analysis.latency import Call, Timing, TooSlow, longest_run, time_in_turn
-from sparsight.analysis.memory import METHOD, held_bytes, peak_bytes
-from sparsight.analysis.tables import format_table, json_text
-from sparsight.common.files import write_text
-from sparsight.diffusion.model import predict
-from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
-from sparsight.distill.capture import capture_site
-from sparsight.distill.losses import normalised_mse
-from sparsight.distill.stages import Stage
-from sparsight.surgery.replace import set_mode
-from sparsight.surgery.shell import Mode
+from sparsight.common.disk.files import write_text
+from sparsight.common.measure.environment import environment
+from sparsight.common.measure.latency import Call, Timing, TooSlow, longest_run, time_in_turn
+from sparsight.common.measure.memory import METHOD, held_bytes, peak_bytes
+from sparsight.common.tables import format_table, json_text
+from sparsight.diffusion.measure.candidates import teacher_and_student
+from sparsight.diffusion.model.diffusion_model import predict
+from sparsight.diffusion.pipelines.pixel_pipeline import PixelDiTPipeline
+from sparsight.diffusion.surgery.replace import set_mode
+from sparsight.diffusion.surgery.shell import Mode
+from sparsight.diffusion.surgery.site_error import normalised_mse
+from sparsight.diffusion.train.capture import capture_site
+from sparsight.diffusion.train.stages import Stage
 
 Noised = dict[str, Any]
 PARTS = ("usual", "layerwise", "teacher", "student_forward", "student", "mixers")

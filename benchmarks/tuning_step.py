@@ -3,7 +3,7 @@
     python -m benchmarks.tuning_step --base runs/demo_lvlm --output runs/tuning_step
 
 The candidates take turns on the same batches, and processor time of one thread is counted, so that other work on the
-machine disturbs little. Needs the offline model (python -m sparsight.lvlm.assemble --output runs/demo_lvlm).
+machine disturbs little. Needs the offline model (python -m sparsight.lvlm.model.assemble --output runs/demo_lvlm).
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from lightning.pytorch import Callback, Trainer
 
 from datamodules import IdxRecords, InstructionDataModule, LabelledQuestions
 from lightning_modules import SparseLayerTuning
-from sparsight.analysis.environment import environment
-from sparsight.analysis.tables import json_text, markdown_table
-from sparsight.common.files import write_text
-from sparsight.lvlm.answers import answer_losses
-from sparsight.lvlm.cost import forward_flops, step_cost
-from sparsight.lvlm.selection import All, Consecutive, LayerSelection, Uniform
-from sparsight.lvlm.stages import TuningStage
+from sparsight.common.disk.files import write_text
+from sparsight.common.measure.environment import environment
+from sparsight.common.tables import json_text, markdown_table
+from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.surgery.selection import All, Consecutive, LayerSelection, Uniform
+from sparsight.lvlm.train.cost import forward_flops, step_cost
+from sparsight.lvlm.train.stages import TuningStage
 
 CLASSES = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
 CASES: dict[str, tuple[LayerSelection, list[Any]]] = {

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from sparsight.analysis.bootstrap import Interval, compare
-from sparsight.analysis.environment import environment
-from sparsight.analysis.tables import json_text, markdown_table
-from sparsight.common.files import write_text
-from sparsight.lvlm.task_scores import Item, TaskScores
+from sparsight.common.bootstrap import Interval, compare
+from sparsight.common.disk.files import write_text
+from sparsight.common.measure.environment import environment
+from sparsight.common.tables import json_text, markdown_table
+from sparsight.lvlm.answer.task_scores import Item, TaskScores
 
 REFERENCE = "all"
 UNTUNED = "untuned"  # what all arms start from

@@ -30,12 +30,12 @@ from benchmarks.tuning_step import StepTimes
 from benchmarks.visual_region_report import DEPTH, UNTUNED, read_record, write_report
 from callbacks.throughput import peak_memory_mib
 from lightning_modules.lvlm import SITE
-from sparsight.analysis.tables import json_text
-from sparsight.cli import main as sparsight
-from sparsight.common.files import write_text
-from sparsight.lvlm.assemble import assemble
-from sparsight.lvlm.selection import Uniform
-from sparsight.reform_eval.compare import compare_reports
+from sparsight.command.cli import main as sparsight
+from sparsight.common.disk.files import write_text
+from sparsight.common.tables import json_text
+from sparsight.evaluation.reform_eval.compare import compare_reports
+from sparsight.lvlm.model.assemble import assemble
+from sparsight.lvlm.surgery.selection import Uniform
 
 CONFIG = "experiment/visual_region_study"
 ALIGN = "experiment/visual_region_align"
@@ -55,7 +55,10 @@ SCORES = ["sparsight.lvlm.scores.MultimodalBlockInfluence", "sparsight.lvlm.scor
 
 def chosen(name: str, **options: object) -> list[str]:
     """Command-line options that choose layers."""
-    return ["--model.layers", json.dumps({"class_path": f"sparsight.lvlm.selection.{name}", "init_args": options})]
+    return [
+        "--model.layers",
+        json.dumps({"class_path": f"sparsight.lvlm.surgery.selection.{name}", "init_args": options}),
+    ]
 
 
 def stage(parts: Sequence[str], *, steps: int, lr: float, projector_lr: float) -> list[str]:

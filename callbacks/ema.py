@@ -11,8 +11,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from sparsight.common.finite import Guarded, NonFiniteError, all_finite
-from sparsight.distill.processes import summed
-from sparsight.sharding import fill, whole
+from sparsight.common.training.processes import summed
+from sparsight.common.training.sharding import fill, whole
 
 
 class TrainableEMA(Callback):

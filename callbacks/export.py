@@ -10,11 +10,11 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.export.checkpoint import stages_of
-from sparsight.export.export import check_destination, export_and_push, rehearse
-from sparsight.export.facts import Metric, Run, hardware
-from sparsight.export.hub import check_repo
-from sparsight.lvlm.export import processor_of
+from sparsight.lvlm.export.write import processor_of
+from sparsight.publish.checkpoint import stages_of
+from sparsight.publish.export import check_destination, export_and_push, rehearse
+from sparsight.publish.facts import Metric, Run, hardware
+from sparsight.publish.hub import check_repo
 
 
 class ExportAtEnd(Callback):

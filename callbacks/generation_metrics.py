@@ -14,16 +14,16 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 
 from callbacks.drawing import check_drawable
-from sparsight.analysis.tables import json_text
-from sparsight.captions import read_captions
+from sparsight.common.captions import read_captions
+from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.files import write_text
-from sparsight.distill.processes import refuse_together
-from sparsight.export.facts import Metric
-from sparsight.metrics import FeatureExtractor, GenerationMetric, KernelDistance, Samples
-from sparsight.metrics.draws import Draw, OwnDraws
-from sparsight.metrics.images import resized
-from sparsight.metrics.set_distance import SetDistance
+from sparsight.common.tables import json_text
+from sparsight.common.training.processes import refuse_together
+from sparsight.evaluation.images import FeatureExtractor, GenerationMetric, KernelDistance, Samples
+from sparsight.evaluation.images.draws import Draw, OwnDraws
+from sparsight.evaluation.images.images import resized
+from sparsight.evaluation.images.set_distance import SetDistance
+from sparsight.publish.facts import Metric
 
 
 class GenerationMetrics(Callback):
@@ -89,7 +89,7 @@ class GenerationMetrics(Callback):
             if value is not None and value < minimum:
                 raise ValueError(f"{name} is {value}; allowed: {minimum} or more")
         if not self.metrics:
-            raise ValueError("metrics is empty: name one or more, e.g. sparsight.metrics.TeacherError")
+            raise ValueError("metrics is empty: name one or more, e.g. sparsight.evaluation.images.TeacherError")
         if labels is not None and captions is not None:
             raise ValueError("give labels or captions, and not both")
         if self.conditions is not None and not self.conditions:

@@ -9,16 +9,16 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.ddp import check_training_may_change
-from sparsight.lvlm.trained import LAYERS
+from sparsight.common.training.ddp import check_training_may_change
+from sparsight.lvlm.train.trained import LAYERS
 
 
 class LayerRotation(Callback):
     """Trains a few of a module's chosen decoder layers at a time, drawn anew every so many steps (LISA, 2403.17919).
 
     The optimiser forgets its state of layers that are frozen again, which is what saves the memory; weights keep what
-    they have learnt. Choose all layers in the module (``sparsight.lvlm.selection.All``) to rotate over all. The draw
-    depends on (seed, step) alone, so a resumed run goes on with the same layers.
+    they have learnt. Choose all layers in the module (``sparsight.lvlm.surgery.selection.All``) to rotate over all.
+    The draw depends on (seed, step) alone, so a resumed run goes on with the same layers.
 
     Args:
         layers: Number of layers that train at a time.

@@ -10,13 +10,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.schedule import Prunable, Schedule, Shape, in_order, spaced
+from sparsight.common.training.schedule import Prunable, Schedule, Shape, in_order, spaced
 
 ORDERS = ("score", "first", "last")
 
 
 class PruningSchedule(Callback):
-    """Retires the sites of a module along a schedule; see :class:`sparsight.schedule.Schedule`.
+    """Retires the sites of a module along a schedule; see :class:`sparsight.common.training.schedule.Schedule`.
 
     In AttentionDistillation a retired site is one where the mixer answers instead of the attention. The others learn
     beside their attention until then, so every parameter trains from the first step on, as DDP needs it. With an

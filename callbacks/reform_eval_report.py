@@ -14,13 +14,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from sparsight.analysis.environment import environment
-from sparsight.analysis.journal import Journal, check_about, read_results
+from sparsight.common.disk.journal import Journal, check_about, read_results
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import files_hash
-from sparsight.distill.processes import everywhere
-from sparsight.reform_eval.report import FILE, read_report, write_report
-from sparsight.reform_eval.scores import Estimate, ScoreKey, scores_of
+from sparsight.common.measure.environment import environment
+from sparsight.common.training.processes import everywhere
+from sparsight.evaluation.reform_eval.report import FILE, read_report, write_report
+from sparsight.evaluation.reform_eval.scores import Estimate, ScoreKey, scores_of
 
 _ANSWERS = "answers-*.jsonl"
 _ORIGIN = ("_name_or_path", "transformers_version")

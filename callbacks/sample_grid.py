@@ -15,7 +15,7 @@ from callbacks.drawing import check_drawable
 from callbacks.ema import TrainableEMA
 from sparsight.common.errors import require
 from sparsight.common.finite import broken_rows, samples
-from sparsight.sharding import is_sharded
+from sparsight.common.training.sharding import is_sharded
 
 
 class SampleGrid(Callback):

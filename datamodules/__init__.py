@@ -32,7 +32,7 @@ from datamodules.streaming import StreamingImageDataModule
 from datamodules.tar import TarRecords, TarStream
 from datamodules.teacher_samples import TeacherSamplesDataModule
 from datamodules.text_questions import TextQuestions
-from sparsight.lvlm.conversation import Conversation, Turn
+from sparsight.lvlm.chat.conversation import Conversation, Turn
 
 __all__ = [
     "AspectBuckets",

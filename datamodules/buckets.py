@@ -15,9 +15,9 @@ from huggingface_hub.utils import WeakFileLock
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.records import CorruptRecord, RecordSource
-from sparsight.common.files import write_whole
-from sparsight.diffusion.examples import family
-from sparsight.diffusion.model import DiffusionModel
+from sparsight.common.disk.files import write_whole
+from sparsight.diffusion.families.examples import family
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 
 @dataclass(frozen=True)

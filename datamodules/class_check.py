@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from datamodules.image_dataset import FIELDS
 from datamodules.records import Records, RecordSource, has_field
-from sparsight.diffusion.conditioning import ClassLabels
-from sparsight.diffusion.model import DiffusionModel
+from sparsight.diffusion.model.conditioning import ClassLabels
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 _REMEDY = (
     "give the source `classes` in the order of the model's, or set other_classes if the model is to learn new ones"

@@ -25,7 +25,7 @@ from datamodules.records import (
     digest,
 )
 from sparsight.common.text import check_text, parse_json, read_lines, read_text
-from sparsight.lvlm.conversation import IMAGE, Conversation, Role, Turn
+from sparsight.lvlm.chat.conversation import IMAGE, Conversation, Role, Turn
 
 ROLES: Mapping[str, Role] = {
     "human": "user",

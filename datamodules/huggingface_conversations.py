@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from datamodules.conversations import EVALUATION_FIELDS, make_conversation, read_reasoning, read_turn
 from datamodules.huggingface import HuggingFaceRecords
 from datamodules.records import MAX_PIXELS, CorruptRecord, Record, decode_image
-from sparsight.lvlm.conversation import IMAGE, Turn
+from sparsight.lvlm.chat.conversation import IMAGE, Turn
 
 if TYPE_CHECKING:
     from datasets import Dataset

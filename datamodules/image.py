@@ -15,7 +15,7 @@ from datamodules.image_dataset import Fit, ImageDataset, ImageTransform
 from datamodules.records import MAX_PIXELS, RecordSource
 from datamodules.size_check import check_size
 from sparsight.common.errors import require
-from sparsight.diffusion.model import DiffusionModel
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 
 class ImageDataModule(RecordsDataModule):

@@ -17,11 +17,11 @@ from datamodules.instruction_dataset import InstructionDataset
 from datamodules.records import CorruptRecord, RecordSource
 from datamodules.sampler import GroupSampler, LengthSampler, similar_together
 from sparsight.common.errors import require
-from sparsight.lvlm.chat import ChatFormat
-from sparsight.lvlm.chat_template import UnusableConversation
-from sparsight.lvlm.chat_text import Reasoning
-from sparsight.lvlm.packing import check_packable
-from sparsight.lvlm.processor import check_template, load_processor
+from sparsight.lvlm.chat.chat import ChatFormat
+from sparsight.lvlm.chat.chat_template import UnusableConversation
+from sparsight.lvlm.chat.chat_text import Reasoning
+from sparsight.lvlm.model.packing import check_packable
+from sparsight.lvlm.model.processor import check_template, load_processor
 
 _TRIES = 100  # records
 _log = logging.getLogger(__name__)

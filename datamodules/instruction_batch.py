@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from datamodules.record_dataset import join_corrupt
-from sparsight.lvlm.answers import IGNORED
-from sparsight.lvlm.chat import TOKEN_INPUTS
+from sparsight.lvlm.chat.chat import TOKEN_INPUTS
+from sparsight.lvlm.model.answers import IGNORED
 
 Sample = dict[str, Any]
 

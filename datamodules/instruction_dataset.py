@@ -15,9 +15,9 @@ from datamodules.image_dataset import flatten_image
 from datamodules.instruction_batch import collate_chats, collate_questions
 from datamodules.record_dataset import RecordDataset
 from datamodules.records import CorruptRecord, RecordSource
-from sparsight.lvlm.chat import ChatFormat
-from sparsight.lvlm.chat_template import UnusableConversation
-from sparsight.lvlm.conversation import Conversation
+from sparsight.lvlm.chat.chat import ChatFormat
+from sparsight.lvlm.chat.chat_template import UnusableConversation
+from sparsight.lvlm.chat.conversation import Conversation
 
 BACKGROUND = 255  # behind transparent pixels
 

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from datamodules.image_dataset import ImageDataset, flips
 from datamodules.records import array_digest
-from sparsight.diffusion.conditioning import map_condition, nest_condition
-from sparsight.diffusion.encoding import COND, text_of
-from sparsight.distill.sample_cache import SampleCache, Shard, ShardReader, cut
+from sparsight.common.disk.sample_cache import SampleCache, Shard, ShardReader, cut
+from sparsight.diffusion.model.conditioning import map_condition, nest_condition
+from sparsight.diffusion.model.encoding import COND, text_of
 
 
 class LatentRows:

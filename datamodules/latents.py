@@ -23,12 +23,12 @@ from datamodules.latent_dataset import LatentDataset, LatentRows
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader, ResumableLoader
 from datamodules.size_check import check_size
+from sparsight.common.disk.sample_cache import NOT_MADE, SampleCache, Shard, fill_progress
 from sparsight.common.errors import require
-from sparsight.diffusion.conditioning import ClassLabels
-from sparsight.diffusion.encoding import DTYPES, encode_batches, encode_unconditional
-from sparsight.diffusion.identity import codec_identity
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.distill.sample_cache import NOT_MADE, SampleCache, Shard, fill_progress
+from sparsight.diffusion.model.conditioning import ClassLabels
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.encoding import DTYPES, encode_batches, encode_unconditional
+from sparsight.diffusion.model.identity import codec_identity
 
 FORMAT = 2  # goes up when the same settings would give other numbers
 _log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ import numpy as np
 
 from datamodules.records import CorruptRecord, Record, RecordSource, digest
 from datamodules.sampler import derive_seed
-from sparsight.lvlm.conversation import IMAGE, Conversation, Turn
+from sparsight.lvlm.chat.conversation import IMAGE, Conversation, Turn
 
 Task = Literal["naming", "yes_no", "choice", "lettered_choice", "comparison"]
 _LETTERS = "ABCD"

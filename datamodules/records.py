@@ -23,7 +23,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from PIL import Image, ImageOps, features
 
 from sparsight.common.text import check_text
-from sparsight.lvlm.conversation import Conversation
+from sparsight.lvlm.chat.conversation import Conversation
 
 # Formats that Pillow decodes itself: EPS, for one, would start an external interpreter.
 _AVIF = ("AVIF",) if features.check("avif") else ()  # Pillow may be built without

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datamodules.image_dataset import ImageTransform
 from sparsight.common.errors import require
-from sparsight.diffusion.examples import family
-from sparsight.diffusion.model import DiffusionModel
+from sparsight.diffusion.families.examples import family
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 
 def check_size(transform: ImageTransform, model: DiffusionModel) -> None:

@@ -15,7 +15,7 @@ from datamodules.records import RecordSource, RecordStream
 from datamodules.sampler import ReportingLoader
 from datamodules.size_check import check_size
 from datamodules.stream_dataset import StreamDataset, StreamLoader
-from sparsight.diffusion.model import DiffusionModel
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 _FIRST_RECORDS = 1000  # too few to tell the share of unreadable ones
 

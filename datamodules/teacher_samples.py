@@ -10,12 +10,12 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
 from datamodules.base import ProcessDataModule
 from datamodules.sampler import ResumableLoader, ResumableSampler, even_batch_size
-from sparsight.captions import read_captions
+from sparsight.common.captions import read_captions
+from sparsight.common.disk.sample_cache import SampleCache, ShardReader, cache_key
 from sparsight.common.errors import require
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.distill.sample_cache import SampleCache, ShardReader, cache_key
-from sparsight.distill.teacher_plan import TeacherPlan
-from sparsight.distill.teacher_samples import fill_cache
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.train.teacher_plan import TeacherPlan
+from sparsight.diffusion.train.teacher_samples import fill_cache
 
 
 class TeacherSamplesDataModule(ProcessDataModule):

@@ -10,7 +10,7 @@ import numpy as np
 
 from datamodules.records import Record, RecordSource
 from datamodules.sampler import derive_seed
-from sparsight.lvlm.conversation import Conversation, Turn
+from sparsight.lvlm.chat.conversation import Conversation, Turn
 
 Kind = Literal[
     "opposites",

@@ -16,26 +16,26 @@ from torch import Tensor
 
 from blocks.base import Site, TokenMixer
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
-from sparsight.analysis.memory_table import MemoryEstimate
-from sparsight.analysis.report import replacement_report
-from sparsight.analysis.run_memory import run_memory
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.hashes import state_hash
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.distill.capture import capture_site
-from sparsight.distill.distiller import Distiller
-from sparsight.distill.losses import mean_squares
-from sparsight.distill.processes import gathered, process_count
-from sparsight.distill.relative_errors import RelativeErrors
-from sparsight.distill.stages import Stage, site_weight
-from sparsight.distill.start import start_from_teacher
-from sparsight.sharding import is_sharded
-from sparsight.stage_clock import StageClock
-from sparsight.surgery.record import record_of
-from sparsight.surgery.replace import replace, set_mode
-from sparsight.surgery.shell import Mode
-from sparsight.surgery.sites import SiteSelection
-from sparsight.surgery.training_free import is_training_free
+from sparsight.common.measure.memory_table import MemoryEstimate
+from sparsight.common.training.processes import gathered, process_count
+from sparsight.common.training.sharding import is_sharded
+from sparsight.common.training.stage_clock import StageClock
+from sparsight.diffusion.measure.report import replacement_report
+from sparsight.diffusion.measure.run_memory import run_memory
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.surgery.record import record_of
+from sparsight.diffusion.surgery.replace import replace, set_mode
+from sparsight.diffusion.surgery.shell import Mode
+from sparsight.diffusion.surgery.site_error import mean_squares
+from sparsight.diffusion.surgery.sites import SiteSelection
+from sparsight.diffusion.surgery.training_free import is_training_free
+from sparsight.diffusion.train.capture import capture_site
+from sparsight.diffusion.train.distiller import Distiller
+from sparsight.diffusion.train.relative_errors import RelativeErrors
+from sparsight.diffusion.train.stages import Stage, site_weight
+from sparsight.diffusion.train.start import start_from_teacher
 
 RECENT = 0.95  # share of the running mean of site errors that a step keeps
 OUTPUT = "output"  # beside the sites' paths

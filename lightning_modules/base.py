@@ -17,14 +17,14 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.finite_guard import FiniteGuard
-from sparsight.common.checkpoint_file import FORMAT, check_format, local, read_header
+from sparsight.common.checkpoint.file import FORMAT, check_format, local, read_header
+from sparsight.common.checkpoint.run_record import RUN, check_module, check_run, run_record
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_checkpoint, check_finite
 from sparsight.common.formats import KEY
 from sparsight.common.plain import is_plain
-from sparsight.common.run_record import RUN, check_module, check_run, run_record
-from sparsight.distill.processes import refuse_together
-from sparsight.export.training import REMEDY
+from sparsight.common.training.processes import refuse_together
+from sparsight.publish.trained import REMEDY
 
 HALVES = {"16": "float16", "bf": "bfloat16"}
 

@@ -15,13 +15,14 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
-from sparsight.analysis.memory_table import MemoryEstimate
-from sparsight.analysis.run_memory import run_memory
 from sparsight.common.errors import ConfigurationError, require
-from sparsight.diffusion.model import DiffusionModel, load_polished, predict
-from sparsight.diffusion.untrained import untrained_pipeline
-from sparsight.distill.losses import min_snr_weight
-from sparsight.distill.stages import SCHEDULES
+from sparsight.common.measure.memory_table import MemoryEstimate
+from sparsight.diffusion.measure.run_memory import run_memory
+from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
+from sparsight.diffusion.model.load import load_polished
+from sparsight.diffusion.pipelines.untrained import untrained_pipeline
+from sparsight.diffusion.train.losses import min_snr_weight
+from sparsight.diffusion.train.stages import SCHEDULES
 
 WITHOUT_END = ("constant", "constant_with_warmup", "piecewise_constant")  # schedules that ask for no number of steps
 

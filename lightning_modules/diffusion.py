@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,14 +13,16 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_modules.base import TrainedPartsModule
-from sparsight.analysis.memory_table import MemoryEstimate
-from sparsight.analysis.run_memory import announce_memory
 from sparsight.common.errors import require
-from sparsight.diffusion.conditioning import drop_condition
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.diffusion.randomness import Stream, sample_normal, sample_uniform
-from sparsight.diffusion.sampling import sample, starting_noise
-from sparsight.sharding import is_sharded, shard
+from sparsight.common.measure.announce_memory import announce_memory
+from sparsight.common.measure.memory_table import MemoryEstimate
+from sparsight.common.training.sharding import is_sharded
+from sparsight.diffusion.export.write import write_diffusion
+from sparsight.diffusion.model.conditioning import drop_condition
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.randomness import Stream, sample_normal, sample_uniform
+from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.diffusion.train.sharding import shard
 
 VARIANTS = 8  # compilations of one block
 STREAM_OFFSET_EVAL = 1_000_003  # evaluation draws must not repeat those of training
@@ -64,6 +67,15 @@ class DiffusionModule(TrainedPartsModule):
         """Split the denoiser over the processes of a ModelParallelStrategy (FSDP2); nothing under other strategies."""
         if self.device_mesh is not None and not is_sharded(self.diffusion.denoiser):
             shard(self.diffusion.denoiser, self.device_mesh)
+
+    # -- exports -------------------------------------------------------------------------------------------------
+
+    def write_export(self, folder: Path, name: str, *, processor: Any, **facts: Any) -> None:
+        """Write a pipeline folder; arguments as those of :func:`sparsight.diffusion.export.write.write_diffusion`."""
+        write_diffusion(self, folder, name, **facts)
+
+    def rehearse_export(self, processor: Any) -> None:
+        """Nothing can fail that an export would not have refused at the start."""
 
     # -- batches -------------------------------------------------------------------------------------------------
 

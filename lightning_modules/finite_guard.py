@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from sparsight.common.finite import NonFiniteError, all_finite, broken_rows, listed, not_finite, samples
-from sparsight.distill.processes import everywhere, summed
+from sparsight.common.training.processes import everywhere, summed
 
 Noted = tuple[dict[str, Tensor], Tensor]
 """Loss terms of a batch, and its sample ids (B,)."""

@@ -14,19 +14,19 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning_modules.base import TrainedPartsModule
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import state_hash
-from sparsight.distill.processes import averaged, everywhere
-from sparsight.lvlm.evaluate import answer_items
-from sparsight.lvlm.load import DTYPES, Dtype, load_lvlm
-from sparsight.lvlm.pictures import check_pictures
-from sparsight.lvlm.processor import load_processor
-from sparsight.lvlm.provenance import read_provenance
-from sparsight.lvlm.retire import LayerPruning, RetiredLayers, measurement, removable_layers
+from sparsight.common.training.processes import averaged, everywhere
+from sparsight.common.training.sharding import is_sharded, shard_parts, split_again
+from sparsight.evaluation.reform_eval.answer import answer_units
+from sparsight.lvlm.answer.evaluate import answer_items
+from sparsight.lvlm.answer.task_scores import TaskScores
+from sparsight.lvlm.model.load import DTYPES, Dtype, load_lvlm
+from sparsight.lvlm.model.pictures import check_pictures
+from sparsight.lvlm.model.processor import load_processor
+from sparsight.lvlm.model.provenance import read_provenance
+from sparsight.lvlm.model.spare_picture import always_read_a_picture
+from sparsight.lvlm.model.tower import PartNames, find_parts, name_parts
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
-from sparsight.lvlm.spare_picture import always_read_a_picture
-from sparsight.lvlm.task_scores import TaskScores
-from sparsight.lvlm.tower import PartNames, find_parts, name_parts
-from sparsight.reform_eval.answer import answer_units
-from sparsight.sharding import is_sharded, shard_parts, split_again
+from sparsight.lvlm.surgery.retire import LayerPruning, RetiredLayers, measurement, removable_layers
 
 SITE = "layers."  # names of decoder layers as sites of a schedule
 MEANS = ("visual", "text")  # over tasks with and without images

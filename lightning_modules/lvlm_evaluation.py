@@ -6,8 +6,8 @@ from typing import Any
 
 from lightning_modules.lvlm import Evaluation, LVLMModule
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.load import Dtype
-from sparsight.lvlm.tower import PartNames
+from sparsight.lvlm.model.load import Dtype
+from sparsight.lvlm.model.tower import PartNames
 
 
 class LVLMEvaluation(LVLMModule):

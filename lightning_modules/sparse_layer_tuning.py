@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,26 +14,29 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.lvlm import Evaluation, LVLMModule
-from sparsight.analysis.run_memory import announce_memory
 from sparsight.common.errors import ConfigurationError
-from sparsight.ddp import average_what_is_trained, check_training_may_change
-from sparsight.distill.processes import process_count, summed
-from sparsight.dropout import seed_dropout
-from sparsight.lvlm.answers import answer_losses
-from sparsight.lvlm.cost import StepCost, explain, forward_flops, step_cost
-from sparsight.lvlm.load import Dtype
-from sparsight.lvlm.lora import LoRA
-from sparsight.lvlm.memory import run_tuning_memory
-from sparsight.lvlm.recompute import recompute_layers
-from sparsight.lvlm.retire import LayerPruning
-from sparsight.lvlm.selection import LayerSelection, Uniform
-from sparsight.lvlm.stages import TuningStage
-from sparsight.lvlm.tower import PartNames
-from sparsight.lvlm.trained import LAYERS, PROJECTOR, Part, make_trainable
-from sparsight.lvlm.unpruned import UnprunedModel, outputs_of, tuned_weights, unpruned_model
-from sparsight.lvlm.vision_cache import VisionCache
-from sparsight.sharding import is_sharded
-from sparsight.stage_clock import StageClock
+from sparsight.common.measure.announce_memory import announce_memory
+from sparsight.common.training.ddp import average_what_is_trained, check_training_may_change
+from sparsight.common.training.dropout import seed_dropout
+from sparsight.common.training.processes import process_count, summed
+from sparsight.common.training.sharding import is_sharded
+from sparsight.common.training.stage_clock import StageClock
+from sparsight.lvlm.export.rehearsal import rehearse_export
+from sparsight.lvlm.export.write import write_lvlm
+from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.load import Dtype
+from sparsight.lvlm.model.lora import LoRA
+from sparsight.lvlm.model.processor import load_processor
+from sparsight.lvlm.model.recompute import recompute_layers
+from sparsight.lvlm.model.tower import PartNames
+from sparsight.lvlm.model.vision_cache import VisionCache
+from sparsight.lvlm.surgery.retire import LayerPruning
+from sparsight.lvlm.surgery.selection import LayerSelection, Uniform
+from sparsight.lvlm.train.cost import StepCost, explain, forward_flops, step_cost
+from sparsight.lvlm.train.memory import run_tuning_memory
+from sparsight.lvlm.train.stages import TuningStage
+from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, Part, make_trainable
+from sparsight.lvlm.train.unpruned import UnprunedModel, outputs_of, tuned_weights, unpruned_model
 
 
 class SparseLayerTuning(LVLMModule):
@@ -161,6 +165,14 @@ class SparseLayerTuning(LVLMModule):
     def learned_layers(self) -> list[int]:
         """Decoder layers that optimiser steps were taken on."""
         return sorted(self._learned_layers)
+
+    def write_export(self, folder: Path, name: str, *, fp16: bool, **facts: Any) -> None:
+        """Write a transformers folder, in the precision of the frozen part; see :func:`write_lvlm`."""
+        write_lvlm(self, folder, name, **facts)
+
+    def rehearse_export(self, processor: Any) -> None:
+        """Try what an export needs besides trained weights; see :func:`sparsight.lvlm.export.rehearsal`."""
+        rehearse_export(self, processor or load_processor(self.base, **self.source))
 
     def train(self, mode: bool = True) -> SparseLayerTuning:
         """What is frozen stays in eval mode."""

@@ -6,5 +6,9 @@ Everything that is not a plug-in lives here; the plug-ins are the top-level pack
 
 from __future__ import annotations
 
+from sparsight.common.moved import lead_old_names
+
 __version__ = "0.1.0"
 __all__ = ["__version__"]
+
+lead_old_names()

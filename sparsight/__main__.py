@@ -56,29 +56,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     sys.path[:] = current_folder_last(sys.path, os.getcwd())  # first, as a folder may hold a yaml.py
 
-    from sparsight.common.orphans import end_with_parent, is_started_by_launcher
+    from sparsight.common.training.orphans import end_with_parent, is_started_by_launcher
 
     if is_started_by_launcher():
         end_with_parent()
 
-    from sparsight.arguments import check_arguments
+    from sparsight.command.arguments import check_arguments
     from sparsight.common.errors import ConfigurationError
 
     try:
         check_arguments(arguments)
     except (ConfigurationError, OSError) as error:
         raise SystemExit(f"sparsight: {error}") from error
-    from sparsight.startup import check_plugins, check_torch_pair
+    from sparsight.command.startup import check_plugins, check_torch_pair
 
     check_plugins()
     check_torch_pair()
 
     if arguments[0] == "compare":
-        from sparsight.reform_eval.compare import main as compare
+        from sparsight.evaluation.reform_eval.compare import main as compare
 
         compare(arguments[1:])
         return
-    from sparsight.cli import main as run
+    from sparsight.command.cli import main as run
 
     run(arguments)
 

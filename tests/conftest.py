@@ -44,7 +44,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Exports of image-text models are checked as ever but not in a process of their own, which takes long to start."""
-    from sparsight.lvlm import reload, reload_adapter
+    from sparsight.lvlm.export import reload, reload_adapter
 
     for module, script in (("export", reload), ("adapters", reload_adapter)):
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 import yaml
 
-from sparsight.arguments import config_folders, find_config, resolve_configs
-from sparsight.cli import SparsightCLI, main
+from sparsight.command.arguments import config_folders, find_config, resolve_configs
+from sparsight.command.cli import SparsightCLI, main
+from sparsight.common.checkpoint.run_record import FLAG_WINS
 from sparsight.common.plain import flatten
-from sparsight.common.run_record import FLAG_WINS
 from tests.tiny_distillation import distillation_config
 
 CONFIGS = sorted(str(p.relative_to("configs").with_suffix("")) for p in Path("configs").rglob("*.yaml"))

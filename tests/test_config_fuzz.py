@@ -11,12 +11,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparsight.arguments import find_config, resolve_configs, set_back
-from sparsight.cli import SparsightCLI
+from sparsight.command.arguments import find_config, resolve_configs, set_back
+from sparsight.command.cli import SparsightCLI
+from sparsight.command.early_checks import check_early
+from sparsight.command.mistakes import in_one_line
+from sparsight.command.parser import Parser
 from sparsight.common.errors import ConfigurationError
-from sparsight.early_checks import check_early
-from sparsight.mistakes import in_one_line
-from sparsight.parser import Parser
 
 SHIPPED = sorted(str(path.relative_to("configs").with_suffix("")) for path in Path("configs/experiment").glob("*.yaml"))
 TEXTS = {name: Path(find_config(name)).read_bytes() for name in SHIPPED}

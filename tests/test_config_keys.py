@@ -6,7 +6,7 @@ import pytest
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 
-from sparsight.config_keys import named_key, place_of
+from sparsight.command.config_keys import named_key, place_of
 
 CONFIG = Namespace(
     trainer=Namespace(accelerator="auto", default_root_dir="runs", limit_train_batches=3),

@@ -23,7 +23,7 @@ from datamodules import (
     PublishedTask,
     TarRecords,
 )
-from sparsight.cli import main
+from sparsight.command.cli import main
 from tests.tiny_distillation import distillation_config
 from tests.tiny_files import png, write_files
 
@@ -92,7 +92,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = distillation_config(tmp_path)
     write_files(tmp_path, {"there/a/0.png": png(), "a.tar": b"x"})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sparsight.diffusion.model.DiffusionModel.from_pretrained", None)
+    monkeypatch.setattr("sparsight.diffusion.model.diffusion_model.DiffusionModel.from_pretrained", None)
     return path
 
 

@@ -1,12 +1,19 @@
-"""Dependencies point one way: blocks <- sparsight <- datamodules, callbacks, lightning_modules <- sparsight.cli."""
+"""Dependencies point one way.
+
+Between packages: blocks <- sparsight <- datamodules, callbacks, lightning_modules <- sparsight.command. Inside
+sparsight: the order of ``ROOMS``, without an edge between the wings.
+"""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.metadata import packages_distributions, requires
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -22,7 +29,16 @@ MAY_IMPORT = {
     "callbacks": {"callbacks", "sparsight", "blocks"},
     "lightning_modules": {"lightning_modules", "sparsight", "blocks"},
 }
-JOINS_ALL = "sparsight/cli.py"
+JOINS_ALL = "sparsight/command/cli.py"
+ROOMS = (  # of sparsight, each of which may import those before it
+    *("common", "common.disk", "common.measure", "common.checkpoint", "common.training", "testing", "publish"),
+    *("diffusion.families", "diffusion.pipelines", "diffusion.surgery", "diffusion.students", "diffusion.model"),
+    *("diffusion.measure", "diffusion.train", "diffusion.export"),
+    *("lvlm.model", "lvlm.chat", "lvlm.scores", "lvlm.surgery", "lvlm.train", "lvlm.answer", "lvlm.export"),
+    *("evaluation.images", "evaluation.texts", "evaluation.reform_eval", "command", "__main__"),
+)
+WINGS = {"diffusion", "lvlm"}
+MOST_FILES = 15  # of a folder, besides __init__.py
 FILES = [path.relative_to(ROOT).as_posix() for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 BLOCKS = [file for file in FILES if file.startswith("blocks/") and file != "blocks/__init__.py"]
 
@@ -58,6 +74,53 @@ def test_every_package_has_files_that_are_checked(package: str) -> None:
 def test_file_imports_only_what_lies_below_it(file: str) -> None:
     ours = roots(imports_of(file)) & set(PACKAGES)
     assert ours <= MAY_IMPORT[file.split("/")[0]], f"{file} imports {sorted(ours - MAY_IMPORT[file.split('/')[0]])}"
+
+
+def room_of(module: str) -> str:
+    """The room of a module of sparsight, by its dotted name."""
+    parts = module.split(".")[1:]
+    return next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in ROOMS), "")
+
+
+def rooms_that(file: str) -> set[str]:
+    """Rooms that a file of sparsight imports from, whichever way it spells that."""
+    found = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {room_of(name) for name in found if name.startswith("sparsight.")} - {""}
+
+
+INSIDE = [f for f in FILES if f.startswith("sparsight/") and "/assets/" not in f and not f.endswith("__init__.py")]
+
+
+@pytest.mark.parametrize("file", INSIDE)
+def test_rooms_of_sparsight_import_only_rooms_before_them(file: str) -> None:
+    room = room_of(file.removesuffix(".py").replace("/", "."))
+    assert room, f"{file} lies in no room of ROOMS"
+    above = {other for other in rooms_that(file) if ROOMS.index(other) > ROOMS.index(room)}
+    assert not above, f"{file} imports {sorted(above)}, which come after {room}"
+    wings = {name.split(".")[0] for name in (room, *rooms_that(file))} & WINGS
+    assert room.split(".")[0] not in WINGS or len(wings) == 1, f"{file} joins both wings"
+
+
+def test_every_room_is_there() -> None:
+    assert {room_of(file.removesuffix(".py").replace("/", ".")) for file in INSIDE} == set(ROOMS)
+
+
+@pytest.mark.parametrize("folder", sorted({file.rpartition("/")[0] for file in INSIDE}))
+def test_a_folder_of_sparsight_holds_files_on_one_subject(folder: str) -> None:
+    files = [file for file in INSIDE if file.rpartition("/")[0] == folder]
+    assert len(files) <= MOST_FILES, f"{folder} holds {len(files)} files: give a part of them a folder of its own"
+
+
+def test_names_that_moved_lead_to_what_is_there() -> None:
+    for old, new in json.loads((ROOT / "tests" / "moved_names.json").read_text()).items():
+        module, _, name = new.partition(":")
+        assert not name or hasattr(import_module(module), name), f"{old}: {new} is not there"
+        assert find_spec(module) is not None, f"{old}: {new} is not there"
 
 
 def test_only_the_command_joins_all_packages() -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsight.surgery.replace import replace, set_mode
-from sparsight.surgery.shell import Mode
+from sparsight.diffusion.surgery.replace import replace, set_mode
+from sparsight.diffusion.surgery.shell import Mode
 from tests import tiny
 from tests.tiny import run
 from tests.tiny_pages import DOCS, code_blocks
@@ -22,7 +22,8 @@ def test_configs_that_pages_name_exist() -> None:
 
 
 def test_rules_and_scores_of_layers_that_the_page_lists_are_those_that_there_are() -> None:
-    from sparsight.lvlm import scores, selection
+    from sparsight.lvlm import scores
+    from sparsight.lvlm.surgery import selection
 
     page = (DOCS / "lvlm.md").read_text()
     listed = set(re.findall(r"^\| `([A-Z]\w+)`|, `([A-Z]\w+)`(?= \|)", page, flags=re.MULTILINE))

@@ -22,8 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sparsight import __main__
-from sparsight.cli import main
-from sparsight.mistakes import TRACEBACK, in_one_line, raised_by_us
+from sparsight.command.cli import main
+from sparsight.command.mistakes import TRACEBACK, in_one_line, raised_by_us
 from tests.tiny_distillation import distillation_config
 
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": -1.0}}
@@ -187,7 +187,7 @@ def test_a_checkpoint_that_is_not_there_is_said_before_weights_are_loaded(
 ) -> None:
     config = distillation_config(tmp_path)
     (tmp_path / "last.ckpt").touch()
-    monkeypatch.setattr("sparsight.diffusion.model.DiffusionModel.from_pretrained", None)
+    monkeypatch.setattr("sparsight.diffusion.model.diffusion_model.DiffusionModel.from_pretrained", None)
     with pytest.raises(SystemExit, match=r"^sparsight: ckpt_path: .*lst\.ckpt' does not exist; .* .*/last\.ckpt"):
         main(["fit", "--config", str(config), "--ckpt_path", str(tmp_path / "lst.ckpt")])
 
@@ -291,7 +291,7 @@ BUGS = [TypeError, AttributeError, KeyError, IndexError, AssertionError, ZeroDiv
 
 @pytest.mark.parametrize("kind", BUGS)
 def test_faults_of_the_program_keep_their_traceback(kind: type[Exception], monkeypatch: pytest.MonkeyPatch) -> None:
-    import sparsight.export.facts as ours
+    import sparsight.publish.facts as ours
 
     code = compile("def fail(error): raise error", ours.__file__, "exec")
     space: dict[str, Any] = {}
@@ -326,7 +326,7 @@ def test_verb_and_files_are_checked_before_anything_heavy(
     Path("tab.yaml").write_text("trainer:\n\tmax_steps: 5\n")
     Path("latin.yaml").write_bytes("trainer: {}\n# caf\xe9\n".encode("latin-1"))
     Path("twice.yaml").write_text("trainer:\n  max_steps: 5\n  max_steps: 6\n")
-    for name in ("sparsight.cli", "sparsight.startup"):
+    for name in ("sparsight.command.cli", "sparsight.command.startup"):
         monkeypatch.setitem(sys.modules, name, None)  # what comes next cannot be imported
     with pytest.raises(SystemExit, match=f"^sparsight: .*{message}"):
         __main__.main(arguments)

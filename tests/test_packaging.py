@@ -18,8 +18,8 @@ from packaging.utils import canonicalize_name
 
 import sparsight
 from sparsight.__main__ import HELP
+from sparsight.command.startup import PLUGINS, check_plugins, check_torch_pair
 from sparsight.common.import_path import current_folder_last
-from sparsight.startup import PLUGINS, check_plugins, check_torch_pair
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"sparsight", *PLUGINS}
@@ -142,7 +142,7 @@ def test_no_verb_gives_help_and_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_help_lists_exactly_the_verbs_of_the_command() -> None:
-    from sparsight.cli import SparsightCLI
+    from sparsight.command.cli import SparsightCLI
 
     without_config = {"compare"}
     listed = set(re.findall(r"^  (\w+)  ", HELP, flags=re.MULTILINE))
@@ -173,7 +173,7 @@ def test_users_own_folder_of_the_same_name_does_not_hide_ours(name: str, tmp_pat
     (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package was imported')")
     script = (
         "import os, sys; from sparsight.common.import_path import current_folder_last;"
-        "from sparsight.startup import check_plugins;"
+        "from sparsight.command.startup import check_plugins;"
         "sys.path[:] = current_folder_last(sys.path, os.getcwd()); check_plugins()"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -194,7 +194,7 @@ def test_package_that_hides_ours_is_named_in_one_line(tmp_path: Path) -> None:
 
 
 def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsight.startup.find_spec", lambda name: None)
+    monkeypatch.setattr("sparsight.command.startup.find_spec", lambda name: None)
     with pytest.raises(SystemExit, match="'blocks' is missing"):
         check_plugins()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsight.cli import SparsightCLI, main
-from sparsight.parser import in_one_line
+from sparsight.command.cli import SparsightCLI, main
+from sparsight.command.parser import in_one_line
 
 DEMO = ["--config", "experiment/lvlm_demo"]
 QUICK = ["--config", "experiment/quickstart"]

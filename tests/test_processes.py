@@ -12,9 +12,9 @@ import torch
 import yaml
 from PIL import Image
 
-from sparsight.cli import main
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.surgery.sites import students
+from sparsight.command.cli import main
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.surgery.sites import students
 from tests import tiny
 from tests import tiny_training_pair as pair
 from tests.tiny_distillation import distillation_config
@@ -32,7 +32,7 @@ def whole_run(folder: Path) -> Path:
     mixer = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3, "scales": [1, 0.5]}}
     path = distillation_config(folder, stages=stages, mixer=mixer, optimizer="torch.optim.SGD", init_samples=24)
     config = yaml.safe_load(path.read_text())
-    metrics = {"metrics": [{"class_path": "sparsight.metrics.TeacherError"}], "num_samples": 5}
+    metrics = {"metrics": [{"class_path": "sparsight.evaluation.images.TeacherError"}], "num_samples": 5}
     saver = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
     callbacks = {
         "callbacks.TrainableEMA": {"decay": 0.9},

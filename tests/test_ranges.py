@@ -12,9 +12,9 @@ from blocks import DeltaConvBlock
 from callbacks import PruningSchedule, SampleGrid
 from datamodules import ImageDataModule
 from lightning_modules import AttentionDistillation, DenoiserTraining, SparseLayerTuning
-from sparsight.distill.stages import Stage
-from sparsight.lvlm.lora import LoRA
-from sparsight.lvlm.stages import TuningStage
+from sparsight.diffusion.train.stages import Stage
+from sparsight.lvlm.model.lora import LoRA
+from sparsight.lvlm.train.stages import TuningStage
 from tests.tiny_records import Pictures
 
 

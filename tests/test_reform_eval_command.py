@@ -11,9 +11,9 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
-from sparsight.cli import SparsightCLI, main
-from sparsight.reform_eval.compare import main as compare
-from sparsight.reform_eval.report import read_report
+from sparsight.command.cli import SparsightCLI, main
+from sparsight.evaluation.reform_eval.compare import main as compare
+from sparsight.evaluation.reform_eval.report import read_report
 from tests.tiny_evaluation import scores
 from tests.tiny_files import write_idx
 from tests.tiny_lvlm import save_tiny_lvlm

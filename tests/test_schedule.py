@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.schedule import Schedule, in_order, spaced
+from sparsight.common.training.schedule import Schedule, in_order, spaced
 
 
 @pytest.mark.parametrize("shape", ["one_shot", "linear", "cubic", "exponential"])

@@ -12,8 +12,8 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel, PixArtTransformer2DM
 from torch import nn
 
 from datamodules import IdxRecords, ImageDataModule
-from sparsight.diffusion.examples import example_inputs
-from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline, PixelSD3Pipeline, PixelUNetPipeline
+from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.pipelines.pixel_pipeline import PixelDiTPipeline, PixelSD3Pipeline, PixelUNetPipeline
 from tests.tiny_files import write_idx
 
 
@@ -125,7 +125,7 @@ def save_text_encoder(folder: Path, width: int = 32) -> Path:
 
 def save_pixel_unet_pipeline(folder: Path, **options: Any) -> Path:
     """A pixel-space pipeline over :func:`unet` with the text encoder of :func:`save_text_encoder`."""
-    from sparsight.diffusion.text_encoders import load_text_encoder
+    from sparsight.diffusion.pipelines.text_encoders import load_text_encoder
 
     denoiser = awake(unet(**{"in_channels": 3, "out_channels": 3} | options))
     encoder = save_text_encoder(folder / "encoder", denoiser.config.cross_attention_dim)
@@ -161,7 +161,7 @@ def save_pixel_sd3_pipeline(folder: Path, **options: Any) -> Path:
     """A pixel-space pipeline over :func:`sd3` with the text encoder of :func:`save_text_encoder`."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
-    from sparsight.diffusion.text_encoders import load_text_encoder
+    from sparsight.diffusion.pipelines.text_encoders import load_text_encoder
 
     denoiser = awake(sd3(**options))
     tokenizer, encoder = load_text_encoder(str(save_text_encoder(folder / "encoder")), tokens=12)

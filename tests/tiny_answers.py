@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsight.metrics import BLEU, ChoiceAccuracy, CIDEr, Instability, RougeL, TurnSlope, WordAccuracy
+from sparsight.evaluation.texts import BLEU, ChoiceAccuracy, CIDEr, Instability, RougeL, TurnSlope, WordAccuracy
 
 OUTPUTS = ["a red cat sits here", "two dogs run away", "no idea", "", "the blue car on a street"]
 ACCEPTED = [

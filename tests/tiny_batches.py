@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsight.lvlm.answers import IGNORED, answer_losses
-from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.model.answers import IGNORED, answer_losses
+from sparsight.lvlm.model.tower import find_parts
 from tests.tiny_lvlm import IMAGE, PAD, tiny_inputs
 
 FAMILIES = ("llava", "llava_qwen2", "fast_vlm", "gemma3", "qwen2_5_vl")

@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from blocks import DeltaConvBlock
 from lightning_modules import AttentionDistillation
-from sparsight.distill.stages import Stage
+from sparsight.diffusion.train.stages import Stage
 from tests import tiny
 
 

@@ -13,8 +13,8 @@ from datamodules import ReformEvalDataModule
 from datamodules.records import CorruptRecord, digest
 from datamodules.reform_eval.task import EvaluationTask
 from lightning_modules import LVLMEvaluation
-from sparsight.reform_eval.report import read_report
-from sparsight.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.report import read_report
+from sparsight.evaluation.reform_eval.sample import Sample
 
 GREYS = ("black", "dark", "light", "white")
 

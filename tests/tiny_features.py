@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from sparsight.metrics import FeatureExtractor
+from sparsight.evaluation.images import FeatureExtractor
 
 
 class Quarters(FeatureExtractor):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from sparsight.metrics import (
+from sparsight.evaluation.images import (
     CLIPScore,
     FrechetDistance,
     KernelDistance,

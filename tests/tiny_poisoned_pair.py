@@ -13,8 +13,8 @@ from blocks import NoMixing
 from callbacks import TrainableEMA
 from lightning_modules import AttentionDistillation
 from sparsight.common.finite import NonFiniteError
-from sparsight.distill.processes import everywhere
-from sparsight.distill.stages import Stage
+from sparsight.common.training.processes import everywhere
+from sparsight.diffusion.train.stages import Stage
 from tests import tiny
 from tests.tiny_poison import Poison
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.multiprocessing import get_context, start_processes
 
-from sparsight.cli import main
+from sparsight.command.cli import main
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300.0  # seconds; processes that have not ended by then wait for each other

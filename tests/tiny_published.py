@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.reform_eval.published import PublishedTask
-from sparsight.reform_eval.sample import Formulation
-from sparsight.reform_eval.taxonomy import find_data_set
+from sparsight.evaluation.reform_eval.sample import Formulation
+from sparsight.evaluation.reform_eval.taxonomy import find_data_set
 from tests.tiny_files import png
 
 

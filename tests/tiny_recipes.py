@@ -12,8 +12,8 @@ import torch
 import yaml
 from PIL import Image
 
-from sparsight.cli import main
-from sparsight.diffusion.model import load_pipeline
+from sparsight.command.cli import main
+from sparsight.diffusion.model.load import load_pipeline
 
 
 def command(verb: str, name: str, small: Path, *options: str) -> Any:

@@ -20,7 +20,7 @@ from datamodules import (
     Turn,
 )
 from datamodules.reform_eval.reformulated import ReformulatedTask
-from sparsight.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.sample import Sample
 
 COLOURS = {
     "red": (230, 20, 20),

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from datamodules import IdxRecords, ImageDataModule
 from lightning_modules.base import TrainedPartsModule
-from sparsight.trainer import SparsightTrainer
+from sparsight.command.trainer import SparsightTrainer
 from tests import tiny
 
 

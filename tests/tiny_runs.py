@@ -164,9 +164,10 @@ def read_back_here() -> None:
     """Let exports be read back in the process that wrote them, since a fresh one takes ten seconds to start."""
     from diffusers.utils import dynamic_modules_utils
 
-    from sparsight.export import reload as student
-    from sparsight.export import verify
-    from sparsight.lvlm import export, reload
+    from sparsight.diffusion.export import reload as student
+    from sparsight.diffusion.export import verify
+    from sparsight.lvlm.export import reload
+    from sparsight.lvlm.export import write as export
 
     modules = mkdtemp()
     dynamic_modules_utils.HF_MODULES_CACHE = modules

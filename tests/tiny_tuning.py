@@ -10,10 +10,10 @@ import numpy as np
 import torch
 import yaml
 
-from sparsight.lvlm.lora import LoRA
-from sparsight.lvlm.retire import RetiredLayers
-from sparsight.lvlm.tower import Parts
-from sparsight.lvlm.trained import make_trainable
+from sparsight.lvlm.model.lora import LoRA
+from sparsight.lvlm.model.tower import Parts
+from sparsight.lvlm.surgery.retire import RetiredLayers
+from sparsight.lvlm.train.trained import make_trainable
 from tests.tiny_files import write_idx
 from tests.tiny_lvlm import save_tiny_lvlm
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from datamodules.records import Record, RecordSource
 from datamodules.reform_eval.named import NamedTask
-from sparsight.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.sample import Sample
 
 WORDINGS = (
     "What does the picture show?",

@@ -14,8 +14,8 @@ from datamodules.instruction_dataset import image_key
 from datamodules.records import CorruptRecord, digest
 from datamodules.reform_eval.dataset import Asker, Place, shown_pictures
 from datamodules.reform_eval.task import EvaluationTask
-from sparsight.distill.processes import everywhere, own_share
-from sparsight.reform_eval.sample import Sample
+from sparsight.common.training.processes import everywhere, own_share
+from sparsight.evaluation.reform_eval.sample import Sample
 
 _SHOWN = 5  # problems of a message
 _log = logging.getLogger(__name__)

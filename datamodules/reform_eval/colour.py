@@ -12,7 +12,7 @@ from datamodules.instruction_dataset import BACKGROUND
 from datamodules.records import Record, RecordSource
 from datamodules.reform_eval.distractors import arranged
 from datamodules.reform_eval.reformulated import ReformulatedTask, check_options
-from sparsight.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.sample import Sample
 
 # Colour: hue in degrees (beyond 360 is red again), saturation and value in percent. What lies between two boxes, such
 # as turquoise, is left without a name, so that people agree on what has one.

@@ -11,7 +11,7 @@ from datamodules.reform_eval import canvas
 from datamodules.reform_eval.distractors import arranged
 from datamodules.reform_eval.named import NamedTask
 from datamodules.reform_eval.reformulated import check_options
-from sparsight.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.sample import Sample
 
 WORDINGS = (
     'How many times does "{name}" appear?',

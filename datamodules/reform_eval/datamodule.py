@@ -20,12 +20,12 @@ from datamodules.reform_eval.task import EvaluationTask
 from datamodules.reform_eval.write import write_published
 from datamodules.sampler import ReportingLoader, ResumableSampler, derive_seed
 from sparsight.common.errors import ConfigurationError, require
-from sparsight.diffusion.identity import tokenizer_hash
-from sparsight.lvlm.chat import ChatFormat
-from sparsight.lvlm.processor import check_template, load_processor
-from sparsight.reform_eval.identity import suite_hash
-from sparsight.reform_eval.perturb import MARKS, Marks, Perturbation
-from sparsight.reform_eval.sample import Method
+from sparsight.diffusion.model.identity import tokenizer_hash
+from sparsight.evaluation.reform_eval.identity import suite_hash
+from sparsight.evaluation.reform_eval.perturb import MARKS, Marks, Perturbation
+from sparsight.evaluation.reform_eval.sample import Method
+from sparsight.lvlm.chat.chat import ChatFormat
+from sparsight.lvlm.model.processor import check_template, load_processor
 
 
 class ReformEvalDataModule(ProcessDataModule):
@@ -182,8 +182,8 @@ class ReformEvalDataModule(ProcessDataModule):
         """Do not ask again what was answered before.
 
         Args:
-            finished: Gives keys of units, as :func:`sparsight.reform_eval.answer.unit_key` makes them; called when the
-                questions are about to be asked.
+            finished: Gives keys of units, as :func:`sparsight.evaluation.reform_eval.answer.unit_key` does; called
+                when the questions are about to be asked.
         """
         self._finished = finished
 

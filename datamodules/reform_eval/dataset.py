@@ -15,12 +15,12 @@ from datamodules.instruction_batch import join_prompts
 from datamodules.instruction_dataset import BACKGROUND
 from datamodules.records import CorruptRecord
 from datamodules.reform_eval.task import EvaluationTask
-from sparsight.lvlm.chat import ChatFormat
-from sparsight.lvlm.conversation import Conversation, Turn
-from sparsight.reform_eval.answer import Unit, unit_key
-from sparsight.reform_eval.perturb import Marks, Perturbation, variant
-from sparsight.reform_eval.prompt import Prompt, make_prompt, own_instructions
-from sparsight.reform_eval.sample import Method, Sample
+from sparsight.evaluation.reform_eval.answer import Unit, unit_key
+from sparsight.evaluation.reform_eval.perturb import Marks, Perturbation, variant
+from sparsight.evaluation.reform_eval.prompt import Prompt, make_prompt, own_instructions
+from sparsight.evaluation.reform_eval.sample import Method, Sample
+from sparsight.lvlm.chat.chat import ChatFormat
+from sparsight.lvlm.chat.conversation import Conversation, Turn
 
 
 @dataclass(frozen=True)

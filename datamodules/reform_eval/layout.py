@@ -12,9 +12,9 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from datamodules.conversations import read_turn
-from sparsight.lvlm.conversation import Turn
-from sparsight.reform_eval.sample import Formulation, Sample
-from sparsight.reform_eval.taxonomy import Layout
+from sparsight.evaluation.reform_eval.sample import Formulation, Sample
+from sparsight.evaluation.reform_eval.taxonomy import Layout
+from sparsight.lvlm.chat.conversation import Turn
 
 BOX_COLOURS = ((255, 0, 0), (0, 128, 0), (0, 0, 255), (255, 215, 0))  # questions speak of the red box
 WRONG_OPTIONS = 3  # drawn from a pool, where options are not stored

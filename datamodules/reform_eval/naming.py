@@ -10,7 +10,7 @@ from datamodules.records import Record, RecordSource
 from datamodules.reform_eval.distractors import arranged
 from datamodules.reform_eval.named import NamedTask
 from datamodules.reform_eval.reformulated import check_options
-from sparsight.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.sample import Sample
 
 WORDINGS = (
     "What does the picture show?",

@@ -10,7 +10,7 @@ from datamodules.records import Record, RecordSource
 from datamodules.reform_eval import canvas
 from datamodules.reform_eval.distractors import arranged
 from datamodules.reform_eval.named import NamedTask
-from sparsight.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.sample import Sample
 
 Kind = Literal["where", "what"]
 Layout = Literal["corners", "halves"]

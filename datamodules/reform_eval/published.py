@@ -26,8 +26,8 @@ from datamodules.reform_eval.layout import (
 )
 from datamodules.reform_eval.task import EvaluationTask
 from sparsight.common.text import read_json
-from sparsight.reform_eval.sample import Formulation, Sample
-from sparsight.reform_eval.taxonomy import find_data_set, find_layout
+from sparsight.evaluation.reform_eval.sample import Formulation, Sample
+from sparsight.evaluation.reform_eval.taxonomy import find_data_set, find_layout
 
 HUB = "Aweminus/ReForm-Eval-Data"
 
@@ -36,7 +36,7 @@ class PublishedTask(EvaluationTask):
     """One of the 61 published data sets, or any file in one of their layouts, such as those of ``write_published``.
 
     Args:
-        dataset: Its name in ``sparsight/reform_eval/taxonomy.json``, such as ``CIFAR10``.
+        dataset: Its name in ``sparsight/evaluation/reform_eval/taxonomy.json``, such as ``CIFAR10``.
         file: A JSON file instead; then ``dimension`` and ``formulation`` are needed, too.
         dimension: Of the taxonomy.
         formulation: What is asked for.

@@ -11,8 +11,8 @@ from datamodules.records import CorruptRecord, Record, RecordSource
 from datamodules.reform_eval.distractors import answer_distractors, arranged
 from datamodules.reform_eval.reformulated import ReformulatedTask, check_options
 from datamodules.reform_eval.similarity import check_similar, load_similarity
-from sparsight.lvlm.conversation import IMAGE, Conversation
-from sparsight.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.sample import Sample
+from sparsight.lvlm.chat.conversation import IMAGE, Conversation
 
 WORDINGS = ("{question}",)
 ANSWERS_OF = 1000  # records whose answers may be wrong options: reading all of a large source would take long

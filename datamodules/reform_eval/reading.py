@@ -11,7 +11,7 @@ from datamodules.reform_eval.distractors import arranged, distractors
 from datamodules.reform_eval.named import NamedTask
 from datamodules.reform_eval.reformulated import check_options
 from datamodules.reform_eval.similarity import SPELLING
-from sparsight.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.sample import Sample
 
 WORDINGS = (
     "What is written in the picture?",

@@ -12,7 +12,7 @@ from datamodules.records import CorruptRecord, Record, RecordSource, digest
 from datamodules.reform_eval.similarity import Similarity
 from datamodules.reform_eval.task import EvaluationTask
 from datamodules.sampler import derive_seed
-from sparsight.reform_eval.sample import Formulation, Sample
+from sparsight.evaluation.reform_eval.sample import Formulation, Sample
 
 
 class ReformulatedTask(EvaluationTask):

@@ -9,7 +9,7 @@ from typing import Any
 from datamodules.records import Records
 from datamodules.reform_eval.dataset import instructions_of
 from datamodules.reform_eval.task import EvaluationTask
-from sparsight.reform_eval.sample import Method
+from sparsight.evaluation.reform_eval.sample import Method
 
 
 def settings_of(task: EvaluationTask, methods: Iterable[Method]) -> dict[str, Any]:

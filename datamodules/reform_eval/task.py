@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
-from sparsight.reform_eval.sample import Formulation, Sample
-from sparsight.reform_eval.taxonomy import CAPTIONS, check_dimension
+from sparsight.evaluation.reform_eval.sample import Formulation, Sample
+from sparsight.evaluation.reform_eval.taxonomy import CAPTIONS, check_dimension
 
 
 class EvaluationTask(ABC):

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from datamodules.reform_eval.task import EvaluationTask
-from sparsight.common.files import write_whole
-from sparsight.reform_eval.sample import Sample
+from sparsight.common.disk.files import write_whole
+from sparsight.evaluation.reform_eval.sample import Sample
 
 FORMAT = "sparsight-1"
 PNG_MODES = frozenset({"1", "L", "LA", "I;16", "P", "RGB", "RGBA"})

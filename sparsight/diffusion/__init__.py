@@ -1,1 +1,1 @@
-"""Diffusion models: loading, noising, conditioning and sampling."""
+"""The diffusion wing: self-attention becomes token mixers."""

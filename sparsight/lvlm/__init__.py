@@ -1,1 +1,1 @@
-"""Large vision-language models: their parts, selections and scores of decoder layers, tuning, pruning and export."""
+"""The image-text wing: few decoder layers are tuned, others removed."""

@@ -15,14 +15,20 @@ from diffusers import DiTTransformer2DModel
 from benchmarks import training_step
 from blocks import DeltaConvBlock, Grid, NeighborhoodAttention
 from lightning_modules import AttentionDistillation, DenoiserTraining
-from sparsight.analysis.benchmark import Settings, benchmark_denoiser, benchmark_sites, distinct_sites, run_benchmark
-from sparsight.analysis.candidates import grid_of, size_for
-from sparsight.analysis.flops import attention_flops, mixer_flops
+from sparsight.command.trainer import SparsightTrainer
 from sparsight.common.errors import ConfigurationError
-from sparsight.distill.stages import Stage
-from sparsight.surgery.replace import Mode, finalize, replace, set_mode
-from sparsight.surgery.sites import students
-from sparsight.trainer import SparsightTrainer
+from sparsight.diffusion.measure.benchmark import (
+    Settings,
+    benchmark_denoiser,
+    benchmark_sites,
+    distinct_sites,
+    run_benchmark,
+)
+from sparsight.diffusion.measure.candidates import grid_of, size_for
+from sparsight.diffusion.measure.flops import attention_flops, mixer_flops
+from sparsight.diffusion.surgery.replace import Mode, finalize, replace, set_mode
+from sparsight.diffusion.surgery.sites import students
+from sparsight.diffusion.train.stages import Stage
 from tests import tiny
 from tests.tiny_mixers import WrongKernel
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sparsight.analysis.bootstrap import compare, interval, resampled_means, seed_of
+from sparsight.common.bootstrap import compare, interval, resampled_means, seed_of
 
 
 def test_resamples_are_means_of_drawn_rows() -> None:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from blocks import DeltaConvBlock, Grid, NeighborhoodAttention, SoftmaxAttention
-from sparsight.analysis.flops import attention_flops, count_flops, count_site_flops, mixer_flops
-from sparsight.diffusion.published import published
-from sparsight.surgery.replace import replace
-from sparsight.surgery.sites import SiteSelection, find_sites, meta_twin, probe_grids, students
+from sparsight.diffusion.families.published import published
+from sparsight.diffusion.measure.flops import attention_flops, count_flops, count_site_flops, mixer_flops
+from sparsight.diffusion.surgery.replace import replace
+from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, meta_twin, probe_grids, students
 from tests import tiny
 
 

@@ -15,9 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpu_report, gpu_table
 from benchmarks.gpu_cases import ATTENTION, MODELS, STAGES, Model, Stages, Workshop
 from blocks import DeltaConvBlock, Grid, TokenMixer
-from sparsight.analysis.flops import attention_flops, count_flops
-from sparsight.analysis.journal import Journal
-from sparsight.analysis.roofline import Roofs
+from sparsight.common.disk.journal import Journal
+from sparsight.common.measure.roofline import Roofs
+from sparsight.diffusion.measure.flops import attention_flops, count_flops
 from sparsight.testing import SITE
 from tests import tiny
 from tests.tiny_mixers import WrongKernel

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparsight.analysis.journal import FORMAT, Journal, check_about, read_results
+from sparsight.common.disk.journal import FORMAT, Journal, check_about, read_results
 
 ABOUT = {"device": "this", "date": "monday"}
 WORK = {"k0": 0, "k1": [1, {"x": None}], "k2": "two \u00e9 lines\n", "k3": 3.5}
@@ -130,7 +130,7 @@ def test_a_damaged_first_line_is_an_error_that_names_the_file(content: bytes, tm
 def test_a_second_process_that_writes_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     journal = Journal(path, ABOUT)
-    imports = "from pathlib import Path; from sparsight.analysis.journal import Journal"
+    imports = "from pathlib import Path; from sparsight.common.disk.journal import Journal"
     code = f"{imports}; Journal(Path({str(path)!r}), {ABOUT})"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert other.returncode != 0 and "is being written by another process" in other.stderr

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from sparsight.analysis import latency
-from sparsight.analysis.contest import Contest, extrapolate
-from sparsight.analysis.latency import Timing, TooSlow, time_in_turn, timing_of
-from sparsight.analysis.memory import held_bytes, peak_bytes
-from sparsight.analysis.tables import format_table, short
-from sparsight.common.files import write_whole
+from sparsight.common.disk.files import write_whole
+from sparsight.common.measure import latency
+from sparsight.common.measure.contest import Contest, extrapolate
+from sparsight.common.measure.latency import Timing, TooSlow, time_in_turn, timing_of
+from sparsight.common.measure.memory import held_bytes, peak_bytes
+from sparsight.common.tables import format_table, short
 from tests.tiny_clock import Clock
 
 CPU = torch.device("cpu")

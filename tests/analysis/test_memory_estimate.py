@@ -18,15 +18,15 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks import diffusion_memory
 from blocks import DeltaConvBlock, NeighborhoodAttention
-from sparsight.analysis.memory_estimate import estimate_memory, saved_bytes
-from sparsight.analysis.memory_table import GIB, MemoryEstimate
-from sparsight.analysis.tables import markdown_table
-from sparsight.diffusion.examples import example_inputs
-from sparsight.diffusion.model import predict
-from sparsight.diffusion.process import NoiseProcess
-from sparsight.distill.distiller import Distiller
-from sparsight.distill.stages import Objective
-from sparsight.surgery.replace import replace
+from sparsight.common.measure.memory_table import GIB, MemoryEstimate
+from sparsight.common.tables import markdown_table
+from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.measure.memory_estimate import estimate_memory, saved_bytes
+from sparsight.diffusion.model.diffusion_model import predict
+from sparsight.diffusion.model.process import NoiseProcess
+from sparsight.diffusion.surgery.replace import replace
+from sparsight.diffusion.train.distiller import Distiller
+from sparsight.diffusion.train.stages import Objective
 from tests import tiny
 
 BF16 = partial(torch.autocast, "cpu", torch.bfloat16)

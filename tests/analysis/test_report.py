@@ -10,9 +10,9 @@ from functools import partial
 import pytest
 
 from blocks import DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention
-from sparsight.analysis.report import replacement_report
-from sparsight.surgery.replace import finalize, replace
-from sparsight.surgery.sites import SiteSelection, find_sites
+from sparsight.diffusion.measure.report import replacement_report
+from sparsight.diffusion.surgery.replace import finalize, replace
+from sparsight.diffusion.surgery.sites import SiteSelection, find_sites
 from tests import tiny
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparsight.analysis.roofline import Roofs, Work, least_work, measure_roofs
+from sparsight.common.measure.roofline import Roofs, Work, least_work, measure_roofs
 
 ROOFS = Roofs(copy=100.0, matmul=1000.0, vector=10.0)
 

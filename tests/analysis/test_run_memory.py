@@ -22,9 +22,9 @@ from datamodules import (
     TeacherSamplesDataModule,
 )
 from lightning_modules import AttentionDistillation, DenoiserTraining
-from sparsight.analysis.run_memory import announce_memory
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.distill.stages import Stage
+from sparsight.common.measure.announce_memory import announce_memory
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.train.stages import Stage
 from tests import tiny
 
 
@@ -101,7 +101,7 @@ def test_training_a_denoiser_says_it_too(
 def test_a_device_that_is_too_small_is_warned_of_in_time(
     teacher: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sparsight.analysis.memory_estimate.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("sparsight.diffusion.measure.memory_estimate.available_bytes", lambda device: 1000)
     data = Samples(teacher, captions=["a cat"], cache_dir=str(tmp_path / "cache"))
     with pytest.warns(UserWarning, match=r"this run may need .* set teacher_dtype to bfloat16, or replace fewer sites"):
         said(distillation(teacher), data, tmp_path, caplog)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from blocks import CoreMixer, DeltaConvBlock, FeatureMixer, Grid, NeighborhoodAttention, Site, SoftmaxAttention
-from sparsight.analysis.verify import TOLERANCES, verify
+from sparsight.diffusion.measure.verify import TOLERANCES, verify
 from sparsight.testing import SITE
 from tests.tiny_mixers import Scaled, WrongKernel
 

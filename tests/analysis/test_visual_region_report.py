@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.visual_region_report import pairs, resampled_scores, write_report
-from sparsight.analysis.bootstrap import compare
+from sparsight.common.bootstrap import compare
 
 ITEMS = 400
 HALF = 200

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks import Grid, LinearAttention, Site
-from sparsight.analysis.flops import mixer_flops
-from sparsight.diffusion.published import published
-from sparsight.surgery.replace import finalize, replace
-from sparsight.surgery.sites import probe_grids, students
+from sparsight.diffusion.families.published import published
+from sparsight.diffusion.measure.flops import mixer_flops
+from sparsight.diffusion.surgery.replace import finalize, replace
+from sparsight.diffusion.surgery.sites import probe_grids, students
 from sparsight.testing import random_teacher, relative_l2
 from tests import tiny
 from tests.tiny import run

@@ -6,7 +6,7 @@ import torch
 from diffusers.models.attention_processor import Attention
 
 from blocks import Grid, NoMixing, Site, SiteSamples
-from sparsight.surgery.replace import attention_weights
+from sparsight.diffusion.surgery.replace import attention_weights
 
 GRID = Grid(3, 5)
 SITE = Site("block.attn1", channels=16, heads=2, head_dim=8, grid=GRID)

@@ -18,7 +18,7 @@ from callbacks import ImageWriter, SampleGrid, Throughput, TrainableEMA, through
 from datamodules import IdxRecords, ImageDataModule, Record, sampler
 from lightning_modules import AttentionDistillation
 from sparsight.common.errors import ConfigurationError
-from sparsight.distill.stages import Stage
+from sparsight.diffusion.train.stages import Stage
 from tests import tiny
 from tests.tiny_clock import Clock
 

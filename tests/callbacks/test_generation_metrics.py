@@ -22,11 +22,10 @@ from blocks import DeltaConvBlock, SoftmaxAttention
 from callbacks import GenerationMetrics, TrainableEMA
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation, DenoiserTraining
-from sparsight.cli import main
+from sparsight.command.cli import main
 from sparsight.common.errors import ConfigurationError
-from sparsight.distill.stages import Stage
-from sparsight.export.facts import read_metrics
-from sparsight.metrics import (
+from sparsight.diffusion.train.stages import Stage
+from sparsight.evaluation.images import (
     CLIPScore,
     FrechetDistance,
     GenerationMetric,
@@ -37,7 +36,8 @@ from sparsight.metrics import (
     TeacherSimilarity,
     in_batches,
 )
-from sparsight.metrics.images import resized
+from sparsight.evaluation.images.images import resized
+from sparsight.publish.facts import read_metrics
 from tests import tiny
 from tests.tiny_distillation import distillation_config
 from tests.tiny_features import Quarters

@@ -17,11 +17,11 @@ from blocks import DeltaConvBlock
 from callbacks import PruningSchedule, TrainableEMA
 from lightning_modules import AttentionDistillation
 from sparsight.common.errors import ConfigurationError
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.distill.stages import Objective, Stage
-from sparsight.export.export import export
-from sparsight.surgery.record import record_of
-from sparsight.surgery.replace import without_idle
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.surgery.record import record_of
+from sparsight.diffusion.surgery.replace import without_idle
+from sparsight.diffusion.train.stages import Objective, Stage
+from sparsight.publish.export import export
 from tests import tiny
 
 LAYERS = 4

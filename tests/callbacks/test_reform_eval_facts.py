@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 from callbacks import ReformEvalReport
 from datamodules import ReformEvalDataModule
 from lightning_modules import LVLMEvaluation
-from sparsight.reform_eval.report import read_report
+from sparsight.evaluation.reform_eval.report import read_report
 from tests.tiny_evaluation import GreyTask
 from tests.tiny_lvlm import save_tiny_lvlm
 

@@ -15,10 +15,10 @@ from callbacks import ReformEvalReport
 from datamodules import InstructionDataModule, ReformEvalDataModule, TextQuestions
 from lightning_modules import LVLMEvaluation
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.write import Written
-from sparsight.reform_eval import answer
-from sparsight.reform_eval.compare import compare_reports
-from sparsight.reform_eval.report import read_report
+from sparsight.evaluation.reform_eval import answer
+from sparsight.evaluation.reform_eval.compare import compare_reports
+from sparsight.evaluation.reform_eval.report import read_report
+from sparsight.lvlm.answer.write import Written
 from tests import tiny_evaluation as questions
 from tests.tiny_evaluation import BOTH, GreyTask, evaluate, scores
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm

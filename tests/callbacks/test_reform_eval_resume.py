@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from lightning_modules import LVLMEvaluation
-from sparsight.reform_eval import prompt
-from sparsight.reform_eval.report import read_report
+from sparsight.evaluation.reform_eval import prompt
+from sparsight.evaluation.reform_eval.report import read_report
 from tests.tiny_evaluation import GreyTask, evaluate, scores
 from tests.tiny_lvlm import save_tiny_lvlm
 

@@ -10,7 +10,7 @@ import pytest
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from callbacks import throughput
-from sparsight.cli import main
+from sparsight.command.cli import main
 from tests.tiny_clock import Clock
 from tests.tiny_tuning import STAGE, tuning_config, with_callback
 

@@ -17,8 +17,8 @@ import torch
 from lightning.pytorch.utilities import GradClipAlgorithmType
 from safetensors.torch import save_file
 
-from sparsight.common.checkpoint_file import local, read_checkpoint, read_header, verify, write_checkpoint
-from sparsight.common.checkpoint_io import OrderedCheckpointIO, WholeCheckpointIO
+from sparsight.common.checkpoint.file import local, read_checkpoint, read_header, verify, write_checkpoint
+from sparsight.common.checkpoint.io import OrderedCheckpointIO, WholeCheckpointIO
 from sparsight.common.errors import CheckpointError
 from sparsight.common.finite import NonFiniteError
 from tests.tiny_checkpoint import stored

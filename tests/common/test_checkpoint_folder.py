@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch.distributed import checkpoint as parts
 
-from sparsight.common.checkpoint_folder import MARKER, REST, is_in_parts, remove_folder, seal, verify_folder
+from sparsight.common.checkpoint.find import newest_whole
+from sparsight.common.checkpoint.folder import MARKER, REST, is_in_parts, remove_folder, seal, verify_folder
+from sparsight.common.disk.files import sweep
 from sparsight.common.errors import CheckpointError
-from sparsight.common.files import sweep
-from sparsight.common.find_checkpoint import newest_whole
 from tests.tiny_run import Line, data, trainer
 
 

@@ -13,12 +13,12 @@ import torch
 from blocks import DeltaConvBlock
 from lightning_modules import AttentionDistillation, SparseLayerTuning
 from lightning_modules.base import TrainedPartsModule
-from sparsight.common.checkpoint_file import verify, write_checkpoint
+from sparsight.common.checkpoint.file import verify, write_checkpoint
 from sparsight.common.errors import CheckpointError
-from sparsight.distill.stages import Stage
-from sparsight.export.checkpoint import restore
-from sparsight.lvlm.selection import Explicit
-from sparsight.lvlm.stages import TuningStage
+from sparsight.diffusion.train.stages import Stage
+from sparsight.lvlm.surgery.selection import Explicit
+from sparsight.lvlm.train.stages import TuningStage
+from sparsight.publish.checkpoint import restore
 from tests.tiny_checkpoint import stored
 from tests.tiny_lvlm import save_tiny_lvlm
 

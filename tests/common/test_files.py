@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsight.common.files import sweep, write_text, write_whole
+from sparsight.common.disk.files import sweep, write_text, write_whole
 
 
 def fail(part: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsight.common import folders
-from sparsight.common.folders import appear, exchange, put_back, whole_folder
+from sparsight.common.disk import folders
+from sparsight.common.disk.folders import appear, exchange, put_back, whole_folder
 
 
 @pytest.fixture(scope="module")

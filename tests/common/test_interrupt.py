@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from callbacks import TrainableEMA
-from sparsight.common.checkpoint_file import read_checkpoint, read_header
-from sparsight.common.interrupt import NAME
+from sparsight.common.checkpoint.file import read_checkpoint, read_header
+from sparsight.common.checkpoint.interrupt import NAME
 from tests.tiny_run import At, Line, data, trainer
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sparsight.common.checkpoint_file import verify
-from sparsight.common.interrupt import NAME
+from sparsight.common.checkpoint.file import verify
+from sparsight.common.checkpoint.interrupt import NAME
 from tests.tiny_distillation import distillation_config
 
 SECONDS = 240

@@ -9,9 +9,9 @@ import pytest
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from sparsight.common.checkpoint_file import read_header
+from sparsight.command.trainer import SparsightTrainer
+from sparsight.common.checkpoint.file import read_header
 from sparsight.common.errors import ConfigurationError
-from sparsight.trainer import SparsightTrainer
 from tests.tiny_run import Line, data
 
 VALIDATED = {"val_share": 0.25}

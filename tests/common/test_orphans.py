@@ -11,7 +11,7 @@ from pathlib import Path
 
 CHILD = """
 import sys, time
-from sparsight.common.orphans import end_with_parent
+from sparsight.common.training.orphans import end_with_parent
 end_with_parent(every=0.05)
 open(sys.argv[1], "w").close()
 time.sleep(600)

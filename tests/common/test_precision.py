@@ -9,8 +9,8 @@ import pytest
 import torch
 import yaml
 
-from sparsight.common.precision import processor_computes_in_bf16
-from sparsight.trainer import SparsightTrainer
+from sparsight.command.trainer import SparsightTrainer
+from sparsight.common.training.precision import processor_computes_in_bf16
 
 X86 = {"architecture": "x86_64", "avx2": True}
 NEEDS_A_GPU = ("_24gb", "_paper", "llava15_", "bunny_", "own_")  # experiments whose models a processor cannot train

@@ -18,12 +18,12 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from callbacks import TrainableEMA
 from datamodules import FolderRecords, IdxRecords
-from sparsight.common.checkpoint_file import read_checkpoint, read_header
-from sparsight.common.checkpoint_io import OrderedCheckpointIO, WholeCheckpointIO
+from sparsight.command.mistakes import in_one_line
+from sparsight.command.trainer import SparsightTrainer
+from sparsight.common.checkpoint.file import read_checkpoint, read_header
+from sparsight.common.checkpoint.io import OrderedCheckpointIO, WholeCheckpointIO
+from sparsight.common.checkpoint.run_record import DATA, RUN, check_run, run_record
 from sparsight.common.errors import CheckpointError, ConfigurationError
-from sparsight.common.run_record import DATA, RUN, check_run, run_record
-from sparsight.mistakes import in_one_line
-from sparsight.trainer import SparsightTrainer
 from tests import tiny
 from tests.tiny_run import Line, data, trainer
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from sparsight.captions import read_captions
+from sparsight.common.captions import read_captions
 from sparsight.common.text import BadText, clean_text, parse_json, read_caption, read_lines, read_text
-from sparsight.lvlm.conversation import Conversation, Turn
+from sparsight.lvlm.chat.conversation import Conversation, Turn
 
 UNUSABLE = {"a \ud83d": "half a character", "a\0b": "control character", "\x1b[2Jx": "control", "\x9dx": "control"}
 

@@ -24,7 +24,7 @@ from datamodules import (
 from datamodules.instruction_dataset import image_key
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import LengthSampler
-from sparsight.lvlm.answers import answer_losses
+from sparsight.lvlm.model.answers import answer_losses
 from tests.tiny_chats import KINDS, Talks, picture, talk_data
 from tests.tiny_files import write_idx
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm

@@ -25,7 +25,7 @@ from datamodules import (
 from datamodules.class_check import check_classes
 from datamodules.image_dataset import collate
 from datamodules.labels import ClassNumbers, NotALabel, number_labels
-from sparsight.diffusion.model import DiffusionModel
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from tests import tiny
 from tests.tiny_files import png, write_files, write_tar
 from tests.tiny_records import Pictures

@@ -18,9 +18,10 @@ from torch import multiprocessing as mp
 from datamodules import AspectBuckets, CachedLatentsDataModule, FolderRecords, IdxRecords, ImageDataModule, latents
 from datamodules.record_dataset import TooManyCorruptRecords
 from lightning_modules import DenoiserTraining
-from sparsight.diffusion.encoding import encode_batches, text_of, text_tensor
-from sparsight.diffusion.model import DiffusionModel, load_pipeline
-from sparsight.distill.sample_cache import cut
+from sparsight.common.disk.sample_cache import cut
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.encoding import encode_batches, text_of, text_tensor
+from sparsight.diffusion.model.load import load_pipeline
 from tests import tiny
 from tests.tiny_files import save_images
 

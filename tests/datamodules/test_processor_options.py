@@ -12,8 +12,8 @@ import yaml
 from transformers import AutoProcessor
 
 from datamodules import InstructionDataModule
-from sparsight.cli import main
-from sparsight.lvlm.processor import load_processor
+from sparsight.command.cli import main
+from sparsight.lvlm.model.processor import load_processor
 from tests.tiny_chats import Talks, picture, talk_data
 from tests.tiny_lvlm import CHATML, SIDE, tiny_lvlm
 from tests.tiny_processors import QWEN, family_processor

@@ -15,7 +15,7 @@ from datamodules import NamingTask, ReformEvalDataModule
 from datamodules.reform_eval.task import EvaluationTask
 from lightning_modules import LVLMEvaluation
 from sparsight.common.errors import ConfigurationError
-from sparsight.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.sample import Sample
 from tests.tiny_evaluation import GreyTask
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_processor
 from tests.tiny_records import captioned

@@ -10,8 +10,8 @@ import pytest
 
 from datamodules.records import CorruptRecord
 from datamodules.reform_eval.published import PublishedTask
-from sparsight.lvlm.conversation import Turn
-from sparsight.reform_eval.taxonomy import data_sets, find_data_set
+from sparsight.evaluation.reform_eval.taxonomy import data_sets, find_data_set
+from sparsight.lvlm.chat.conversation import Turn
 from tests.tiny_published import CHOICE, OPEN, container, core, opened, picture, tdiuc, write
 
 # -------------------------------------------------------------------------------------------------------- every layout

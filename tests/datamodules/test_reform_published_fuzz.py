@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datamodules.records import CorruptRecord
 from datamodules.reform_eval.published import PublishedTask
-from sparsight.reform_eval.sample import Formulation
+from sparsight.evaluation.reform_eval.sample import Formulation
 from tests.tiny_published import CHOICE, OPEN, container
 
 JSON = st.recursive(

@@ -12,8 +12,8 @@ from PIL import Image
 from datamodules.reform_eval.published import PublishedTask
 from datamodules.reform_eval.task import EvaluationTask
 from datamodules.reform_eval.write import write_published
-from sparsight.lvlm.conversation import Turn
-from sparsight.reform_eval.sample import Formulation, Sample
+from sparsight.evaluation.reform_eval.sample import Formulation, Sample
+from sparsight.lvlm.chat.conversation import Turn
 
 
 class Fixed(EvaluationTask):

@@ -22,12 +22,14 @@ from torch import Tensor
 from blocks import DeltaConvBlock
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
+from sparsight.common.disk import sample_cache
 from sparsight.common.hashes import state_hash
-from sparsight.diffusion.model import DiffusionModel, load_pipeline
-from sparsight.diffusion.sampling import sample, starting_noise
-from sparsight.distill import sample_cache, teacher_samples
-from sparsight.distill.stages import Stage
-from sparsight.distill.teacher_samples import NOISE_OFFSET
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.load import load_pipeline
+from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.diffusion.train import teacher_samples
+from sparsight.diffusion.train.stages import Stage
+from sparsight.diffusion.train.teacher_samples import NOISE_OFFSET
 from tests import tiny
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from sparsight.diffusion.conditioning import concatenate_conditions, drop_condition
-from sparsight.diffusion.model import DiffusionModel, load_pipeline, predict
-from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
-from sparsight.diffusion.sampling import deterministic_sampler, sample, starting_noise
+from sparsight.diffusion.model.conditioning import concatenate_conditions, drop_condition
+from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
+from sparsight.diffusion.model.load import load_pipeline
+from sparsight.diffusion.model.sampling import deterministic_sampler, sample, starting_noise
+from sparsight.diffusion.pipelines.pixel_pipeline import PixelDiTPipeline
 from tests import tiny
 
 
@@ -128,6 +129,6 @@ def test_the_sampler_finds_the_data_when_the_denoiser_is_perfect(scheduler: obje
     pipeline.register_modules(transformer=Perfect())
     noise = starting_noise((1, 8, 8), seed=0, index=torch.arange(2))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sparsight.diffusion.model.conditioner_for", lambda *_: lambda batch, size: {})
+        patch.setattr("sparsight.diffusion.model.diffusion_model.conditioner_for", lambda *_: lambda batch, size: {})
         found = sample(model, {}, noise, steps=10, guidance=1.0)
     torch.testing.assert_close(found, clean, rtol=0, atol=0.05)

@@ -8,11 +8,11 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.diffusion.pixel_pipeline import PixelSD3Pipeline
-from sparsight.diffusion.sampling import deterministic_sampler, sample, starting_noise
-from sparsight.diffusion.untrained import untrained_pipeline
-from sparsight.export.folder import write_pipeline
+from sparsight.diffusion.export.folder import write_pipeline
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.sampling import deterministic_sampler, sample, starting_noise
+from sparsight.diffusion.pipelines.pixel_pipeline import PixelSD3Pipeline
+from sparsight.diffusion.pipelines.untrained import untrained_pipeline
 from tests import tiny
 
 CAPTIONS = ["a cat", "a dog", ""]

@@ -11,12 +11,13 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file
 
 from blocks import DeltaConvBlock
-from sparsight.diffusion.conditioning import Captions, concatenate_conditions, drop_condition
-from sparsight.diffusion.model import DiffusionModel, load_pipeline, predict
-from sparsight.diffusion.pixel_pipeline import PixelUNetPipeline
-from sparsight.diffusion.sampling import deterministic_sampler, sample, starting_noise
-from sparsight.export.folder import write_pipeline
-from sparsight.surgery.replace import replace
+from sparsight.diffusion.export.folder import write_pipeline
+from sparsight.diffusion.model.conditioning import Captions, concatenate_conditions, drop_condition
+from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
+from sparsight.diffusion.model.load import load_pipeline
+from sparsight.diffusion.model.sampling import deterministic_sampler, sample, starting_noise
+from sparsight.diffusion.pipelines.pixel_pipeline import PixelUNetPipeline
+from sparsight.diffusion.surgery.replace import replace
 from tests import tiny
 
 CAPTIONS = ["a cat", "a dog", ""]

@@ -6,8 +6,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, EDMEulerScheduler, FlowMatchEulerDiscreteScheduler
 
-from sparsight.diffusion.process import NoiseProcess
-from sparsight.distill.losses import min_snr_weight, snr_over_gamma_weight
+from sparsight.diffusion.model.process import NoiseProcess
+from sparsight.diffusion.train.losses import min_snr_weight, snr_over_gamma_weight
 
 LEVELS = torch.tensor([0, 10, 500, 999])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparsight.diffusion.randomness import Stream, sample_normal, sample_uniform
+from sparsight.diffusion.model.randomness import Stream, sample_normal, sample_uniform
 
 
 def normal(index: list[int], seed: int = 0, step: int = 0, stream: Stream = Stream.NOISE) -> torch.Tensor:

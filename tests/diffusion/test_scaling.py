@@ -11,10 +11,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from sparsight.diffusion.identity import codec_identity
-from sparsight.diffusion.model import DiffusionModel
-from sparsight.diffusion.pixel_pipeline import PixelDiTPipeline
-from sparsight.diffusion.sampling import sample, starting_noise
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.identity import codec_identity
+from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.diffusion.pipelines.pixel_pipeline import PixelDiTPipeline
 from tests import tiny
 
 MEAN, STD = [0.5, -1.0, 0.25, 2.0], [2.0, 0.5, 1.5, 3.0]

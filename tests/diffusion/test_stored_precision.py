@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from lightning_modules import DenoiserTraining
-from sparsight.cli import main
-from sparsight.diffusion.model import DiffusionModel, load_pipeline
-from sparsight.diffusion.sampling import sample, starting_noise
-from sparsight.surgery.shell import Mode
+from sparsight.command.cli import main
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.load import load_pipeline
+from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.diffusion.surgery.shell import Mode
 from tests import tiny
 from tests.tiny_distillation import distillation
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sparsight.diffusion.text_encoders import PACKAGED, load_text_encoder
+from sparsight.diffusion.pipelines.text_encoders import PACKAGED, load_text_encoder
 from tests import tiny
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from sparsight.diffusion.examples import example_inputs
-from sparsight.distill.residual import ResidualTaps
-from sparsight.surgery.sites import find_sites
+from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.surgery.sites import find_sites
+from sparsight.diffusion.train.residual import ResidualTaps
 from tests import tiny
 
 

@@ -17,11 +17,12 @@ from diffusers import (
 from torch import Tensor, nn
 
 from blocks import DeltaConvBlock, NeighborhoodAttention
-from sparsight.diffusion.model import DiffusionModel, load_pipeline
-from sparsight.export.adapters import check_adapter
-from sparsight.export.folder import write_pipeline
-from sparsight.surgery.replace import replace
-from sparsight.surgery.sites import SiteSelection
+from sparsight.diffusion.export.folder import write_pipeline
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.load import load_pipeline
+from sparsight.diffusion.students.adapters import check_adapter
+from sparsight.diffusion.surgery.replace import replace
+from sparsight.diffusion.surgery.sites import SiteSelection
 from tests import tiny
 
 MIXERS: dict[str, Any] = {

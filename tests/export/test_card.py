@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 import yaml
 
-from sparsight.diffusion.model import learns_variance
-from sparsight.distill.stages import Stage
-from sparsight.export.card import training_text, write_card
-from sparsight.export.checkpoint import stages_of
-from sparsight.export.facts import Model, Run, StageFacts
-from sparsight.export.shared_config import shared_config
-from sparsight.lvlm.stages import TuningStage
-from sparsight.stage_clock import StageClock
+from sparsight.common.training.stage_clock import StageClock
+from sparsight.diffusion.export.card import Model, write_card
+from sparsight.diffusion.model.diffusion_model import learns_variance
+from sparsight.diffusion.train.stages import Stage
+from sparsight.lvlm.train.stages import TuningStage
+from sparsight.publish.card import training_text
+from sparsight.publish.checkpoint import stages_of
+from sparsight.publish.facts import Run, StageFacts
+from sparsight.publish.shared_config import shared_config
 from tests import tiny
 
 CONFIG = {

@@ -22,18 +22,19 @@ from safetensors.torch import load_file, save_file
 from blocks import DeltaConvBlock, NeighborhoodAttention, Site, TokenMixer
 from callbacks import ExportAtEnd, TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
-from sparsight.diffusion.model import DiffusionModel, load_pipeline
-from sparsight.distill.stages import Stage
-from sparsight.export import export as exporting
-from sparsight.export.checkpoint import restore
-from sparsight.export.delta import mount
-from sparsight.export.export import export
-from sparsight.export.folder import write_pipeline
-from sparsight.export.load import load_student
-from sparsight.export.standalone import reference_answer
-from sparsight.surgery.replace import replace, set_mode
-from sparsight.surgery.shell import Mode
-from sparsight.trainer import SparsightTrainer
+from sparsight.command.trainer import SparsightTrainer
+from sparsight.diffusion.export.delta import mount
+from sparsight.diffusion.export.folder import write_pipeline
+from sparsight.diffusion.export.standalone import reference_answer
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.load import load_pipeline
+from sparsight.diffusion.students.load import load_student
+from sparsight.diffusion.surgery.replace import replace, set_mode
+from sparsight.diffusion.surgery.shell import Mode
+from sparsight.diffusion.train.stages import Stage
+from sparsight.publish import export as exporting
+from sparsight.publish.checkpoint import restore
+from sparsight.publish.export import export
 from tests import tiny
 
 WAVE = '''

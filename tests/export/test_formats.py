@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from sparsight.common.formats import check_format
-from sparsight.diffusion.model import load_pipeline
-from sparsight.export.delta import mount
-from sparsight.lvlm.provenance import first_depth, layers_of_first, read_provenance
-from sparsight.surgery.record import apply_record
+from sparsight.diffusion.export.delta import mount
+from sparsight.diffusion.model.load import load_pipeline
+from sparsight.diffusion.surgery.record import apply_record
+from sparsight.lvlm.model.provenance import first_depth, layers_of_first, read_provenance
 from tests import tiny
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "format_1"  # a run of 2 DeltaConvBlocks, written by version 0.1.0

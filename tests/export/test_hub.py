@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import constants
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.export import hub
+from sparsight.publish import hub
 
 
 class Hub(BaseHTTPRequestHandler):

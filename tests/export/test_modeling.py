@@ -18,11 +18,11 @@ from blocks import (
     SoftmaxAttention,
     TokenMixer,
 )
-from sparsight.diffusion.examples import example_inputs
-from sparsight.diffusion.pixel_pipeline import PIXEL_PIPELINES
-from sparsight.export.modeling import load_class, pipeline_file, student_file
-from sparsight.surgery.record import record_of
-from sparsight.surgery.replace import finalize, replace
+from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
+from sparsight.diffusion.students.modeling import load_class, pipeline_file, student_file
+from sparsight.diffusion.surgery.record import record_of
+from sparsight.diffusion.surgery.replace import finalize, replace
 from sparsight.testing import SITE
 from tests import tiny
 
@@ -131,7 +131,7 @@ def test_equal_names_in_two_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"first\.py and second\.py both define 'helper'"):
         student_file([first, second], "DiTTransformer2DModel")
     shadowing = define(tmp_path, "Place", MIXER.format(name="Place") + "\n\ndef put() -> None: ...\n")
-    with pytest.raises(ValueError, match=r"place\.py and sparsight/surgery/replace\.py both define 'put'"):
+    with pytest.raises(ValueError, match=r"place\.py and sparsight/diffusion/surgery/replace\.py both define 'put'"):
         student_file([shadowing], "DiTTransformer2DModel")
 
 

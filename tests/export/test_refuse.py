@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsight.export.verify import REFUSED, run_fresh
+from sparsight.publish.fresh_process import REFUSED, run_fresh
 
 
 def script(folder: Path, text: str) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sparsight.export.secrets import hide_places, secrets_in, without_place, without_places
-from sparsight.export.shared_config import shared_config
+from sparsight.publish.secrets import hide_places, secrets_in, without_place, without_places
+from sparsight.publish.shared_config import shared_config
 
 SECRETS = {
     "hf_" + "a1B2" * 8: "Hugging Face",

@@ -17,16 +17,16 @@ from diffusers import DDPMScheduler
 from blocks import DeltaConvBlock, NeighborhoodAttention, Site, SoftmaxAttention
 from callbacks import ExportAtEnd
 from lightning_modules import AttentionDistillation, DenoiserTraining, LVLMEvaluation, SparseLayerTuning
+from sparsight.command.trainer import SparsightTrainer
 from sparsight.common.errors import ConfigurationError
-from sparsight.distill.stages import Stage
-from sparsight.export.checkpoint import restore, saved_config
-from sparsight.export.export import export
-from sparsight.lvlm.retire import LayerPruning
+from sparsight.diffusion.train.stages import Stage
 from sparsight.lvlm.scores import BlockInfluence
-from sparsight.lvlm.selection import Explicit
-from sparsight.lvlm.stages import TuningStage
-from sparsight.lvlm.trained import LoRA
-from sparsight.trainer import SparsightTrainer
+from sparsight.lvlm.surgery.retire import LayerPruning
+from sparsight.lvlm.surgery.selection import Explicit
+from sparsight.lvlm.train.stages import TuningStage
+from sparsight.lvlm.train.trained import LoRA
+from sparsight.publish.checkpoint import restore, saved_config
+from sparsight.publish.export import export
 from tests import tiny
 from tests.tiny_lvlm import save_tiny_lvlm
 

@@ -13,9 +13,9 @@ import pytest
 
 from blocks import DeltaConvBlock
 from lightning_modules import DenoiserTraining
-from sparsight.diffusion.model import load_pipeline
-from sparsight.export.delta import mount
-from sparsight.surgery.known_mixers import mixer_class
+from sparsight.diffusion.export.delta import mount
+from sparsight.diffusion.model.load import load_pipeline
+from sparsight.diffusion.surgery.known_mixers import mixer_class
 from tests import tiny
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "format_1"

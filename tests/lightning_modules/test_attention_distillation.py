@@ -15,7 +15,7 @@ from blocks import DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention
 from callbacks import TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.common.errors import ConfigurationError
-from sparsight.distill.stages import OBJECTIVES, Objective, Stage
+from sparsight.diffusion.train.stages import OBJECTIVES, Objective, Stage
 from tests import tiny
 from tests.tiny_distillation import distillation, trainer
 

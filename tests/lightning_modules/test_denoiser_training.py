@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 from callbacks import TrainableEMA
 from lightning_modules import DenoiserTraining
 from sparsight.common.errors import ConfigurationError
-from sparsight.diffusion.model import predict
+from sparsight.diffusion.model.diffusion_model import predict
 from tests import tiny
 
 

@@ -12,9 +12,9 @@ from lightning.pytorch.plugins import MixedPrecision
 
 from callbacks import TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
-from sparsight.cli import main
+from sparsight.command.cli import main
 from sparsight.common.finite import NonFiniteError
-from sparsight.distill.stages import Stage
+from sparsight.diffusion.train.stages import Stage
 from tests import tiny, tiny_poisoned_pair
 from tests.tiny_distillation import distillation, trainer
 from tests.tiny_poison import Poison, PoisonedGradient, state_of

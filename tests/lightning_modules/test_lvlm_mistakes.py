@@ -10,7 +10,7 @@ import pytest
 import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sparsight.cli import main
+from sparsight.command.cli import main
 from tests.tiny_lvlm import VICUNA_CHAT, save_tiny_lvlm, tiny_lvlm, tiny_processor
 from tests.tiny_processors import family_processor
 from tests.tiny_tuning import SCORE, STAGE, pruning, tuning_config, with_callback
@@ -93,7 +93,7 @@ def test_it_is_one_line(change: Any, message: str, folder: Path) -> None:
     ("options", "message"),
     [
         ({}, "the module has no `prune`: give it"),
-        ({"prune": SCORE} | layers("sparsight.lvlm.selection.All"), "all 6 layers are protected"),
+        ({"prune": SCORE} | layers("sparsight.lvlm.surgery.selection.All"), "all 6 layers are protected"),
         ({"prune": SCORE | {"protected": [7]}}, r"prune.protected names layers \[7\]"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

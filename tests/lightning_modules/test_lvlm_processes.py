@@ -14,7 +14,7 @@ from torch.multiprocessing import ProcessRaisedException
 from tests.tiny_processes import SHARDED, run_command
 from tests.tiny_tuning import ROTATION, SCORE, STAGE, checkpoint, pruning, tuning_config, with_callback
 
-ALL = {"class_path": "sparsight.lvlm.selection.All"}
+ALL = {"class_path": "sparsight.lvlm.surgery.selection.All"}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stages": ({"stages": [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]}, {}),
     "rotation": ({}, ROTATION),

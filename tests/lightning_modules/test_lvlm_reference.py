@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from sparsight.cli import main
-from sparsight.lvlm.task_scores import TaskScores
+from sparsight.command.cli import main
+from sparsight.lvlm.answer.task_scores import TaskScores
 from tests.tiny_tuning import tuning_config
 
 

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from lightning_modules import SparseLayerTuning
-from sparsight.cli import main
-from sparsight.lvlm.load import load_lvlm
-from sparsight.lvlm.provenance import FILE, provenance
-from sparsight.lvlm.retire import LayerPruning
+from sparsight.command.cli import main
+from sparsight.lvlm.model.load import load_lvlm
+from sparsight.lvlm.model.provenance import FILE, provenance
 from sparsight.lvlm.scores import BlockInfluence, score_layers
-from sparsight.lvlm.selection import Explicit, Uniform
-from sparsight.lvlm.stages import TuningStage
+from sparsight.lvlm.surgery.retire import LayerPruning
+from sparsight.lvlm.surgery.selection import Explicit, Uniform
+from sparsight.lvlm.train.stages import TuningStage
 from tests.tiny_lvlm import save_tiny_lvlm
 from tests.tiny_tuning import SCORE, STAGE, checkpoint, pruning, tuning_config, with_callback
 

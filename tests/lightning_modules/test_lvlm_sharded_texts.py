@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from sparsight.cli import main
+from sparsight.command.cli import main
 from tests.tiny_lvlm import tiny_lvlm
 from tests.tiny_processes import SHARDED, run_command
 from tests.tiny_processors import family_processor

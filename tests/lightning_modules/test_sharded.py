@@ -12,9 +12,9 @@ import yaml
 from PIL import Image
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from sparsight.cli import main
+from sparsight.command.cli import main
 from sparsight.common.errors import ConfigurationError
-from sparsight.sharding import shard
+from sparsight.diffusion.train.sharding import shard
 from tests.tiny_distillation import distillation_config
 from tests.tiny_processes import run_command
 

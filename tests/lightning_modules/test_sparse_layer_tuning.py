@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from lightning_modules import SparseLayerTuning
-from sparsight.cli import main
-from sparsight.lvlm.load import load_lvlm
-from sparsight.lvlm.provenance import FILE, provenance, read_provenance
-from sparsight.lvlm.surgery import remove_layers
+from sparsight.command.cli import main
+from sparsight.lvlm.model.load import load_lvlm
+from sparsight.lvlm.model.provenance import FILE, provenance, read_provenance
+from sparsight.lvlm.surgery.remove import remove_layers
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_processor
 from tests.tiny_tuning import SCORE, STAGE, checkpoint, pruning, tuning_config, with_callback
 
@@ -303,7 +303,7 @@ def test_layers_need_a_score_to_leave(folder: Path) -> None:
 
 def test_layers_take_turns_and_the_optimiser_forgets(folder: Path, base: Path) -> None:
     rotation = {"class_path": "callbacks.LayerRotation", "init_args": {"layers": 1, "every_n_steps": 2}}
-    layers = {"class_path": "sparsight.lvlm.selection.All"}
+    layers = {"class_path": "sparsight.lvlm.surgery.selection.All"}
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}}
     options: dict[str, Any] = {"layers": layers, "optimizer": optimizer, "stages": [STAGE | {"steps": 6}]}
     config = with_callback(tuning_config(folder, **options), rotation)

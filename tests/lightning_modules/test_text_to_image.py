@@ -14,7 +14,7 @@ from PIL import Image
 from blocks import DeltaConvBlock
 from datamodules import FolderRecords, ImageDataModule, TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation, DenoiserTraining
-from sparsight.distill.stages import Objective, Stage
+from sparsight.diffusion.train.stages import Objective, Stage
 from tests import tiny
 
 CAPTIONS = ["a cat", "a dog", "a boat", "a hat"]

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from sparsight.lvlm import assemble as command
-from sparsight.lvlm.assemble import VISION, assemble, find_text_model, load_text_model
-from sparsight.metrics.features import efficientnet_lite0
+from sparsight.common.disk.weights import efficientnet_lite0
+from sparsight.lvlm.model import assemble as command
+from sparsight.lvlm.model.assemble import VISION, assemble, find_text_model, load_text_model
 
 SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
 

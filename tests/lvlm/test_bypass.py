@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsight.lvlm.bypass import bypassed
-from sparsight.lvlm.surgery import remove_layers
-from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.model.bypass import bypassed
+from sparsight.lvlm.model.tower import find_parts
+from sparsight.lvlm.surgery.remove import remove_layers
 from tests.tiny_lvlm import FAMILIES, tiny_inputs, tiny_lvlm
 
 

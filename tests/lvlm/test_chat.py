@@ -9,9 +9,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
 
-from sparsight.lvlm.chat import ChatFormat, EncodedChat
-from sparsight.lvlm.chat_template import UnusableConversation
-from sparsight.lvlm.conversation import Conversation, Turn
+from sparsight.lvlm.chat.chat import ChatFormat, EncodedChat
+from sparsight.lvlm.chat.chat_template import UnusableConversation
+from sparsight.lvlm.chat.conversation import Conversation, Turn
 from tests import tiny_processors
 from tests.tiny_chats import ITEM, dialogue, picture
 from tests.tiny_lvlm import CHATML, SPECIAL, VICUNA_CHAT, tiny_processor, tiny_tokenizer

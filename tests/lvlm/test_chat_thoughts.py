@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sparsight.lvlm.chat import ChatFormat, EncodedChat
-from sparsight.lvlm.chat_template import UnusableConversation
-from sparsight.lvlm.conversation import Conversation, Turn
+from sparsight.lvlm.chat.chat import ChatFormat, EncodedChat
+from sparsight.lvlm.chat.chat_template import UnusableConversation
+from sparsight.lvlm.chat.conversation import Conversation, Turn
 from tests.tiny_lvlm import CHATML, tiny_processor
 
 BODY = (

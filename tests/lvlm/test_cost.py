@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsight.lvlm.answers import answer_losses
-from sparsight.lvlm.cost import ForwardFlops, explain, forward_flops, step_cost
-from sparsight.lvlm.lora import LoRA, add_lora
-from sparsight.lvlm.recompute import recompute_layers
-from sparsight.lvlm.tower import find_parts
-from sparsight.lvlm.trained import LAYERS, PROJECTOR, trained_parameters
+from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.lora import LoRA, add_lora
+from sparsight.lvlm.model.recompute import recompute_layers
+from sparsight.lvlm.model.tower import find_parts
+from sparsight.lvlm.train.cost import ForwardFlops, explain, forward_flops, step_cost
+from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, trained_parameters
 from tests.tiny_batches import labels_of
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 

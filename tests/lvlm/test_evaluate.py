@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from sparsight.cli import main
+from sparsight.command.cli import main
 from sparsight.common.finite import NonFiniteError
-from sparsight.lvlm.evaluate import answer_items
-from sparsight.lvlm.task_scores import TaskScores
+from sparsight.lvlm.answer.evaluate import answer_items
+from sparsight.lvlm.answer.task_scores import TaskScores
 from tests.tiny_batches import alone, alone_log_likelihoods, left_padded
 from tests.tiny_lvlm import SPECIAL, VOCABULARY, tiny_inputs, tiny_lvlm, tiny_tokenizer
 from tests.tiny_tuning import tuning_config

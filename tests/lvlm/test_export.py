@@ -13,15 +13,15 @@ from peft import PeftModel, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from sparsight.cli import main
-from sparsight.lvlm import export
-from sparsight.lvlm.adapters import verify_adapters, write_adapters
-from sparsight.lvlm.load import load_lvlm
-from sparsight.lvlm.lora import merge_lora
-from sparsight.lvlm.provenance import FILE, read_provenance
-from sparsight.lvlm.reload import example_inputs
-from sparsight.lvlm.surgery import remove_layers
-from sparsight.lvlm.tower import find_parts
+from sparsight.command.cli import main
+from sparsight.lvlm.export import write as export
+from sparsight.lvlm.export.adapters import verify_adapters, write_adapters
+from sparsight.lvlm.export.reload import example_inputs
+from sparsight.lvlm.model.load import load_lvlm
+from sparsight.lvlm.model.lora import merge_lora
+from sparsight.lvlm.model.provenance import FILE, read_provenance
+from sparsight.lvlm.model.tower import find_parts
+from sparsight.lvlm.surgery.remove import remove_layers
 from tests.tiny_lvlm import VOCABULARY, tiny_inputs, tiny_lvlm, tiny_processor
 from tests.tiny_processors import PROCESSORS, family_processor
 from tests.tiny_tuning import SCORE, STAGE, adapted_module, checkpoint, pruning, tuning_config, with_callback
@@ -134,7 +134,7 @@ def test_an_export_whose_adapters_answer_otherwise_does_not_appear(
 
     def write(*given: Any, **options: Any) -> bool:
         with monkeypatch.context() as patch:
-            patch.setattr(f"sparsight.lvlm.adapters.{function}", wrong)
+            patch.setattr(f"sparsight.lvlm.export.adapters.{function}", wrong)
             return write_adapters(*given, **options)
 
     monkeypatch.setattr(export, "write_adapters", write)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers.cache_utils import Cache, LinearAttentionLayer
 
-from sparsight.lvlm import likelihood
-from sparsight.lvlm.likelihood import candidate_log_likelihoods
-from sparsight.lvlm.whole_texts import whole_log_likelihoods
+from sparsight.lvlm.answer import likelihood
+from sparsight.lvlm.answer.likelihood import candidate_log_likelihoods
+from sparsight.lvlm.answer.whole_texts import whole_log_likelihoods
 from tests.tiny_batches import TOKENS, alone_log_likelihoods, left_padded
 from tests.tiny_lvlm import FAMILIES, SPECIAL, VOCABULARY, tiny_inputs, tiny_lvlm
 

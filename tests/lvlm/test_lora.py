@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from sparsight.lvlm.lora import LoRA, add_lora, describe, is_adapter, merge_lora
-from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.model.lora import LoRA, add_lora, describe, is_adapter, merge_lora
+from sparsight.lvlm.model.tower import find_parts
 from tests.tiny_lvlm import IMAGE, QWEN_VISION, SIDE, TEXT, VIDEO, VISION_END, VISION_START, tiny_lvlm
 
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}

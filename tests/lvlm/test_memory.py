@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from benchmarks import lvlm_memory
-from sparsight.cli import main
-from sparsight.lvlm.memory import run_tuning_memory
+from sparsight.command.cli import main
+from sparsight.lvlm.train.memory import run_tuning_memory
 from tests.tiny_tuning import ROTATION, SCORE, STAGE, tuning_config, with_callback
 
 ADAM = {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.0}}}
@@ -68,7 +68,7 @@ def test_sgd_has_no_state_and_a_run_without_summary_says_nothing(
 
 
 def test_a_device_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sparsight.lvlm.memory.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("sparsight.lvlm.train.memory.available_bytes", lambda device: 1000)
     arguments = ["--trainer.max_steps=1", "--trainer.enable_model_summary=true"]
     with pytest.warns(UserWarning, match=r"this run may need .* set dtype to bfloat16, choose fewer layers"):
         main(["fit", "--config", str(tuning_config(tmp_path)), *arguments])

@@ -9,10 +9,10 @@ import torch
 from transformers import AutoConfig
 
 from datamodules.instruction_batch import collate_chats, collate_questions, first_fit
-from sparsight.lvlm.answers import answer_losses
-from sparsight.lvlm.chat import ChatFormat
-from sparsight.lvlm.conversation import Conversation
-from sparsight.lvlm.packing import MODELS, TEXT_MODELS, check_packable
+from sparsight.lvlm.chat.chat import ChatFormat
+from sparsight.lvlm.chat.conversation import Conversation
+from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.packing import MODELS, TEXT_MODELS, check_packable
 from tests.tiny_chats import ITEM, dialogue, picture
 from tests.tiny_lvlm import FAMILIES, tiny_lvlm
 from tests.tiny_processors import PROCESSORS, family_processor

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.export.export import check_destination
-from sparsight.lvlm import adapters
-from sparsight.lvlm.rehearsal import check_removal, rehearse_export, skeleton
-from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.export.rehearsal import check_removal, rehearse_export, skeleton
+from sparsight.lvlm.export.write import adapters
+from sparsight.lvlm.model.tower import find_parts
+from sparsight.publish.export import check_destination
 from tests.tiny_lvlm import VOCABULARY, tiny_lvlm
 from tests.tiny_processors import family_processor
 from tests.tiny_tuning import adapted_module

@@ -7,10 +7,10 @@ import copy
 import pytest
 import torch
 
-from sparsight.lvlm.bypass import bypassed
-from sparsight.lvlm.retire import LayerPruning, RetiredLayers, removable_layers
+from sparsight.lvlm.model.bypass import bypassed
+from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import AngularDistance, BlockInfluence, GreedyLossIncrease
-from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.surgery.retire import LayerPruning, RetiredLayers, removable_layers
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 
 

@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from lightning_modules import SparseLayerTuning
 from sparsight.lvlm.scores import ScoreTable
 from sparsight.lvlm.scores.table import FORMAT
-from sparsight.lvlm.selection import (
+from sparsight.lvlm.surgery.selection import (
     All,
     Consecutive,
     Explicit,
@@ -24,7 +24,7 @@ from sparsight.lvlm.selection import (
     TopK,
     Uniform,
 )
-from sparsight.lvlm.stages import TuningStage
+from sparsight.lvlm.train.stages import TuningStage
 
 
 @pytest.mark.parametrize(

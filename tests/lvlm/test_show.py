@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sparsight.cli import main
+from sparsight.command.cli import main
 from tests.tiny_distillation import distillation_config
 from tests.tiny_tuning import tuning_config
 

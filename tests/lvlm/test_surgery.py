@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from sparsight.lvlm.bypass import bypassed
-from sparsight.lvlm.load import load_lvlm
-from sparsight.lvlm.retire import LayerPruning, removable_layers
+from sparsight.lvlm.model.bypass import bypassed
+from sparsight.lvlm.model.load import load_lvlm
+from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import AngularDistance
-from sparsight.lvlm.surgery import attention_layers, check_removable, remove_layers
-from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.surgery.remove import attention_layers, check_removable, remove_layers
+from sparsight.lvlm.surgery.retire import LayerPruning, removable_layers
 from tests.tiny_lvlm import FAMILIES, HYBRIDS, IMAGE, SIDE, SIGLIP, TEXT, tiny_inputs, tiny_lvlm
 
 REMOVED = [2, 4]  # behind the layers to which Qwen3-VL adds image features

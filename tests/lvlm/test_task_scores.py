@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.task_scores import Item, TaskScores, same_answer
+from sparsight.lvlm.answer.task_scores import Item, TaskScores, same_answer
 
 
 def item(index: int, **options: Any) -> Item:

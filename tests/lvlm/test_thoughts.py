@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsight.lvlm.thoughts import MARKS, opens_thought, split_thought
+from sparsight.lvlm.chat.thoughts import MARKS, opens_thought, split_thought
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from sparsight.lvlm.answers import answer_losses
-from sparsight.lvlm.lora import LoRA, add_lora, is_adapter, merge_lora
-from sparsight.lvlm.tower import PartNames, find_parts, name_parts
-from sparsight.lvlm.trained import LAYERS, PROJECTOR, trained_parameters
+from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.lora import LoRA, add_lora, is_adapter, merge_lora
+from sparsight.lvlm.model.tower import PartNames, find_parts, name_parts
+from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, trained_parameters
 from tests.tiny_batches import labels_of
 from tests.tiny_lvlm import FAMILIES, TEXT, tiny_inputs, tiny_lvlm
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from sparsight.cli import main
-from sparsight.lvlm.tower import find_parts
-from sparsight.lvlm.unpruned import UnprunedModel, unpruned_copy
+from sparsight.command.cli import main
+from sparsight.lvlm.model.tower import find_parts
+from sparsight.lvlm.train.unpruned import UnprunedModel, unpruned_copy
 from tests.tiny_batches import rows_seen
 from tests.tiny_lvlm import tiny_lvlm
 from tests.tiny_tuning import SCORE, pruning, tuning_config, with_callback

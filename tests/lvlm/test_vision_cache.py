@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsight.lvlm.tower import find_parts
-from sparsight.lvlm.vision_cache import VisionCache
+from sparsight.lvlm.model.tower import find_parts
+from sparsight.lvlm.model.vision_cache import VisionCache
 from tests.tiny_batches import rows_seen
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tokenizers import AddedToken
 
-from sparsight.lvlm.write import Written, write_answers
+from sparsight.lvlm.answer.write import Written, write_answers
 from tests.tiny_lvlm import CHAT_END, tiny_lvlm, tiny_tokenizer
 
 

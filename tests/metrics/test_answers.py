@@ -11,7 +11,7 @@ import pytest
 import torch
 from torchmetrics.functional.text import bleu_score, rouge_score
 
-from sparsight.metrics import (
+from sparsight.evaluation.texts import (
     BLEU,
     AnswerMetric,
     ChoiceAccuracy,
@@ -24,7 +24,7 @@ from sparsight.metrics import (
     TurnSlope,
     WordAccuracy,
 )
-from sparsight.metrics.ngrams import words
+from sparsight.evaluation.texts.ngrams import words
 
 CAPTIONS = [BLEU(), BLEU(order=2), RougeL(), CIDEr()]
 WORDS = "a the red blue cat dog sits on near table with two t-shirt isn't sky"

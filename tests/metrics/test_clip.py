@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import normalize, resize
 from transformers import AutoModel, CLIPModel
 
-from sparsight.metrics import CLIPFeatures, CLIPScore, Samples
-from sparsight.metrics.images import to_uint8
+from sparsight.evaluation.images import CLIPFeatures, CLIPScore, Samples
+from sparsight.evaluation.images.images import to_uint8
 from tests import tiny
 
 START, END = 52, 53

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from sparsight.metrics import CLIPScore, FrechetDistance, KernelDistance, Samples, TeacherError, TeacherSimilarity
+from sparsight.evaluation.images import (
+    CLIPScore,
+    FrechetDistance,
+    KernelDistance,
+    Samples,
+    TeacherError,
+    TeacherSimilarity,
+)
 from tests import tiny
 from tests.tiny_features import Quarters
 from tests.tiny_metrics_pair import real, share

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsight.metrics.draws import OwnDraws
+from sparsight.evaluation.images.draws import OwnDraws
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 7])

@@ -15,7 +15,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sparsight.metrics import EfficientNetLite0Features, InceptionFeatures, TimmFeatures
+from sparsight.evaluation.images import EfficientNetLite0Features, InceptionFeatures, TimmFeatures
 from tests import tiny
 from tests.tiny_features import Quarters
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torchmetrics.functional.image import peak_signal_noise_ratio
 from torchmetrics.functional.image.lpips import _LPIPS
 
-from sparsight.metrics import Samples, TeacherError, TeacherLPIPS, TeacherSimilarity
-from sparsight.metrics.images import to_uint8
+from sparsight.evaluation.images import Samples, TeacherError, TeacherLPIPS, TeacherSimilarity
+from sparsight.evaluation.images.images import to_uint8
 from tests import tiny
 from tests.tiny_features import Quarters
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sparsight.metrics.images import resized, to_uint8
+from sparsight.evaluation.images.images import resized, to_uint8
 
 
 def test_uint8_clamps_and_rounds() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sparsight.metrics import FrechetDistance, in_batches
+from sparsight.evaluation.images import FrechetDistance, in_batches
 from tests import tiny
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from callbacks import ImageWriter
 from sparsight.common.finite import NonFiniteError
-from sparsight.metrics import FrechetDistance, Samples, TeacherError
-from sparsight.metrics.images import to_uint8
-from sparsight.metrics.reference import Reference
-from sparsight.metrics.samples import in_batches
+from sparsight.evaluation.images import FrechetDistance, Samples, TeacherError
+from sparsight.evaluation.images.images import to_uint8
+from sparsight.evaluation.images.reference import Reference
+from sparsight.evaluation.images.samples import in_batches
 from tests.tiny_features import Quarters
 
 INDEX = torch.tensor([7, 3, 11])

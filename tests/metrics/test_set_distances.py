@@ -15,10 +15,10 @@ from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics
 from torch_fidelity.metric_kid import kernel_mmd
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from sparsight.metrics import FrechetDistance, KernelDistance, Reference, in_batches
-from sparsight.metrics.frechet import frechet_distance
-from sparsight.metrics.images import to_uint8
-from sparsight.metrics.reference import load_reference, save_reference
+from sparsight.evaluation.images import FrechetDistance, KernelDistance, Reference, in_batches
+from sparsight.evaluation.images.frechet import frechet_distance
+from sparsight.evaluation.images.images import to_uint8
+from sparsight.evaluation.images.reference import load_reference, save_reference
 from tests.tiny_features import Quarters
 
 KERNEL = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None, "kid_kernel_poly_coef0": 1}

@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
-from sparsight.cli import main
-from sparsight.diffusion.model import load_pipeline
-from sparsight.surgery.sites import find_sites
+from sparsight.command.cli import main
+from sparsight.diffusion.model.load import load_pipeline
+from sparsight.diffusion.surgery.sites import find_sites
 from tests import tiny
 from tests.tiny_font import save_emoji_font
 from tests.tiny_recipes import check_plain_diffusers_draws, walk

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import yaml
 
-from sparsight.diffusion.model import load_pipeline
+from sparsight.diffusion.model.load import load_pipeline
 from tests import tiny
 from tests.tiny_recipes import walk
 

@@ -24,9 +24,9 @@ from transformers import (
 )
 
 from benchmarks.visual_region_study import CONFIG, SCORES_FILE, fitted_and_judged
-from sparsight.lvlm import reload
-from sparsight.lvlm.provenance import read_provenance
-from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.export import reload
+from sparsight.lvlm.model.provenance import read_provenance
+from sparsight.lvlm.model.tower import find_parts
 from tests.tiny_files import write_idx
 from tests.tiny_lvlm import SIDE, TEXT, VISION, save_tiny_lvlm, tiny_lvlm, tiny_tokenizer
 from tests.tiny_pages import code_blocks

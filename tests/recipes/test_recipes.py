@@ -11,7 +11,7 @@ import torch
 import yaml
 from PIL import Image
 
-from sparsight.diffusion.model import DiffusionModel
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from tests import tiny
 from tests.tiny_recipes import check_plain_diffusers_draws, command, without_export
 

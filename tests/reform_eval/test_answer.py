@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from sparsight.reform_eval import answer
-from sparsight.reform_eval.answer import Unit, answer_units
-from sparsight.reform_eval.perturb import Variant
+from sparsight.evaluation.reform_eval import answer
+from sparsight.evaluation.reform_eval.answer import Unit, answer_units
+from sparsight.evaluation.reform_eval.perturb import Variant
 
 
 def weighed(monkeypatch: pytest.MonkeyPatch, logs: list[float], **changes: Any) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from sparsight.reform_eval.compare import compare_reports
-from sparsight.reform_eval.report import write_report
-from sparsight.reform_eval.scores import scores_of
+from sparsight.evaluation.reform_eval.compare import compare_reports
+from sparsight.evaluation.reform_eval.report import write_report
+from sparsight.evaluation.reform_eval.scores import scores_of
 from tests.tiny_evaluation import TASK, weighed
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsight.lvlm import thoughts
-from sparsight.reform_eval import marks, parse, perturb, prompt
-from sparsight.reform_eval.identity import suite_hash
+from sparsight.evaluation.reform_eval import marks, parse, perturb, prompt
+from sparsight.evaluation.reform_eval.identity import suite_hash
+from sparsight.lvlm.chat import thoughts
 
 
 @pytest.mark.parametrize(

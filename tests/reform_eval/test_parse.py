@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sparsight.reform_eval.parse import parse_choice
+from sparsight.evaluation.reform_eval.parse import parse_choice
 
 SHOWN = [("A", "a red coat"), ("B", "The dress"), ("C", "two bags"), ("D", "B")]
 

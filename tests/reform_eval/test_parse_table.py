@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsight.lvlm.task_scores import same_answer
-from sparsight.lvlm.wording import undressed
-from sparsight.reform_eval.parse import parse_choice
+from sparsight.evaluation.reform_eval.parse import parse_choice
+from sparsight.lvlm.answer.task_scores import same_answer
+from sparsight.lvlm.answer.wording import undressed
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
 SHOWN = [("A", "dog"), ("B", "cat"), ("C", "a red bird")]

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sparsight.lvlm.conversation import IMAGE, Turn
-from sparsight.reform_eval.perturb import Variant
-from sparsight.reform_eval.prompt import CUE, Prompt, make_prompt, own_instructions
-from sparsight.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.perturb import Variant
+from sparsight.evaluation.reform_eval.prompt import CUE, Prompt, make_prompt, own_instructions
+from sparsight.evaluation.reform_eval.sample import Sample
+from sparsight.lvlm.chat.conversation import IMAGE, Turn
 
 PICTURE = Image.new("RGB", (4, 4))
 CHOICE = Sample("1", ("What is it?", "What can be seen?"), (PICTURE,), ("coat", "bag"), 1)

@@ -9,9 +9,9 @@ from typing import get_args
 import pytest
 import yaml
 
-from sparsight.arguments import find_config
-from sparsight.reform_eval.sample import Formulation
-from sparsight.reform_eval.taxonomy import (
+from sparsight.command.arguments import find_config
+from sparsight.evaluation.reform_eval.sample import Formulation
+from sparsight.evaluation.reform_eval.taxonomy import (
     Layout,
     abilities,
     check_dimension,

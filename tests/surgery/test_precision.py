@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from blocks import DeltaConvBlock, Grid, LinearAttention, NeighborhoodAttention, NoMixing, SoftmaxAttention
 from blocks.base import Site, TokenMixer
-from sparsight.diffusion.examples import example_inputs
-from sparsight.export.standalone import standalone
-from sparsight.surgery.replace import finalize, make_student, put, replace, set_mode
-from sparsight.surgery.shell import Mode
-from sparsight.surgery.sites import students
-from sparsight.surgery.student import StudentAttention
+from sparsight.diffusion.export.standalone import standalone
+from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.surgery.replace import finalize, make_student, put, replace, set_mode
+from sparsight.diffusion.surgery.shell import Mode
+from sparsight.diffusion.surgery.sites import students
+from sparsight.diffusion.surgery.student import StudentAttention
 from tests import tiny
 
 GRID = Grid(4, 4)

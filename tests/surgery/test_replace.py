@@ -9,10 +9,10 @@ import torch
 from torch.utils.checkpoint import CheckpointError
 
 from blocks import CoreMixer, DeltaConvBlock, FeatureMixer, Grid, NeighborhoodAttention, SoftmaxAttention
-from sparsight.diffusion.examples import example_inputs
-from sparsight.surgery.replace import finalize, replace, restore, set_mode, shells_of
-from sparsight.surgery.shell import Mode
-from sparsight.surgery.sites import SiteSelection, find_sites
+from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.surgery.replace import finalize, replace, restore, set_mode, shells_of
+from sparsight.diffusion.surgery.shell import Mode
+from sparsight.diffusion.surgery.sites import SiteSelection, find_sites
 from tests import tiny
 from tests.tiny import run
 

@@ -12,10 +12,10 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.export.checkpoint import load_weights
 from sparsight.lvlm.scores.base import LayerScore
 from sparsight.lvlm.scores.change import AngularDistance, BlockInfluence, MultimodalBlockInfluence
 from sparsight.lvlm.scores.table import ScoreTable
+from sparsight.publish.checkpoint import load_weights
 
 Split = Literal["train", "val"]
 _log = logging.getLogger(__name__)

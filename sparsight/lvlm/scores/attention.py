@@ -12,10 +12,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.scores.attention_tap import Attending, tapped
 from sparsight.lvlm.scores.base import LayerPass, SampleMeans, StreamingScore
 from sparsight.lvlm.scores.tokens import TokenKinds
-from sparsight.lvlm.tower import Parts
 
 Rows = Literal["text", "last"]
 ROWS_AT_ONCE = 128  # bounds memory to that many rows of the attention map

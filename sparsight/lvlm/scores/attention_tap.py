@@ -20,7 +20,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.tower import Parts
+from sparsight.lvlm.model.tower import Parts
 
 TAPPED = {"sdpa": "sparsight_tapped_sdpa", "eager": "sparsight_tapped_eager"}
 

@@ -17,9 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsight.common.errors import ConfigurationError
+from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.scores.geometry import Directions
 from sparsight.lvlm.scores.tokens import CalibrationSet, TokenKinds
-from sparsight.lvlm.tower import Parts
 
 
 class LayerScore(ABC):

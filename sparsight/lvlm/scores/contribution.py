@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.answers import IGNORED, answer_logits
-from sparsight.lvlm.bypass import entering, leaving
+from sparsight.lvlm.model.answers import IGNORED, answer_logits
+from sparsight.lvlm.model.bypass import entering, leaving
+from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.scores.base import SeparateScore
 from sparsight.lvlm.scores.loss import with_each_changed
 from sparsight.lvlm.scores.tokens import CalibrationBatch, CalibrationSet
-from sparsight.lvlm.tower import Parts
 
 FrozenTokens = Literal["image", "text"]
 

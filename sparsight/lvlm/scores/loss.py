@@ -11,12 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.answers import answer_losses
-from sparsight.lvlm.bypass import bypassed
+from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.bypass import bypassed
+from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.scores.base import SeparateScore
 from sparsight.lvlm.scores.replay import Replay
 from sparsight.lvlm.scores.tokens import CalibrationBatch, CalibrationSet
-from sparsight.lvlm.tower import Parts
 
 
 class LossIncrease(SeparateScore):

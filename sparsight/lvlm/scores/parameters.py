@@ -11,11 +11,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.load import DTYPES, Dtype, check_folder, load_lvlm
-from sparsight.lvlm.lora import adaptable
+from sparsight.lvlm.model.load import DTYPES, Dtype, check_folder, load_lvlm
+from sparsight.lvlm.model.lora import adaptable
+from sparsight.lvlm.model.tower import PartNames, Parts, find_parts, name_parts, named_parts
 from sparsight.lvlm.scores.base import SeparateScore
 from sparsight.lvlm.scores.tokens import CalibrationSet
-from sparsight.lvlm.tower import PartNames, Parts, find_parts, name_parts, named_parts
 
 
 class ParameterChange(SeparateScore):

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsight.lvlm.bypass import replaced_forward
+from sparsight.lvlm.model.bypass import replaced_forward
 
 
 class Replay:

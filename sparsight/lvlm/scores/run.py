@@ -13,11 +13,11 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.bypass import entering, leaving
+from sparsight.lvlm.model.bypass import entering, leaving
+from sparsight.lvlm.model.tower import Parts, find_parts
 from sparsight.lvlm.scores.base import LayerPass, LayerScore, SeparateScore, StreamingScore
 from sparsight.lvlm.scores.table import ScoreTable
 from sparsight.lvlm.scores.tokens import CalibrationFacts, CalibrationSet
-from sparsight.lvlm.tower import Parts, find_parts
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def score_layers(
     The model is left as it was: no hook, no changed mode, no changed attention.
 
     Args:
-        model: Any model that :func:`sparsight.lvlm.tower.find_parts` knows.
+        model: Any model that :func:`sparsight.lvlm.model.tower.find_parts` knows.
         batches: Batches of the instruction datamodule: ``inputs`` for the model, ``labels`` where a score needs them.
         scores: With different names.
         **facts: What else the table is to say about where it comes from.

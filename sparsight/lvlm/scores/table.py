@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsight.analysis.tables import csv_text, json_text, markdown_table
-from sparsight.common.files import write_text, write_whole
+from sparsight.common.disk.files import write_text, write_whole
+from sparsight.common.tables import csv_text, json_text, markdown_table
 from sparsight.lvlm.scores.plot import plot_scores
 
 FORMAT = "sparsight layer scores 1"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import state_hash
-from sparsight.lvlm.tower import Parts
+from sparsight.lvlm.model.tower import Parts
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import yaml
 from lightning.pytorch import LightningDataModule, LightningModule
 from torch.utils.data import DataLoader
 
-from sparsight.cli import main
+from sparsight.command.cli import main
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
 from tests.tiny_batches import Batch, batch_of, one_by_one, text_only
 from tests.tiny_lvlm import tiny_lvlm

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, PaliGemmaConfig
 
-from sparsight.lvlm.bypass import bypassed
+from sparsight.lvlm.model.bypass import bypassed
+from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import ImageAttention, attention, score_layers
 from sparsight.lvlm.scores.attention_tap import Attending, tapped
-from sparsight.lvlm.tower import find_parts
 from tests.tiny_batches import Batch, batch_of, one_by_one, padded_left, text_only
 from tests.tiny_lvlm import FAMILIES, HYBRIDS, IMAGE, SIGLIP, TEXT, tiny_lvlm
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsight.lvlm.bypass import bypassed, replaced_forward
+from sparsight.lvlm.model.bypass import bypassed, replaced_forward
+from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import AngularDistance, BlockInfluence, MultimodalBlockInfluence, score_layers
 from sparsight.lvlm.scores.geometry import Directions
-from sparsight.lvlm.tower import find_parts
 from tests.tiny_batches import FAMILIES, Batch, batch_of, one_by_one, padded_left, text_only
 from tests.tiny_lvlm import IMAGE, tiny_lvlm
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from sparsight.lvlm.bypass import bypassed
+from sparsight.lvlm.model.bypass import bypassed
+from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import GreedyLossIncrease, LossIncrease, score_layers
 from sparsight.lvlm.scores.loss import with_each_changed
-from sparsight.lvlm.surgery import remove_layers
-from sparsight.lvlm.tower import find_parts
+from sparsight.lvlm.surgery.remove import remove_layers
 from tests.tiny_batches import FAMILIES, Batch, batch_of, one_by_one, padded_left, text_only
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 

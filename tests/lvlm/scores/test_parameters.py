@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from sparsight.lvlm.lora import LoRA, add_lora, merge_lora
+from sparsight.lvlm.model.lora import LoRA, add_lora, merge_lora
+from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import ParameterChange, score_layers
-from sparsight.lvlm.tower import find_parts
 from tests.tiny_batches import batch_of
 from tests.tiny_lvlm import tiny_lvlm
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import (
     AngularDistance,
     BlockInfluence,
@@ -20,7 +21,6 @@ from sparsight.lvlm.scores import (
     score_layers,
 )
 from sparsight.lvlm.scores.base import StreamingScore
-from sparsight.lvlm.tower import find_parts
 from tests.tiny_batches import Batch, batch_of, text_only
 from tests.tiny_lvlm import tiny_lvlm
 

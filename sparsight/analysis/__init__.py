@@ -1,1 +1,0 @@
-"""Measuring denoisers and mixers: FLOPs, parameters, time, memory."""

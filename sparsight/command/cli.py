@@ -1,0 +1,178 @@
+"""The ``sparsight`` command: LightningCLI with Sparsight's plug-ins, config lookup and checkpoint policy."""
+
+from __future__ import annotations
+
+import inspect
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+import blocks  # noqa: F401  plug-ins are imported so that class_path may be their bare class name
+import callbacks
+import datamodules  # noqa: F401
+import lightning_modules  # noqa: F401
+from sparsight.command.arguments import OURS, resolve_configs, set_back
+from sparsight.command.early_checks import WITHOUT_DATA, FromFiles, check_early, names_files
+from sparsight.command.mistakes import in_one_line
+from sparsight.command.parser import Parser
+from sparsight.command.quiet import quieten
+from sparsight.command.trainer import SparsightTrainer
+from sparsight.common.checkpoint.file import local
+from sparsight.common.checkpoint.find import options_in
+from sparsight.common.checkpoint.run_record import check_options
+from sparsight.common.errors import ConfigurationError
+from sparsight.empty_keys import check_empty_keys
+
+WITHOUT_WEIGHTS = ("inspect", "reformulate")  # those that look at data alone
+NO_MODEL = "lightning.pytorch.LightningModule"
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps a run's configuration without the verb's own options, so that it serves for every verb."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write ``config.yaml``; an earlier run's ``ckpt_path`` in it would be taken up in silence by what follows."""
+        for verb, filled_in in SparsightCLI.subcommands().items():
+            for option in inspect.signature(getattr(SparsightTrainer, verb)).parameters.keys() - filled_in:
+                self.config.pop(option, None)
+        super().setup(trainer, pl_module, stage)
+
+
+class SparsightCLI(LightningCLI):
+    """One command for all modules: every verb reads the same YAML."""
+
+    def __init__(self) -> None:
+        """Parse, build and run; what the configuration or the machine is to blame for ends as one line."""
+        try:
+            self._run()
+        except Exception as error:
+            config = getattr(self, "config", None)
+            config = config.get(config.get("subcommand", ""), config) if config is not None else None
+            line = in_one_line(error, begun=_has_begun(self), config=config)
+            if line is None:
+                raise
+            raise SystemExit(f"sparsight: {line}") from error
+
+    def _run(self) -> None:
+        super().__init__(
+            LightningModule,
+            LightningDataModule,
+            trainer_class=SparsightTrainer,
+            trainer_defaults={"default_root_dir": "runs", "max_epochs": -1},
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"prog": "sparsight"},
+            parser_class=Parser,
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Lightning's verbs and ours, each with the arguments that the command fills in itself."""
+        ours: dict[str, set[str]] = {verb: {"model", "datamodule"} for verb in OURS}
+        return LightningCLI.subcommands() | ours
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Where predicted images go, and the precision of matrix products."""
+        parser.add_lightning_class_args(callbacks.ImageWriter, "images")
+        parser.add_argument(
+            "--matmul_precision",
+            type=Literal["highest", "high", "medium"],
+            default="high",
+            help="torch.set_float32_matmul_precision",
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Parse, and check what the configuration alone can tell."""
+        super().parse_arguments(parser, args)
+        check_empty_keys(sys.argv[1:], self.config[self.config.subcommand])
+        check_early(self.config[self.config.subcommand], self.config.subcommand)
+
+    def before_instantiate_classes(self) -> None:
+        """Apply what must stand before any module is built."""
+        torch.set_float32_matmul_precision(self._get(self.config, "matmul_precision"))
+        config = self.config[self.subcommand]
+        if self.subcommand in WITHOUT_WEIGHTS:
+            self._do_without_weights(config)
+        if config.get("data") and self.subcommand not in WITHOUT_DATA and names_files(config.data.class_path):
+            # otherwise the module is built first, and loads weights
+            parser = self._subcommand_parsers[str(self.subcommand)]
+            build = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes  # before 4.49
+            data = build(Namespace(data=config.data)).data
+            assert isinstance(data, FromFiles)
+            data.check_paths()
+
+    @staticmethod
+    def _do_without_weights(config: Namespace) -> None:
+        """Looking at data needs no model, but its name where data take the processor from it."""
+        module, data = config.model.init_args, config.data.init_args
+        if "model" in data and data.model is None:
+            data.model = module.get("base")
+            for option in ("revision", "trust_remote_code"):
+                if option in data and option in module:
+                    data[option] = module[option]
+        config.model = Namespace(class_path=NO_MODEL)
+
+    def instantiate_classes(self) -> None:
+        """Build datamodule, module and trainer, which is told how to be called again."""
+        super().instantiate_classes()
+        if isinstance(self.trainer, SparsightTrainer):
+            self.trainer.command = sys.argv[1:]
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets a checkpoint's options beat YAML and flags in silence; here they are compared.
+
+        A file is compared before anything is built; what else can name a checkpoint, when the trainer has found it.
+        """
+        verb = self.config.get("subcommand")
+        path = self.config[verb].get("ckpt_path") if verb else None
+        if path and local(path).is_file():
+            model = self.config[verb].model
+            saved = options_in(local(path))
+            check_options(saved, model.get("init_args", {}), class_path=model.class_path, source=str(path))
+
+
+def _has_begun(command: LightningCLI) -> bool:
+    """Whether any batch was taken."""
+    trainer = getattr(command, "trainer", None)
+    if trainer is None:
+        return False
+    loops: list[Any] = [trainer.fit_loop.epoch_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop]
+    return any(loop.batch_progress.total.started for loop in loops)
+
+
+def _ended_by_signal(stop: SystemExit) -> int | None:
+    """What a shell expects where Lightning ends with 1 after Ctrl-C, or with 0 after SIGTERM."""
+    if isinstance(stop, SIGTERMException):
+        return 128 + signal.SIGTERM
+    return 128 + signal.SIGINT if isinstance(stop.__context__, KeyboardInterrupt) else None
+
+
+def main(arguments: Sequence[str] | None = None) -> Any:
+    """Run the command; mistakes end with one readable message instead of a traceback."""
+    quieten()
+    before = list(sys.argv)
+    try:
+        # Lightning starts the other processes of a multi-GPU run with what stands in sys.argv
+        sys.argv[1:] = resolve_configs(before[1:] if arguments is None else arguments)
+        for line in set_back(sys.argv[1:]):
+            print(f"sparsight: {line}", file=sys.stderr)
+        return SparsightCLI()
+    except KeyboardInterrupt:
+        raise SystemExit(128 + signal.SIGINT) from None
+    except SystemExit as stop:
+        raise SystemExit(_ended_by_signal(stop) or stop.code) from stop
+    except (FileNotFoundError, ConfigurationError) as error:
+        raise SystemExit(f"sparsight: {error}") from error
+    finally:
+        sys.argv[:] = before

@@ -1,0 +1,165 @@
+"""What a configuration alone can tell to be wrong, found before any weights are loaded."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from sparsight.command.arguments import closest, suggestion
+from sparsight.command.config_keys import Place, parts_of
+from sparsight.common.errors import ConfigurationError, require
+from sparsight.publish.export import check_destination
+
+RANGES: dict[str, tuple[int, float]] = {  # options that libraries take without a look at it, or name no key
+    "seed_everything": (0, 2**32 - 1),
+    "trainer.accumulate_grad_batches": (1, math.inf),
+    "trainer.gradient_clip_val": (0, math.inf),
+    "trainer.min_steps": (0, math.inf),
+    "trainer.min_epochs": (0, math.inf),
+    "trainer.log_every_n_steps": (0, math.inf),
+    "trainer.check_val_every_n_epoch": (1, math.inf),
+    "trainer.num_sanity_val_steps": (-1, math.inf),
+    "trainer.num_nodes": (1, math.inf),
+}
+MEASURES = "to measure alone there are `sparsight validate` and `test`"
+NOTHING = {  # options whose zero leaves a verb nothing to do, and what to do instead
+    "fit": {"limit_train_batches": MEASURES, "max_steps": MEASURES, "max_epochs": MEASURES, "max_time": MEASURES},
+    "validate": {"limit_val_batches": "leave it out"},
+    "test": {"limit_test_batches": "leave it out"},
+    "predict": {"limit_predict_batches": "leave it out"},
+}
+MOST_ON_CORES = 8  # processes, on a machine of fewer cores
+WRITTEN = ("default_root_dir", "dirpath", "save_dir", "output", "folder")  # folders that a run makes
+NAMED = ("last", "best", "hpc", "registry")  # checkpoints that are looked up
+WITHOUT_DATA = ("export", "benchmark")  # verbs that open no data
+
+
+@runtime_checkable
+class FromFiles(Protocol):
+    """Data that can tell whether the files that they name are there, without reading them."""
+
+    def check_paths(self) -> None:
+        """See that they are.
+
+        Raises:
+            FileNotFoundError: One is not.
+        """
+
+
+def check_early(config: Any, verb: str) -> None:
+    """Refuse numbers out of range, data and checkpoints that are not there, and outputs that cannot be written.
+
+    Args:
+        config: Of the verb, as parsed.
+        verb: Such as ``fit``.
+
+    Raises:
+        ConfigurationError: Something is wrong; the message names the key.
+    """
+    for key, (least, most) in RANGES.items():
+        value = config.get(key)
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            allowed = f"{least} or more" if most == math.inf else f"{least} to {most}"
+            require(least <= value <= most, key, value, allowed)
+    interval = config.get("trainer.val_check_interval")
+    if isinstance(interval, (int, float)):
+        require(interval > 0, "trainer.val_check_interval", interval, "above 0, or null")
+    _check_work(config, verb)
+    _check_devices(config.get("trainer.devices"))
+    checkpoint = config.get("ckpt_path")
+    if checkpoint and checkpoint not in NAMED and "://" not in str(checkpoint):
+        _check_there("ckpt_path", str(checkpoint))
+    for part in parts_of(config):
+        if part.key.split(".")[0] == "data":
+            for name, value in _input_paths(part) if verb not in WITHOUT_DATA else ():
+                _check_there(f"{part.key}.{name}", value)
+        else:
+            _check_outputs(part)
+    output = config.get("output")
+    if verb == "export":
+        output = output or os.path.join(config.trainer.default_root_dir, "export")
+        check_destination(output, overwrite=config.get("overwrite", False))
+    if output:
+        _check_writable("output", output)
+
+
+def _check_work(config: Any, verb: str) -> None:
+    """Refuse zeros with which nothing would be done, and the command would end as if all were well."""
+    for option, remedy in NOTHING.get(verb, {}).items():
+        value = config.get(f"trainer.{option}")
+        if value is not None and not isinstance(value, bool) and not _is_more(value):
+            raise ConfigurationError(f"trainer.{option} is {value}, with which {verb} does nothing: {remedy}")
+
+
+def _is_more(value: Any) -> bool:
+    """Whether a number, or a time in Lightning's forms, is not zero."""
+    if isinstance(value, str):
+        return any(digit in value for digit in "123456789")
+    return any(value.values()) if isinstance(value, Mapping) else bool(value)
+
+
+def names_files(kind: str) -> bool:
+    """Whether a class of data can tell whether its files are there."""
+    module, _, name = kind.rpartition(".")
+    return module != "" and hasattr(getattr(import_module(module), name, None), "check_paths")
+
+
+def _check_devices(devices: Any) -> None:
+    """More processes than this bring a machine to a halt before any of them says so, where it computes on its cores."""
+    most = torch.cuda.device_count() or max(MOST_ON_CORES, os.cpu_count() or 1)
+    number = int(devices) if isinstance(devices, (int, str)) and str(devices).isdecimal() else 0
+    require(number <= most, "trainer.devices", devices, f"up to {most} on this machine")
+
+
+def _check_outputs(part: Place) -> None:
+    for name in WRITTEN:
+        value = part.options.get(name)
+        if isinstance(value, (str, Path)) and str(value):
+            _check_writable(f"{part.key}.{name}", str(value))
+
+
+def _input_paths(part: Place) -> Iterator[tuple[str, str]]:
+    """Options of a class of data that are annotated as paths and were given."""
+    module, _, name = part.kind.rpartition(".")
+    kind = getattr(import_module(module), name, None) if module else None
+    known: Mapping[str, inspect.Parameter] = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
+    for option, value in part.options.items():
+        parameter = known.get(option)
+        if parameter is None or not isinstance(value, (str, Path)) or str(value) == str(parameter.default):
+            continue
+        if "Path" in str(parameter.annotation):
+            yield option, str(value)
+
+
+def _check_there(key: str, value: str) -> None:
+    path = Path(value).expanduser()
+    try:
+        if path.exists():
+            return
+        beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError as error:
+        raise ConfigurationError(f"{key}: {value!r} cannot be read: {error.strerror}") from error
+    close = [str(path.with_name(name)) for name in closest(path.name, beside)]
+    raise ConfigurationError(f"{key}: {value!r} does not exist{suggestion(close)}")
+
+
+def _check_writable(key: str, value: str) -> None:
+    """See that a folder can be made: the nearest one above it that is there is a folder, and may be written."""
+    if "://" in value:
+        return
+    path = Path(value).expanduser().absolute()
+    try:
+        there = next(each for each in (path, *path.parents) if each.exists())
+    except OSError as error:
+        raise ConfigurationError(f"{key}: {value[:200]!r} cannot be a folder: {error.strerror}") from error
+    if not there.is_dir():
+        raise ConfigurationError(f"{key}: {value!r} cannot be a folder, as {there} is a file: give another one")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigurationError(f"{key}: {value!r} cannot be written, as {there} may not: give another one")

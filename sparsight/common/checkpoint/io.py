@@ -1,0 +1,80 @@
+"""Lightning's interface to checkpoint files, so that they are whole, checked, local and free of code."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.plugins import AsyncCheckpointIO, CheckpointIO
+from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
+
+from sparsight.common.checkpoint.file import local, read_checkpoint, write_checkpoint
+from sparsight.common.checkpoint.folder import remove_folder
+from sparsight.common.errors import CheckpointError, ConfigurationError
+from sparsight.common.finite import check_checkpoint
+
+
+class WholeCheckpointIO(CheckpointIO):
+    """Files that appear whole or not at all and are compared with their hash when they are read."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
+    ) -> None:
+        """Write a checkpoint; an earlier one at ``path`` is replaced by a whole one only.
+
+        Raises:
+            CheckpointError: The disk does not take it, or ``path`` is an address.
+            NonFiniteError: The state holds numbers that are not finite.
+            ConfigurationError: Options for a remote storage are given.
+        """
+        if storage_options is not None:
+            raise ConfigurationError("checkpoints are files on this machine: leave storage_options out")
+        check_checkpoint(checkpoint)
+        write_checkpoint(checkpoint, local(path))
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any | None = "cpu", weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Load a checkpoint; only tensors and plain data are taken, whatever ``weights_only`` says.
+
+        Raises:
+            CheckpointError: See :func:`~sparsight.common.checkpoint.file.read_checkpoint`.
+        """
+        if weights_only is False:
+            raise CheckpointError("checkpoints are read with weights_only=True alone, because others run code")
+        return read_checkpoint(local(path), map_location)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Remove a file, or a folder of parts."""
+        found = Path(path)
+        if found.is_dir() and not found.is_symlink():
+            remove_folder(found)
+        else:
+            found.unlink(missing_ok=True)
+
+
+class OrderedCheckpointIO(AsyncCheckpointIO):
+    """Lightning's writing in a thread, which removes earlier checkpoints only once later ones are whole."""
+
+    def remove_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Take a place behind what is still to be written."""
+        self._ensure_setup()
+        assert self._executor is not None
+
+        def remove() -> None:
+            if self._error is None and self.checkpoint_io is not None:
+                self.checkpoint_io.remove_checkpoint(*args, **kwargs)
+
+        self._executor.submit(remove)
+
+
+def with_whole_files(given: CheckpointIO | None) -> CheckpointIO:
+    """What a trainer writes checkpoints with: our own, or the user's with our own inside where it wraps another."""
+    if given is None:
+        return WholeCheckpointIO()
+    if type(given) is AsyncCheckpointIO:
+        return OrderedCheckpointIO(given.checkpoint_io or WholeCheckpointIO())
+    if isinstance(given, _WrappingCheckpointIO) and given.checkpoint_io is None:
+        given.checkpoint_io = WholeCheckpointIO()
+    return given

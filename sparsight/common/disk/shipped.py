@@ -1,0 +1,17 @@
+"""Models that are shipped with the package, found by their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sparsight.common.disk.folders import put_back
+
+ASSETS = Path(__file__).parents[2] / "assets"
+
+
+def resolve(name: str) -> str:
+    """A folder as it is, one of the models shipped in ``sparsight/assets`` by its name, or a hub id unchanged."""
+    put_back(Path(name))
+    if not Path(name).exists() and (ASSETS / name).is_dir():
+        return str(ASSETS / name)
+    return name

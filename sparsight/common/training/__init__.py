@@ -1,0 +1,1 @@
+"""What both halves need while they train: processes, stages, precision, schedules."""

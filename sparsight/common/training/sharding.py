@@ -1,0 +1,70 @@
+"""Splitting a model's parameters over processes (FSDP2), and what reads or writes parameters that are split.
+
+Lightning's ModelParallelStrategy asks a module to do this itself, in ``configure_model``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from sparsight.common.errors import ConfigurationError
+
+
+def shard_parts(model: nn.Module, parts: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+    """Split these parts of a model, such as layers, and then the rest of it; each is gathered when it is used.
+
+    Args:
+        model: Changed in place.
+        parts: Modules inside, what is inside others first.
+        mesh: Lightning's mesh of processes, see :func:`data_parallel`.
+    """
+    mesh = data_parallel(mesh)
+    for part in parts:
+        fully_shard(part, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def data_parallel(mesh: DeviceMesh) -> DeviceMesh:
+    """The processes that share the data out, of Lightning's mesh of ``data_parallel`` and ``tensor_parallel`` ones.
+
+    Raises:
+        ConfigurationError: There are tensor-parallel processes, which is Lightning's default on one machine: they would
+            train models of their own.
+    """
+    if mesh["tensor_parallel"].size() > 1:
+        raise ConfigurationError(
+            "ModelParallelStrategy needs tensor_parallel_size: 1 and data_parallel_size: the number of processes; its "
+            'defaults ("auto") split tensors, not data'
+        )
+    return mesh["data_parallel"]
+
+
+def split_again(module: nn.Module) -> None:
+    """Split what a forward pass without a backward pass leaves whole: checkpoints are loaded into split parameters."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether a module's parameters are split."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The whole of a tensor that may be split; every process must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, value: Tensor) -> None:
+    """Write a whole value, the same on all processes, into a tensor that may be split."""
+    if isinstance(tensor, DTensor):
+        value = distribute_tensor(value.to(tensor.device, tensor.dtype), tensor.device_mesh, tensor.placements)
+    tensor.copy_(value)

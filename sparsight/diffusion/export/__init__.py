@@ -1,0 +1,1 @@
+"""Students as diffusers folders: deltas, cards, and the check in a fresh process."""

@@ -1,0 +1,133 @@
+"""The small form of an export: what differs from the teacher, for whoever has the teacher already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparsight import __version__
+from sparsight.common.disk.files import write_text, write_whole
+from sparsight.common.formats import check_format
+from sparsight.common.hashes import state_hash
+from sparsight.diffusion.surgery.record import apply_record, record_of
+from sparsight.diffusion.surgery.replace import shells_of
+from sparsight.diffusion.surgery.sites import meta_twin
+
+FORMAT = 1
+PLAN, TENSORS = "plan.json", "mixers.safetensors"
+
+
+def changed_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
+    """Tensors of the students that are not their teachers', by the names that they have without shells."""
+    changed = {}
+    for path, shell in shells_of(denoiser).items():
+        kept = {id(tensor) for tensor in (*shell.teacher.parameters(), *shell.teacher.buffers())}
+        for name, tensor in shell.student.state_dict(keep_vars=True).items():
+            if id(tensor) not in kept:
+                changed[f"{path}.{name}"] = tensor.detach()
+    return changed
+
+
+def write_delta(
+    denoiser: nn.Module, folder: Path, *, teacher: str, revision: str | None, variant: str | None, teacher_hash: str
+) -> None:
+    """Write the changed tensors and the plan that :func:`mount` follows.
+
+    Args:
+        denoiser: A denoiser with shells.
+        folder: Made if it is not there.
+        teacher: What the teacher is called: a hub id, or a name for people to read.
+        revision: Its revision.
+        variant: Its weight variant.
+        teacher_hash: :func:`sparsight.diffusion.model.identity.state_hash` of its denoiser.
+    """
+    tensors = {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).cpu().contiguous()
+        for name, tensor in changed_tensors(denoiser).items()
+    }
+    write_whole(folder / TENSORS, lambda path: save_file(tensors, path, {"format": "pt"}))
+    plan = {
+        "format": FORMAT,
+        "sparsight": __version__,
+        "teacher": teacher,
+        "revision": revision,
+        "variant": variant,
+        "teacher_hash": teacher_hash,
+        "record": record_of(denoiser),
+    }
+    write_text(folder / PLAN, json.dumps(plan, indent=2) + "\n")  # last: without it, there is no delta
+
+
+def mount(target: Any, folder: str | Path, *, trust_remote_code: bool = False) -> Any:
+    """Turn a teacher into the student that a delta folder describes.
+
+    Args:
+        target: The teacher's pipeline, or its denoiser, in the precision that it was distilled from (fp32 unless the
+            plan names a variant); changed in place. Convert it afterwards, e.g. ``pipeline.to(torch.float16)``.
+        folder: The ``delta`` folder of an export.
+        trust_remote_code: Import mixers that nothing but the plan names.
+
+    Returns:
+        ``target``.
+
+    Raises:
+        FileNotFoundError: The folder is no delta folder.
+        ValueError: The plan is damaged, of a later format, or names a mixer that may not be imported; the denoiser is
+            not the teacher bit by bit; or the tensors are not exactly those that the plan needs. The denoiser is then
+            as it was.
+    """
+    folder = Path(folder)
+    for name in (PLAN, TENSORS):
+        if not (folder / name).is_file():
+            raise FileNotFoundError(f"{folder} is no delta folder: it has no {name}")
+    plan = _read_plan(folder / PLAN)
+    denoiser = _denoiser_of(target)
+    state = denoiser.state_dict()
+    if state_hash(state) != plan["teacher_hash"]:
+        raise ValueError(
+            f"this denoiser is not the teacher of {folder}: load {plan['teacher']!r} (revision {plan['revision']}, "
+            f"variant {plan['variant']}) in full precision and without adapters, and mount before converting it; its "
+            f"weights must hash to {plan['teacher_hash'][:12]}"
+        )
+    tensors = load_file(folder / TENSORS)
+    twin = meta_twin(denoiser)
+    apply_record(twin, plan["record"], trust_remote_code=trust_remote_code)
+    _check(tensors, wanted=twin.state_dict(), kept=set(state), source=folder / TENSORS)
+    apply_record(denoiser, plan["record"], trust_remote_code=trust_remote_code)
+    denoiser.load_state_dict(tensors, strict=False)
+    return target
+
+
+def _read_plan(path: Path) -> dict[str, Any]:
+    try:
+        plan = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    check_format(plan, FORMAT, str(path))
+    missing = sorted({"teacher", "revision", "variant", "teacher_hash", "record"} - plan.keys())
+    if missing:
+        raise ValueError(f"{path} is damaged: it has no {', '.join(missing)}")
+    return plan
+
+
+def _denoiser_of(target: Any) -> nn.Module:
+    parts = [target, *(getattr(target, name, None) for name in ("unet", "transformer"))]
+    found = next((part for part in parts if isinstance(part, nn.Module)), None)
+    if found is None:
+        raise ValueError(f"{type(target).__name__} is neither a denoiser nor a pipeline with a unet or transformer")
+    return found
+
+
+def _check(tensors: dict[str, Tensor], *, wanted: dict[str, Tensor], kept: set[str], source: Path) -> None:
+    missing = sorted(wanted.keys() - kept - tensors.keys())
+    unexpected = sorted(tensors.keys() - wanted.keys())
+    shapes = sorted(n for n in tensors.keys() & wanted.keys() if tensors[n].shape != wanted[n].shape)
+    if missing or unexpected or shapes:
+        raise ValueError(
+            f"{source} does not fit its plan: missing {missing[:3]}, unexpected {unexpected[:3]}, of another shape "
+            f"{shapes[:3]}"
+        )

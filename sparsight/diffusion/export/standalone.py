@@ -1,0 +1,102 @@
+"""A denoiser as it is exported: students in place of their shells, teachers gone, tensors shared with the original."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.models.modeling_utils import no_init_weights
+from torch import Tensor, nn
+
+from sparsight.common.training.dtypes import compute_dtype
+from sparsight.diffusion.families.examples import example_inputs, family
+from sparsight.diffusion.students.modeling import CodeFile, load_class, student_file
+from sparsight.diffusion.surgery.record import record_of
+from sparsight.diffusion.surgery.replace import set_mode, shells_of
+from sparsight.diffusion.surgery.shell import Mode
+from sparsight.diffusion.surgery.sites import students
+
+
+def student_code(denoiser: nn.Module) -> CodeFile | None:
+    """The file of code that a denoiser needs besides diffusers; none if nothing is replaced in it."""
+    mixers = {type(student.mixer) for student in students(denoiser).values()}
+    return student_file(mixers, family(denoiser)) if mixers else None
+
+
+def student_state(denoiser: nn.Module) -> dict[str, Tensor]:
+    """The denoiser's tensors under the names that they have without shells; teachers are left out."""
+    shells = shells_of(denoiser)
+    state = {}
+    for name, tensor in denoiser.state_dict().items():
+        path = next((path for path in shells if name.startswith(f"{path}.")), None)
+        if path is None:
+            state[name] = tensor
+        elif name.startswith(f"{path}.student."):
+            state[path + name.removeprefix(f"{path}.student")] = tensor
+    return state
+
+
+def standalone(denoiser: Any, folder: Path) -> Any:
+    """A model of the exported class, in fp32 on the CPU; tensors that are so already are shared, not copied.
+
+    Args:
+        denoiser: A diffusers model, with shells or students in it, or untouched.
+        folder: Where the code of a student is written, and must stay until the model is saved.
+    """
+    options = {key: value for key, value in denoiser.config.items() if not key.startswith("_") and key != "student"}
+    code = student_code(denoiser)
+    with no_init_weights():
+        if code is None:
+            model = getattr(diffusers, family(denoiser)).from_config(options)
+        else:
+            model = load_class(code, folder)(**options, student=record_of(denoiser))
+    state = {name: _plain(tensor) for name, tensor in student_state(denoiser).items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", torch.float32 if tensor.is_floating_point() else tensor.dtype)
+
+
+@torch.no_grad()
+def reference_answer(denoiser: Any) -> tuple[dict[str, Any], Tensor]:
+    """Fixed inputs (batch 2, the denoiser's own size), and what the student in memory answers to them."""
+    parameter = next(denoiser.parameters())
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        inputs = example_inputs(denoiser, batch=2, dtype=compute_dtype(denoiser))
+    inputs["timestep"] = torch.tensor([100, 900])
+    with _answering_as_student(denoiser), torch.compiler.set_stance("force_eager"):
+        answer = denoiser(**_on(parameter.device, inputs), return_dict=False)[0]
+    return inputs, answer.float().cpu()
+
+
+def _on(device: torch.device, inputs: Any) -> Any:
+    if isinstance(inputs, dict):
+        return {name: _on(device, value) for name, value in inputs.items()}
+    return inputs if inputs is None else inputs.to(device)
+
+
+@contextmanager
+def _answering_as_student(denoiser: nn.Module) -> Iterator[None]:
+    """Eval mode, students at the sites, full precision; afterwards everything is as it was."""
+    shells = list(shells_of(denoiser).values())
+    modes = [shell.mode for shell in shells]
+    training = [module for module in denoiser.modules() if module.training]
+    precision = torch.get_float32_matmul_precision()
+    denoiser.eval()
+    set_mode(shells, Mode.STUDENT)
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        for shell, mode in zip(shells, modes, strict=True):
+            shell.mode, shell.output = mode, None
+        for module in training:
+            module.training = True

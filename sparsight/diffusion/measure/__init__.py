@@ -1,0 +1,1 @@
+"""Comparing students with the untouched model: FLOPs, parameters, time and memory."""

@@ -1,0 +1,85 @@
+"""FLOPs of denoisers and of their sites, by formula and by torch's own counter on the meta device.
+
+A multiply-accumulate counts as 2 FLOPs. Counting runs on the meta device, where tensors have shapes but no memory: it
+takes less than a second at any size, and sees every product, whichever fused kernel a real device would choose (older
+versions of torch count nothing for the fused attention of CPUs).
+
+Shape legend: N tokens of a site, C its channels, h heads, d channels of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from blocks.base import CoreMixer, Grid, Site, TokenMixer
+from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.surgery.replace import finalize, replace
+from sparsight.diffusion.surgery.sites import SiteSelection, meta_twin, students
+
+COUNTED = (
+    "FLOPs are 2 per multiply-accumulate, for one forward pass: matrix products (projections and both attention "
+    "products included) and convolutions. Not counted: norms, softmax, activations, gates, biases and other "
+    "element-wise work, pooling, interpolation."
+)
+
+
+def attention_flops(site: Site, grid: Grid) -> int:
+    """FLOPs of a softmax self-attention on one image: 8 N C (h d) for its projections and 4 N^2 (h d) for its core."""
+    return projection_flops(site, grid) + 4 * grid.tokens**2 * site.heads * site.head_dim
+
+
+def projection_flops(site: Site, grid: Grid) -> int:
+    """FLOPs of the query, key, value and output projections on one image: 8 N C (h d)."""
+    return 8 * grid.tokens * site.channels * site.heads * site.head_dim
+
+
+def mixer_flops(mixer: TokenMixer, grid: Grid) -> int:
+    """FLOPs of all that stands at a site in the attention's place, on one image; core mixers keep its projections."""
+    kept = projection_flops(mixer.site, grid) if isinstance(mixer, CoreMixer) else 0
+    return kept + mixer.flops(grid)
+
+
+def count_flops(denoiser: nn.Module, *, size: tuple[int, int] | None = None, batch: int = 1) -> int:
+    """FLOPs of one forward pass, counted by torch: see :data:`COUNTED`.
+
+    Where mixers stand in the denoiser, they are counted, not the teachers beside them; the untouched denoiser's number
+    is ``count_flops(meta_twin(denoiser))``. Text has 77 tokens for UNets and 300 for PixArt.
+
+    Args:
+        denoiser: A UNet2DConditionModel, DiTTransformer2DModel or PixArtTransformer2DModel, on any device.
+        size: Height and width in model space; the config's ``sample_size`` if not given.
+        batch: Samples.
+    """
+    return _count(meta_student(denoiser), size, batch).get_total_flops()
+
+
+def count_site_flops(denoiser: nn.Module, *, size: tuple[int, int] | None = None, batch: int = 1) -> dict[str, int]:
+    """FLOPs that torch counts in every module, by path; as :func:`count_flops`."""
+    counts = _count(meta_student(denoiser), size, batch).get_flop_counts()
+    return {name.partition(".")[2]: sum(operators.values()) for name, operators in counts.items()}
+
+
+def meta_student(denoiser: nn.Module) -> Any:
+    """The denoiser of the same configuration and with the same mixers, teachers gone, without memory."""
+    twin = meta_twin(denoiser)
+    mixers = {path: student.mixer for path, student in students(denoiser).items()}
+    if mixers:
+        with torch.device("meta"):
+            replace(twin, lambda site: _twin_of(mixers[site.path]), SiteSelection(include=list(mixers)))
+        finalize(twin)
+    return twin
+
+
+def _twin_of(mixer: TokenMixer) -> TokenMixer:
+    return type(mixer)(mixer.site, **mixer.options)
+
+
+def _count(twin: nn.Module, size: tuple[int, int] | None, batch: int) -> FlopCounterMode:
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        twin(**example_inputs(twin, size=size, batch=batch, device="meta"))
+    return counter

@@ -1,0 +1,49 @@
+"""Which weights a checkpoint, a cache or an export was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from torch import nn
+
+from sparsight.common.hashes import state_hash
+from sparsight.diffusion.model.conditioning import zeros_for_no_caption
+from sparsight.diffusion.model.scaling import used_settings
+
+
+def codec_identity(pipeline: Any) -> dict[str, Any]:
+    """All parts of a pipeline that decide latents and text embeddings; a part that was taken out is left out.
+
+    Hashes of the weights stand for name and revision: the same model elsewhere is the same, another revision is not.
+    """
+    identity: dict[str, Any] = {"pipeline": type(pipeline).__name__}
+    for name, part in pipeline.components.items():
+        if name == "vae" and part is not None:
+            # what is not set is named as in caches of earlier versions
+            scaling: dict[str, Any] = {"scaling_factor": None, "shift_factor": None}
+            identity[name] = _weights(part) | scaling | used_settings(pipeline)
+        elif name.startswith("text_encoder") and isinstance(part, nn.Module):
+            identity[name] = _weights(part)
+        elif name.startswith("tokenizer") and part is not None:
+            identity[name] = {"rules": tokenizer_hash(part)}
+    config = getattr(getattr(pipeline, "transformer", None), "config", {})
+    return identity | {
+        "size_conditions": bool(config.get("use_additional_conditions")),
+        "zeros_for_no_caption": zeros_for_no_caption(pipeline),
+    }
+
+
+def _weights(part: Any) -> dict[str, Any]:
+    return {"weights": state_hash(part.state_dict()), "dtype": str(part.dtype)}
+
+
+def tokenizer_hash(tokenizer: Any) -> str:
+    """SHA-256 over the rules by which a tokenizer makes tokens of texts."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    for changed_by_use in ("padding", "truncation"):
+        rules.pop(changed_by_use, None)
+    rules = {"class": type(tokenizer).__name__, "length": tokenizer.model_max_length, "rules": rules}
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,121 @@
+"""Loading diffusers pipelines: from the hub, from folders, and from folders that Sparsight wrote."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoModel, DiffusionPipeline
+
+from sparsight.common.disk.shipped import resolve
+from sparsight.common.text import read_json
+from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES, PixelPipeline
+from sparsight.diffusion.pipelines.trust import LIBRARIES, check_index
+from sparsight.diffusion.pipelines.variants import check_variant
+from sparsight.diffusion.students.load import find_student, load_student
+
+DENOISERS = ("unet", "transformer")
+
+
+def load_pipeline(
+    name: str, *, revision: str | None = None, variant: str | None = None, trust_remote_code: bool = False
+) -> DiffusionPipeline:
+    """Load a pipeline from a local folder, a shipped model's name or a hub id.
+
+    A folder that Sparsight exported is loaded with the code installed here; ``trust_remote_code`` runs its own instead.
+
+    Raises:
+        FileNotFoundError: The folder holds no ``model_index.json``, or neither folder nor hub knows the name.
+        ValueError: It names other code than diffusers' and transformers', and that is not trusted.
+    """
+    source = resolve(name)
+    if Path(source).is_dir():
+        pipeline = _load_own(Path(source), variant=variant, trust_remote_code=trust_remote_code)
+        if pipeline is not None:
+            return pipeline
+    elif source.startswith((".", "/")) or source.count("/") > 1:
+        raise FileNotFoundError(f"no model at {source!r}")
+    try:
+        if not trust_remote_code:
+            check_index(DiffusionPipeline.load_config(source, revision=revision), source)
+        return DiffusionPipeline.from_pretrained(
+            source, revision=revision, variant=variant, trust_remote_code=trust_remote_code, torch_dtype=None
+        )
+    except OSError as error:
+        raise FileNotFoundError(
+            f"{name!r} is neither a local pipeline folder, nor a model shipped with Sparsight, nor reachable on the "
+            f"hub ({error}); if it holds weights of a variant alone, name that, e.g. variant: fp16"
+        ) from error
+
+
+def load_polished(name: str, *, variant: str | None = None, trust_remote_code: bool = False) -> DiffusionPipeline:
+    """Load a pipeline to train it further: a student's mixers are always this installation's, never its folder's.
+
+    Args:
+        name: As in :func:`load_pipeline`.
+        variant: As in :func:`load_pipeline`.
+        trust_remote_code: Import mixers that nothing but a student's folder names; of other folders, run their code.
+    """
+    folder = Path(resolve(name))
+    if folder.is_dir() and find_student(folder) is not None:
+        return _load_own(folder, variant=variant, trust_remote_code=False, trust_mixers=trust_remote_code)
+    return load_pipeline(name, variant=variant, trust_remote_code=trust_remote_code)
+
+
+def _load_own(
+    folder: Path, *, variant: str | None, trust_remote_code: bool, trust_mixers: bool = False
+) -> DiffusionPipeline | None:
+    """The pipeline in a folder of ours: a student, or of a class that diffusers lacks; none if it is neither."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json")
+    check_variant(folder, variant)
+    index = read_json(path)
+    if not isinstance(index, dict) or "_class_name" not in index:
+        raise ValueError(f"{path} is damaged: it has no _class_name")
+    class_name = index["_class_name"]
+    kind = PIXEL_PIPELINES.get(str(class_name[-1] if isinstance(class_name, list) and class_name else class_name))
+    student = None if trust_remote_code else find_student(folder)
+    if kind is None and student is None:
+        return None
+    made: dict[str, Any] = {}
+    if not trust_remote_code:
+        check_index(index, str(folder), own=(student, None if kind is None else "_class_name"))
+    if student is not None:
+        made[student] = load_student(folder / student, variant=variant, trust_remote_code=trust_mixers)
+    if kind is None:
+        return _load_student_pipeline(folder, made, variant=variant)
+    return _load_pixel_pipeline(kind, folder, index, made, variant=variant, trust_remote_code=trust_remote_code)
+
+
+def _load_student_pipeline(folder: Path, made: dict[str, Any], *, variant: str | None) -> DiffusionPipeline:
+    rest = DiffusionPipeline.from_pretrained(folder, variant=variant, **dict.fromkeys(made))
+    options = {key: value for key, value in rest.config.items() if key not in rest.components and key[0] != "_"}
+    return type(rest)(**rest.components | made, **options)
+
+
+def _load_pixel_pipeline(
+    kind: type[PixelPipeline],
+    folder: Path,
+    index: Mapping[str, Any],
+    made: dict[str, Any],
+    *,
+    variant: str | None,
+    trust_remote_code: bool,
+) -> PixelPipeline:
+    arguments = {name: index.get(name) for name in inspect.signature(kind).parameters} | made
+    for part, address in arguments.items():
+        options: dict[str, Any] = {"subfolder": part}
+        if part in DENOISERS:
+            options |= {"variant": variant, "torch_dtype": None}
+        if part in made or not isinstance(address, list):
+            continue
+        if address[0] in LIBRARIES:
+            part_class = getattr(importlib.import_module(address[0]), address[1])
+            arguments[part] = part_class.from_pretrained(folder, **options)
+        else:
+            arguments[part] = AutoModel.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **options)
+    return kind(**arguments)

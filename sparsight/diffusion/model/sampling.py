@@ -1,0 +1,74 @@
+"""Sampling with fixed noise: images for metrics and grids, and the states that a teacher passes on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+from torch import Tensor
+
+from sparsight.diffusion.model.conditioning import concatenate_conditions
+from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
+from sparsight.diffusion.model.process import NoiseProcess
+from sparsight.diffusion.model.randomness import Stream, sample_normal
+
+
+def deterministic_sampler(scheduler: Any) -> Any:
+    """A sampler without noise of its own for a training scheduler: DDIM, or Euler for flow matching.
+
+    DDIM (Song et al., arXiv 2010.02502) starts at the last training step (Lin et al., arXiv 2305.08891), unless nothing
+    can be told there.
+    """
+    if type(scheduler).__name__.startswith("FlowMatch"):
+        return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
+    spacing = "leading" if NoiseProcess(scheduler).ends_blind else "trailing"
+    return DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing, clip_sample=False)
+
+
+def starting_noise(shape: tuple[int, int, int], *, seed: int, index: Tensor) -> Tensor:
+    """Start of sampling for every sample id, (B, C, H, W): equal seeds and ids give equal images."""
+    return sample_normal(shape, seed=seed, step=0, index=index, stream=Stream.START)
+
+
+@torch.no_grad()
+def sample(
+    model: DiffusionModel,
+    batch: Mapping[str, Any],
+    noise: Tensor,
+    *,
+    steps: int,
+    guidance: float,
+    on_state: Callable[[Tensor, Tensor], None] | None = None,
+) -> Tensor:
+    """Sample in model space.
+
+    Args:
+        model: Pipeline parts.
+        batch: Labels, captions or their embeddings (``cond`` and ``uncond``), one for every sample.
+        noise: Start (B, C, H, W).
+        steps: Sampler steps.
+        guidance: Guidance scale; 1 is none and costs one denoiser call a step instead of two.
+        on_state: Called with every ``(x_t, timestep)`` that the denoiser is asked about.
+
+    Returns:
+        Clean samples (B, C, H, W), float32.
+    """
+    sampler = deterministic_sampler(model.pipeline.scheduler)
+    sampler.set_timesteps(steps, device=model.device)
+    state = noise.to(model.device)
+    size = (state.shape[-2] * model.pixels_per_cell, state.shape[-1] * model.pixels_per_cell)
+    cond = model.condition(batch, size)
+    if guidance != 1.0:
+        cond = concatenate_conditions(cond, model.unconditional(batch, len(state), size))
+    for timestep in sampler.timesteps:
+        if on_state is not None:
+            on_state(state, timestep)
+        inputs = state if guidance == 1.0 else torch.cat([state, state])
+        output = predict(model.denoiser, inputs, timestep.expand(len(inputs)), cond)
+        if guidance != 1.0:
+            with_condition, without = output.chunk(2)
+            output = without + guidance * (with_condition - without)
+        state = sampler.step(output, timestep, state).prev_sample
+    return state

@@ -1,0 +1,89 @@
+"""Loading exported students with this project's own code instead of the code that they carry."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers.models.modeling_utils import no_init_weights
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sparsight.common.text import read_json
+from sparsight.diffusion.families.examples import FAMILIES
+from sparsight.diffusion.students.adapters import AdapterGuard
+from sparsight.diffusion.students.modeling import student_file
+from sparsight.diffusion.surgery.record import apply_record
+from sparsight.diffusion.surgery.sites import students
+
+PREFIX = "Student"
+
+
+class StudentUNet(AdapterGuard, diffusers.UNet2DConditionModel):
+    """A UNet with mixers of this installation."""
+
+
+CLASSES: dict[str, Any] = {"UNet2DConditionModel": StudentUNet}
+
+
+def find_student(folder: Path) -> str | None:
+    """The part of a pipeline folder that is an exported student: ``unet``, ``transformer`` or none."""
+    return next((part for part in ("unet", "transformer") if "student" in _config(folder / part)), None)
+
+
+def load_student(folder: Path, *, variant: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The diffusers model in a student's folder, in fp32, with mixers of this installation at its sites.
+
+    Args:
+        folder: Holds ``config.json`` and safetensors.
+        variant: Weight variant, e.g. ``fp16``; taken if the folder has it.
+        trust_remote_code: Import mixers that nothing but the folder names, from this installation's import path.
+
+    Raises:
+        ValueError: The configuration is damaged, a mixer may not or cannot be imported, or the weights do not fit it.
+    """
+    config = _config(folder)
+    options = {key: value for key, value in config.items() if not key.startswith("_")}
+    try:
+        base = config["_class_name"].removeprefix(PREFIX)
+        record, code = options.pop("student"), options.pop("auto_map")["AutoModel"].partition(".")[0]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'config.json'} is damaged: {error!r}") from error
+    if base not in FAMILIES:
+        raise ValueError(f"{folder} holds a {base!r}; students are of {', '.join(FAMILIES)}")
+    with no_init_weights():
+        model = CLASSES.get(base, getattr(diffusers, base)).from_config(options)
+        apply_record(model, record, trust_remote_code=trust_remote_code)
+    ours = student_file({type(student.mixer) for student in students(model).values()}, base)
+    if ours.stem != code:
+        warnings.warn(
+            f"{folder} carries code of another version of its mixers than the one installed ({code}, not {ours.stem}); "
+            "if its answers look wrong, load it with trust_remote_code to run its own",
+            stacklevel=2,
+        )
+    state = _weights(folder, variant) or _weights(folder, None)
+    try:
+        model.load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} do not fit the installed mixers: {error}") from error
+    return model.eval()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _weights(folder: Path, variant: str | None) -> dict[str, Tensor]:
+    """All tensors of a variant, whether in one file or several; empty if there are none."""
+    infix = f".{variant}" if variant else ""
+    single = folder / f"diffusion_pytorch_model{infix}.safetensors"
+    index = folder / f"diffusion_pytorch_model.safetensors.index{infix}.json"
+    if single.is_file():
+        return load_file(single)
+    if not index.is_file():
+        return {}
+    shards = sorted(set(read_json(index)["weight_map"].values()))
+    return {name: tensor for shard in shards for name, tensor in load_file(folder / Path(shard).name).items()}

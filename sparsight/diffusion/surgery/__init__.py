@@ -1,0 +1,1 @@
+"""Finding self-attentions, putting token mixers in their place, and recording what was changed."""

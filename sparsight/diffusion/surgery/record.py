@@ -1,0 +1,85 @@
+"""What was changed in a denoiser, as plain data: kept in checkpoints and exports, and enough to do it again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from torch import nn
+
+from blocks.base import Grid, Site, TokenMixer
+from sparsight.common.formats import check_format
+from sparsight.diffusion.surgery.known_mixers import mixer_class
+from sparsight.diffusion.surgery.replace import finalize, replace
+from sparsight.diffusion.surgery.sites import SiteSelection, students
+
+FORMAT = 1
+
+
+def record_of(denoiser: nn.Module) -> dict[str, Any]:
+    """JSON-able record of the mixers in a denoiser."""
+    return {
+        "format": FORMAT,
+        "sites": {path: _describe(student.mixer) for path, student in students(denoiser).items()},
+    }
+
+
+def _describe(mixer: TokenMixer) -> dict[str, Any]:
+    return {
+        "class_path": f"{type(mixer).__module__}.{type(mixer).__qualname__}",
+        "options": _plain(mixer.options),
+        "site": asdict(mixer.site),
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise ValueError(f"a mixer's options must be plain data, got {value!r}")
+
+
+def apply_record(denoiser: nn.Module, record: Mapping[str, Any], *, trust_remote_code: bool = False) -> None:
+    """Put the recorded mixers, with fresh weights, in the place of the self-attentions; no teacher is kept.
+
+    Args:
+        denoiser: The untouched diffusers model; changed in place.
+        record: What :func:`record_of` made.
+        trust_remote_code: Import mixers that nothing but the record names.
+
+    Raises:
+        ValueError: The record is damaged, of a later format, or names a site or a mixer that is not there.
+    """
+    check_format(record, FORMAT, "the record of mixers")
+    recorded = record.get("sites")
+    if not (isinstance(recorded, Mapping) and recorded):
+        raise ValueError("the record of mixers is damaged: it has no sites")
+    made = {path: mixer_from(entry, trust_remote_code=trust_remote_code) for path, entry in recorded.items()}
+    replace(denoiser, lambda site: made[site.path], SiteSelection(include=list(recorded)))
+    finalize(denoiser)
+
+
+def mixer_from(entry: Mapping[str, Any], *, trust_remote_code: bool = False) -> TokenMixer:
+    """The recorded mixer with fresh weights.
+
+    Args:
+        entry: What a record holds for one site.
+        trust_remote_code: Import it if nothing but the record names it.
+
+    Raises:
+        ValueError: The entry is damaged, or the class is no mixer that may be used.
+    """
+    try:
+        path, options, place = entry["class_path"], dict(entry["options"]), dict(entry["site"])
+        site = Site(**{**place, "grid": Grid(**place["grid"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"an entry of the record of mixers is damaged: {error!r}") from error
+    found = mixer_class(path, trust_remote_code=trust_remote_code)
+    try:
+        return found(site, **options)
+    except (TypeError, RuntimeError) as error:
+        raise ValueError(f"{path} cannot be made with the recorded options {options}: {error}") from error

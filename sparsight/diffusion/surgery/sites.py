@@ -1,0 +1,154 @@
+"""Finding the self-attentions of a denoiser and choosing among them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from typing import Any
+
+import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
+from torch import nn
+
+from blocks.base import Grid, Site
+from sparsight.diffusion.families.examples import example_inputs, family
+from sparsight.diffusion.surgery.shell import AttentionShell
+from sparsight.diffusion.surgery.student import StudentAttention, transformer_stacks
+
+
+@dataclass(frozen=True)
+class SiteSelection:
+    """Which self-attentions to replace.
+
+    Args:
+        include: Patterns of module paths (``fnmatch``), or whole paths.
+        exclude: Patterns of what to leave out of that.
+        min_tokens: Leave out sites with fewer tokens, at the denoiser's own size.
+        max_tokens: Leave out sites with more tokens.
+        predicate: A function of the site, for whatever patterns cannot say.
+    """
+
+    include: Sequence[str] = ("*",)
+    exclude: Sequence[str] = field(default_factory=tuple)
+    min_tokens: int = 0
+    max_tokens: int | None = None
+    predicate: Callable[[Site], bool] | None = None
+
+    def choose(self, sites: Sequence[Site]) -> list[Site]:
+        """The chosen sites, in the order of the denoiser.
+
+        Raises:
+            ValueError: A pattern matches no site, or no site is left.
+        """
+        paths = [site.path for site in sites]
+        for pattern in (*self.include, *self.exclude):
+            if not any(fnmatch(path, pattern) for path in paths):
+                raise ValueError(f"no self-attention matches {pattern!r}; there are: {', '.join(paths)}")
+        chosen = [site for site in sites if self._wants(site)]
+        if not chosen:
+            raise ValueError(f"{self} leaves no self-attention to replace; there are: {', '.join(paths)}")
+        return chosen
+
+    def _wants(self, site: Site) -> bool:
+        return (
+            any(fnmatch(site.path, pattern) for pattern in self.include)
+            and not any(fnmatch(site.path, pattern) for pattern in self.exclude)
+            and self.min_tokens <= site.grid.tokens
+            and (self.max_tokens is None or site.grid.tokens <= self.max_tokens)
+            and (self.predicate is None or self.predicate(site))
+        )
+
+
+def find_sites(denoiser: nn.Module) -> list[Site]:
+    """Every self-attention inside a transformer block, in the order of the modules.
+
+    A site is what a block calls without an encoder state: ``attn1`` unless the block has ``only_cross_attention``, and
+    ``attn2`` where it has ``double_self_attention``.
+
+    Raises:
+        ValueError: The denoiser's class is not supported.
+    """
+    grids = probe_grids(denoiser)
+    return [
+        Site(
+            path=path,
+            channels=attention.query_dim,
+            heads=attention.heads,
+            head_dim=attention.inner_dim // attention.heads,
+            grid=grids[path],
+        )
+        for path, attention in self_attentions(denoiser)
+    ]
+
+
+def self_attentions(denoiser: nn.Module) -> list[tuple[str, Any]]:
+    """Paths and attention modules of all sites; where a site is replaced already, the teacher that stood there."""
+    found = []
+    for block_path, block in denoiser.named_modules():
+        if not isinstance(block, BasicTransformerBlock):
+            continue
+        for name, is_self in (("attn1", not block.only_cross_attention), ("attn2", block.double_self_attention)):
+            attention = getattr(block, name)
+            if isinstance(attention, AttentionShell):
+                attention = attention.teacher
+            if is_self and isinstance(attention, Attention):
+                found.append((f"{block_path}.{name}", attention))
+    return found
+
+
+def refuse_unsupported(path: str, attention: Attention) -> None:
+    """Raise a ValueError that names what makes a self-attention more than attention among its own tokens."""
+    extras = {
+        "group_norm": attention.group_norm,
+        "spatial_norm": attention.spatial_norm,
+        "norm_q": attention.norm_q,
+        "norm_k": attention.norm_k,
+        "add_k_proj": getattr(attention, "add_k_proj", None),
+        "norm_cross": attention.norm_cross,
+    }
+    present = [name for name, value in extras.items() if value is not None]
+    if attention.fused_projections:
+        present.append("fused projections (call unfuse_qkv_projections first)")
+    if attention.inner_kv_dim != attention.inner_dim:
+        present.append("fewer key than query heads")
+    if present:
+        raise ValueError(f"{path} cannot be replaced: it has {', '.join(present)}")
+
+
+def meta_twin(denoiser: Any) -> Any:
+    """The untouched denoiser of the same configuration, without memory: for shapes and FLOPs."""
+    import diffusers
+
+    with torch.device("meta"):
+        return getattr(diffusers, family(denoiser)).from_config(denoiser.config)
+
+
+@torch.no_grad()
+def probe_grids(denoiser: nn.Module, size: tuple[int, int] | None = None) -> dict[str, Grid]:
+    """Grid of every site at ``size`` (height, width in model space), by a forward pass without memory."""
+    twin = meta_twin(denoiser)
+    grids: dict[str, Grid] = {}
+    paths = {module: path for path, module in twin.named_modules()}
+
+    def note(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden_BCHW = args[0] if args else kwargs["hidden_states"]
+        patch = getattr(stack.config, "patch_size", None) or 1
+        grid = Grid(hidden_BCHW.shape[-2] // patch, hidden_BCHW.shape[-1] // patch)
+        prefix = f"{paths[stack]}." if paths[stack] else ""
+        grids.update({path: grid for path, _ in self_attentions(twin) if path.startswith(prefix)})
+
+    for stack in transformer_stacks(twin):
+        stack.register_forward_pre_hook(note, with_kwargs=True)
+    twin(**example_inputs(twin, size=size, device="meta"))
+    return grids
+
+
+def students(denoiser: nn.Module) -> dict[str, StudentAttention]:
+    """Path and module of every site that was replaced."""
+    found: dict[str, StudentAttention] = {}
+    for path, module in denoiser.named_modules():
+        if isinstance(module, StudentAttention):
+            found[path.removesuffix(".student")] = module
+    return found

@@ -1,0 +1,1 @@
+"""Distilling a student from its teacher."""

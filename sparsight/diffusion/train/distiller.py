@@ -1,0 +1,124 @@
+"""Running teacher and student on one batch, and the losses between them.
+
+Shape legend: B batch, N tokens, C channels, H and W height and width in model space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsight.common.training.processes import averaged
+from sparsight.diffusion.model.diffusion_model import predict
+from sparsight.diffusion.model.process import NoiseProcess
+from sparsight.diffusion.surgery.replace import set_mode
+from sparsight.diffusion.surgery.shell import AttentionShell, Mode
+from sparsight.diffusion.surgery.site_error import TINY, mean_squares
+from sparsight.diffusion.train.losses import min_snr_weight, snr_over_gamma_weight
+from sparsight.diffusion.train.residual import ResidualTaps
+from sparsight.diffusion.train.stages import Objective
+
+Squares = dict[str, tuple[Tensor, Tensor]]
+"""By site: mean square of the student's error, with gradients, and of the teacher's answer."""
+
+
+class Distiller:
+    """Compares the student in a denoiser with the teacher in the same denoiser.
+
+    Args:
+        denoiser: A denoiser with shells.
+        shells: Its shells by path.
+        weights: Weight of each site's loss.
+        process: The noising process, for loss weights by timestep.
+
+    Attributes:
+        errors: By site, squared error over the teacher's mean square in the last loss, over all processes.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, shells: dict[str, AttentionShell], weights: dict[str, float], process: NoiseProcess
+    ) -> None:
+        self.denoiser = denoiser
+        self.shells = shells
+        self.weights = weights
+        self.process = process
+        self.taps = ResidualTaps(denoiser, shells)
+        self.errors: dict[str, Tensor] = {}
+
+    def predict(self, noised: Mapping[str, Any], mode: Mode, *, idle: Mode = Mode.TEACHER) -> Tensor:
+        """What the denoiser answers (B, C, H, W) with its sites in ``mode``; see :func:`set_mode`."""
+        set_mode(self.shells.values(), mode, idle=idle)
+        return predict(self.denoiser, noised["xt"], noised["timestep"], noised["cond"])
+
+    def compare_sites(self, noised: Mapping[str, Any]) -> Squares:
+        """Every mixer's error on the teacher's own input.
+
+        One forward pass through the frozen network; gradients reach the mixers alone.
+        """
+        with torch.no_grad():
+            self.predict(noised, Mode.LAYERWISE)
+        return {path: shell.take_squares() for path, shell in self.shells.items()}
+
+    def layerwise(self, noised: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The loss of the layer-wise stage."""
+        return {"site": self._weighted(self._normalised(self.compare_sites(noised)), mean=True)}
+
+    def end_to_end(self, noised: Mapping[str, Any], objective: Objective) -> dict[str, Tensor]:
+        """The terms of the end-to-end loss; sites that were not handed over yet keep their layer-wise loss (idle)."""
+        with torch.no_grad():
+            teacher_output, teacher_sites = self._observe(noised, Mode.TEACHER, objective)
+        student_output, student_sites = self._observe(noised, Mode.STUDENT, objective)
+        squares = {
+            path: mean_squares(student_sites[path], teacher_sites[path]) if shell.handed_over else shell.take_squares()
+            for path, shell in self.shells.items()
+        }
+        normalised = self._normalised(squares)
+        plain = {path: error for path, (error, _) in squares.items()}
+        terms = {}
+        if objective.to_teacher:
+            wanted = teacher_output
+            terms["to_teacher"] = objective.to_teacher * self._output_loss(student_output, wanted, noised, objective)
+        if objective.to_target:
+            wanted = noised["target"].float()
+            terms["to_target"] = objective.to_target * self._output_loss(student_output, wanted, noised, objective)
+        handed_over = {path for path, shell in self.shells.items() if shell.handed_over}
+        if objective.site and handed_over:
+            errors = normalised if objective.site_normalised else plain
+            chosen = {path: errors[path] for path in handed_over}
+            terms["site"] = objective.site * self._weighted(chosen, mean=objective.site_normalised)
+        idle = {path: error for path, error in normalised.items() if path not in handed_over}
+        if idle:
+            terms["idle"] = self._weighted(idle, mean=True)
+        return terms
+
+    def _observe(self, noised: Mapping[str, Any], mode: Mode, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
+        if objective.site_on == "residual":
+            with self.taps.listening() as streams:
+                return self.predict(noised, mode, idle=Mode.LAYERWISE), streams
+        output = self.predict(noised, mode, idle=Mode.LAYERWISE)
+        answering = {path: shell for path, shell in self.shells.items() if shell.mode is not Mode.LAYERWISE}
+        return output, {path: shell.take_output() for path, shell in answering.items()}
+
+    def _output_loss(self, student: Tensor, wanted: Tensor, noised: Mapping[str, Any], objective: Objective) -> Tensor:
+        error_B = (student - wanted).square().flatten(1).mean(1)
+        if objective.timestep_weight == "none":
+            return error_B.mean()
+        snr_B = self.process.snr(noised["level"]).to(error_B.device)
+        if objective.timestep_weight == "paper":
+            return (snr_over_gamma_weight(snr_B, objective.gamma) * error_B).mean()
+        return (min_snr_weight(snr_B, objective.gamma, self.process.prediction_type) * error_B).mean()
+
+    def _normalised(self, squares: Squares) -> dict[str, Tensor]:
+        """This process's errors over the teacher's mean squares in the batches of all processes."""
+        error = torch.stack([error for error, _ in squares.values()])
+        everywhere = averaged(torch.stack([error.detach(), torch.stack([power for _, power in squares.values()])]))
+        power = everywhere[1].clamp_min(TINY)
+        self.errors = dict(zip(squares, everywhere[0] / power, strict=True))
+        return dict(zip(squares, error / power, strict=True))
+
+    def _weighted(self, errors: Mapping[str, Tensor], *, mean: bool) -> Tensor:
+        total = torch.stack([self.weights[path] * error for path, error in errors.items()]).sum()
+        return total / sum(self.weights.values()) if mean else total

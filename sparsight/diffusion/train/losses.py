@@ -1,0 +1,27 @@
+"""Weights of losses over timesteps, each one formula."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def min_snr_weight(snr_B: Tensor, gamma: float, prediction_type: str) -> Tensor:
+    """Min-SNR loss weight (Hang et al., arXiv 2303.09556), (B,).
+
+    min(SNR, gamma) weighs the error of x_0; divided by what turns an error of the prediction into one of x_0:
+    SNR for ``epsilon``, SNR + 1 for ``v_prediction``, (sqrt(SNR) + 1)^2 for ``flow``, 1 for ``sample``.
+    """
+    clipped_B = snr_B.clamp_max(gamma)
+    if prediction_type == "epsilon":
+        return clipped_B / snr_B.clamp_min(1e-12)
+    if prediction_type == "v_prediction":
+        return clipped_B / (snr_B + 1)
+    if prediction_type == "flow":
+        return clipped_B / (snr_B.sqrt() + 1).square()
+    return clipped_B
+
+
+def snr_over_gamma_weight(snr_B: Tensor, gamma: float) -> Tensor:
+    """Weight of the output loss in the DeltaConvFusion paper: min(gamma * SNR, 1), (B,); arXiv 2504.21292."""
+    return torch.clamp_max(gamma * snr_B, 1.0)

@@ -1,0 +1,34 @@
+"""Splitting a denoiser with shells over processes (FSDP2)."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+from sparsight.common.training.sharding import data_parallel
+from sparsight.diffusion.surgery.replace import shells_of
+
+# transformer blocks and the other large parts; and what the whole DiT asks of its first block's insides
+UNITS = {"BasicTransformerBlock", "ResnetBlock2D", "CombinedTimestepLabelEmbeddings"}
+
+
+def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
+    """Split every student, every block, and the rest of the denoiser; each is gathered when it is used.
+
+    Students are units of their own: in the layer-wise stage they alone take part in the backward pass, after their
+    block has let its weights go. What a student shares with its teacher stays with the block.
+
+    Args:
+        denoiser: A denoiser with shells; changed in place.
+        mesh: Lightning's mesh of processes, see :func:`sparsight.common.training.sharding.data_parallel`.
+    """
+    mesh = data_parallel(mesh)
+    for shell in shells_of(denoiser).values():
+        shared = set(shell.teacher.parameters())
+        if any(parameter not in shared for parameter in shell.student.parameters()):
+            fully_shard(shell.student, mesh=mesh, ignored_params=shared)
+    units = [module for module in denoiser.modules() if type(module).__name__ in UNITS]
+    for module in reversed(units):  # what is inside comes first
+        fully_shard(module, mesh=mesh)
+    fully_shard(denoiser, mesh=mesh)

@@ -1,1 +1,0 @@
-"""Distillation: losses, stages, and reading what a teacher does."""

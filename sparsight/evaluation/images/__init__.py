@@ -1,0 +1,30 @@
+"""Metrics of generated images: features, distances, agreement with captions and with the teacher."""
+
+from sparsight.evaluation.images.base import GenerationMetric
+from sparsight.evaluation.images.clip import CLIPFeatures, CLIPScore
+from sparsight.evaluation.images.extractor import FeatureExtractor
+from sparsight.evaluation.images.features import EfficientNetLite0Features, InceptionFeatures, TimmFeatures
+from sparsight.evaluation.images.fidelity import TeacherError, TeacherSimilarity
+from sparsight.evaluation.images.frechet import FrechetDistance
+from sparsight.evaluation.images.kernel import KernelDistance
+from sparsight.evaluation.images.lpips import TeacherLPIPS
+from sparsight.evaluation.images.reference import Reference
+from sparsight.evaluation.images.samples import Samples, in_batches
+
+__all__ = [
+    "CLIPFeatures",
+    "CLIPScore",
+    "EfficientNetLite0Features",
+    "FeatureExtractor",
+    "FrechetDistance",
+    "GenerationMetric",
+    "InceptionFeatures",
+    "KernelDistance",
+    "Reference",
+    "Samples",
+    "TeacherError",
+    "TeacherLPIPS",
+    "TeacherSimilarity",
+    "TimmFeatures",
+    "in_batches",
+]

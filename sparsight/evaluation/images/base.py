@@ -1,0 +1,45 @@
+"""The one interface of metrics of generated images."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+from torch import Tensor
+from torchmetrics import Metric
+
+from sparsight.evaluation.images.samples import Samples
+
+
+class GenerationMetric(Metric, ABC):
+    """A torchmetrics metric that is fed with samples and answers with named values.
+
+    States are summed or concatenated over processes, so that any number of them gives the value of one.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    needs_captions = False
+    """Whether samples must carry captions."""
+    needs_teacher = False
+    """Whether the teacher's images and latents must be drawn beside the student's."""
+
+    @property
+    @abstractmethod
+    def protocol(self) -> str:
+        """What is computed, from which features and against what, for reports."""
+
+    @abstractmethod
+    def update(self, samples: Samples) -> None:
+        """Add a batch of samples."""
+
+    @abstractmethod
+    def compute(self) -> dict[str, Tensor]:
+        """Values over all processes, by name."""
+
+    def of(self, batches: Iterable[Samples]) -> dict[str, float]:
+        """Values of these samples alone."""
+        self.reset()
+        for samples in batches:
+            self.update(samples)
+        return {name: float(value) for name, value in self.compute().items()}

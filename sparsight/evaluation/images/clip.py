@@ -1,0 +1,142 @@
+"""CLIP-like models of transformers: image features, text features and the CLIP score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor
+
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.finite import check_rows
+from sparsight.evaluation.images.base import GenerationMetric
+from sparsight.evaluation.images.extractor import FeatureExtractor
+from sparsight.evaluation.images.samples import Samples
+
+
+class CLIPFeatures(FeatureExtractor):
+    """Image features of a CLIP-like model, and text features in the same space.
+
+    Args:
+        model: Hub id or local folder of a transformers model with ``get_image_features`` and ``get_text_features``
+            (CLIP, SigLIP, AltCLIP ...), with its tokenizer and image processor.
+        revision: Git revision on the hub.
+        name: Short name for logs; the last part of ``model`` if not given.
+
+    Attributes:
+        max_tokens: Tokens that a caption may have.
+
+    Raises:
+        FileNotFoundError: There is no such folder or hub id.
+        ValueError: The model is not CLIP-like.
+    """
+
+    def __init__(self, model: str, revision: str | None = None, name: str | None = None) -> None:
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+        try:
+            with torch.random.fork_rng(devices=[]):
+                network = AutoModel.from_pretrained(model, revision=revision, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+            processor = AutoImageProcessor.from_pretrained(model, revision=revision)
+        except OSError as error:
+            raise FileNotFoundError(f"no CLIP model with tokenizer and processor at {model!r}: {error}") from error
+        if not (hasattr(network, "get_image_features") and hasattr(network, "get_text_features")):
+            raise ValueError(f"{model!r} is a {type(network).__name__}, which has no features of images and texts")
+        super().__init__(
+            network,
+            name=name or model.rstrip("/").rpartition("/")[2].lower(),
+            preprocessing=json.dumps({k: v for k, v in processor.to_dict().items() if v is not None}, sort_keys=True),
+        )
+        self.tokenizer, self.processor = tokenizer, processor
+        self.max_tokens = min(tokenizer.model_max_length, network.config.text_config.max_position_embeddings)
+
+    def extract(self, images_BCHW: Tensor) -> Tensor:
+        """Image features (B, F), not normalised."""
+        pixels = self.processor(images=list(images_BCHW), return_tensors="pt")["pixel_values"]
+        return _pooled(self.network.get_image_features(pixel_values=pixels.to(images_BCHW.device)))
+
+    @torch.no_grad()
+    def text(self, captions: Sequence[str]) -> tuple[Tensor, int]:
+        """Text features (B, F), not normalised, and how many captions were cut to ``max_tokens``.
+
+        The cut keeps the end token, where CLIP reads the caption's feature; padding is always to the full length, so
+        that a caption's feature does not depend on its neighbours.
+        """
+        whole = self.tokenizer(list(captions), verbose=False)["input_ids"]
+        tokens = self.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        device = next(self.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            features = self.network.get_text_features(**tokens.to(device))
+        return _pooled(features).float(), sum(len(ids) > self.max_tokens for ids in whole)
+
+
+def _pooled(features: Any) -> Tensor:
+    """The features themselves: transformers 5 wraps them in a model output."""
+    return getattr(features, "pooler_output", features)
+
+
+class CLIPScore(GenerationMetric):
+    """100 max(cos(image, caption), 0), mean over samples (Hessel et al., arXiv 2104.08718, without its factor 2.5).
+
+    Papers that report 0.32 mean the cosine, which is 32 here. torchmetrics' metric of this name crashes on
+    transformers 5, and cuts long captions before their end token, from which CLIP reads them.
+
+    Args:
+        model: Hub id or local folder of a CLIP-like transformers model.
+        revision: Git revision on the hub.
+        prefix: Put before every caption; Hessel et al. and the COCO protocols have ``"A photo depicts "``.
+        name: Short name for logs; the last part of ``model`` if not given.
+    """
+
+    needs_captions = True
+    higher_is_better = True
+    score_sum: Tensor
+    count: Tensor
+    truncated: Tensor
+
+    def __init__(self, model: str, revision: str | None = None, prefix: str = "", name: str | None = None) -> None:
+        super().__init__()
+        self.extractor = CLIPFeatures(model, revision=revision, name=name)
+        self.prefix = prefix
+        self.add_state("score_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("truncated", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @property
+    def protocol(self) -> str:
+        """The model, and what is put before captions."""
+        return f"100 x cosine of {self.extractor.name}" + (f", captions begin with {self.prefix!r}" * bool(self.prefix))
+
+    def update(self, samples: Samples) -> None:
+        """Add images and their captions.
+
+        Raises:
+            ConfigurationError: There are no captions.
+            NonFiniteError: Features are not finite.
+        """
+        if samples.captions is None:
+            raise ConfigurationError(
+                "the CLIP score needs captions: take them from the data, or give a list or a file of them"
+            )
+        text, truncated = self.extractor.text([self.prefix + caption for caption in samples.captions])
+        check_rows({f"{self.extractor.name} features": text}, samples.index, "captions")
+        cosine_B = F.cosine_similarity(samples.features(self.extractor).double(), text.double())
+        self.score_sum += cosine_B.clamp(0, 1).sum()
+        self.count += len(cosine_B)
+        self.truncated += truncated
+
+    def compute(self) -> dict[str, Tensor]:
+        """The mean, between 0 and 100; warns of captions that were cut."""
+        if self.truncated:
+            rank_zero_warn(
+                f"CLIP score: {int(self.truncated)} of {int(self.count)} captions have more than the "
+                f"{self.extractor.max_tokens} tokens that {self.extractor.name} reads; they were cut"
+            )
+        return {f"clip_score_{self.extractor.name}": 100 * self.score_sum / self.count}

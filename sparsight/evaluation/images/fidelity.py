@@ -1,0 +1,104 @@
+"""How near a student's samples are to its teacher's from the same noise and conditions."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsight.evaluation.images.base import GenerationMetric
+from sparsight.evaluation.images.extractor import FeatureExtractor
+from sparsight.evaluation.images.samples import Samples, of_teacher
+
+
+class TeacherError(GenerationMetric):
+    """Root mean square error to the teacher over all samples, and the peak signal-to-noise ratio in dB.
+
+    Args:
+        space: ``pixels`` in [0, 1], whose peak is 1, or ``latents``, whose peak is the range (largest minus smallest
+            value) of all the teacher's latents.
+    """
+
+    needs_teacher = True
+    square_sum: Tensor
+    count: Tensor
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, space: Literal["pixels", "latents"] = "pixels") -> None:
+        if space not in ("pixels", "latents"):
+            raise ValueError(f"space is {space!r}; allowed: pixels, latents")
+        super().__init__()
+        self.space = space
+        self.add_state("square_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("low", torch.tensor(torch.inf), dist_reduce_fx="min")
+        self.add_state("high", torch.tensor(-torch.inf), dist_reduce_fx="max")
+
+    @property
+    def protocol(self) -> str:
+        """What is compared."""
+        return f"{self.space} against the teacher's from the same noise and conditions"
+
+    def update(self, samples: Samples) -> None:
+        """Add samples beside the teacher's.
+
+        Raises:
+            ValueError: The teacher's samples, or latents, are not there.
+        """
+        if self.space == "pixels":
+            student, teacher = samples.images, of_teacher(samples.teacher_images)
+        else:
+            student, teacher = of_teacher(samples.latents), of_teacher(samples.teacher_latents)
+        self.square_sum += (student.double() - teacher.double()).square().sum()
+        self.count += student.numel()
+        self.low = torch.minimum(self.low, teacher.float().min())
+        self.high = torch.maximum(self.high, teacher.float().max())
+
+    def compute(self) -> dict[str, Tensor]:
+        """``fidelity_pixel_rmse`` and ``fidelity_pixel_psnr``, or ``latent`` in the place of ``pixel``."""
+        rmse = (self.square_sum / self.count).sqrt()
+        peak = 1.0 if self.space == "pixels" else (self.high - self.low).double()
+        name = f"fidelity_{self.space[:-1]}"
+        return {f"{name}_rmse": rmse, f"{name}_psnr": 20 * torch.log10(peak / rmse)}
+
+
+class TeacherSimilarity(GenerationMetric):
+    """Mean cosine between features of student's and teacher's images; with CLIPFeatures it is what papers call CLIP-I.
+
+    Args:
+        extractor: Describes images.
+    """
+
+    needs_teacher = True
+    higher_is_better = True
+    cosine_sum: Tensor
+    count: Tensor
+
+    def __init__(self, extractor: FeatureExtractor) -> None:
+        super().__init__()
+        self.extractor = extractor
+        self.add_state("cosine_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    @property
+    def protocol(self) -> str:
+        """The extractor."""
+        return f"cosine of {self.extractor.name} features ({self.extractor.preprocessing}), same noise and conditions"
+
+    def update(self, samples: Samples) -> None:
+        """Add samples beside the teacher's.
+
+        Raises:
+            ValueError: The teacher's images are not there.
+        """
+        teacher_BF = samples.teacher_features(self.extractor).double()
+        cosine_B = F.cosine_similarity(samples.features(self.extractor).double(), teacher_BF).clamp(-1, 1)
+        self.cosine_sum += cosine_B.sum()
+        self.count += len(cosine_B)
+
+    def compute(self) -> dict[str, Tensor]:
+        """``fidelity_cosine_<extractor>``, 1 for equal images."""
+        return {f"fidelity_cosine_{self.extractor.name}": self.cosine_sum / self.count}

@@ -1,0 +1,197 @@
+"""What is left of an evaluation: one JSON file, a table and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sparsight.common.disk.files import write_text, write_whole
+from sparsight.common.tables import format_table, json_text, markdown_table
+from sparsight.common.text import read_json
+from sparsight.evaluation.reform_eval.scores import HEADLINES, Estimate, ScoreKey
+from sparsight.evaluation.reform_eval.taxonomy import CAPTIONS
+
+VERSION = 1
+FILE = "report.json"
+NO_SHARES = ("cider", "instability", "turn_correlation", "turn_slope")
+_LISTED = 20  # unusable samples of a task in the table's file
+LEVELS = ("all", "ability", "dimension", "task")
+Scores = Mapping[ScoreKey, Estimate]
+
+
+def write_report(
+    folder: Path,
+    *,
+    about: Mapping[str, Any],
+    extra: Mapping[str, Any],
+    answers: Sequence[Mapping[str, Any]],
+    scores: Scores,
+) -> str:
+    """Write ``report.json``, ``report.md`` and ``dimensions.png``.
+
+    Args:
+        folder: Where they go.
+        about: What all answers depend on: model, data, protocol.
+        extra: What else is worth keeping, such as prompts and hardware.
+        answers: Plain data of every unit.
+        scores: Their scores.
+
+    Returns:
+        The table, as text for a terminal.
+    """
+    listed = [key._asdict() | numbers(each) for key, each in scores.items()]
+    chances = chances_of(answers)
+    lines = score_lines(scores, about["tasks"], chances)
+    content = {"version": VERSION, "about": about, **extra, "scores": listed, "chances": chances}
+    content |= {"answers": list(answers)}
+    write_text(folder / FILE, json_text(content))
+    left = "".join(_left_out(name, reasons) for name, reasons in extra.get("left_out", {}).items())
+    write_text(folder / "report.md", f"{_title(about, extra)}\n\n{markdown_table(lines)}\n{left}")
+    plot_dimensions({about["model"]["name"]: scores}, folder / "dimensions.png")
+    return format_table(lines)
+
+
+def read_report(path: str | Path) -> dict[str, Any]:
+    """A report, from its file or its folder.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It holds something else.
+    """
+    file = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no evaluation at {path}; give a folder with {FILE}, or such a file")
+    try:
+        content: dict[str, Any] = read_json(file)
+        if content["version"] != VERSION or not content["answers"]:
+            raise ValueError(f"version {content['version']}, {len(content['answers'])} answers")
+        _ = content["about"]["tasks"], content["about"]["model"]["name"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{file} is no evaluation of version {VERSION}: {error!r}") from error
+    return content
+
+
+def chances_of(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Share that blind guesses get right, of every task whose questions have options."""
+    shares: dict[str, list[float]] = {}
+    for answer in answers:
+        if "options" in answer:
+            shares.setdefault(answer["task"], []).append(1 / len(answer["options"]))
+    return {task: sum(each) / len(each) for task, each in shares.items()}
+
+
+def score_lines(
+    scores: Scores, tasks: Sequence[Mapping[str, Any]], chances: Mapping[str, float]
+) -> list[dict[str, str]]:
+    """A line for every task, dimension and ability, with a column for every method and metric."""
+    samples = {task["name"]: task["samples"] for task in tasks}
+    columns = list(dict.fromkeys((key.method, _shown_metric(key, tasks)) for key in scores))
+    lines = []
+    for level in LEVELS:
+        for name in dict.fromkeys(key.name for key in scores if key.level == level):
+            of_task = level == "task"
+            line = {"": f"{level} {name}".strip(), "samples": str(samples[name]) if of_task else ""}
+            line["chance"] = f"{100 * chances[name]:.1f}" if of_task and name in chances else ""
+            line |= {_column(metric, method): "" for method, metric in columns}
+            for key, each in scores.items():
+                if (key.level, key.name) == (level, name):
+                    line[_column(_shown_metric(key, tasks), key.method)] = shown(each, key)
+            lines.append(line)
+    return lines
+
+
+def _column(metric: str, method: str) -> str:
+    return f"{metric.replace('_', ' ')} ({method})"
+
+
+def _shown_metric(key: ScoreKey, tasks: Sequence[Mapping[str, Any]]) -> str:
+    formulations = {task["name"]: task["formulation"] for task in tasks}
+    main = key.level != "task" or key.metric == HEADLINES[formulations[key.name]]
+    return "score" if main else key.metric
+
+
+def is_share(key: ScoreKey) -> bool:
+    """Whether a score lies between 0 and 1, to be shown in per cent."""
+    return key.metric not in NO_SHARES and key.name != CAPTIONS
+
+
+def shown(estimate: Estimate, key: ScoreKey) -> str:
+    """A score with its interval; shares in per cent."""
+    return with_interval(estimate.value, estimate.interval, key)
+
+
+def with_interval(value: float, ends: Sequence[float], key: ScoreKey, *, sign: str = "") -> str:
+    """A number in the unit of a score, and between what it lies; a dash where that is not defined.
+
+    Args:
+        value: The number.
+        ends: Of its interval.
+        key: What score it belongs to.
+        sign: ``+`` writes one before positive numbers, too.
+    """
+    if np.isnan([value, *ends]).any():
+        return "-"
+    unit, digits = (100, 1) if is_share(key) else (1, 2)
+    middle, low, high = (f"{unit * number:{sign}.{digits}f}" for number in (value, *ends))
+    return f"{middle} ({low} to {high})"
+
+
+def plot_dimensions(runs: Mapping[str, Scores], path: Path) -> None:
+    """Bars of every dimension that is a share, with 95 % intervals; runs beside each other, a panel a method."""
+    found = {
+        method: list(dict.fromkeys(key.name for each in runs.values() for key in each if _is_bar(key, method)))
+        for method in dict.fromkeys(key.method for each in runs.values() for key in each)
+    }
+    height = 0.28 * max(map(len, found.values())) * (len(runs) + 1) + 1.2
+    figure = Figure(figsize=(5.2 * len(found) + 1.5, height), layout="constrained")
+    panels = figure.subplots(1, len(found), squeeze=False)[0]
+    for panel, (method, names) in zip(panels, found.items(), strict=True):
+        for number, (label, scores) in enumerate(runs.items()):
+            estimates = [scores.get(ScoreKey(method, "dimension", name, "score")) for name in names]
+            places = [place + 0.8 * (number - (len(runs) - 1) / 2) / len(runs) for place in range(len(names))]
+            drawn = [(place, each) for place, each in zip(places, estimates, strict=True) if each is not None]
+            values = [100 * each.value for _, each in drawn]
+            ends_2N = 100 * np.array([np.abs(np.subtract(each.interval, each.value)) for _, each in drawn]).T
+            panel.barh([p for p, _ in drawn], values, 0.75 / len(runs), xerr=ends_2N, label=label, error_kw={"lw": 0.8})
+        panel.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+        panel.invert_yaxis()
+        panel.set_xlim(0, 100)
+        panel.set_xlabel(f"score by {method} in % (bars: 95 % of bootstrap draws)")
+    if len(runs) > 1:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    write_whole(path, lambda part: figure.savefig(part, dpi=130))
+
+
+def _is_bar(key: ScoreKey, method: str) -> bool:
+    return key.method == method and key.level == "dimension" and is_share(key)
+
+
+def numbers(estimate: Estimate) -> dict[str, float | None]:
+    """Score and ends of its interval; none where it is not defined."""
+    named = zip(("value", "low", "high"), (estimate.value, *estimate.interval), strict=True)
+    return {name: defined(number) for name, number in named}
+
+
+def defined(number: float) -> float | None:
+    """A number as JSON knows it, which has no word for one that is not defined."""
+    return None if np.isnan(number) else float(number)
+
+
+def _left_out(task: str, reasons: Sequence[str]) -> str:
+    listed = "\n".join(f"- {' '.join(reason.split())}" for reason in reasons[:_LISTED])
+    more = f"\n- and {len(reasons) - _LISTED} more, see {FILE}" if len(reasons) > _LISTED else ""
+    return f"\nLeft out of {task}, as they cannot be used: {len(reasons)}\n\n{listed}{more}\n"
+
+
+def _title(about: Mapping[str, Any], extra: Mapping[str, Any]) -> str:
+    protocol = about["protocol"]
+    done = "" if extra["complete"] else f" **Not finished: {extra['answered']} of {extra['asked']} answers.**"
+    return (
+        f"{about['model']['name']}: {protocol['runs']} run(s) a sample, seed {protocol['seed']}, "
+        f"{extra['environment']['date'][:10]}. Shares in %, in brackets 95 % of bootstrap draws.{done}"
+    )

@@ -1,1 +1,0 @@
-"""Writing trained models as Hugging Face folders that load without this project."""

@@ -1,0 +1,1 @@
+"""Questions answered by an image-text model: likelihoods, generated texts, scores by task."""

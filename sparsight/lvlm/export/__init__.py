@@ -1,0 +1,1 @@
+"""Image-text models as plain transformers folders, checked by loading them again."""

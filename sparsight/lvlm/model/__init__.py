@@ -1,0 +1,1 @@
+"""Image-text models: loading, their parts, their images and processors."""

@@ -1,0 +1,76 @@
+"""Image-text models, from a folder or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+
+from sparsight.common.disk.folders import put_back
+from sparsight.common.finite import check_finite
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+def load_lvlm(
+    source: str,
+    *,
+    dtype: Dtype = "float32",
+    attn_implementation: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a model of ``AutoModelForImageTextToText`` in eval mode.
+
+    Args:
+        source: Folder or hub id.
+        dtype: Precision of all weights.
+        attn_implementation: transformers' name of the attention kernel, e.g. ``sdpa``; its own choice if not given.
+        revision: Git revision on the hub.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        FileNotFoundError: ``source`` looks like a folder and is none.
+        ValueError: It is no image-text model, or weights are missing, left over or of other shapes; transformers would
+            only log that.
+        NonFiniteError: A weight is not finite.
+    """
+    check_folder(source)
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    if attn_implementation is not None:
+        options["attn_implementation"] = attn_implementation
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=DTYPES[dtype], output_loading_info=True, **options
+        )
+    except (OSError, ValueError) as error:
+        raise ValueError(f"transformers loads no image-text model from {source}: {first_line(error)}") from error
+    problems = {kind.replace("_", " "): sorted(map(str, keys)) for kind, keys in report.items() if keys}
+    if problems:
+        listed = "; ".join(f"{kind}: {', '.join(keys[:5])} ({len(keys)} in all)" for kind, keys in problems.items())
+        raise ValueError(
+            f"the weights of {source} do not fit its configuration: {listed}. transformers fills such gaps with random "
+            "numbers; was a layer removed without changing config.json, or saved by another version?"
+        )
+    check_finite(dict(model.named_parameters()), f"the weights of {source}")
+    return model.eval()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says before it goes into details."""
+    return str(error).partition("\n")[0]
+
+
+def check_folder(source: str) -> None:
+    """Tell a missing folder from a hub id.
+
+    Raises:
+        FileNotFoundError: ``source`` can only be a folder, and there is none.
+    """
+    path = Path(source).expanduser()
+    put_back(path)
+    if not path.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~", "runs/"))):
+        raise FileNotFoundError(f"there is no model folder {source}; give a folder or a hub id such as owner/name")

@@ -1,0 +1,102 @@
+"""Processors of image-text models, from a folder or the hub."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoProcessor
+
+from sparsight.lvlm.model.load import check_folder, first_line
+
+
+def load_processor(
+    source: str,
+    *,
+    chat_template: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """The processor (tokenizer, image processor, chat template) that belongs to a model.
+
+    Args:
+        source: Folder or hub id.
+        chat_template: Jinja template, or a file of one, in place of the processor's own.
+        options: Options of processor and image processor in place of the saved ones.
+        revision: Git revision on the hub.
+        trust_remote_code: Run code that comes with the model.
+
+    Raises:
+        FileNotFoundError: ``source`` looks like a folder and is none, or there is no such file of a chat template.
+        ValueError: It holds no processor, or an option is unknown or has a value that it cannot have.
+    """
+    check_folder(source)
+    options = dict(options or {})
+    taken = sorted(options.keys() & {"revision", "trust_remote_code", "chat_template"})
+    if taken:
+        raise ValueError(f"processor_options holds {', '.join(taken)}, which is an option of the datamodule itself")
+    hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        processor = AutoProcessor.from_pretrained(source, **hub, **options)
+    except (OSError, ValueError, TypeError) as error:
+        remedy = "save the base model's there with AutoProcessor.save_pretrained"
+        if options:
+            remedy += f", or correct processor_options {options}"
+        raise ValueError(f"transformers loads no processor from {source}; {remedy}: {first_line(error)}") from error
+    if options:
+        _check_options(processor, options)
+        _take_from_tokenizer(processor, options)
+    if chat_template is not None:
+        processor.chat_template = _read_template(chat_template)
+    return processor
+
+
+def check_template(given: str | None) -> None:
+    """See that a chat template is one, or a file that is there.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    if given is not None and "{" not in given and not Path(given).is_file():
+        raise FileNotFoundError(f"chat_template is {given!r}, which is neither a Jinja template nor a file of one")
+
+
+def _read_template(given: str) -> str:
+    if "{" in given:
+        return given
+    check_template(given)
+    return Path(given).read_text(encoding="utf-8")
+
+
+def _check_options(processor: Any, options: Iterable[str]) -> None:
+    """Refuse what transformers would ignore.
+
+    Raises:
+        ValueError: An option is known to neither processor nor image processor; the message lists what is.
+    """
+    kind: Any = type(processor)
+    images: Any = getattr(processor, "image_processor", None)
+    if not hasattr(images, "valid_kwargs"):
+        return  # code of a hub model that does not tell
+    known = set(inspect.signature(kind.__init__).parameters) | set(images.valid_kwargs.__annotations__)
+    known -= {"self", "args", "kwargs", "chat_template", *kind.get_attributes()}
+    for name in sorted(set(options) - known):
+        close = get_close_matches(name, known)
+        meant = f"did you mean {' or '.join(close)}? " if close else ""
+        raise ValueError(
+            f"processor_options.{name} is no option of {kind.__name__} or {type(images).__name__}; {meant}There are: "
+            f"{', '.join(sorted(known))}"
+        )
+
+
+def _take_from_tokenizer(processor: Any, options: Iterable[str]) -> None:
+    """Undo that transformers gives options to the tokenizer, too: its copy would beat the image processor's for good.
+
+    Where the processor's class has a value of its own (InternVL's ``crop_to_patches``), nothing but that copy beats it.
+    """
+    for name in set(options) - set(getattr(processor, "images_kwargs", {})):
+        processor.tokenizer.init_kwargs.pop(name, None)

@@ -1,0 +1,1 @@
+"""Choosing decoder layers, retiring them while training and removing them for good."""

@@ -1,0 +1,70 @@
+"""What the stages of an instruction tuning train, as configuration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from diffusers.optimization import SchedulerType
+
+from sparsight.common.errors import require
+from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, Part
+
+SCHEDULES = tuple(kind.value for kind in SchedulerType)
+
+
+@dataclass
+class TuningStage:
+    """One stage of an instruction tuning; it begins with a fresh optimiser.
+
+    LLaVA's recipe is two of them: the projector alone on captions, then layers and projector on instructions.
+
+    Args:
+        steps: Optimiser steps.
+        train: What is trained: ``layers`` (the chosen decoder layers), ``projector``, or both.
+        lr: Learning rate of the layers, and of all that has none of its own, at its highest.
+        projector_lr: Learning rate of the projector; ``lr`` if not given.
+        lr_schedule: A diffusers schedule, e.g. ``cosine`` or ``constant_with_warmup``.
+        warmup_share: Share of the steps, 0 to 1, over which the learning rate rises.
+
+    Raises:
+        ValueError: ``steps`` is not positive, nothing or an unknown part is trained, the schedule is unknown, or a
+            learning rate or the share is out of range.
+    """
+
+    steps: int
+    train: Sequence[Part] = field(default_factory=lambda: [LAYERS, PROJECTOR])
+    lr: float = 2e-5
+    projector_lr: float | None = None
+    lr_schedule: str = "cosine"
+    warmup_share: float = 0.03
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "steps", self.steps, "1 or more")
+        if not self.train or not set(self.train) <= {LAYERS, PROJECTOR}:
+            raise ValueError(f"a stage trains {LAYERS}, {PROJECTOR} or both, got {list(self.train)}")
+        for part in self.train:
+            name = "projector_lr" if part == PROJECTOR and self.projector_lr is not None else "lr"
+            require(0 < self.lr_of(part) < math.inf, name, self.lr_of(part), f"above 0, or leave {part} out of train")
+        if self.lr_schedule not in SCHEDULES:
+            raise ValueError(f"lr_schedule is one of {', '.join(SCHEDULES)}; got {self.lr_schedule!r}")
+        if not 0 <= self.warmup_share <= 1:
+            raise ValueError(f"warmup_share is a share from 0 to 1, got {self.warmup_share}")
+
+    def lr_of(self, part: Part) -> float:
+        """Learning rate of a part."""
+        return self.projector_lr if part == PROJECTOR and self.projector_lr is not None else self.lr
+
+    @property
+    def rates(self) -> str:
+        """Learning rates of what is trained, in words."""
+        found = {part: self.lr_of(part) for part in self.train}
+        if len(set(found.values())) == 1:
+            return f"{found[self.train[0]]:g}"
+        return ", ".join(f"{part} {lr:g}" for part, lr in found.items())
+
+    @property
+    def objective(self) -> str:
+        """What is trained, in words."""
+        return " and ".join(self.train)

@@ -1,0 +1,162 @@
+"""The model as it was before layers left, as a teacher of the one that heals.
+
+Shape legend: B batch, T tokens, C channels.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.hashes import state_hash
+from sparsight.common.training.processes import process_count, summed
+from sparsight.common.training.sharding import whole
+from sparsight.lvlm.model.bypass import leaving
+from sparsight.lvlm.model.load import load_lvlm
+from sparsight.lvlm.model.provenance import first_depth, layers_of_first, read_provenance
+from sparsight.lvlm.model.tower import find_parts, name_parts, named_parts
+
+
+class UnprunedModel:
+    """A frozen model beside the one that heals; checkpoints hold nothing of it but ``taken``.
+
+    Args:
+        model: It, in no other's use.
+        student: The one that heals.
+
+    Attributes:
+        shared_tower: Its vision tower, if that answers every image as the one that heals; none otherwise.
+        taken: Weights that it took over from the one that heals; none if it has those that it was made with.
+    """
+
+    def __init__(self, model: PreTrainedModel, student: PreTrainedModel) -> None:
+        self.model: Any = model.requires_grad_(False).eval()
+        layers = find_parts(model).layers
+        self.depth, self.last = len(layers), layers[-1]
+        self.shared_tower = _same_tower(model, student)
+        self.taken: dict[str, Tensor] | None = None
+
+    def take(self, weights: dict[str, Tensor]) -> None:
+        """Take over what was tuned before the first layer left."""
+        self.taken = weights
+        for name, value in weights.items():
+            self.model.get_parameter(name).data.copy_(value)
+
+    def difference(self, inputs: Mapping[str, Any], hidden_BTC: Tensor) -> Tensor:
+        """Squared difference of the last layer's hidden states, over the squares of this model's; padding left out.
+
+        Args:
+            inputs: Arguments of the forward pass.
+            hidden_BTC: Those of the healing model.
+        """
+        if self.model.device != hidden_BTC.device:
+            self.model.to(hidden_BTC.device)
+        with torch.no_grad(), outputs_of(self.last) as found:
+            self.model.model(**{**inputs, "use_cache": False})
+        mask_BT = inputs.get("attention_mask")
+        mask_BT = torch.ones(hidden_BTC.shape[:2], device=hidden_BTC.device) if mask_BT is None else mask_BT
+        wanted, got = (hidden[mask_BT.bool()].float() for hidden in (found[-1], hidden_BTC))
+        # DDP averages over processes
+        return (got - wanted).square().sum() * process_count() / summed(wanted.square().sum())
+
+
+def unpruned_model(
+    source: str | None, *, base: str, student: PreTrainedModel, dtype: torch.dtype, **options: Any
+) -> UnprunedModel:
+    """What a model is compared with while it heals.
+
+    Args:
+        source: Folder or hub id; none for a copy of the model.
+        base: What the model was loaded from.
+        student: The model, with as many layers as it was loaded with.
+        dtype: Precision of what is never trained.
+        options: Of :func:`sparsight.lvlm.model.load.load_lvlm`.
+
+    Raises:
+        ConfigurationError: ``source`` is not what the model was before layers left, or it must be named.
+    """
+    if source is not None:
+        name: Any = str(dtype).removeprefix("torch.")
+        model = name_parts(load_lvlm(source, dtype=name, **options), named_parts(student))
+        _check_is_unpruned(source, model, base=base, student=student)
+        return UnprunedModel(model, student)
+    depth = len(find_parts(student).layers)
+    if first_depth(read_provenance(base), depth) > depth:
+        raise ConfigurationError(
+            f"distill: layers left model.base {base} before, by its sparsight.json: name what it was until then in "
+            "distill_from, or the base itself"
+        )
+    return UnprunedModel(unpruned_copy(student, dtype), student)
+
+
+def unpruned_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """A copy of a model in one precision, that of what is never trained."""
+    copied = copy.deepcopy(model)
+    for parameter in copied.parameters():
+        parameter.data = parameter.data.to(dtype)  # buffers stay, as in exports
+    return copied
+
+
+def tuned_weights(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Tensor]:
+    """A copy of these parameters in main memory, whole where they are split; every process must ask."""
+    return {name: whole(model.get_parameter(name).detach()).to("cpu", copy=True) for name in names}
+
+
+def _check_is_unpruned(source: str, teacher: PreTrainedModel, *, base: str, student: PreTrainedModel) -> None:
+    """Make sure that one model can be what another was before layers left.
+
+    Args:
+        source: Folder or hub id of the one.
+        teacher: It.
+        base: Folder or hub id of the other.
+        student: It, with as many layers as it was loaded with.
+
+    Raises:
+        ConfigurationError: Their kind, width or vocabulary differ; or ``sparsight.json`` in their folders says that
+            they do not come from one model, or that a layer left the first and not the second.
+    """
+    facts = [{"class": type(model).__name__} | _sizes(model) for model in (teacher, student)]
+    different = [f"{key} {facts[0][key]}, not {facts[1][key]}" for key in facts[0] if facts[0][key] != facts[1][key]]
+    if different:
+        raise ConfigurationError(f"distill_from {source} is not model.base {base} before layers left: {different[0]}")
+    depths = [len(find_parts(model).layers) for model in (teacher, student)]
+    records = [read_provenance(folder) for folder in (source, base)]
+    origins = [first_depth(record, depth) for record, depth in zip(records, depths, strict=True)]
+    there, left = (set(layers_of_first(record, depth)) for record, depth in zip(records, depths, strict=True))
+    if origins[0] != origins[1] or not left <= there:
+        raise ConfigurationError(
+            f"distill_from {source} is not model.base {base} before layers left: by their sparsight.json the one has "
+            f"layers {sorted(there)} of a model of {origins[0]}, the other {sorted(left)} of a model of {origins[1]}"
+        )
+
+
+def _same_tower(model: PreTrainedModel, other: PreTrainedModel) -> nn.Module | None:
+    """The only vision tower of a model, if the other's has the same weights and the same of its layers are read."""
+    towers, others = (list(find_parts(one).vision.values()) for one in (model, other))
+    layers, other_layers = (getattr(one.config, "vision_feature_layer", None) for one in (model, other))
+    if (len(towers), len(others), layers) != (1, 1, other_layers):
+        return None
+    return towers[0] if state_hash(towers[0].state_dict()) == state_hash(others[0].state_dict()) else None
+
+
+def _sizes(model: PreTrainedModel) -> dict[str, Any]:
+    config = model.config.get_text_config(decoder=True)
+    return {option: getattr(config, option) for option in ("hidden_size", "vocab_size")}
+
+
+@contextmanager
+def outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Hidden states that a decoder layer answers, call by call."""
+    found: list[Tensor] = []
+    hook = layer.register_forward_hook(lambda _module, _inputs, output: found.append(leaving(output)))
+    try:
+        yield found
+    finally:
+        hook.remove()

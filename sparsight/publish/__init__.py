@@ -1,0 +1,1 @@
+"""From a trained module to a folder or a repository that others load; knows neither half."""

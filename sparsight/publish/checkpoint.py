@@ -1,0 +1,116 @@
+"""Taking a checkpoint's weights for export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import yaml
+from lightning.pytorch.utilities import rank_zero_warn
+
+from sparsight.common.checkpoint.file import local, read_checkpoint
+from sparsight.common.checkpoint.run_record import FLAG_WINS
+from sparsight.common.plain import flatten
+from sparsight.publish.facts import Run, StageFacts
+
+EMA = "TrainableEMA"
+
+
+def restore(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) -> Run:
+    """Put a checkpoint's weights into a module.
+
+    Args:
+        module: The module that the checkpoint was saved from.
+        path: Checkpoint file.
+        weights: ``ema`` takes the average that TrainableEMA kept, ``raw`` the last weights.
+
+    Returns:
+        What the checkpoint, and the configuration saved beside it, tell about the run.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The checkpoint is damaged or at an address, has no average, or does not fit the module, its options
+            or its teacher.
+    """
+    checkpoint = load_weights(module, path, weights=weights)
+    return Run(
+        steps=module.steps_taken,
+        skipped=module.guard.skipped,
+        stages=stages_of(module, module.steps_taken),
+        weights="moving average" if weights == "ema" else "those of the last step",
+        config=saved_config(Path(path), checkpoint.get("hyper_parameters", {})),
+    )
+
+
+def load_weights(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) -> dict[str, Any]:
+    """Put a checkpoint's weights into a module of any kind; arguments and errors as :func:`restore`.
+
+    Returns:
+        The checkpoint.
+    """
+    checkpoint = read_checkpoint(local(path))
+    module.on_load_checkpoint(checkpoint)
+    module.load_state_dict(checkpoint["state_dict"])
+    if weights == "ema":
+        _take_average(module, _average_in(checkpoint, path))
+    return checkpoint
+
+
+def stages_of(module: Any, steps: int) -> list[StageFacts]:
+    """The stages that were begun when ``steps`` optimiser steps were taken, for modules that have stages."""
+    clock = getattr(module, "clock", None)
+    if clock is None:
+        return []
+    done = zip(clock.stages, clock.done(steps), strict=True)
+    return [
+        StageFacts(s.objective, taken, s.steps, f"{getattr(s, 'rates', f'{s.lr:g}')}, {s.lr_schedule}")
+        for s, taken in done
+        if taken > 0
+    ]
+
+
+def saved_config(checkpoint: Path, options: Mapping[str, Any]) -> str | None:
+    """Text of the ``config.yaml`` that the run wrote beside its folder of checkpoints, if it did.
+
+    Args:
+        checkpoint: The checkpoint.
+        options: The module's options that it holds; a configuration with others is of another run, and no use.
+    """
+    path = checkpoint.resolve().parents[1] / "config.yaml"
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    content = yaml.safe_load(text)
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        return None
+    told, known = flatten(content["model"].get("init_args", {})), flatten(dict(options))
+    differ = [
+        name
+        for name in sorted(told.keys() & known.keys())
+        if str(told[name]) != str(known[name]) and name.split(".")[0] not in FLAG_WINS
+    ]
+    if differ:
+        rank_zero_warn(f"{path} is not that of {checkpoint} ({differ[0]} differs): the card will tell of no data")
+    return None if differ else text
+
+
+def _average_in(checkpoint: dict[str, Any], path: str | Path) -> dict[str, torch.Tensor]:
+    states = checkpoint.get("callbacks", {})
+    found = next((state for key, state in states.items() if key.startswith(EMA)), None)
+    if found is None:
+        raise ValueError(
+            f"{path} holds no moving average (the run had no {EMA}): export its last weights with --weights raw"
+        )
+    return found["average"]
+
+
+@torch.no_grad()
+def _take_average(module: Any, average: dict[str, torch.Tensor]) -> None:
+    parameters = dict(module.named_parameters())
+    unknown = sorted(average.keys() - parameters.keys())
+    if unknown:
+        raise ValueError(f"the moving average is of another module: it has {unknown[:3]}")
+    for name, value in average.items():
+        parameters[name].copy_(value)

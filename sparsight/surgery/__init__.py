@@ -1,1 +1,0 @@
-"""Surgery: finding self-attentions, replacing them, and recording what was changed."""
