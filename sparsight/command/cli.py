@@ -20,6 +20,7 @@ import datamodules  # noqa: F401
 import lightning_modules  # noqa: F401
 from sparsight.command.arguments import OURS, resolve_configs, set_back
 from sparsight.command.early_checks import WITHOUT_DATA, FromFiles, check_early, names_files
+from sparsight.command.empty_keys import check_empty_keys
 from sparsight.command.mistakes import in_one_line
 from sparsight.command.parser import Parser
 from sparsight.command.quiet import quieten
@@ -28,7 +29,6 @@ from sparsight.common.checkpoint.file import local
 from sparsight.common.checkpoint.find import options_in
 from sparsight.common.checkpoint.run_record import check_options
 from sparsight.common.errors import ConfigurationError
-from sparsight.empty_keys import check_empty_keys
 
 WITHOUT_WEIGHTS = ("inspect", "reformulate")  # those that look at data alone
 NO_MODEL = "lightning.pytorch.LightningModule"
