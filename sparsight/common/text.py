@@ -86,6 +86,20 @@ def read_json(path: Path) -> Any:
         raise BadText(f"{path} is not JSON: {error}") from error
 
 
+def read_options(folder: Path) -> dict[str, dict[str, Any]]:
+    """The objects in the configurations of a model's folder, or of a part of it, by file name; empty if there is none.
+
+    Raises:
+        BadText: A file is no JSON, or holds something else than an object; the message names it.
+    """
+    found = {}
+    for path in sorted(path for pattern in ("config.json", "*_config.json") for path in folder.glob(pattern)):
+        found[path.name] = read_json(path)
+        if not isinstance(found[path.name], dict):
+            raise BadText(f"{path} is damaged: it holds a {type(found[path.name]).__name__}, not an object of options")
+    return found
+
+
 def decode_text(data: bytes) -> str:
     """Text of a file's bytes; those that are not UTF-8 are kept so that :func:`check_text` finds them.
 

@@ -12,9 +12,10 @@ from diffusers import AutoModel, DiffusionPipeline
 
 from sparsight.common.disk.shipped import resolve
 from sparsight.common.text import read_json
+from sparsight.diffusion.pipelines.pipeline_files import check_names, check_pipeline_files, reading_pipeline
 from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES, PixelPipeline
 from sparsight.diffusion.pipelines.trust import LIBRARIES, check_index
-from sparsight.diffusion.pipelines.variants import check_variant
+from sparsight.diffusion.pipelines.variants import check_variant, variants_of
 from sparsight.diffusion.students.load import find_student, load_student
 
 DENOISERS = ("unet", "transformer")
@@ -29,9 +30,23 @@ def load_pipeline(
 
     Raises:
         FileNotFoundError: The folder holds no ``model_index.json``, or neither folder nor hub knows the name.
-        ValueError: It names other code than diffusers' and transformers', and that is not trusted.
+        ValueError: It names other code than diffusers' and transformers', and that is not trusted; or a file of it is
+            damaged, or describes other weights than there are.
     """
     source = resolve(name)
+    with reading_pipeline(source):
+        pipeline = _load(name, source, revision=revision, variant=variant, trust_remote_code=trust_remote_code)
+    folder = Path(source)
+    part = next((part for part in DENOISERS if getattr(pipeline, part, None) is not None), "")
+    packed = part and getattr(pipeline, part).config.get("quantization_config")
+    if part and not packed and (folder / part).is_dir() and not variants_of(folder / part) - {None}:
+        check_names(getattr(pipeline, part), folder / part, part=part)
+    return pipeline
+
+
+def _load(
+    name: str, source: str, *, revision: str | None, variant: str | None, trust_remote_code: bool
+) -> DiffusionPipeline:
     if Path(source).is_dir():
         pipeline = _load_own(Path(source), variant=variant, trust_remote_code=trust_remote_code)
         if pipeline is not None:
@@ -45,6 +60,8 @@ def load_pipeline(
             source, revision=revision, variant=variant, trust_remote_code=trust_remote_code, torch_dtype=None
         )
     except OSError as error:
+        if Path(source).is_dir():
+            raise
         raise FileNotFoundError(
             f"{name!r} is neither a local pipeline folder, nor a model shipped with Sparsight, nor reachable on the "
             f"hub ({error}); if it holds weights of a variant alone, name that, e.g. variant: fp16"
@@ -61,7 +78,8 @@ def load_polished(name: str, *, variant: str | None = None, trust_remote_code: b
     """
     folder = Path(resolve(name))
     if folder.is_dir() and find_student(folder) is not None:
-        return _load_own(folder, variant=variant, trust_remote_code=False, trust_mixers=trust_remote_code)
+        with reading_pipeline(str(folder)):
+            return _load_own(folder, variant=variant, trust_remote_code=False, trust_mixers=trust_remote_code)
     return load_pipeline(name, variant=variant, trust_remote_code=trust_remote_code)
 
 
@@ -73,9 +91,8 @@ def _load_own(
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json")
     check_variant(folder, variant)
+    check_pipeline_files(folder, own=PIXEL_PIPELINES)
     index = read_json(path)
-    if not isinstance(index, dict) or "_class_name" not in index:
-        raise ValueError(f"{path} is damaged: it has no _class_name")
     class_name = index["_class_name"]
     kind = PIXEL_PIPELINES.get(str(class_name[-1] if isinstance(class_name, list) and class_name else class_name))
     student = None if trust_remote_code else find_student(folder)

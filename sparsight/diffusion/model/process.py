@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsight.common.errors import require
+
 NO_SIGNAL = 1e-6  # alpha^2 of a last step that is noise alone; Euler schedulers hold 2^-24 in place of 0
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
@@ -35,6 +37,7 @@ class NoiseProcess:
 
     def __init__(self, scheduler: Any) -> None:
         self.num_train_timesteps: int = scheduler.config.num_train_timesteps
+        require(self.num_train_timesteps >= 1, "num_train_timesteps", self.num_train_timesteps, "1 or more (scheduler)")
         if type(scheduler).__name__.startswith("FlowMatch"):
             self.prediction_type = "flow"
             # The training table of the scheduler, noise descending, with its resolution shift; index 0 is t = 1 step.

@@ -9,7 +9,9 @@ import torch
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from sparsight.common.disk.folders import put_back
+from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_finite
+from sparsight.common.text import read_options
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -46,8 +48,12 @@ def load_lvlm(
         model, report = AutoModelForImageTextToText.from_pretrained(
             source, dtype=DTYPES[dtype], output_loading_info=True, **options
         )
-    except (OSError, ValueError) as error:
-        raise ValueError(f"transformers loads no image-text model from {source}: {first_line(error)}") from error
+    except (ImportError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of any kind, depending on which value of its files is wrong
+        raise ConfigurationError(
+            f"transformers loads no image-text model from {source}, see its config.json: {first_line(error)}"
+        ) from error
     problems = {kind.replace("_", " "): sorted(map(str, keys)) for kind, keys in report.items() if keys}
     if problems:
         listed = "; ".join(f"{kind}: {', '.join(keys[:5])} ({len(keys)} in all)" for kind, keys in problems.items())
@@ -69,8 +75,10 @@ def check_folder(source: str) -> None:
 
     Raises:
         FileNotFoundError: ``source`` can only be a folder, and there is none.
+        ValueError: A configuration in it is no JSON, or no object.
     """
     path = Path(source).expanduser()
     put_back(path)
+    read_options(path)
     if not path.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~", "runs/"))):
         raise FileNotFoundError(f"there is no model folder {source}; give a folder or a hub id such as owner/name")

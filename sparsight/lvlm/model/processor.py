@@ -42,7 +42,9 @@ def load_processor(
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         processor = AutoProcessor.from_pretrained(source, **hub, **options)
-    except (OSError, ValueError, TypeError) as error:
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:  # of any kind, depending on which value of its files is wrong
         remedy = "save the base model's there with AutoProcessor.save_pretrained"
         if options:
             remedy += f", or correct processor_options {options}"
