@@ -6,7 +6,7 @@ import copy
 import inspect
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -202,10 +202,8 @@ class RecordsDataModule(ProcessDataModule):
     def _check_unused(self, source: RecordSource) -> None:
         unused = source.unused
         if len(unused) > self.max_unused_share * (len(source) + len(unused)):
-            raise ValueError(
-                f"{type(source).__name__} has {len(source)} records and {unused_message(unused)}. These are more than "
-                f"max_unused_share={self.max_unused_share} allows: convert, rename or remove them, or raise it"
-            )
+            share = self.max_unused_share
+            raise ValueError(too_many_unused(type(source).__name__, len(source), unused, share=share))
 
     def _held_out(self, records: int) -> int:
         held_out = round(records * self.val_share)
@@ -312,6 +310,14 @@ class RecordsDataModule(ProcessDataModule):
         if last and found:
             _log.warning("%d of %d %s records are unreadable and were skipped", len(found), len(dataset), name)
         return batch
+
+
+def too_many_unused(kind: str, records: int, unused: Sequence[str], *, share: float) -> str:
+    """Say how many files of a kind of source are not used, and what to do."""
+    return (
+        f"{kind} has {records} records and {unused_message(unused)}. These are more than max_unused_share={share} "
+        "allows: convert, rename or remove them, or raise it"
+    )
 
 
 def note_corrupt(found: dict[int, str], new: Mapping[int, str], *, split: str) -> None:

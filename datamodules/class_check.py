@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from datamodules.image_dataset import FIELDS
 from datamodules.records import Records, RecordSource, has_field
+from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model.conditioning import ClassLabels
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
@@ -55,6 +57,33 @@ def check_classes(records: Records, model: DiffusionModel, *, split: str) -> Non
                 f"class {number} of the {split} records is {name!r}, but to the model it is "
                 f"{sorted(known[number])[0]!r}, and it {told}: {_REMEDY}"
             )
+
+
+def number_of_classes(model: DiffusionModel | None) -> int | None:
+    """How many classes a model has; ``None`` for none."""
+    conditioner = None if model is None else model.conditioner
+    return conditioner.num_classes if isinstance(conditioner, ClassLabels) else None
+
+
+def check_batch(batch: Mapping[str, Any], *, classes: int | None, where: Callable[[int], str]) -> None:
+    """See that the labels of a batch are classes of the model, before it goes to a device that would not say which.
+
+    Args:
+        batch: From a loader, on the CPU.
+        classes: How many classes the model has, if it has any.
+        where: Tells where a record comes from by its index.
+
+    Raises:
+        ConfigurationError: A label is the number of no class.
+    """
+    if classes is None or "label" not in batch:
+        return
+    for place in (batch["label"] >= classes).nonzero().flatten().tolist()[:1]:
+        raise ConfigurationError(
+            f"{where(int(batch['index'][place]))} has label {int(batch['label'][place])}, but the model has {classes} "
+            f"classes, 0 to {classes - 1}: labels must be its class numbers; give the source `classes` in the model's "
+            "order"
+        )
 
 
 def class_names(model: DiffusionModel) -> dict[int, set[str]]:

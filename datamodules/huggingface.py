@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from datamodules.files import need_local
 from datamodules.identity import Part
@@ -22,6 +22,9 @@ from sparsight.common.text import BadText, clean_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_TEXTS = ("string", "large_string", "string_view")
+_LABELS = ("bool", "float", "int", "uint", *_TEXTS)  # beginnings of names of types
 
 
 class HuggingFaceRecords(RecordSource):
@@ -169,7 +172,7 @@ class HuggingFaceRecords(RecordSource):
         from datasets import Image
 
         rows = self._load()
-        self._check_columns(rows)
+        check_columns(rows.features, self)
         columns = [c for c in (self.image_column, self.caption_column, self.label_column) if c is not None]
         rows = rows.select_columns(list(dict.fromkeys(columns)))
         # Left encoded, so that a damaged picture is found, and skipped, when its row is read.
@@ -197,25 +200,6 @@ class HuggingFaceRecords(RecordSource):
         if self.split not in splits:
             raise ValueError(f"data set {self.path!r} has no split {self.split!r}; it has {sorted(splits)}")
         return splits[self.split]
-
-    def _check_columns(self, rows: Dataset) -> None:
-        from datasets import Image, Value
-
-        options = ("image_column", "label_column", "caption_column")
-        for option in options:
-            column = getattr(self, option)
-            if column is not None and column not in rows.column_names:
-                raise ValueError(
-                    f"{option} is {column!r}, which data set {self.path!r} does not have; it has {rows.column_names}"
-                )
-        feature = rows.features[self.image_column]
-        encoded = isinstance(feature, dict) and set(feature) == {"bytes", "path"}
-        if not isinstance(feature, Image) and feature != Value("binary") and not encoded:
-            raise ValueError(f"column {self.image_column!r} of {self.path!r} holds {feature}, not pictures")
-        if self.caption_column is not None:
-            feature = rows.features[self.caption_column]
-            if feature not in (Value("string"), Value("large_string")):
-                raise ValueError(f"column {self.caption_column!r} of {self.path!r} holds {feature}, not one text a row")
 
     def _read_labels(self, rows: Dataset) -> None:
         from datasets import ClassLabel
@@ -254,6 +238,47 @@ class HuggingFaceRecords(RecordSource):
         if Path(self.path).is_dir():
             return [Path(self.path).resolve()]
         return [Path(config.HF_DATASETS_CACHE).resolve(), Path(HF_HUB_CACHE).resolve()]
+
+
+class Columns(Protocol):
+    """A source or stream with columns."""
+
+    path: str
+    image_column: str
+    label_column: str | None
+    caption_column: str | None
+
+
+def check_columns(features: Mapping[str, Any], source: Columns) -> None:
+    """See that the columns are there, and hold what they should.
+
+    Args:
+        features: Kinds of the columns that there are; where none are declared, the values of a row.
+        source: Names the columns that are wanted.
+
+    Raises:
+        ValueError: One is missing, or all of its values would be bad.
+    """
+    from datasets import ClassLabel, Image, Value
+
+    for option in ("image_column", "label_column", "caption_column"):
+        column = getattr(source, option)
+        if column is None:
+            continue
+        if column not in features:
+            raise ValueError(
+                f"{option} is {column!r}, which data set {source.path!r} does not have; it has {list(features)}"
+            )
+        kind = features[column]
+        value = kind.dtype if isinstance(kind, Value) else ""
+        encoded = isinstance(kind, dict) and set(kind) == {"bytes", "path"}
+        where = f"column {column!r} of {source.path!r} holds {kind}"
+        if option == "image_column" and not isinstance(kind, Image) and value != "binary" and not encoded:
+            raise ValueError(f"{where}, not pictures")
+        if option == "caption_column" and value not in _TEXTS:
+            raise ValueError(f"{where}, not one text a row")
+        if option == "label_column" and not isinstance(kind, ClassLabel) and not value.startswith(_LABELS):
+            raise ValueError(f"{where}, not one label a row: class labels, whole numbers, names, true and false")
 
 
 def _is_picture(kind: Any) -> bool:

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.files import FolderFiles, find_files, need_local
+from datamodules.huggingface import check_columns
 from datamodules.identity import Part
-from datamodules.labels import ClassNumbers, NotALabel, numbers_by_name
+from datamodules.labels import ClassNumbers, NotALabel, numbers_by_name, refuse_names
 from datamodules.records import (
     MAX_PIXELS,
     CorruptRecord,
@@ -22,6 +23,8 @@ from sparsight.common.text import BadText, clean_text
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
+
+_LOOKED_AT = 16  # rows
 
 
 class HuggingFaceStream(RecordStream):
@@ -36,9 +39,11 @@ class HuggingFaceStream(RecordStream):
         split: Split.
         revision: Branch, tag or commit of a hub data set; give a commit for a run that can be repeated.
         image_column: Column of pictures.
-        label_column: Column of labels (class labels, or whole numbers in any form), or ``None``.
+        label_column: Column of labels (class labels, whole numbers, true and false, or names), or ``None``.
         caption_column: Column of captions, or ``None``.
         max_pixels: Pictures with more pixels are refused.
+        classes: Names of the classes in the order of their numbers, where labels are names that the data set does not
+            declare.
     """
 
     def __init__(
@@ -52,6 +57,7 @@ class HuggingFaceStream(RecordStream):
         label_column: str | None = None,
         caption_column: str | None = None,
         max_pixels: int = MAX_PIXELS,
+        classes: list[str] | None = None,
     ) -> None:
         self.path = path
         self.files = files
@@ -62,15 +68,16 @@ class HuggingFaceStream(RecordStream):
         self.label_column = label_column
         self.caption_column = caption_column
         self.max_pixels = check_max_pixels(max_pixels)
-        self._classes: list[str] | None = None
+        self._classes = classes
         self._number_of = ClassNumbers(None)
-        self._numbers: list[int] | None = None  # of the classes, where they are named by others than their own
+        self._names: list[str] | None = None  # of class labels
+        self._numbers: list[int] | None = None  # of them, where they are named by others than their own
         self._files: list[tuple[str, Path]] = []  # names inside the data, and where they are
         self._rows: IterableDataset | None = None
 
     @property
     def classes(self) -> list[str] | None:
-        """Names of the class labels, once the stream is open."""
+        """Names given at construction, or those of the class labels, once the stream is open."""
         return self._classes
 
     @property
@@ -86,7 +93,7 @@ class HuggingFaceStream(RecordStream):
             find_files(self.files, what="files")
 
     def _open(self) -> None:
-        from datasets import ClassLabel, Image, load_dataset  # slow to import: only when it is used
+        from datasets import Image, load_dataset  # slow to import: only when it is used
 
         found: list[str] | None = None
         if self.files is not None:
@@ -104,39 +111,53 @@ class HuggingFaceStream(RecordStream):
                 f"data set {self.path!r} was found neither as a folder with data nor on the hub: {error}"
             ) from error
         try:
-            features: Any = rows.features or next(iter(rows.take(1)), {})
+            features: Any = rows.features
+            if features is None:  # such as those of json files
+                rows = rows._resolve_features()
+                features = rows.features or {}
         except Exception as error:  # of Arrow, on a damaged file
             raise ValueError(f"data set {self.path!r} cannot be read: {error.__cause__ or error}") from error
-        for option in ("image_column", "label_column", "caption_column"):
-            column = getattr(self, option)
-            if column is not None and column not in features:
-                raise ValueError(
-                    f"{option} is {column!r}, which data set {self.path!r} does not have; it has {list(features)}"
-                )
-        if self.label_column is not None and isinstance(features[self.label_column], ClassLabel):
-            self._read_names(features[self.label_column].names)
+        check_columns(features, self)
+        if self.label_column is not None:
+            self._find_classes(features[self.label_column], rows)
         self._rows = rows.cast_column(self.image_column, Image(decode=False))
 
     def content(self) -> Iterator[Part]:
         """The files, where they are on this machine."""
         return (Part.of_file(path, name=name) for name, path in self._files)
 
-    def _read_names(self, names: Sequence[str]) -> None:
-        self._numbers, self._classes = numbers_by_name(names), list(names)
-        if self._numbers is not None:
-            ordered = sorted(self._numbers)
-            self._classes = [str(number) for number in ordered] if ordered == list(range(len(names))) else None
+    def _find_classes(self, kind: Any, rows: IterableDataset) -> None:
+        from datasets import ClassLabel
+
+        if isinstance(kind, ClassLabel):
+            self._names = list(kind.names)
+            self._numbers = numbers_by_name(kind.names) if self._classes is None else None
+            if self._classes is None:
+                self._classes = self._names if self._numbers is None else _ordered(self._numbers)
+        elif kind.dtype == "bool":
+            self._classes = self._classes or ["false", "true"]
+        elif self._classes is None and "string" in kind.dtype:
+            column = rows.select_columns([self.label_column])
+            first = [row[self.label_column] for row in column.take(_LOOKED_AT)]
+            refuse_names(first, where=f"column {self.label_column!r} of {self.path!r}")
+        self._number_of = ClassNumbers(self._classes if self._numbers is None else None)
 
     def _label_of(self, row: Mapping[str, Any]) -> int | None:
         if self.label_column is None:
             return None
         value = row[self.label_column]
-        if self._numbers is not None and value is not None and value >= 0:
-            value = self._numbers[value]
+        if self._names is not None and value is not None and value >= 0:
+            value = self._names[value] if self._numbers is None else self._numbers[value]
         try:
             return self._number_of(value)
         except NotALabel as error:
             raise CorruptRecord(f"column {self.label_column!r}: {error}") from error
+
+    def where(self, shard: int, position: int) -> str:
+        """Row, and file or data set."""
+        if self.files is not None and len(self._files) == self.shards:
+            return f"row {position} of {self._files[shard][1]}"
+        return f"row {position} of shard {shard} of {self.path}"
 
     def read(self, shard: int, start: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """Rows of a file, pictures still encoded."""
@@ -159,3 +180,8 @@ class HuggingFaceStream(RecordStream):
             raise CorruptRecord(str(error)) from error
         image = decode_image(picture["bytes"], max_pixels=self.max_pixels)
         return Record(id=key, image=image, label=label, caption=caption)
+
+
+def _ordered(numbers: Sequence[int]) -> list[str] | None:
+    """Names of classes that are numbers, if all from 0 on are there."""
+    return [str(number) for number in sorted(numbers)] if sorted(numbers) == list(range(len(numbers))) else None

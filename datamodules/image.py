@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from datamodules.base import RecordsDataModule
 from datamodules.buckets import AspectBuckets, trained_model
-from datamodules.class_check import check_alike, check_classes
+from datamodules.class_check import check_alike, check_batch, check_classes, number_of_classes
 from datamodules.image_dataset import Fit, ImageDataset, ImageTransform
 from datamodules.records import MAX_PIXELS, RecordSource
 from datamodules.size_check import check_size
@@ -95,6 +95,7 @@ class ImageDataModule(RecordsDataModule):
         self.horizontal_flip = horizontal_flip
         self.buckets = buckets
         self.other_classes = other_classes
+        self._model_classes: int | None = None
         self.alike = "one size" if buckets is not None else ""
         self.encoded = False
 
@@ -116,6 +117,7 @@ class ImageDataModule(RecordsDataModule):
         for source in opened.values():
             check_alike(source.parts)
         model = trained_model(self.trainer)
+        self._model_classes = number_of_classes(model)
         if model is not None and not self.encoded:
             check_size(self.transform, model)
         if model is not None and not self.other_classes:
@@ -123,6 +125,11 @@ class ImageDataModule(RecordsDataModule):
                 check_classes(source, model, split=name)
         if self.buckets is not None and "train" in opened and model is not None:
             self.buckets.check_fits(model)
+
+    def _receive(self, name: str, batch: dict[str, Any], last: bool) -> dict[str, Any]:
+        source = self.datasets[name].source
+        check_batch(batch, classes=self._model_classes, where=source.where)
+        return super()._receive(name, batch, last)
 
     def _make_dataset(self, name: str, source: RecordSource, indices: np.ndarray, *, max_corrupt: int) -> ImageDataset:
         transforms, groups = [self.transform], np.zeros(len(indices), dtype=np.int64)

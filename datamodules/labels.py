@@ -6,7 +6,8 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import NoReturn
@@ -136,6 +137,22 @@ def number_labels(values: Sequence[object], *, classes: list[str] | None, where:
         except NotALabel:
             _refuse(label, known, where)
     return Labels(numbers, known, bad)
+
+
+def refuse_names(values: Iterable[object], *, where: str) -> None:
+    """Refuse labels that are names where classes are needed for them, told by the first ones.
+
+    Raises:
+        ValueError: All of those that are labels are names.
+    """
+    labels = []
+    for value in values:
+        with suppress(NotALabel):  # found again, counted and reported when it is needed
+            labels.append(read_label(value))
+    if labels and all(isinstance(label, str) for label in labels):
+        raise ValueError(
+            f"{where} holds names such as {labels[0]!r}, which have no numbers before all are known: give `classes`"
+        )
 
 
 def check_labels(labels: Sequence[int], *, classes: list[str] | None, where: str) -> None:

@@ -75,6 +75,7 @@ class LatentDataset(Dataset):
 
     def __init__(self, cache: SampleCache, rows: LatentRows) -> None:
         self.cache = cache
+        self.source = rows.images.source
         self.groups, self.flip_seed = rows.groups, rows.flip_seed
         self.max_corrupt = rows.images.max_corrupt
         self.epoch = 0

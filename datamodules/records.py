@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from PIL import Image, ImageOps, features
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from sparsight.common.text import check_text
 from sparsight.lvlm.chat.conversation import Conversation
@@ -239,6 +239,14 @@ class RecordStream(Records):
     def shards(self) -> int:
         """Number of shards, once the stream is open."""
 
+    def where(self, shard: int, position: int) -> str:
+        """Where a record comes from, for messages; streams that can name a file override this."""
+        return f"record {position} of shard {shard} of {type(self).__name__}"
+
+    def left_out(self, raw: Any) -> Sequence[str]:
+        """Files or members beside what :meth:`read` gave that are no part of any record."""
+        return ()
+
     @abstractmethod
     def read(self, shard: int, start: int) -> Iterator[Any]:
         """Records of a shard from position ``start`` on, always in the same order, to be decoded when needed.
@@ -307,6 +315,8 @@ def _opened_image(data: Path | bytes) -> Iterator[Image.Image]:
             yield image
     except CorruptRecord:
         raise
+    except UnidentifiedImageError as error:  # its text tells where the bytes are in memory
+        raise CorruptRecord("no picture of a known format, or damaged at its beginning") from error
     except Exception as error:  # a decoder may raise anything on damaged data
         raise CorruptRecord(f"{type(error).__name__}: {error}") from error
 

@@ -25,6 +25,11 @@ SHARD_BITS = 32  # a record's id is its shard's number, then its position in the
 MOST_CORRUPT_IN_A_ROW = 100
 
 
+def place_of(index: int) -> tuple[int, int]:
+    """Shard and position in it of a record's id."""
+    return index >> SHARD_BITS, index & ((1 << SHARD_BITS) - 1)
+
+
 class Position(NamedTuple):
     """Where a consumer stands: in which pass, from which shard of its own and record its block starts, what is done."""
 
@@ -87,22 +92,26 @@ class StreamDataset(IterableDataset):
         # the loader always asks its first worker first, so the one whose turn it is gets that place
         worker = (self.turn + (0 if info is None else info.id)) % self.workers
         corrupt: dict[int, str] = {}
+        unused: list[str] = []
         for position, index, raw in self._records(self.rank * self.workers + worker, self.positions[worker]):
             try:
                 if isinstance(raw, CorruptRecord):
                     raise raw
+                unused += self.stream.left_out(raw)
                 record = self.stream.decode(raw)
                 image = self.transform(record.picture)
             except CorruptRecord as error:
-                corrupt[index] = str(error)
+                where, reason = self.stream.where(*place_of(index)), str(error)
+                corrupt[index] = reason if where in reason else f"{where}: {reason}"
                 if len(corrupt) > MOST_CORRUPT_IN_A_ROW:
-                    raise TooManyCorruptRecords(f"{len(corrupt)} unreadable records in a row: {error}") from error
+                    told = f"{len(corrupt)} unreadable records in a row: {corrupt[index]}"
+                    raise TooManyCorruptRecords(told) from error
                 continue
             if self.flip_seed is not None and flips(self.flip_seed, position.epoch, index):
                 image = image.flip(-1)
             sample = {"image": image, "label": record.label, "caption": record.caption, "index": index}
-            yield sample | {"corrupt": corrupt, "worker": worker, "position": tuple(position)}
-            corrupt = {}
+            yield sample | {"corrupt": corrupt, "unused": unused, "worker": worker, "position": tuple(position)}
+            corrupt, unused = {}, []
 
     def _records(self, consumer: int, start: Position) -> Iterator[tuple[Position, int, Any]]:
         """Undecoded records with their ids, and the position after each."""
@@ -143,7 +152,9 @@ class StreamDataset(IterableDataset):
     @staticmethod
     def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Make a batch, with the worker that made it and where that stands afterwards."""
-        return collate(samples) | {"worker": samples[-1]["worker"], "position": samples[-1]["position"]}
+        unused = [name for sample in samples for name in sample["unused"]]
+        last = {name: samples[-1][name] for name in ("worker", "position")}
+        return collate(samples) | {"unused": unused} | last
 
 
 class StreamLoader(ReportingLoader):

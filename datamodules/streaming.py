@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterable
 from typing import Any, Literal
 
-from datamodules.base import ProcessDataModule, note_corrupt
+from datamodules.base import ProcessDataModule, note_corrupt, too_many_unused
 from datamodules.buckets import trained_model
-from datamodules.class_check import check_classes
+from datamodules.class_check import check_batch, check_classes, number_of_classes
 from datamodules.identity import identity_of
 from datamodules.image import ImageDataModule
 from datamodules.image_dataset import Fit, ImageTransform
 from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
-from datamodules.records import RecordSource, RecordStream
+from datamodules.records import RecordSource, RecordStream, unused_message
 from datamodules.sampler import ReportingLoader
 from datamodules.size_check import check_size
-from datamodules.stream_dataset import StreamDataset, StreamLoader
+from datamodules.stream_dataset import StreamDataset, StreamLoader, place_of
+from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 _FIRST_RECORDS = 1000  # too few to tell the share of unreadable ones
+_log = logging.getLogger(__name__)
 
 
 class StreamingImageDataModule(ProcessDataModule):
@@ -45,11 +49,12 @@ class StreamingImageDataModule(ProcessDataModule):
         num_workers: Loader processes; 0 loads in the main process.
         seed: Seed of order and flips.
         max_corrupt_share: Share of unreadable records, 0 to 1, above which the run fails; after the first 1000.
-        max_unused_share: As for ``ImageDataModule``, of ``val`` and ``test``.
+        max_unused_share: As for ``ImageDataModule``; of the stream after the first 1000 records.
         other_classes: Allow classes that the trained model knows by other names, or not at all.
 
     Attributes:
         corrupt: Unreadable training records that this process has met, with the reason.
+        unused: Files or members beside training records that this process has met and does not use.
     """
 
     def __init__(
@@ -95,7 +100,9 @@ class StreamingImageDataModule(ProcessDataModule):
             other_classes=other_classes,
         )
         self.corrupt: dict[int, str] = {}
+        self.unused: dict[str, None] = {}
         self._seen = 0
+        self._model_classes: int | None = None
         self._is_open = False
         self._identity: dict[str, Any] | None = None
 
@@ -140,6 +147,7 @@ class StreamingImageDataModule(ProcessDataModule):
             self.stream.open()
             self._is_open = True
             model = trained_model(self.trainer)
+            self._model_classes = number_of_classes(model)
             if model is not None:
                 check_size(self.transform, model)
             if model is not None and not self.evaluated.other_classes:
@@ -191,7 +199,24 @@ class StreamingImageDataModule(ProcessDataModule):
         found = batch.pop("corrupt")
         self._seen += len(batch["index"]) + len(found)
         note_corrupt(self.corrupt, found, split="train")
+        check_batch(batch, classes=self._model_classes, where=lambda index: self.stream.where(*place_of(index)))
+        self._note_unused(batch.pop("unused"))
         allowed = int(self.evaluated.max_corrupt_share * max(self._seen, _FIRST_RECORDS))
         if len(self.corrupt) > allowed:
             raise TooManyCorruptRecords(corrupt_message(self.corrupt, total=self._seen, allowed=allowed))
         return batch
+
+    def _note_unused(self, names: Iterable[str]) -> None:
+        """Tell the first, and then whenever they have doubled.
+
+        Raises:
+            ConfigurationError: They are too many.
+        """
+        before = len(self.unused)
+        self.unused |= dict.fromkeys(names)
+        kind, unused = type(self.stream).__name__, list(self.unused)
+        if len(unused).bit_length() > before.bit_length():
+            _log.warning("%s, so far: %s", kind, unused_message(unused))
+        share = self.evaluated.max_unused_share
+        if len(unused) > share * (max(self._seen, _FIRST_RECORDS) + len(unused)):
+            raise ConfigurationError(too_many_unused(kind, self._seen, unused, share=share))

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
+
+from PIL import Image
 
 from datamodules.files import file_stamps, find_files
 from datamodules.identity import Part
-from datamodules.labels import ClassNumbers, NotALabel
+from datamodules.labels import ClassNumbers, NotALabel, refuse_names
 from datamodules.records import (
     IMAGE_SUFFIXES,
     MAX_PIXELS,
@@ -25,6 +29,8 @@ from datamodules.records import (
 )
 from datamodules.tar_members import DamagedShard, Members, members_of, read_parts
 from sparsight.common.text import BadText, clean_text, decode_text, parse_json
+
+_LOOKED_AT = 16  # records
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,20 @@ class TarFields:
         """
         caption = None if self.caption is None else self.caption_of(parts)
         label = None if self.label is None else self.label_of(parts)
-        image = decode_image(_picture(parts), max_pixels=self.max_pixels)
+        image = self.image_of(key, parts)
         return Record(id=key, image=image, label=label, caption=caption)
+
+    def image_of(self, key: str, parts: Mapping[str, bytes]) -> Image.Image:
+        """The picture among a record's parts.
+
+        Raises:
+            CorruptRecord: There is none, or it cannot be decoded; the message names the member.
+        """
+        part = _picture(parts)
+        try:
+            return decode_image(parts[part], max_pixels=self.max_pixels)
+        except CorruptRecord as error:
+            raise CorruptRecord(f"member {key}.{part}: {error}") from error
 
     def caption_of(self, parts: Mapping[str, bytes]) -> str | None:
         """Caption among a record's parts.
@@ -76,6 +94,20 @@ class TarFields:
         except NotALabel as error:
             raise CorruptRecord(f"part {self.label!r}: {error}") from error
 
+    def check_labels(self, records: Iterable[tuple[Path, Members]]) -> None:
+        """Refuse labels that are names without ``classes``, told by the first records of their shards.
+
+        Raises:
+            ValueError: They are.
+        """
+        if self.label is None or self.classes is not None:
+            return
+        values, path = [], Path()
+        for path, members in islice(records, _LOOKED_AT):
+            with suppress(CorruptRecord), path.open("rb") as file:
+                values.append(_value(self.label, read_parts(file, members)))
+        refuse_names(values, where=f"part {self.label!r} of {path}")
+
     def used(self, parts: Iterable[str]) -> list[str]:
         """Which of a record's parts are read, in the order of their names."""
         wanted = {"json" if name.startswith("json.") else name for name in (self.caption, self.label) if name}
@@ -88,11 +120,11 @@ class TarFields:
         return ClassNumbers(self.classes)
 
 
-def _picture(parts: Mapping[str, bytes]) -> bytes:
+def _picture(parts: Mapping[str, bytes]) -> str:
     found = next((part for part in parts if f".{part}" in IMAGE_SUFFIXES), None)
     if found is None:
         raise CorruptRecord(f"no picture among its parts {sorted(parts)}")
-    return parts[found]
+    return found
 
 
 def _value(wanted: str, parts: Mapping[str, bytes]) -> Any:
@@ -135,11 +167,26 @@ class TarRecords(RecordSource):
         """See that every path and pattern has files."""
         find_files(self.files, what="files")
 
+    @cached_property
+    def highest_label(self) -> int | None:
+        """Highest class number that occurs, where classes have no names; reads the labels of all records."""
+        part = "json" if (self.fields.label or "").startswith("json.") else self.fields.label
+        if part is None or self.classes is not None:
+            return None
+        found = -1
+        for shard, members in self._records:
+            if part in members.parts and not members.bad:
+                with suppress(CorruptRecord), self._paths[shard].open("rb") as file:
+                    only = replace(members, parts={part: members.parts[part]})
+                    found = max(found, self.fields.label_of(read_parts(file, only)) or 0)
+        return None if found < 0 else found
+
     def _open(self) -> None:
         self._paths = find_files(self.files, what="files")
         self._records = [(shard, record) for shard, path in enumerate(self._paths) for record in members_of(path)]
         found = [(self._paths[shard].name, record) for shard, record in self._records]
         self._unused = [f"{shard}/{name}" for shard, record in found for name in record.unused]
+        self.fields.check_labels((self._paths[shard], record) for shard, record in self._records)
 
     @property
     def classes(self) -> list[str] | None:
@@ -170,7 +217,8 @@ class TarRecords(RecordSource):
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""
-        return image_size(_picture(self._read(index)))
+        parts = self._read(index)
+        return image_size(parts[_picture(parts)])
 
     def label_of(self, index: int) -> int | None:
         """Class number of a record, without its picture being decoded."""
@@ -203,6 +251,15 @@ class TarRecords(RecordSource):
             return read_parts(file, members)
 
 
+class RawRecord(NamedTuple):
+    """A record as a stream reads it: key, contents by part, members beside it that are not used, and what is wrong."""
+
+    key: str
+    parts: dict[str, bytes]
+    unused: list[str]
+    bad: str = ""
+
+
 class TarStream(RecordStream):
     """Records of tar shards, read from beginning to end; as many shards as processes times workers, or more.
 
@@ -232,6 +289,8 @@ class TarStream(RecordStream):
 
     def _open(self) -> None:
         self._paths = find_files(self.files, what="files")
+        with suppress(DamagedShard):  # counted when it is read
+            self.fields.check_labels((self._paths[0], members) for members in members_of(self._paths[0]))
 
     @property
     def classes(self) -> list[str] | None:
@@ -247,7 +306,15 @@ class TarStream(RecordStream):
         """The shards."""
         return (Part.of_file(path, name=path.name) for path in self._paths)
 
-    def read(self, shard: int, start: int) -> Iterator[tuple[str, dict[str, bytes]] | CorruptRecord]:
+    def where(self, shard: int, position: int) -> str:
+        """Shard and position."""
+        return f"record {position} of {self._paths[shard]}"
+
+    def left_out(self, raw: RawRecord) -> Sequence[str]:
+        """Members that are no part of any record, and pictures beyond the one that is read of a record."""
+        return raw.unused
+
+    def read(self, shard: int, start: int) -> Iterator[RawRecord | CorruptRecord]:
         """Contents of the records; what is lost with a damaged shard's end counts as one corrupt record."""
         path = self._paths[shard]
         with path.open("rb") as file:
@@ -258,13 +325,16 @@ class TarStream(RecordStream):
             except DamagedShard as error:
                 yield CorruptRecord(str(error))
 
-    def decode(self, raw: tuple[str, dict[str, bytes]]) -> Record:
+    def decode(self, raw: RawRecord) -> Record:
         """Decode the contents."""
-        return self.fields.decode(*raw)
+        if raw.bad:
+            raise CorruptRecord(raw.bad)
+        return self.fields.decode(raw.key, raw.parts)
 
     @staticmethod
-    def _contents(file: BinaryIO, path: Path, members: Members) -> tuple[str, dict[str, bytes]] | CorruptRecord:
+    def _contents(file: BinaryIO, path: Path, members: Members) -> RawRecord:
+        key, unused = f"{path.name}/{members.key}", [f"{path.name}/{name}" for name in members.unused]
         try:
-            return f"{path.name}/{members.key}", read_parts(file, members)
+            return RawRecord(key, read_parts(file, members), unused)
         except CorruptRecord as error:
-            return error
+            return RawRecord(key, {}, unused, bad=str(error))

@@ -80,6 +80,8 @@ def members_of(path: Path) -> Iterator[Members]:
     if current is not None:
         current.unused += unused
         yield current
+    elif unused:
+        yield Members("", bad="the shard holds no record", unused=unused)
 
 
 class _HeldShard(io.FileIO):
@@ -124,7 +126,7 @@ def read_parts(file: BinaryIO, members: Members) -> dict[str, bytes]:
         CorruptRecord: A member is cut off or too large, or several records have this one's key.
     """
     if members.bad:
-        raise CorruptRecord(f"{members.key}: {members.bad}")
+        raise CorruptRecord(f"{members.key}: {members.bad}".removeprefix(": "))
     contents = {}
     for part, (offset, size) in members.parts.items():
         if size > MAX_BYTES:

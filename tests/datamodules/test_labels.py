@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -20,11 +23,14 @@ from datamodules import (
     MixedRecords,
     ParquetRecords,
     Record,
+    StreamingImageDataModule,
     TarRecords,
+    TarStream,
 )
 from datamodules.class_check import check_classes
 from datamodules.image_dataset import collate
 from datamodules.labels import ClassNumbers, NotALabel, number_labels
+from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from tests import tiny
 from tests.tiny_files import png, write_files, write_tar
@@ -184,6 +190,61 @@ def test_an_unlabelled_record_takes_no_labels_from_its_batch() -> None:
         Record("x", None, label=-1)
 
 
+# ------------------------------------------------------------------------------------------------------------- streams
+LABELS: list[tuple[list[Any], list[str] | None, list[int] | str, list[str] | None]] = [
+    ([True, False, True], None, [1, 0, 1], ["false", "true"]),
+    ([True, False, True], ["true", "false"], [0, 1, 0], ["true", "false"]),
+    (["3", " 1", "2.0"], None, [3, 1, 2], None),
+    ([3.0, 1.0, 2.0], None, [3, 1, 2], None),
+    (["dog", "cat", "cat"], ["cat", "dog"], [1, 0, 0], ["cat", "dog"]),
+    (["dog", "cat", "cat"], None, "holds names such as 'dog'.*give `classes`", None),
+    ([None, "cat", "cat"], None, "holds names such as 'cat'.*give `classes`", None),
+    ([[1], [2], [3]], None, r"column 'label' .* holds List.*, not one label a row", None),
+    ([{"a": 1}] * 3, None, "not one label a row", None),
+]
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize(("labels", "classes", "numbers", "names"), LABELS)
+def test_streams_number_labels_or_refuse_them_once(
+    tmp_path: Path, labels: list[Any], classes: list[str] | None, numbers: list[int] | str, names: list[str] | None
+) -> None:
+    pictures = [{"bytes": png(), "path": None}] * 3
+    pq.write_table(pa.table({"image": pictures, "label": labels}), tmp_path / "0.parquet")
+    file = str(tmp_path / "0.parquet")
+    stream = HuggingFaceStream("parquet", file, label_column="label", classes=classes)
+    if isinstance(numbers, str):
+        with pytest.raises(ValueError, match=numbers):
+            stream.open()
+    else:
+        stream.open()
+        assert [stream.decode(row).label for row in stream.read(0, 0)] == numbers and stream.classes == names
+    if isinstance(numbers, str) and "row" in numbers:
+        with pytest.raises(ValueError, match=numbers):
+            ParquetRecords(file, label_column="label").open()
+
+
+@pytest.mark.parametrize(("classes", "numbers"), [(None, [0, 1]), (["dog", "cat"], [1, 0])])
+def test_class_labels_of_streams_may_be_put_in_another_order(
+    tmp_path: Path, classes: list[str] | None, numbers: list[int]
+) -> None:
+    kinds = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["cat", "dog"]))
+    rows = {"image": [{"bytes": png(), "path": None}] * 2, "label": [0, 1]}
+    datasets.Dataset.from_dict(rows, features=kinds).to_parquet(str(tmp_path / "0.parquet"))
+    stream = HuggingFaceStream("parquet", str(tmp_path / "0.parquet"), label_column="label", classes=classes)
+    stream.open()
+    assert [stream.decode(row).label for row in stream.read(0, 0)] == numbers
+    assert stream.classes == (classes or ["cat", "dog"])
+
+
+@pytest.mark.parametrize("kind", [TarRecords, TarStream])
+def test_names_in_shards_need_classes(tmp_path: Path, kind: Any) -> None:
+    write_tar(tmp_path / "0.tar", {"0.png": png(), "0.cls": b"cat", "1.png": png(), "1.cls": b"dog"})
+    with pytest.raises(ValueError, match=r"part 'cls' of .*0\.tar holds names such as 'cat'.*give `classes`"):
+        kind(str(tmp_path / "0.tar"), label="cls").open()
+    kind(str(tmp_path / "0.tar"), label="cls", classes=["cat", "dog"]).open()
+
+
 # -------------------------------------------------------------------------------------------------------------- model
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> DiffusionModel:
@@ -220,3 +281,33 @@ def test_classes_of_the_model_by_any_of_their_names_pass(tmp_path: Path, model: 
     beyond.open()
     with pytest.raises(ValueError, match="classes 0 to 10, but the model has 10"):
         check_classes(beyond, model, split="train")
+
+
+def trained(data: Any, model: DiffusionModel) -> Any:
+    """A datamodule that is set up for the training of a model."""
+    module = SimpleNamespace(diffusion=model)
+    data.trainer = SimpleNamespace(lightning_module=module, world_size=1, global_rank=0, limit_train_batches=1.0)
+    data.setup("fit")
+    return data
+
+
+@pytest.mark.parametrize("label", [10, 11])
+def test_labels_beyond_the_model_are_told_with_their_record(tmp_path: Path, model: DiffusionModel, label: int) -> None:
+    members: dict[str, bytes] = {}
+    for number in range(4):
+        members |= {f"{number}.png": png(), f"{number}.cls": b"%d" % (label if number == 3 else number)}
+    file = str(write_tar(tmp_path / "0.tar", members))
+    options: dict[str, Any] = {"image_size": 4, "batch_size": 4, "channels": 1}
+    told = rf"record 3 of .*0\.tar has label {label}, but the model has 10 classes, 0 to 9: .*give the source `classes`"
+    stream = trained(StreamingImageDataModule(TarStream(file, label="cls"), **options), model)
+    with pytest.raises(ConfigurationError, match=told):
+        next(iter(stream.train_dataloader()))
+    with pytest.raises(ValueError, match=f"classes 0 to {label}, but the model has 10"):
+        trained(ImageDataModule(TarRecords(file, label="cls"), **options), model)
+    others = trained(ImageDataModule(TarRecords(file, label="cls"), other_classes=True, **options), model)
+    with pytest.raises(ConfigurationError, match=told):
+        next(iter(others.train_dataloader()))
+    records = [Record(str(n), Image.new("L", (4, 4)), label=n or label) for n in range(4)]
+    unknown = trained(ImageDataModule(Pictures(records), **options), model)  # a source that does not tell
+    with pytest.raises(ConfigurationError, match=f"record 0 of Pictures has label {label}"):
+        next(iter(unknown.train_dataloader()))

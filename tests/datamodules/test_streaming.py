@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 import torch.distributed as dist
@@ -26,7 +28,8 @@ from datamodules import (
 )
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.stream_dataset import SHARD_BITS, Position, StreamLoader
-from tests.tiny_files import write_parquet, write_shard
+from sparsight.common.errors import ConfigurationError
+from tests.tiny_files import png, write_parquet, write_shard, write_tar
 
 
 class MemoryStream(RecordStream):
@@ -226,7 +229,9 @@ def test_unreadable_records_are_left_out_and_counted(workers: int, caplog: pytes
     module = make(MemoryStream([20], corrupt=((0, 3), (0, 19))), num_workers=workers)
     seen = [caption for batch in captions(module.train_dataloader(), 12) for caption in batch]
     assert set(seen) == {f"0/{position}" for position in range(20) if position not in (3, 19)}
-    assert module.corrupt == {3: "torn", 19: "torn"} and caplog.text.count("skipped train record 3: torn") == 1
+    where = "record {} of shard 0 of MemoryStream: torn"
+    assert module.corrupt == {3: where.format(3), 19: where.format(19)}
+    assert caplog.text.count(f"skipped train record 3: {where.format(3)}") == 1
     many = make(MemoryStream([40], corrupt=tuple((0, p) for p in range(12))), num_workers=workers)
     with pytest.raises(TooManyCorruptRecords, match="12 of 15 records are unreadable, 10 are allowed"):
         captions(many.train_dataloader(), 14)
@@ -271,6 +276,76 @@ def test_tar_shards_stream_what_they_hold_and_a_damaged_one_costs_its_end(tmp_pa
     seen = {c for batch in captions(damaged.train_dataloader(), 8) for c in batch}
     assert {f"picture {n}" for n in numbers if n < 10 or n >= 20} <= seen and "picture 13" not in seen
     assert any("1.tar is damaged or cut off" in reason for reason in damaged.corrupt.values())
+
+
+def tars(folder: Path, members: dict[str, bytes], shards: int = 2, **options: Any) -> StreamingImageDataModule:
+    for shard in range(shards):
+        write_tar(folder / f"{shard}.tar", {name.format(shard): content for name, content in members.items()})
+    return make(TarStream(str(folder / "*.tar"), **options), image_size=4)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_members_that_are_not_used_are_counted_and_named(
+    tmp_path: Path, workers: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    pictures = {name: png() for name in ("0.png", "1.png", "2.png", "2.gif", "3.png")}
+    members = pictures | {"noname": b"x", "README.md": b"x", "b.c/d": b"x"}
+    module = tars(tmp_path, members)
+    module.num_workers = workers
+    captions_of = [batch for _, batch in zip(range(6), module.train_dataloader(), strict=False)]
+    assert all("unused" not in batch for batch in captions_of)
+    assert set(module.unused) == {f"{shard}.tar/{name}" for shard in range(2) for name in ("noname", "b.c/d")} | {
+        f"{shard}.tar/2.gif" for shard in range(2)
+    }
+    assert "TarStream, so far: " in caplog.text and "files are not used" in caplog.text
+    assert caplog.text.count("so far") <= 3
+
+
+def test_too_many_members_that_are_not_used_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datamodules.streaming._FIRST_RECORDS", 4)
+    module = tars(tmp_path, {"0.png": png(0)} | {f"other{n}": b"x" for n in range(9)})
+    with pytest.raises(ConfigurationError, match=r"TarStream has \d+ records and (9|18) files are not used: \d"):
+        captions_of(module)
+
+
+def captions_of(module: StreamingImageDataModule) -> list[Any]:
+    return [batch for _, batch in zip(range(6), module.train_dataloader(), strict=False)]
+
+
+def test_a_shard_without_any_record_is_a_bad_record_and_its_members_are_counted(tmp_path: Path) -> None:
+    module = tars(tmp_path, {"0.png": png(0), "1.png": png(0), "2.png": png(0)}, label=None)
+    write_tar(tmp_path / "9.tar", {"noname": b"x", "other": b"y"})
+    module = make(TarStream(str(tmp_path / "*.tar")), image_size=4)
+    captions_of(module)
+    assert set(module.unused) == {"9.tar/noname", "9.tar/other"}
+    assert any(re.search(r"record 0 of .*9\.tar: the shard holds no record", told) for told in module.corrupt.values())
+    source = TarRecords(str(tmp_path / "*.tar"))
+    assert len(source) == 7 and source.unused == ["9.tar/noname", "9.tar/other"]
+
+
+def test_damage_is_told_by_file_and_member(tmp_path: Path) -> None:
+    module = tars(
+        tmp_path, {"0.png": png(0), "1.png": png(1), "d/2.png": b"no picture", "3.png": png(3, size=(99, 99))[:60]}
+    )
+    captions_of(module)
+    told = set(module.corrupt.values())
+    assert all("BytesIO" not in reason for reason in told)
+    for shard in range(2):
+        start = rf"record 2 of {tmp_path}/{shard}\.tar: member {shard}\.tar/d/2\.png: no picture of a known format"
+        assert any(re.match(start, reason) for reason in told)
+        assert any(re.match(rf"record 3 of .*{shard}\.tar: member {shard}\.tar/3\.png: ", reason) for reason in told)
+    source = TarRecords(str(tmp_path / "0.tar"))
+    with pytest.raises(CorruptRecord, match=r"^member 0\.tar/d/2\.png: no picture"):
+        source[2]
+
+
+def test_damage_of_a_streamed_table_is_told_by_file_and_row(tmp_path: Path) -> None:
+    pictures = [{"bytes": picture, "path": None} for picture in (png(0), b"no picture", png(2))]
+    pq.write_table(pa.table({"image": pictures}), tmp_path / "0.parquet")
+    module = make(HuggingFaceStream("parquet", str(tmp_path / "*.parquet")), image_size=4, batch_size=1)
+    captions_of(module)
+    reason = module.corrupt[1]
+    assert re.match(rf"row 1 of {tmp_path}/0\.parquet: no picture of a known format", reason)
 
 
 def test_parquet_streams_from_a_position(tmp_path: Path) -> None:
