@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES as CLASSES
@@ -14,6 +16,12 @@ written = PAGE.read_text(encoding="utf-8")
 SAME = pytest.mark.skipif(
     f"transformers {version('transformers')}," not in written, reason="written with another transformers"
 )
+
+
+def test_the_page_is_of_the_version_that_the_tests_are_pinned_to() -> None:
+    """Then what is skipped with other versions runs where `make test` does."""
+    pinned = re.search(r"^transformers==(\S+)", Path("tests/constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None and f"transformers {pinned[1]}," in written
 
 
 @SAME

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors.accelerator_connector import _PRECISION_INPUT
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -16,7 +17,7 @@ from sparsight.common.checkpoint.connector import CheckpointConnector
 from sparsight.common.checkpoint.find import newest_whole
 from sparsight.common.checkpoint.folder import write_in_parts, writes_parts
 from sparsight.common.checkpoint.interrupt import SaveWhenStopped
-from sparsight.common.checkpoint.io import with_whole_files
+from sparsight.common.checkpoint.io import link_checkpoint, with_whole_files
 from sparsight.common.checkpoint.monitors import CheckMonitors
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.training.precision import precision_that_pays
@@ -51,6 +52,9 @@ class SparsightTrainer(Trainer):
         self.command: list[str] = []
         self.strategy.checkpoint_io = with_whole_files(self.strategy._checkpoint_io)
         self._checkpoint_connector: CheckpointConnector = CheckpointConnector(self)
+        for saver in self.checkpoint_callbacks:
+            if isinstance(saver, ModelCheckpoint):
+                saver._link_checkpoint = link_checkpoint  # type: ignore[method-assign]
         self.callbacks += [CheckMonitors(), SaveWhenStopped(self._how_to_go_on)]  # type: ignore[attr-defined]
 
     def fit(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed import checkpoint as parts
 
-from sparsight.common.checkpoint.find import newest_whole
+from sparsight.common.checkpoint.find import newest_whole, options_in
 from sparsight.common.checkpoint.folder import MARKER, REST, is_in_parts, remove_folder, seal, verify_folder
 from sparsight.common.disk.files import sweep
 from sparsight.common.errors import CheckpointError
@@ -25,13 +25,34 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_folder_without_its_marker_is_refused(folder: Path, tmp_path: Path) -> None:
     assert is_in_parts(folder)
+    rest = (folder / REST).read_bytes()
+    (folder / REST).write_bytes(rest[:-20])
     for check in (verify_folder, lambda path: newest_whole(trainer(tmp_path), True)):
         with pytest.raises(CheckpointError, match=r"last\.ckpt was never finished"):
             check(folder)
+    (folder / REST).write_bytes(rest)
     seal(folder)
     about = verify_folder(folder)
     assert (about.format, about.step, about.resumable, about.hyper_parameters) == (1, 4, True, {"rate": 0.1})
     assert newest_whole(trainer(tmp_path), True) == folder
+
+
+def test_a_folder_of_before_there_were_markers_is_read(folder: Path, tmp_path: Path) -> None:
+    """Lightning wrote the rest last, so that it tells whether the parts are complete."""
+    about = verify_folder(folder)
+    assert (about.format, about.step, about.resumable, about.hyper_parameters) == (0, 4, True, {"rate": 0.1})
+    assert newest_whole(trainer(tmp_path), True) == folder
+    assert options_in(folder) == {"rate": 0.1}
+    next(folder.glob(".metadata")).unlink()
+    with pytest.raises(CheckpointError, match="never finished"):
+        verify_folder(folder)
+
+
+def test_a_folder_that_is_being_removed_is_no_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[Path] = []
+    monkeypatch.setattr("shutil.rmtree", lambda path, **_: left.append(path))  # killed here
+    remove_folder(folder)
+    assert not folder.exists() and left[-1].name.startswith(".") and not (left[-1] / MARKER).exists()
 
 
 def test_every_part_is_compared(folder: Path) -> None:

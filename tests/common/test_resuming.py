@@ -286,6 +286,48 @@ def test_a_link_named_last_is_followed(tmp_path: Path) -> None:
         trainer(tmp_path).fit(Line(), datamodule=data(tmp_path), ckpt_path="last")
 
 
+def test_a_link_named_last_leads_to_a_checkpoint_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last, gaps = tmp_path / "checkpoints" / "last.ckpt", []
+    for name in ("remove", "unlink", "replace", "symlink"):
+        original = getattr(os, name)
+
+        def watched(*arguments: Any, _original: Any = original, **options: Any) -> Any:
+            there = last.exists()
+            done = _original(*arguments, **options)
+            gaps.append(there and not last.exists())
+            return done
+
+        monkeypatch.setattr(os, name, watched)
+    saver = ModelCheckpoint(every_n_train_steps=1, save_top_k=-1, save_last="link", filename="{step}")
+    made = SparsightTrainer(
+        default_root_dir=tmp_path, logger=False, max_steps=4, callbacks=[saver], accelerator="cpu", limit_val_batches=0
+    )
+    made.fit(Line(), datamodule=data(tmp_path))
+    assert gaps and not any(gaps) and last.is_symlink() and read_header(last).step == 4
+
+
+def test_a_checkpoint_is_read_twice_on_resuming(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once to compare it with its hash, once to load it; a file that has changed in between is compared again."""
+    compared: list[Path] = []
+    from sparsight.common.checkpoint import file, find
+
+    for module in (file, find):
+        original = module.verify
+        monkeypatch.setattr(
+            module, "verify", lambda path, _original=original: (compared.append(path), _original(path))[1]
+        )
+    trainer(run, max_steps=6).fit(Line(), datamodule=data(run), resume=True)
+    assert len(compared) == 1
+    io = WholeCheckpointIO()
+    last = run / "checkpoints" / "step=2.ckpt"
+    io.was_whole(last)
+    last.write_bytes(last.read_bytes()[:-2000])
+    with pytest.raises(CheckpointError, match="cut off"):
+        io.load_checkpoint(last)
+
+
 def test_resume_takes_the_newest_whole_one(run: Path, recwarn: Any) -> None:
     folder = run / "checkpoints"
     for path, step in ((folder / "last.ckpt", 4), (folder / "step=4.ckpt", 4)):

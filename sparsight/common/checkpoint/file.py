@@ -142,18 +142,20 @@ def read_header(path: Path) -> Header:
         return _header(archive, path)
 
 
-def read_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+def read_checkpoint(path: Path, map_location: Any = "cpu", *, verified: bool = False) -> dict[str, Any]:
     """Load a checkpoint file after comparing it with its hash; only tensors and plain data are taken.
 
     Args:
         path: The file.
         map_location: Where tensors go, as for ``torch.load``.
+        verified: Whether the file was compared with its hash a moment ago.
 
     Raises:
         FileNotFoundError: There is none.
         CheckpointError: It is damaged, no checkpoint, of a later version, or holds other objects.
     """
-    verify(path)
+    if not verified:
+        verify(path)
     try:
         with safe_globals(HARMLESS):
             found = torch.load(path, map_location=map_location, weights_only=True)

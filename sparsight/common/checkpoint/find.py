@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sparsight.common.checkpoint.file import Header, local, read_checkpoint, read_header, verify
 from sparsight.common.checkpoint.folder import is_in_parts, read_marker, verify_folder
+from sparsight.common.checkpoint.io import WholeCheckpointIO
 from sparsight.common.errors import CheckpointError
 
 SUFFIX = ModelCheckpoint.FILE_EXTENSION
@@ -49,7 +50,11 @@ def check_whole(path: Path) -> Header:
 def options_in(path: Path) -> dict[str, Any]:
     """Options of the module that a checkpoint was saved from, in whichever format."""
     about = header(path)
-    return about.hyper_parameters if about.format else read_checkpoint(path).get("hyper_parameters", {})
+    return (
+        about.hyper_parameters
+        if about.format or is_in_parts(path)
+        else read_checkpoint(path).get("hyper_parameters", {})
+    )
 
 
 def newest_last(trainer: Trainer) -> Path:
@@ -101,6 +106,8 @@ def newest_whole(trainer: Trainer, resume: bool | str) -> Path | None:
             continue
         try:
             check_whole(path)
+            if isinstance(trainer.strategy.checkpoint_io, WholeCheckpointIO) and path.is_file():
+                trainer.strategy.checkpoint_io.was_whole(path)
         except CheckpointError as error:
             rank_zero_warn(f"passed over: {error}")
             faults.append((path, str(error)))

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -78,7 +78,7 @@ def read_marker(folder: Path) -> Header:
     """What a checkpoint in parts tells about itself.
 
     Raises:
-        CheckpointError: It has no marker, so that it was never finished, or one of a later version.
+        CheckpointError: It was never finished, or is of a later version.
     """
     return _marker(folder)[0]
 
@@ -97,9 +97,12 @@ def verify_folder(folder: Path) -> Header:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a checkpoint in parts; one that is half removed has no marker."""
-    (folder / MARKER).unlink(missing_ok=True)
-    shutil.rmtree(folder)
+    """Remove a checkpoint in parts; one that is half removed has no marker, and a name that none has."""
+    gone = folder.with_name(f".{folder.stem}.{os.getpid()}.part{folder.suffix}")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.rename(folder, gone)
+    (gone / MARKER).unlink(missing_ok=True)
+    shutil.rmtree(gone)
 
 
 def _marker(folder: Path) -> tuple[Header, dict[str, str]]:
@@ -108,15 +111,24 @@ def _marker(folder: Path) -> tuple[Header, dict[str, str]]:
         check_format(content, folder)
         files = content["files"]
         header = Header(**{key: content[key] for key in content.keys() & Header.__dataclass_fields__.keys()})
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} was never finished, or is of a version before 1: it has no {MARKER}. {TAKE_ANOTHER}"
-        ) from error
+    except FileNotFoundError:
+        return _of_earlier_version(folder), {}
     except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"{folder} is damaged in {MARKER}: {TAKE_ANOTHER}") from error
     return header, files
+
+
+def _of_earlier_version(folder: Path) -> Header:
+    """What a folder of before there were markers tells: the rest was written after all parts and their list."""
+    try:
+        if not (folder / PARTS).exists():
+            raise FileNotFoundError(PARTS)
+        rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
+        return replace(header_of(rest), format=0, saved_at=(folder / REST).stat().st_mtime)
+    except Exception as error:  # whatever an unfinished or damaged file leads to
+        raise CheckpointError(f"{folder} was never finished: it has no {MARKER}. {TAKE_ANOTHER}") from error
 
 
 def _put_in_place(part: Path, target: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.plugins import AsyncCheckpointIO, CheckpointIO
 from lightning.pytorch.plugins.io.wrapper import _WrappingCheckpointIO
 
@@ -17,6 +18,13 @@ from sparsight.common.finite import check_checkpoint
 
 class WholeCheckpointIO(CheckpointIO):
     """Files that appear whole or not at all and are compared with their hash when they are read."""
+
+    def __init__(self) -> None:
+        self._whole: tuple[Path, tuple[int, ...]] | None = None
+
+    def was_whole(self, path: Path) -> None:
+        """Spare a file that was compared with its hash just now another comparison when it is next loaded."""
+        self._whole = (path.resolve(), _state_of(path))
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any | None = None
@@ -43,7 +51,10 @@ class WholeCheckpointIO(CheckpointIO):
         """
         if weights_only is False:
             raise CheckpointError("checkpoints are read with weights_only=True alone, because others run code")
-        return read_checkpoint(local(path), map_location)
+        file, known = local(path), self._whole
+        self._whole = None
+        verified = known is not None and file.is_file() and known == (file.resolve(), _state_of(file))
+        return read_checkpoint(file, map_location, verified=verified)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Remove a file, or a folder of parts."""
@@ -52,6 +63,30 @@ class WholeCheckpointIO(CheckpointIO):
             remove_folder(found)
         else:
             found.unlink(missing_ok=True)
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    about = path.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def link_checkpoint(trainer: Trainer, filepath: str, linkpath: str) -> None:
+    """What ModelCheckpoint does with ``save_last: link``, but so that the name leads to a checkpoint at every moment.
+
+    Args:
+        trainer: Of all processes.
+        filepath: The checkpoint.
+        linkpath: The name that is to lead to it.
+    """
+    link = Path(linkpath)
+    if trainer.is_global_zero and os.path.abspath(filepath) != os.path.abspath(link):
+        part = link.with_name(f".{link.stem}.{os.getpid()}.part{link.suffix}")
+        part.unlink(missing_ok=True)
+        part.symlink_to(os.path.relpath(filepath, link.parent))
+        if link.is_dir() and not link.is_symlink():  # a folder of parts, which no rename replaces
+            remove_folder(link)
+        os.replace(part, link)
+    trainer.strategy.barrier()
 
 
 class OrderedCheckpointIO(AsyncCheckpointIO):
