@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 from pathlib import Path
-from typing import Any
 
 # Read when the libraries are imported, so they are set before any test module is.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -43,15 +42,10 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exports of image-text models are checked as ever but not in a process of their own, which takes long to start."""
-    from sparsight.lvlm.export import reload, reload_adapter
+    """Exports are checked as ever but not in a process of their own, which takes long to start."""
+    from tests.tiny_reload import read_back_here
 
-    for module, script in (("export", reload), ("adapters", reload_adapter)):
-
-        def run_here(_script: str, arguments: list[str], *, scratch: str, main: Any = script.main) -> None:
-            main(*arguments)
-
-        monkeypatch.setattr(f"sparsight.lvlm.{module}.run_fresh", run_here)
+    read_back_here(monkeypatch.setattr)
 
 
 @pytest.fixture(autouse=True)

@@ -82,6 +82,7 @@ def test_two_processes_answer_as_one_and_any_number_goes_on(tmp_path: Path) -> N
     assert min(lines) >= 6
 
 
+@pytest.mark.usefixtures("reload_here")
 def test_checkpoints_and_exports_are_evaluated_like_any_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

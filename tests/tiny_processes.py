@@ -16,6 +16,7 @@ import torch
 from torch.multiprocessing import get_context, start_processes
 
 from sparsight.command.cli import main
+from tests.tiny_reload import read_back_here
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300.0  # seconds; processes that have not ended by then wait for each other
@@ -66,11 +67,12 @@ def _enter(rank: int, port: int, folder: Path, function: Callable[..., object], 
 
 
 def run_command(arguments: list[str], *, processes: int = 2) -> None:
-    """The command in several processes, as Lightning starts them for a distributed run."""
+    """The command in several processes, as Lightning starts them for a distributed run; exports are read back there."""
     together(_command, arguments, processes=processes)
 
 
 def _command(rank: int, arguments: list[str]) -> None:
+    read_back_here()
     sys.argv = ["sparsight", *arguments]
     try:
         main(arguments)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -158,26 +156,6 @@ def answered(folder: Path) -> dict[str, Any]:
     report = json.loads((folder / "report" / "report.json").read_text())
     answers = {(each["method"], each["sample"], each["run"]): each for each in report["answers"]}
     return {"complete": report["complete"], "answers": answers, "scores": report["scores"]}
-
-
-def read_back_here() -> None:
-    """Let exports be read back in the process that wrote them, since a fresh one takes ten seconds to start."""
-    from diffusers.utils import dynamic_modules_utils
-
-    from sparsight.diffusion.export import reload as student
-    from sparsight.diffusion.export import verify
-    from sparsight.lvlm.export import reload
-    from sparsight.lvlm.export import write as export
-
-    modules = mkdtemp()
-    dynamic_modules_utils.HF_MODULES_CACHE = modules
-    sys.path.append(modules)
-    for module, script in ((verify, student), (export, reload)):
-
-        def run_here(_script: str, arguments: list[str], *, main: Any = script.main, **_: Any) -> None:
-            main(*arguments)
-
-        module.run_fresh = run_here  # type: ignore[attr-defined]
 
 
 FIT = ("fit", "--config", "config.yaml", "--resume", "true")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -41,6 +39,7 @@ from sparsight.publish.facts import read_metrics
 from tests import tiny
 from tests.tiny_distillation import distillation_config
 from tests.tiny_features import Quarters
+from tests.tiny_processes import run_command
 
 
 @pytest.fixture(scope="module")
@@ -286,10 +285,7 @@ def test_two_processes_of_the_command_measure_what_one_does(tmp_path: Path) -> N
     fragment.write_text(yaml.safe_dump({"trainer": {"callbacks+": callbacks}}))
     arguments = ["validate", "--config", str(config), "--config", str(fragment), "--trainer.default_root_dir"]
     main([*arguments, str(tmp_path / "one")])
-    run = [sys.executable, "-m", "sparsight", *arguments, str(tmp_path / "two")]
-    run += ["--trainer.devices=2", "--trainer.strategy=ddp"]
-    done = subprocess.run(run, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_command([*arguments, str(tmp_path / "two"), "--trainer.devices=2", "--trainer.strategy=ddp"])
     values = []
     for folder in ("one", "two"):
         (file,) = (tmp_path / folder).rglob("val_step_0000000.json")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from sparsight.diffusion.surgery.replace import without_idle
 from sparsight.diffusion.train.stages import Objective, Stage
 from sparsight.publish.export import export
 from tests import tiny
+from tests.tiny_processes import run_command
 
 LAYERS = 4
 SITES = [f"transformer_blocks.{i}.attn1" for i in range(LAYERS)]
@@ -150,6 +149,7 @@ def test_resuming_in_the_middle_of_the_schedule_is_bitwise(teacher: str, tmp_pat
             assert torch.equal(value, whole.states[step][name]), (step, name)
 
 
+@pytest.mark.usefixtures("reload_here")
 def test_a_hybrid_keeps_its_attention_in_checkpoints_and_exports(teacher: str, tmp_path: Path) -> None:
     module = distillation(teacher)
     trainer = fit(tmp_path, module, PruningSchedule("one_shot", begin=2, amount=0.5, order="last"))
@@ -202,10 +202,8 @@ def test_two_processes_hand_over_alike_and_end_with_the_weights_of_one(teacher: 
     states = []
     for processes, batch_size in ((1, 4), (2, 2)):
         root = tmp_path / f"processes_{processes}"
-        run = [sys.executable, "-m", "sparsight", "fit", "--config", str(config), f"--data.batch_size={batch_size}"]
-        run += [f"--trainer.devices={processes}", "--trainer.strategy=ddp", f"--trainer.default_root_dir={root}"]
-        done = subprocess.run(run, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-3000:]
+        run = ["fit", "--config", str(config), f"--data.batch_size={batch_size}", f"--trainer.default_root_dir={root}"]
+        run_command([*run, f"--trainer.devices={processes}", "--trainer.strategy=ddp"], processes=processes)
         states.append(torch.load(next(root.rglob("*.ckpt")), weights_only=True))
     assert states[0]["sparsight"]["handed_over"] == states[1]["sparsight"]["handed_over"]
     assert len(states[0]["sparsight"]["handed_over"]) == 3

@@ -76,6 +76,7 @@ def test_it_is_encoded_drawn_from_distilled_and_trained(stored: tuple[str, Path]
     assert loss.isfinite() and all(p.dtype == torch.float32 for p in training.denoiser.parameters())
 
 
+@pytest.mark.usefixtures("reload_here")
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_every_verb_takes_it(stored: tuple[str, Path], dtype: str, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from blocks import DeltaConvBlock, NeighborhoodAttention, Site, TokenMixer
 from callbacks import ExportAtEnd, TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.command.trainer import SparsightTrainer
+from sparsight.diffusion.export import write as exporting
 from sparsight.diffusion.export.delta import mount
 from sparsight.diffusion.export.folder import write_pipeline
 from sparsight.diffusion.export.standalone import reference_answer
@@ -32,7 +33,6 @@ from sparsight.diffusion.students.load import load_student
 from sparsight.diffusion.surgery.replace import replace, set_mode
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.train.stages import Stage
-from sparsight.publish import export as exporting
 from sparsight.publish.checkpoint import restore
 from sparsight.publish.export import export
 from tests import tiny
@@ -195,6 +195,7 @@ def test_a_damaged_delta_is_refused_and_changes_nothing(folder: Any, tmp_path: P
     assert list(denoiser.state_dict()) == keys
 
 
+@pytest.mark.usefixtures("reload_here")
 def test_raw_weights_of_a_checkpoint_are_exported_by_the_verb(folder: Any, tmp_path: Path) -> None:
     root, trained = folder
     checkpoint = next((root / "checkpoints").glob("*.ckpt"))
@@ -262,6 +263,7 @@ def test_checkpoints_that_do_not_fit_are_refused(folder: Any, tmp_path: Path) ->
         restore(module, tmp_path / "none.ckpt", weights="raw")
 
 
+@pytest.mark.usefixtures("reload_here")
 def test_a_mismatch_leaves_nothing_behind(folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slightly_wrong(denoiser: Any) -> tuple[dict[str, Any], torch.Tensor]:
         inputs, expected = reference_answer(denoiser)

@@ -76,6 +76,7 @@ def test_an_untrained_student_is_refused_by_everything_that_exports(teacher: str
     assert not (tmp_path / "out").exists() and not (tmp_path / "student").exists()
 
 
+@pytest.mark.usefixtures("reload_here")
 def test_an_untrained_student_that_is_wanted_says_so(teacher: str, tmp_path: Path) -> None:
     folder = trainer(tmp_path).export(distillation(teacher), output=str(tmp_path / "out"), untrained=True, fp16=False)
     card = (folder / "README.md").read_text()

@@ -16,7 +16,8 @@ import pytest
 import torch
 
 from tests.tiny_kills import Ended, Moment, Runs
-from tests.tiny_runs import SCENARIOS, read_back_here
+from tests.tiny_reload import read_back_here
+from tests.tiny_runs import SCENARIOS
 
 KILLS = int(os.environ.get("SPARSIGHT_KILLS", "10"))
 SEED = int(os.environ.get("SPARSIGHT_SEED", "0"))

@@ -18,7 +18,8 @@ import torch
 import yaml
 
 from tests.tiny_kills import Runs
-from tests.tiny_runs import SCENARIOS, read_back_here, trained
+from tests.tiny_reload import read_back_here
+from tests.tiny_runs import SCENARIOS, trained
 
 ROOT = Path(__file__).parents[2]
 FIT = SCENARIOS["distillation"].arguments

@@ -71,6 +71,7 @@ WINDOW = {"class_path": "NeighborhoodAttention", "init_args": {"kernel_size": 3}
 @pytest.mark.parametrize(
     "mixer", [CONV, pytest.param(WINDOW, marks=pytest.mark.slow)], ids=["delta_conv", "own_projections"]
 )
+@pytest.mark.usefixtures("reload_here")
 def test_sharded_training_is_that_of_one_process_and_resumes(tmp_path: Path, mixer: dict[str, Any]) -> None:
     config = config_of(tmp_path, mixer, train_projections=mixer is WINDOW)
     alone, split, resumed = tmp_path / "alone", tmp_path / "split", tmp_path / "resumed"

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sparsight.common.errors import ConfigurationError
+from sparsight.lvlm.export import adapters
 from sparsight.lvlm.export.rehearsal import check_removal, rehearse_export, skeleton
-from sparsight.lvlm.export.write import adapters
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.publish.export import check_destination
 from tests.tiny_lvlm import VOCABULARY, tiny_lvlm

@@ -16,6 +16,7 @@ from tests import tiny
 from tests.tiny_font import save_emoji_font
 from tests.tiny_recipes import check_plain_diffusers_draws, walk
 
+pytestmark = pytest.mark.usefixtures("reload_here")
 COLOURS = {chr(0x1F400 + number): (40 * number, 20, 90) for number in range(6)}  # rat to tiger
 CAPTIONS = ["rat", "ox"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import yaml
 
@@ -12,6 +13,7 @@ from sparsight.diffusion.model.load import load_pipeline
 from tests import tiny
 from tests.tiny_recipes import walk
 
+pytestmark = pytest.mark.usefixtures("reload_here")
 TINY = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sample_size": 8}
 
 

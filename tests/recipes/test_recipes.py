@@ -15,6 +15,7 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from tests import tiny
 from tests.tiny_recipes import check_plain_diffusers_draws, command, without_export
 
+pytestmark = pytest.mark.usefixtures("reload_here")
 KINDS = ("24gb", "paper")
 FAMILIES: dict[str, Callable[[Path], Path]] = {
     "sd15": tiny.save_sd_pipeline,
