@@ -36,6 +36,7 @@ ROLES: Mapping[str, Role] = {
 }
 REASONING_FIELDS = ("reasoning", "reasoning_content", "thinking")
 EVALUATION_FIELDS = ("candidates", "answer", "task")
+_FIELDS = {"image", "images", "conversations", *EVALUATION_FIELDS}
 
 
 class ConversationRecords(RecordSource):
@@ -135,6 +136,9 @@ class ConversationRecords(RecordSource):
         entry = parse_json(self._entries[index])
         if not isinstance(entry, dict):
             raise ValueError("not a JSON object")
+        for name in entry:
+            if name not in _FIELDS and name.strip().casefold() in _FIELDS:
+                raise ValueError(f"{name!r} is not read: name it {name.strip().casefold()!r}")
         return entry
 
     def _picture(self, name: str) -> Image.Image:

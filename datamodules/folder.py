@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from datamodules.files import FolderFiles, existing, file_stamps, is_about_the_data, is_inside, need_folder
+from datamodules.beside import caption_files, is_picture, refuse_missing, sort_out
+from datamodules.files import FolderFiles, existing, file_stamps, is_inside, need_folder
 from datamodules.identity import Part
 from datamodules.labels import Labels, name_numbers, number_labels
-from datamodules.metadata import METADATA_NAMES, Row, columns_of, read_rows
+from datamodules.metadata import FILE_NAME, METADATA_NAMES, Row, columns_of, find_column, find_metadata, read_rows
 from datamodules.records import (
-    IMAGE_SUFFIXES,
     MAX_PIXELS,
     CorruptRecord,
     Record,
@@ -38,8 +38,8 @@ class FolderRecords(RecordSource):
 
     With ``metadata.jsonl`` or ``metadata.csv`` in the folder, its rows are the records: ``file_name`` is the picture's
     path inside the folder, other columns may hold label and caption. Without, all pictures are records: the first
-    subfolder names the class, and text files of the pictures' names (``a.png``, ``a.txt``) hold captions. Links are
-    followed inside the folder; hidden files, and what systems leave behind, are no part of it.
+    subfolder names the class, and text files of the pictures' names (``a.png``, ``a.txt`` or ``a.caption``) hold
+    captions. Links are followed inside the folder; hidden files, and what systems leave behind, are no part of it.
 
     Args:
         root: The folder. Nothing outside it is read.
@@ -67,6 +67,7 @@ class FolderRecords(RecordSource):
         self._classes = classes
         self._entries: list[_Entry] = []
         self._unused: list[str] = []
+        self._notes: list[str] = []
 
     @property
     def classes(self) -> list[str] | None:
@@ -87,6 +88,11 @@ class FolderRecords(RecordSource):
     def unused(self) -> list[str]:
         """Files that are neither a record nor go with one, once the folder is open."""
         return self._unused
+
+    @property
+    def notes(self) -> list[str]:
+        """Columns and files beside pictures that are not read, once the folder is open."""
+        return self._notes
 
     def __getitem__(self, index: int) -> Record:
         """Decode one picture and read its caption."""
@@ -142,12 +148,10 @@ class FolderRecords(RecordSource):
 
     def _open(self) -> None:
         self.check_paths()
-        metadata = [self.root / name for name in METADATA_NAMES if (self.root / name).is_file()]
-        if len(metadata) > 1:
-            raise ValueError(f"{self.root} holds both {' and '.join(METADATA_NAMES)}; keep one of them")
-        if metadata:
-            self._refuse_outside(metadata[0], named_by=f"a link in {self.root}")
-            self._entries = self._from_metadata(metadata[0])
+        metadata = find_metadata(self.root)
+        if metadata is not None:
+            self._refuse_outside(metadata, named_by=f"a link in {self.root}")
+            self._entries = self._from_metadata(metadata)
             return
         unused = {"label_column": self.label_column, "caption_column": self.caption_column}
         for option, column in unused.items():
@@ -168,23 +172,34 @@ class FolderRecords(RecordSource):
         columns = columns_of(rows)
         label_column = _choose(self.label_column, default="label", columns=columns, path=path)
         caption_column = _choose(self.caption_column, default="text", columns=columns, path=path)
-        entries = [self._from_row(row, caption_column, path=path) for row in rows]
+        name_column = find_column(columns, FILE_NAME, path=path) or FILE_NAME
+        self._tell_columns(columns - {label_column, caption_column, name_column}, label_column, caption_column, path)
+        entries = [self._from_row(row, caption_column, name_column, path=path) for row in rows]
         if label_column is not None:
             values = [None if row.bad else row.values.get(label_column) for row in rows]
             where = f"column {label_column!r} of {path}"
             labels = number_labels(values, classes=self._classes, where=where)
             entries = self._labelled(entries, labels, [f"line {row.line} of {path}" for row in rows])
         files = FolderFiles(self.root, refuse_outside=False)
-        self._unused = _without_company([*files.names, *files.skipped], [entry.name for entry in entries])
-        self._unused = [name for name in self._unused if name not in METADATA_NAMES]
+        self._unused, notes = sort_out([*files.names, *files.skipped], [*(entry.name for entry in entries), path.name])
+        self._notes += notes
+        tops = {top for entry in entries if (top := _top(entry.name)) and not entry.bad}
+        if label_column is None and self.class_folders and len(tops) > 1:
+            self._notes.append(f"folders such as {min(tops)!r} are no classes, as {path.name} has no column of labels")
         return entries
 
-    def _from_row(self, row: Row, caption_column: str | None, *, path: Path) -> _Entry:
+    def _tell_columns(self, unread: set[str], label: str | None, caption: str | None, path: Path) -> None:
+        options = {"label_column": label, "caption_column": caption}
+        missing = " or ".join(option for option, column in options.items() if column is None)
+        if unread and missing:
+            self._notes.append(f"columns {sorted(unread)} of {path} are not read; set {missing} if one is meant by it")
+
+    def _from_row(self, row: Row, caption_column: str | None, name_column: str, *, path: Path) -> _Entry:
         where = f"line {row.line} of {path}"
         name = where
         try:
             if row.values or not row.bad:
-                name = self._find_name(row.values.get("file_name"))
+                name = self._find_name(row.values.get(name_column))
                 self._refuse_outside(self.root / name, named_by=where)
             if row.bad:
                 raise BadText(row.bad)
@@ -212,13 +227,16 @@ class FolderRecords(RecordSource):
     # -------------------------------------------------------------------------------------------------------- files
     def _from_files(self) -> list[_Entry]:
         files = FolderFiles(self.root)
-        names = [name for name in files.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
-        self._unused = _without_company([*files.names, *files.skipped], names)
+        names = [name for name in files.names if is_picture(name)]
+        captions = caption_files(self.root, names, files.names)
+        read = [path.relative_to(self.root).as_posix() for path in captions if path is not None]
+        self._unused, notes = sort_out([*files.names, *files.skipped], [*names, *read])
+        self._notes += notes
         entries = [_Entry(name, bad=_bad_name(name)) for name in names]
         if self.class_folders and any(_top(name) for name in names):
             labels = self._folder_labels(names, files)
             entries = self._labelled(entries, labels, [f"picture {name!r}" for name in names])
-        captions = self._sidecars(names, files.names)
+        refuse_missing(captions, names, root=self.root)
         return [replace(entry, caption=text) for entry, text in zip(entries, captions, strict=True)]
 
     def _folder_labels(self, names: Sequence[str], files: FolderFiles) -> Labels:
@@ -246,18 +264,6 @@ class FolderRecords(RecordSource):
                     "move the folder away if it is no class, or give `classes` without it"
                 )
 
-    def _sidecars(self, names: Sequence[str], files: Sequence[str]) -> Sequence[Path | None]:
-        texts = {_stem(name): self.root / name for name in files if name.lower().endswith(".txt")}
-        found = [texts.get(_stem(name)) for name in names]
-        missing = found.count(None)
-        if 0 < missing < len(found):
-            first = (self.root / names[found.index(None)]).with_suffix(".txt")
-            raise ValueError(
-                f"{missing} of {len(found)} pictures have no caption file, first {first}; add the missing "
-                "ones (they may be empty) or remove all of them"
-            )
-        return found
-
     def _refuse_outside(self, path: Path, *, named_by: str) -> None:
         if not is_inside(path, self.root):
             inside = path.relative_to(self.root) if path.is_relative_to(self.root) else path
@@ -266,10 +272,6 @@ class FolderRecords(RecordSource):
 
 def _text(caption: str | Path | None) -> str | None:
     return None if isinstance(caption, Path) else caption
-
-
-def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
 
 
 def _top(name: str) -> str | None:
@@ -285,15 +287,7 @@ def _bad_name(name: str) -> str:
     return ""
 
 
-def _without_company(files: Sequence[str], used: Sequence[str]) -> list[str]:
-    """The files that are not used, have not the name of one that is, and do not tell people about the data."""
-    names, stems = set(used), {_stem(name) for name in used}
-    return [name for name in files if name not in names and _stem(name) not in stems and not is_about_the_data(name)]
-
-
 def _choose(wanted: str | None, *, default: str, columns: set[str], path: Path) -> str | None:
-    if wanted is None:
-        return default if default in columns else None
-    if wanted not in columns:
-        raise ValueError(f"{path} has no column {wanted!r}; it has {sorted(map(str, columns))}")
-    return wanted
+    if wanted is None or wanted in columns:
+        return wanted or find_column(columns, default, path=path)
+    raise ValueError(f"{path} has no column {wanted!r}; it has {sorted(columns)}")

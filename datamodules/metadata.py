@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sparsight.common.text import BadText, parse_json, read_lines, read_text
 
+FILE_NAME = "file_name"
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 
 
@@ -38,12 +40,42 @@ def read_rows(path: Path) -> list[Row]:
     """
     rows = list(_csv_rows(path) if path.suffix == ".csv" else _json_rows(path))
     columns = columns_of(rows)
-    if "file_name" not in columns and columns:
+    if columns and find_column(columns, FILE_NAME, path=path) is None:
         raise ValueError(
             f"{path} has no column 'file_name'; it has {sorted(columns)}: name the pictures there, and separate the "
             "columns of a .csv by commas"
         )
     return rows
+
+
+def find_column(columns: Iterable[str], wanted: str, *, path: Path) -> str | None:
+    """The column of a name, in whatever capitals and with whatever spaces it is written; ``None`` if there is none.
+
+    Raises:
+        ValueError: There are several.
+    """
+    found = sorted(column for column in columns if _plain(column) == wanted)
+    if len(found) > 1:
+        raise ValueError(f"{path} has the columns {found}, of which one alone can be {wanted!r}: rename the others")
+    return found[0] if found else None
+
+
+def find_metadata(root: Path) -> Path | None:
+    """The table of a folder, if it has one.
+
+    Raises:
+        ValueError: It has two, or one in other letters.
+    """
+    names = [entry.name for entry in os.scandir(root) if entry.name.casefold() in METADATA_NAMES and entry.is_file()]
+    if len(names) > 1:
+        raise ValueError(f"{root} holds both {' and '.join(sorted(names))}; keep one of them")
+    if names and names[0] not in METADATA_NAMES:
+        raise ValueError(f"{root} holds {names[0]}, which is not read: name it {names[0].casefold()}")
+    return root / names[0] if names else None
+
+
+def _plain(column: str) -> str:
+    return column.strip().strip("\ufeff").strip().casefold()
 
 
 def columns_of(rows: Sequence[Row]) -> set[str]:

@@ -107,7 +107,9 @@ class Records(ABC):
             self._open()
             self._opened = True
             if self.unused:
-                tell_unused(self)
+                tell(self, unused_message(self.unused))
+            for note in self.notes:
+                tell(self, note)
 
     @abstractmethod
     def _open(self) -> None:
@@ -128,6 +130,11 @@ class Records(ABC):
         """Files and members of shards that were found but are no part of any record; sources of files override this."""
         return []
 
+    @property
+    def notes(self) -> list[str]:
+        """What else is told once when data are opened; sources that leave anything aside override this."""
+        return []
+
     def content(self) -> Iterator[object]:
         """What the records of opened data are made of, in their order, by which a run knows its data again.
 
@@ -138,9 +145,9 @@ class Records(ABC):
 
 
 @rank_zero_only
-def tell_unused(records: Records) -> None:
-    """Log how many files a source does not use, with examples."""
-    _log.warning("%s: %s", type(records).__name__, unused_message(records.unused))
+def tell(records: Records, text: str) -> None:
+    """Log what whoever gave the data should know."""
+    _log.warning("%s: %s", type(records).__name__, text)
 
 
 def unused_message(unused: Sequence[str]) -> str:

@@ -1,0 +1,108 @@
+"""Columns of tables and files beside pictures: read whatever letters they are named in, or told not to be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from datamodules import ConversationRecords, CorruptRecord, FolderRecords
+from tests.tiny_files import png, write_files
+
+PICTURES: dict[str, bytes | str] = {f"{number}.png": png(number) for number in range(2)}
+
+
+def table(root: Path, header: str, *, name: str = "metadata.csv") -> FolderRecords:
+    names = header.split(",")
+    rows = [[f"{number}.png", f"one {number}", str(number)] for number in range(2)]
+    if name.endswith(".csv"):
+        text = "\n".join([header, *map(",".join, rows)])
+    else:
+        text = "\n".join(json.dumps(dict(zip(names, row, strict=True))) for row in rows)
+    return FolderRecords(write_files(root, PICTURES | {name: text}))
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+@pytest.mark.parametrize("header", ["file_name,text,label", "File_Name,Text,LABEL", " FILE_NAME , text , Label "])
+def test_columns_are_found_in_whatever_letters(tmp_path: Path, header: str, name: str) -> None:
+    source = table(tmp_path, header, name=name)
+    assert [(record.caption, record.label) for record in (source[0], source[1])] == [("one 0", 0), ("one 1", 1)]
+    assert source.notes == []
+
+
+def test_columns_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = table(tmp_path, "file_name,caption,class")
+    assert (source[0].caption, source[0].label) == (None, None)
+    assert "FolderRecords: columns ['caption', 'class'] of" in caplog.text
+    assert "set label_column or caption_column" in caplog.text
+    chosen = FolderRecords(tmp_path, label_column="class", caption_column="caption")
+    assert (chosen[1].caption, chosen[1].label, chosen.notes) == ("one 1", 1, [])
+    half = FolderRecords(tmp_path, caption_column="caption")
+    half.open()
+    assert len(half.notes) == 1 and "['class']" in half.notes[0] and "caption_column" not in half.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"metadata.csv": "file_name,label,Label\n0.png,1,2\n"}, r"has the columns \['Label', 'label'\]"),
+        (
+            {"metadata.jsonl": '{"file_name": "0.png", "Text": "a"}\n{"file_name": "1.png", "text": "b"}'},
+            "'Text', 'text'",
+        ),
+        (
+            {"Metadata.csv": "file_name,label\n0.png,1\n"},
+            r"holds Metadata\.csv, which is not read: name it metadata\.csv",
+        ),
+        ({"metadata.csv": "file_name\n0.png\n", "METADATA.JSONL": ""}, "holds both"),
+        ({"0.txt": "a", "0.caption": "b", "1.txt": "c"}, "are captions of one picture"),
+    ],
+)
+def test_what_may_mean_two_things_is_refused(tmp_path: Path, files: dict[str, bytes | str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FolderRecords(write_files(tmp_path, PICTURES | files)).open()
+
+
+def test_files_beside_pictures_are_captions_or_told(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {"0.caption": "zero", "1.TXT": "one", "0.json": "{}", "1.tags": "x"}
+    source = FolderRecords(write_files(tmp_path, PICTURES | files))
+    assert [source[0].caption, source[1].caption, source.unused] == ["zero", "one", []]
+    assert source.notes == ["2 files beside pictures of their names are not read: '0.json', '1.tags'"]
+    write_files(tmp_path, {"metadata.csv": "file_name\n0.png\n1.png\n", "0.jpg": png()})
+    tabled = FolderRecords(tmp_path)
+    assert tabled[0].caption is None and tabled.unused == ["0.jpg"], "a picture is no company of another"
+    assert tabled.notes[0].startswith("4 files beside pictures of their names are not read: '0.caption'")
+
+
+def test_folders_beside_a_table_are_told_not_to_be_classes(tmp_path: Path) -> None:
+    files: dict[str, bytes | str] = {
+        "a/0.png": png(),
+        "b/0.png": png(),
+        "metadata.csv": "file_name\na/0.png\nb/0.png\n",
+    }
+    source = FolderRecords(write_files(tmp_path, files))
+    source.open()
+    assert source.notes == ["folders such as 'a' are no classes, as metadata.csv has no column of labels"]
+
+
+@pytest.mark.parametrize("name", ["Image", " image", "Conversations", "CANDIDATES"])
+def test_keys_of_conversations_are_not_passed_over(tmp_path: Path, name: str) -> None:
+    talk = [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]
+    entry: dict[str, Any] = {"conversations": talk, name: ["a"], "id": 1, "Width": 3}
+    (tmp_path / "a.jsonl").write_text(json.dumps(entry))
+    with pytest.raises(CorruptRecord, match=f"line 1: '{name}' is not read: name it '{name.strip().lower()}'"):
+        ConversationRecords(tmp_path / "a.jsonl")[0]
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "", " ", "a/", "../x.png", "\x00.png", "x" * 300 + ".png"])
+def test_names_that_are_none_spoil_their_row_or_are_refused_by_line(tmp_path: Path, name: str) -> None:
+    rows = "\n".join(json.dumps({"file_name": each}) for each in ("0.png", name, "1.png"))
+    source = FolderRecords(write_files(tmp_path, PICTURES | {"metadata.jsonl": rows}))
+    try:
+        assert len(source) == 3 and source[2].id == "1.png"
+        with pytest.raises(CorruptRecord):
+            source[1]
+    except ValueError as error:
+        assert "line 2" in str(error) and "outside" in str(error)
