@@ -30,15 +30,18 @@ def _run_here(
     folder, modules = dynamic_modules_utils.HF_MODULES_CACHE, _forget_code()
     dynamic_modules_utils.HF_MODULES_CACHE = scratch
     sys.path.insert(0, scratch)
+    failed = None
     try:
         main(*arguments)
     except SystemExit as end:
-        raise RuntimeError(str(end)) from end
+        failed = str(end)
     finally:
         dynamic_modules_utils.HF_MODULES_CACHE = folder
         sys.path.remove(scratch)
         _forget_code()
         sys.modules.update(modules)
+    if failed is not None:
+        raise RuntimeError(f"the export does not load: {failed}")
 
 
 def _forget_code() -> dict[str, Any]:
