@@ -6,14 +6,16 @@ import os
 import signal
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from callbacks import TrainableEMA
 from sparsight.common.checkpoint import interrupt
-from sparsight.common.checkpoint.file import read_header, verify
+from sparsight.common.checkpoint.file import read_checkpoint, read_header, verify
 from sparsight.common.checkpoint.interrupt import NAME
 from tests.tiny_processes import server, together
 from tests.tiny_run import At, Line, data, trainer
@@ -104,29 +106,44 @@ def test_processes_save_together_or_not_at_all(tmp_path: Path, kind: str) -> Non
         assert "did not agree on a step" in ended[2]
 
 
-def test_slurm_saves_for_its_queue_and_ours_for_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """SIGUSR1 is Lightning's, which saves and asks for the job again; SIGTERM, which follows, ours."""
-    for name, value in {
-        "NTASKS": "1",
-        "JOB_NAME": "run",
-        "JOB_ID": "7",
-        "PROCID": "0",
-        "LOCALID": "0",
-        "NODEID": "0",
-    }.items():
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As in a job of one process, without the command that asks for the job again."""
+    job = {"NTASKS": "1", "JOB_NAME": "run", "JOB_ID": "7", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    monkeypatch.setenv("PATH", str(tmp_path))  # without scontrol
+    monkeypatch.setenv("PATH", str(tmp_path))
     usual = signal.getsignal(signal.SIGUSR1)
-    asked, ended = (
-        At(step, lambda number=number: os.kill(os.getpid(), number))
-        for step, number in ((3, signal.SIGUSR1), (5, signal.SIGTERM))
-    )
-    with pytest.raises(SystemExit) as stop:
-        trainer(tmp_path, asked, ended).fit(Line(), datamodule=data(tmp_path))
-    assert stop.value.code == 143
-    assert verify(tmp_path / "hpc_ckpt_1.ckpt").step in (3, 4)
-    assert read_header(tmp_path / "checkpoints" / NAME).step == 6
+    yield
     signal.signal(signal.SIGUSR1, usual)
+
+
+def ask_again() -> None:
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+
+@pytest.mark.usefixtures("slurm")
+def test_slurm_saves_for_its_queue_and_ours_for_the_end(tmp_path: Path) -> None:
+    """SIGUSR1 is Lightning's, which saves and asks for the job again; SIGTERM, which follows, ours."""
+    with pytest.raises(SystemExit) as stop:
+        trainer(tmp_path, At(3, ask_again), At(5, terminate)).fit(Line(), datamodule=data(tmp_path))
+    assert stop.value.code == 143
+    queued, saved = (read_checkpoint(tmp_path / name) for name in ("hpc_ckpt_1.ckpt", "checkpoints/step=4.ckpt"))
+    assert queued["global_step"] == 4, "at the end of the step in which the signal came"
+    assert all(torch.equal(queued["state_dict"][name], value) for name, value in saved["state_dict"].items())
+    assert queued["loops"] == saved["loops"]
+    assert read_header(tmp_path / "checkpoints" / NAME).step == 6
     again = trainer(tmp_path)
     again.fit(Line(), datamodule=data(tmp_path), resume=True)
     assert again.ckpt_path is not None and Path(again.ckpt_path).name == NAME and again.global_step == 8
+
+
+@pytest.mark.usefixtures("slurm")
+def test_slurm_does_not_save_averages_as_weights(tmp_path: Path) -> None:
+    """They stand in the weights' place while a validation runs."""
+    validation: dict[str, Any] = {"val_check_interval": 4, "check_val_every_n_epoch": None, "limit_val_batches": 1}
+    asked = At(4, ask_again, hook="on_validation_batch_start")
+    trainer(tmp_path, asked, TrainableEMA(0.5), **validation).fit(Line(), datamodule=data(tmp_path, val_share=0.25))
+    queued = read_checkpoint(tmp_path / "hpc_ckpt_1.ckpt")
+    average = next(state for name, state in queued["callbacks"].items() if name.startswith("TrainableEMA"))["average"]
+    assert queued["global_step"] == 5 and not torch.equal(queued["state_dict"]["line.bias"], average["line.bias"])

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -48,6 +49,9 @@ class SaveWhenStopped(Checkpoint):
     processes end together after the step in which the first was told, and save if all agree within 20 seconds. Nothing
     is saved after numbers that are not finite, in the middle of an optimiser step, or where ModelCheckpoint is off.
 
+    SLURM's signal for its queue stays Lightning's, which saves and asks for the job again, but waits for the end of the
+    step, on all processes alike.
+
     Args:
         how_to_go_on: Makes the line that resumes from a checkpoint.
     """
@@ -62,8 +66,10 @@ class SaveWhenStopped(Checkpoint):
         self._changing = False  # an optimiser step is being taken
         self._saving = False
         self._number: int | None = None  # the signal that came
+        self._requeue: int | None = None  # the signal of SLURM's queue
         self._since = 0.0
         self._alone = True
+        self._requeued = False  # SLURM has asked to save and to end
 
     # -- boundaries --------------------------------------------------------------------------------------------------
 
@@ -81,6 +87,9 @@ class SaveWhenStopped(Checkpoint):
             self._group = dist.new_group(backend="gloo")
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._handle) for number in SIGNALS}
+            self._requeued, self._requeue = False, requeue_signal(trainer)
+            if self._requeue is not None and callable(signal.getsignal(self._requeue)):
+                self._handlers[self._requeue] = signal.signal(self._requeue, self._note_requeue)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """A signal now waits for the next boundary."""
@@ -102,11 +111,18 @@ class SaveWhenStopped(Checkpoint):
         self._loops = deepcopy(trainer.fit_loop.state_dict())
         self._in_step = self._changing = False
         if self._group is not None:
-            told = torch.tensor([self._number or 0])
+            told = torch.tensor([self._number or 0, int(self._requeued)])
             dist.all_reduce(told, dist.ReduceOp.MAX, group=self._group)
-            self._number = int(told) or None
+            self._number, self._requeued = int(told[0]) or None, bool(told[1])
+        if self._requeued and self._requeue is not None:
+            self._requeued = False
+            self._handlers[self._requeue](self._requeue, None)
         if self._number is not None:
             raise Stopped(self._number)
+
+    def _note_requeue(self, number: int, frame: FrameType | None) -> None:
+        """Lightning would save at once: half of a step, or averages that stand in the weights' place."""
+        self._requeued = True
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """What is saved here stands at the last boundary."""
@@ -183,6 +199,14 @@ class SaveWhenStopped(Checkpoint):
             if handler is not None:
                 signal.signal(number, handler)
         self._handlers = {}
+
+
+def requeue_signal(trainer: Trainer) -> int | None:
+    """The signal on which Lightning saves and puts a job of SLURM into its queue again; none outside of SLURM."""
+    environment = trainer._accelerator_connector.cluster_environment
+    if not isinstance(environment, SLURMEnvironment) or not environment.auto_requeue:
+        return None
+    return environment.requeue_signal or signal.SIGUSR1
 
 
 def _keeps_checkpoints(trainer: Trainer) -> bool:
