@@ -24,7 +24,7 @@ from datamodules.records import (
     decode_image,
     digest,
 )
-from sparsight.common.text import check_text, parse_json, read_lines, read_text
+from sparsight.common.text import BadText, check_text, each_once, parse_json, read_lines, read_text
 from sparsight.lvlm.chat.conversation import IMAGE, Conversation, Role, Turn
 
 ROLES: Mapping[str, Role] = {
@@ -211,7 +211,9 @@ class QuestionTemplate:
 
 def _encoded_entries(text: str, *, file: Path) -> Iterator[str]:
     try:
-        entries = json.loads(text)  # a number that is none spoils its own entry only
+        entries = json.loads(text, object_pairs_hook=each_once)  # a number that is none spoils its own entry only
+    except BadText as error:
+        raise ValueError(f"{file}: {error}") from error
     except (RecursionError, ValueError) as error:
         reason = str(error) or "nested too deeply"
         raise ValueError(f"{file} is not JSON: {reason}; name it .jsonl if it holds one object a line") from error

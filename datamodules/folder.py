@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -175,6 +176,9 @@ class FolderRecords(RecordSource):
         name_column = find_column(columns, FILE_NAME, path=path) or FILE_NAME
         self._tell_columns(columns - {label_column, caption_column, name_column}, label_column, caption_column, path)
         entries = [self._from_row(row, caption_column, name_column, path=path) for row in rows]
+        often = [name for name, count in Counter(entry.name for entry in entries if not entry.bad).items() if count > 1]
+        if often:
+            self._notes.append(f"{len(often)} pictures are named by several rows of {path}, such as {often[0]!a}")
         if label_column is not None:
             values = [None if row.bad else row.values.get(label_column) for row in rows]
             where = f"column {label_column!r} of {path}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import re
 import unicodedata
@@ -12,12 +13,15 @@ from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import NoReturn
 
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
 from sparsight.common.text import BadText, clean_text
 
 _NUMBER = re.compile(r"[+-]?\d{1,18}(\.\d*)?([eE][+-]?\d{1,2})?", re.ASCII)
 _DIGITS = re.compile(r"[+-]?[\d.]{19,}([eE].*)?", re.ASCII)
 _MOST = 2**31  # above any number of classes
 _NO_LABEL = "it has no label"
+_log = logging.getLogger(__name__)
 
 
 class NotALabel(ValueError):
@@ -129,6 +133,7 @@ def number_labels(values: Sequence[object], *, classes: list[str] | None, where:
         check_labels([label for label in labels if isinstance(label, int)], classes=None, where=where)
         return Labels([label if isinstance(label, int) else None for label in labels], None, bad)
     known = sorted(name for name in found if isinstance(name, str)) if classes is None else classes
+    _tell_alike(known, where)
     number_of = ClassNumbers(known)
     numbers: list[int | None] = []
     for value, label in zip(values, labels, strict=True):
@@ -184,6 +189,14 @@ def numbers_by_name(names: Sequence[str]) -> list[int] | None:
     """
     numbers = [number for name in names if isinstance(number := _read_name(name), int)]
     return numbers if len(set(numbers)) == len(names) else None
+
+
+@rank_zero_only
+def _tell_alike(classes: Sequence[str], where: str) -> None:
+    plain = [" ".join(name.split()).casefold() for name in classes]
+    alike = sorted(name for name, each in zip(classes, plain, strict=True) if plain.count(each) > 1)
+    if alike:
+        _log.warning("%s holds classes that differ in capitals or spaces alone: %s", where, alike[:6])
 
 
 def _refuse(label: int | str | None, classes: list[str], where: str) -> NoReturn:

@@ -13,6 +13,7 @@ from typing import Any
 from sparsight.common.text import BadText, parse_json, read_lines, read_text
 
 FILE_NAME = "file_name"
+_OTHER_TABLES = ("metadata.json", "metadata.ndjson", "metadata.parquet", "metadata.tsv")
 METADATA_NAMES = ("metadata.jsonl", "metadata.csv")
 
 
@@ -64,13 +65,16 @@ def find_metadata(root: Path) -> Path | None:
     """The table of a folder, if it has one.
 
     Raises:
-        ValueError: It has two, or one in other letters.
+        ValueError: It has two, or one of another name or form.
     """
     names = [entry.name for entry in os.scandir(root) if entry.name.casefold() in METADATA_NAMES and entry.is_file()]
     if len(names) > 1:
         raise ValueError(f"{root} holds both {' and '.join(sorted(names))}; keep one of them")
     if names and names[0] not in METADATA_NAMES:
         raise ValueError(f"{root} holds {names[0]}, which is not read: name it {names[0].casefold()}")
+    other = next((name for name in _OTHER_TABLES if (root / name).is_file()), None)
+    if other is not None and not names:
+        raise ValueError(f"{root} holds {other}, which is not read: write it as {' or '.join(METADATA_NAMES)}")
     return root / names[0] if names else None
 
 
@@ -98,7 +102,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
     before = csv.field_size_limit(max(len(text), 1))  # the usual limit of 128 kB is an error without a name
     try:
         reader = csv.reader(io.StringIO(text), strict=True)
-        header = [name.strip() for name in next(reader, [])]
+        header = [name.strip() for name in next((fields for fields in reader if fields), [])]
         if len(set(header)) < len(header):
             raise ValueError(f"{path} names a column twice: {header}; give each a name of its own")
         line = reader.line_num + 1

@@ -120,6 +120,12 @@ class TarFields:
         return ClassNumbers(self.classes)
 
 
+def _part(name: str | None) -> str | None:
+    """The name of a part as members give it: small letters, without the dot before it."""
+    plain = None if name is None else name.removeprefix(".")
+    return plain if plain is None or plain.startswith("json.") else plain.lower()
+
+
 def _picture(parts: Mapping[str, bytes]) -> str:
     found = next((part for part in parts if f".{part}" in IMAGE_SUFFIXES), None)
     if found is None:
@@ -158,7 +164,7 @@ class TarRecords(RecordSource):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.files = files
-        self.fields = TarFields(caption, label, classes, check_max_pixels(max_pixels))
+        self.fields = TarFields(_part(caption), _part(label), classes, check_max_pixels(max_pixels))
         self._paths: list[Path] = []
         self._records: list[tuple[int, Members]] = []
         self._unused: list[str] = []
@@ -280,7 +286,7 @@ class TarStream(RecordStream):
         max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.files = files
-        self.fields = TarFields(caption, label, classes, check_max_pixels(max_pixels))
+        self.fields = TarFields(_part(caption), _part(label), classes, check_max_pixels(max_pixels))
         self._paths: list[Path] = []
 
     def check_paths(self) -> None:

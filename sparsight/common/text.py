@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,31 @@ def parse_json(text: str) -> Any:
     """The value of a JSON text; all that can go wrong has one type.
 
     Raises:
-        BadText: It is no JSON, nested too deeply, or holds a number that is none (``NaN``) or too long.
+        BadText: It is no JSON, nested too deeply, names a field twice, or holds a number that is none (``NaN``) or too
+            long.
     """
     try:
-        return json.loads(text.removeprefix(_MARK), parse_constant=_refuse_constant)
+        return json.loads(text.removeprefix(_MARK), parse_constant=_refuse_constant, object_pairs_hook=each_once)
+    except BadText:
+        raise
     except RecursionError as error:
         raise BadText("not JSON that can be read: it is nested too deeply") from error
     except ValueError as error:  # of the parser, or of a number with thousands of digits
         raise BadText(f"not JSON: {error}") from error
+
+
+def each_once(fields: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """The fields of a JSON object, for ``json.loads``, which by itself would keep the last of one name.
+
+    Raises:
+        BadText: Two have one name.
+    """
+    found = dict(fields)
+    if len(found) < len(fields):
+        names = [name for name, _ in fields]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise BadText(f"field {twice[:80]!r} is there twice: keep one of them")
+    return found
 
 
 def read_json(path: Path) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from datamodules import ConversationRecords, CorruptRecord, FolderRecords
-from tests.tiny_files import png, write_files
+from datamodules import ConversationRecords, CorruptRecord, FolderRecords, TarRecords
+from tests.tiny_files import png, write_files, write_tar
 
 PICTURES: dict[str, bytes | str] = {f"{number}.png": png(number) for number in range(2)}
 
@@ -57,6 +57,7 @@ def test_columns_that_are_not_read_are_told(tmp_path: Path, caplog: pytest.LogCa
             r"holds Metadata\.csv, which is not read: name it metadata\.csv",
         ),
         ({"metadata.csv": "file_name\n0.png\n", "METADATA.JSONL": ""}, "holds both"),
+        ({"metadata.json": "[]"}, r"holds metadata\.json, which is not read: write it as metadata\.jsonl or"),
         ({"0.txt": "a", "0.caption": "b", "1.txt": "c"}, "are captions of one picture"),
     ],
 )
@@ -106,3 +107,37 @@ def test_names_that_are_none_spoil_their_row_or_are_refused_by_line(tmp_path: Pa
             source[1]
     except ValueError as error:
         assert "line 2" in str(error) and "outside" in str(error)
+
+
+def test_fields_that_are_there_twice_spoil_their_record(tmp_path: Path) -> None:
+    rows = '{"file_name": "0.png", "label": 1, "label": 2}\n{"file_name": "1.png", "label": 1}'
+    source = FolderRecords(write_files(tmp_path, PICTURES | {"metadata.jsonl": rows}))
+    assert source[1].label == 1
+    with pytest.raises(CorruptRecord, match=r"line 1 .*field 'label' is there twice"):
+        source[0]
+    talk = '{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "value": "c"}]}'
+    (tmp_path / "a.jsonl").write_text(talk)
+    with pytest.raises(CorruptRecord, match="line 1: field 'value' is there twice"):
+        ConversationRecords(tmp_path / "a.jsonl")[0]
+    (tmp_path / "a.json").write_text(f"[{talk}]")
+    with pytest.raises(ValueError, match=r"a\.json: field 'value' is there twice"):
+        ConversationRecords(tmp_path / "a.json").open()
+    shard = write_tar(tmp_path / "0.tar", {"0.png": png(), "0.json": b'{"t": "a", "t": "b"}'})
+    with pytest.raises(CorruptRecord, match="field 't' is there twice"):
+        TarRecords(str(shard), caption="json.t")[0]
+
+
+def test_pictures_named_by_several_rows_and_classes_alike_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = "\nfile_name,label\n0.png,Cat\n0.png,cat\n1.png,dog\n"
+    source = FolderRecords(write_files(tmp_path, PICTURES | {"metadata.csv": rows}))
+    assert len(source) == 3, "blank lines before the header do not count"
+    assert "1 pictures are named by several rows" in caplog.text
+    assert "classes that differ in capitals or spaces alone: ['Cat', 'cat']" in caplog.text
+
+
+def test_parts_of_shards_may_be_named_as_files_are(tmp_path: Path) -> None:
+    shard = str(write_tar(tmp_path / "0.tar", {"0.PNG": png(), "0.CLS": b"2", "0.TXT": b"two"}))
+    record = TarRecords(shard, caption=".TXT", label="CLS")[0]
+    assert (record.caption, record.label) == ("two", 2)
