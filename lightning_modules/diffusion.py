@@ -21,7 +21,7 @@ from sparsight.diffusion.export.write import write_diffusion
 from sparsight.diffusion.model.conditioning import drop_condition
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.randomness import Stream, sample_normal, sample_uniform
-from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.diffusion.model.sampling import check_steps, sample, starting_noise
 from sparsight.diffusion.train.sharding import shard
 
 VARIANTS = 8  # compilations of one block
@@ -60,7 +60,12 @@ class DiffusionModule(TrainedPartsModule):
         return []
 
     def setup(self, stage: str) -> None:
-        """Move text encoders and VAE beside the denoiser."""
+        """Move text encoders and VAE beside the denoiser.
+
+        Raises:
+            ConfigurationError: The noise scheduler cannot take as many steps as ``sample_steps``.
+        """
+        check_steps(self.diffusion, self.sample_steps, name="sample_steps")
         self.diffusion.to(self.device)
 
     def configure_model(self) -> None:

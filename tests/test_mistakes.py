@@ -24,6 +24,9 @@ from safetensors.torch import load_file
 from sparsight import __main__
 from sparsight.command.cli import main
 from sparsight.command.mistakes import TRACEBACK, in_one_line, raised_by_us
+from sparsight.common.errors import ConfigurationError
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.sampling import sample
 from tests.tiny_distillation import distillation_config
 
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": -1.0}}
@@ -387,3 +390,13 @@ def test_a_forgotten_config_is_named(capsys: pytest.CaptureFixture[str]) -> None
     with pytest.raises(SystemExit):
         main(["fit", "--model.teacher", "teacher"])
     assert "model.teacher: no model is given that could have it; give a --config" in capsys.readouterr().err
+
+
+def test_more_sampler_steps_than_the_scheduler_has_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    config = str(distillation_config(tmp_path, sample_steps=5000))
+    with pytest.raises(
+        SystemExit, match=r"model\.sample_steps is 5000; allowed: 1 to \d+, the steps of the model's noise"
+    ):
+        main(["predict", "--config", config, "--untrained", "true"])
+    with pytest.raises(ConfigurationError, match=r"^steps is 5000; allowed: 1 to"):
+        sample(DiffusionModel.from_pretrained(str(tmp_path / "teacher")), {}, torch.zeros(1), steps=5000, guidance=1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -101,7 +102,7 @@ def _check_work(config: Any, verb: str) -> None:
 def _is_more(value: Any) -> bool:
     """Whether a number, or a time in Lightning's forms, is not zero."""
     if isinstance(value, str):
-        return any(digit in value for digit in "123456789")
+        return re.fullmatch(r"[0:]+", value) is None
     return any(value.values()) if isinstance(value, Mapping) else bool(value)
 
 

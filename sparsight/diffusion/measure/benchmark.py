@@ -221,10 +221,21 @@ def benchmark_model(model: nn.Module, settings: Settings, *, device: torch.devic
         raise ConfigurationError(
             f"{type(model).__name__} has no mixers to measure: benchmark lightning_modules.AttentionDistillation"
         )
+    print(_longest(denoiser, settings), flush=True)
     rows = run_benchmark(denoiser, settings, device=device, folder=folder, on_row=_announce)
     print("\n" + table(rows))
     print(f"\n{WEIGHTS}")
     print(f"\nTable, CSV, JSON and plot are in {folder}")
+
+
+def _longest(denoiser: nn.Module, settings: Settings) -> str:
+    """What is going to be measured and how long that takes at most: attention over many tokens needs most of it."""
+    passes = 2 if settings.backward else 1
+    rows = (len(distinct_sites(denoiser)) + 1) * len(settings.dtypes) * len(settings.tokens) * passes
+    return (
+        f"measuring {rows} pairs, each of the two for at most {settings.max_seconds:g} s: fewer or smaller --tokens, "
+        "fewer --runs, a lower --max_seconds, or --backward false take less"
+    )
 
 
 def _announce(row: Row) -> None:

@@ -9,6 +9,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from sparsight.common.errors import require
 from sparsight.diffusion.model.conditioning import concatenate_conditions
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.process import NoiseProcess
@@ -33,6 +34,22 @@ def starting_noise(shape: tuple[int, int, int], *, seed: int, index: Tensor) -> 
 
 
 @torch.no_grad()
+def check_steps(model: DiffusionModel, steps: int, *, name: str) -> None:
+    """Refuse more sampler steps than the model was trained with; flow matching is continuous, and takes any number.
+
+    Args:
+        model: Whose samples are drawn.
+        steps: Of the sampler.
+        name: Of the option, for the message.
+
+    Raises:
+        ConfigurationError: There are too many.
+    """
+    most = model.process.num_train_timesteps
+    fits = steps <= most or model.process.prediction_type == "flow"
+    require(fits, name, steps, f"1 to {most}, the steps of the model's noise scheduler")
+
+
 def sample(
     model: DiffusionModel,
     batch: Mapping[str, Any],
@@ -56,6 +73,7 @@ def sample(
         Clean samples (B, C, H, W), float32.
     """
     sampler = deterministic_sampler(model.pipeline.scheduler)
+    check_steps(model, steps, name="steps")
     sampler.set_timesteps(steps, device=model.device)
     state = noise.to(model.device)
     size = (state.shape[-2] * model.pixels_per_cell, state.shape[-1] * model.pixels_per_cell)
