@@ -90,24 +90,6 @@ def test_a_stage_trains_its_parts_with_their_learning_rates(folder: Path, base: 
     assert "language_model" in {name.split(".")[1] for name in changed(cli, base)}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("train", [["layers"], ["projector"], ["layers", "projector"]], ids="+".join)
-@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.0}], ids=["full", "lora"])
-def test_gradients_flow_in_every_combination(
-    folder: Path, base: Path, train: list[str], lora: object, checkpointing: bool
-) -> None:
-    steps = [STAGE | {"steps": 2, "train": train}]
-    cli = fit(folder, stages=steps, lora=lora, gradient_checkpointing=checkpointing)
-    names = cli.model.trained_names()
-    saved = [torch.load(checkpoint(folder, step), weights_only=True)["state_dict"] for step in (1, 2)]
-    assert all(not torch.equal(saved[0][name], saved[1][name]) for name in names)
-    assert any("lora" in name for name in names) == (lora is not None and "layers" in train)
-    if checkpointing:
-        plain = fit(folder, f"--trainer.default_root_dir={folder / 'plain'}", stages=steps, lora=lora)
-        for name, value in plain.model.state_dict().items():
-            torch.testing.assert_close(cli.model.state_dict()[name], value)
-
-
 def test_a_run_recomputes_layers_and_drops_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models come in eval mode, in which transformers recomputes nothing and adapters drop nothing, in silence."""
     calls: list[list[bool]] = []
