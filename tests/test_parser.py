@@ -81,6 +81,13 @@ def test_the_same_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     )
 
 
+@pytest.mark.parametrize("given", ["1", "1.0"])
+def test_one_batch_is_not_all_of_them(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):  # jsonargparse before 4.53 made 1.0 of both
+        main(["validate", *DEMO, "--trainer.limit_val_batches", given, "--print_config"])
+    assert f"limit_val_batches: {given}\n" in capsys.readouterr().out
+
+
 def test_messages_of_an_unknown_form_are_kept_whole() -> None:
     assert in_one_line("all\n  is - not\nwell") == "all is - not well"
     assert in_one_line('Parser key "a":\n  it is so\n  and so') == "a: it is so; and so"

@@ -47,7 +47,7 @@ def test_an_option_counts_and_stays_with_a_saved_processor(family: str, tmp_path
     plain = shapes(load_processor(str(tmp_path / "plain")))
     processor = load_processor(str(tmp_path / "plain"), options=OPTIONS[family])
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # min_pixels and max_pixels of a call are on their way out
+        warnings.simplefilter("error", FutureWarning)  # min_pixels and max_pixels of a call are on their way out
         found = shapes(processor)
     assert found != plain
     processor.save_pretrained(tmp_path / "with")

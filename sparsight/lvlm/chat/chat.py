@@ -219,7 +219,7 @@ class ChatFormat:
         places = (found.pop("text_replacement_offsets", None) or [[]])[0]
         if len(places) != len(images):
             raise UnusableConversation(
-                "the processor does not tell where images are; transformers' own do from 5.13 on"
+                "the processor does not tell where images are; transformers' own do from 5.15 on"
             )
         expanded, done = "", 0
         for place in places:
