@@ -150,7 +150,7 @@ def test_a_share_of_a_task_may_be_unusable_and_is_left_out_and_named(
     assert len(reasons) == 7 and all(f"own.json entry {9 + n}" in reason for n, reason in enumerate(reasons[:6]))
     for reason, words in zip(
         reasons,
-        ("different options", "two or more", "the same id '3'", "`question_id` is None", "Unidentified", "half", "no"),
+        ("different options", "two or more", "the same id '3'", "`question_id` is None", "known format", "half", "no"),
         strict=True,
     ):
         assert words in reason or "CorruptRecord" in reason, reason

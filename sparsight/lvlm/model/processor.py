@@ -100,5 +100,9 @@ def _take_from_tokenizer(processor: Any, options: Iterable[str]) -> None:
 
     Where the processor's class has a value of its own (InternVL's ``crop_to_patches``), nothing but that copy beats it.
     """
-    for name in set(options) - set(getattr(processor, "images_kwargs", {})):
+    kind: Any = type(processor)
+    own = getattr(kind, "images_kwargs", None)
+    if own is None:  # transformers before 5.23
+        own = getattr(getattr(kind, "valid_processor_kwargs", None), "_defaults", {}).get("images_kwargs", {})
+    for name in set(options) - set(own):
         processor.tokenizer.init_kwargs.pop(name, None)
