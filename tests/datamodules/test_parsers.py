@@ -136,7 +136,7 @@ def test_tables_of_pictures(tmp_path: Path, count: int) -> None:
     write_files(tmp_path, {"j/0.png": png(), "c/0.png": png(), "j/metadata.jsonl": b"", "c/metadata.csv": b""})
 
     def lines(rows: list[Any], changes: list[tuple[int, int]]) -> None:
-        data = b"\n".join(row.encode() if isinstance(row, str) else dumped(row) for row in rows)
+        data = b"\n".join(row.encode(errors="surrogatepass") if isinstance(row, str) else dumped(row) for row in rows)
         (tmp_path / "j/metadata.jsonl").write_bytes(changed(data, changes))
         read_all(FolderRecords(tmp_path / "j"))
 
