@@ -34,10 +34,9 @@ test-gpu: $(READY)  ## The tests that need a CUDA device
 test-faults: $(READY)  ## Kill runs at random moments, fill disks, feed parsers nonsense (long)
 	$(BIN)/python -m pytest -m "faults and not gpu"
 
-test-portable: $(READY)  ## The tests as on processors without AVX-512 and without AVX2, and with four threads
+test-portable: $(READY)  ## The tests as on processors without AVX-512, with four threads, and without AVX2
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 SPARSIGHT_TEST_THREADS=4 $(SUITE)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 $(SUITE)
-	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 $(SUITE)
-	SPARSIGHT_TEST_THREADS=4 $(SUITE)
 
 test-lowest:  ## The tests with the lowest versions that pyproject.toml allows, in an environment of their own
 	@[ -x "$(LOWEST)/bin/python" ] || $(PYTHON) -m venv "$(LOWEST)"

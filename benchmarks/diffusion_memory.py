@@ -15,7 +15,7 @@ import torch
 from blocks import DeltaConvBlock
 from sparsight.common.measure.memory_table import GIB, MemoryEstimate
 from sparsight.common.tables import markdown_table
-from sparsight.diffusion.families.published import published
+from sparsight.diffusion.families.known import published
 from sparsight.diffusion.measure.memory_estimate import estimate_memory
 from sparsight.diffusion.surgery.replace import replace
 

@@ -17,8 +17,7 @@ from diffusers.models.attention import BasicTransformerBlock
 from torch import Tensor, nn
 
 from blocks import DeltaConvBlock, Grid, LinearAttention, NeighborhoodAttention, Site, TokenMixer
-from sparsight.diffusion.families.examples import example_inputs
-from sparsight.diffusion.families.published import published
+from sparsight.diffusion.families.known import example_inputs, published
 from sparsight.diffusion.measure import candidates
 from sparsight.diffusion.measure.flops import attention_flops, count_flops, mixer_flops
 from sparsight.diffusion.measure.verify import Verdict, verify

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from datamodules.records import CorruptRecord, RecordSource
 from sparsight.common.disk.files import write_whole
-from sparsight.diffusion.families.examples import family
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 
@@ -65,7 +65,7 @@ class AspectBuckets:
         Raises:
             ValueError: It wants squares, or sizes of larger cells.
         """
-        if family(model.denoiser) == "DiTTransformer2DModel":
+        if family_of(model.denoiser).square_only:
             raise ValueError(
                 "aspect buckets need a denoiser of any size, diffusers' DiT is for squares: remove buckets"
             )

@@ -8,7 +8,7 @@ from typing import Any
 from datamodules.image_dataset import FIELDS
 from datamodules.records import Records, RecordSource, has_field
 from sparsight.common.errors import ConfigurationError
-from sparsight.diffusion.model.conditioning import ClassLabels
+from sparsight.diffusion.families.conditioning import ClassLabels
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 _REMEDY = (

@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from datamodules.image_dataset import ImageDataset, flips
 from datamodules.records import array_digest
 from sparsight.common.disk.sample_cache import SampleCache, Shard, ShardReader, cut
-from sparsight.diffusion.model.conditioning import map_condition, nest_condition
+from sparsight.diffusion.families.conditioning import map_condition, nest_condition
 from sparsight.diffusion.model.encoding import COND, text_of
 
 

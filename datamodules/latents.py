@@ -25,7 +25,7 @@ from datamodules.sampler import ReportingLoader, ResumableLoader
 from datamodules.size_check import check_size
 from sparsight.common.disk.sample_cache import NOT_MADE, SampleCache, Shard, fill_progress
 from sparsight.common.errors import require
-from sparsight.diffusion.model.conditioning import ClassLabels
+from sparsight.diffusion.families.conditioning import ClassLabels
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.encoding import DTYPES, encode_batches, encode_unconditional
 from sparsight.diffusion.model.identity import codec_identity

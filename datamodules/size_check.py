@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datamodules.image_dataset import ImageTransform
 from sparsight.common.errors import require
-from sparsight.diffusion.families.examples import family
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 
@@ -24,5 +24,5 @@ def check_size(transform: ImageTransform, model: DiffusionModel) -> None:
     cell = patch * model.pixels_per_cell
     fits = not (transform.height % cell or transform.width % cell)
     require(fits, "image_size", size, f"multiples of {cell}, the pixels of a patch of the model")
-    square = family(model.denoiser) != "DiTTransformer2DModel" or transform.height == transform.width
+    square = not family_of(model.denoiser).square_only or transform.height == transform.width
     require(square, "image_size", size, "a single number, as this model (DiT) answers squares alone")

@@ -17,10 +17,10 @@ from torch import Tensor
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.measure.memory_table import MemoryEstimate
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.load import load_polished
-from sparsight.diffusion.pipelines.untrained import untrained_pipeline
 from sparsight.diffusion.train.losses import min_snr_weight
 from sparsight.diffusion.train.stages import SCHEDULES
 
@@ -108,7 +108,7 @@ class DenoiserTraining(DiffusionModule):
         elif denoiser is None or noise_scheduler is None:
             raise ValueError("give pretrained, or both denoiser and noise_scheduler")
         else:
-            pipeline = untrained_pipeline(
+            pipeline = family_of(denoiser).begin(
                 denoiser, noise_scheduler, class_names=class_names, text_encoder=text_encoder, text_tokens=text_tokens
             )
         self.diffusion = DiffusionModel(pipeline)

@@ -18,7 +18,8 @@ from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.training.sharding import is_sharded
 from sparsight.diffusion.export.write import write_diffusion
-from sparsight.diffusion.model.conditioning import drop_condition
+from sparsight.diffusion.families.conditioning import drop_condition
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.randomness import Stream, sample_normal, sample_uniform
 from sparsight.diffusion.model.sampling import check_steps, sample, starting_noise
@@ -130,7 +131,7 @@ class DiffusionModule(TrainedPartsModule):
 
 def compile_blocks(denoiser: torch.nn.Module) -> None:
     """Compile every transformer block in place, which keeps parameter names and shares one compilation."""
-    blocks = [module for module in denoiser.modules() if type(module).__name__ == "BasicTransformerBlock"]
+    blocks = [module for module in denoiser.modules() if type(module).__name__ in family_of(denoiser).blocks]
     for block in blocks:
         block.compile()
     # all blocks are one piece of code to the compiler: each may be of another shape, and is met by teacher and student,

@@ -32,7 +32,7 @@ MAY_IMPORT = {
 JOINS_ALL = "sparsight/command/cli.py"
 ROOMS = (  # of sparsight, each of which may import those before it
     *("common", "common.disk", "common.measure", "common.checkpoint", "common.training", "testing", "publish"),
-    *("diffusion.families", "diffusion.pipelines", "diffusion.surgery", "diffusion.students", "diffusion.model"),
+    *("diffusion.pipelines", "diffusion.families", "diffusion.surgery", "diffusion.students", "diffusion.model"),
     *("diffusion.measure", "diffusion.train", "diffusion.export"),
     *("lvlm.model", "lvlm.chat", "lvlm.scores", "lvlm.surgery", "lvlm.train", "lvlm.answer", "lvlm.export"),
     *("evaluation.images", "evaluation.texts", "evaluation.reform_eval", "command", "__main__"),

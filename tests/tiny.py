@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler, DiTTransformer2DModel, PixArtTransformer2DM
 from torch import nn
 
 from datamodules import IdxRecords, ImageDataModule
-from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.pipelines.pixel_pipeline import PixelDiTPipeline, PixelSD3Pipeline, PixelUNetPipeline
 from tests.tiny_files import write_idx
 

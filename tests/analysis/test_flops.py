@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from blocks import DeltaConvBlock, Grid, NeighborhoodAttention, SoftmaxAttention
-from sparsight.diffusion.families.published import published
+from sparsight.diffusion.families.known import published
 from sparsight.diffusion.measure.flops import attention_flops, count_flops, count_site_flops, mixer_flops
 from sparsight.diffusion.surgery.replace import replace
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, meta_twin, probe_grids, students

@@ -20,7 +20,7 @@ from benchmarks import diffusion_memory
 from blocks import DeltaConvBlock, NeighborhoodAttention
 from sparsight.common.measure.memory_table import GIB, MemoryEstimate
 from sparsight.common.tables import markdown_table
-from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.measure.memory_estimate import estimate_memory, saved_bytes
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.model.process import NoiseProcess

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks import Grid, LinearAttention, Site
-from sparsight.diffusion.families.published import published
+from sparsight.diffusion.families.known import published
 from sparsight.diffusion.measure.flops import mixer_flops
 from sparsight.diffusion.surgery.replace import finalize, replace
 from sparsight.diffusion.surgery.sites import probe_grids, students

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
-from sparsight.diffusion.model.conditioning import concatenate_conditions, drop_condition
+from sparsight.diffusion.families.conditioning import concatenate_conditions, drop_condition
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.load import load_pipeline
 from sparsight.diffusion.model.sampling import deterministic_sampler, sample, starting_noise

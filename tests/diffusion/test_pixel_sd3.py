@@ -9,10 +9,10 @@ import torch
 from diffusers import DDPMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
 from sparsight.diffusion.export.folder import write_pipeline
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.sampling import deterministic_sampler, sample, starting_noise
 from sparsight.diffusion.pipelines.pixel_pipeline import PixelSD3Pipeline
-from sparsight.diffusion.pipelines.untrained import untrained_pipeline
 from tests import tiny
 
 CAPTIONS = ["a cat", "a dog", ""]
@@ -64,13 +64,13 @@ def test_plain_diffusers_loads_its_export(
 def test_untrained_it_predicts_nothing_and_every_branch_is_closed(tmp_path: Path) -> None:
     encoder = str(tiny.save_text_encoder(tmp_path / "bert"))
     options = {"class_names": None, "text_encoder": encoder, "text_tokens": 8}
-    pipeline = untrained_pipeline(tiny.sd3(), FlowMatchEulerDiscreteScheduler(), **options)
+    pipeline = family_of(tiny.sd3()).begin(tiny.sd3(), FlowMatchEulerDiscreteScheduler(), **options)
     with torch.no_grad():
         output = pipeline.transformer(
             torch.randn(2, 3, 16, 16), timestep=torch.tensor([5.0, 900.0]), **pipeline.conditions(["a cat", ""])
         ).sample
     assert torch.count_nonzero(output) == 0
     with pytest.raises(ValueError, match="predicts flow: give a FlowMatchEulerDiscreteScheduler"):
-        untrained_pipeline(tiny.sd3(), DDPMScheduler(), **options)
+        family_of(tiny.sd3()).begin(tiny.sd3(), DDPMScheduler(), **options)
     with pytest.raises(ValueError, match="pooled_projection_dim is 16: make it 32"):
-        untrained_pipeline(tiny.sd3(pooled_projection_dim=16), FlowMatchEulerDiscreteScheduler(), **options)
+        family_of(tiny.sd3()).begin(tiny.sd3(pooled_projection_dim=16), FlowMatchEulerDiscreteScheduler(), **options)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from blocks import DeltaConvBlock
 from sparsight.diffusion.export.folder import write_pipeline
-from sparsight.diffusion.model.conditioning import Captions, concatenate_conditions, drop_condition
+from sparsight.diffusion.families.conditioning import Captions, concatenate_conditions, drop_condition
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.load import load_pipeline
 from sparsight.diffusion.model.sampling import deterministic_sampler, sample, starting_noise

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.surgery.sites import find_sites
 from sparsight.diffusion.train.residual import ResidualTaps
 from tests import tiny

@@ -18,7 +18,7 @@ from blocks import (
     SoftmaxAttention,
     TokenMixer,
 )
-from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
 from sparsight.diffusion.students.modeling import load_class, pipeline_file, student_file
 from sparsight.diffusion.surgery.record import record_of

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from blocks import DeltaConvBlock, Grid, LinearAttention, NeighborhoodAttention, NoMixing, SoftmaxAttention
 from blocks.base import Site, TokenMixer
 from sparsight.diffusion.export.standalone import standalone
-from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.surgery.replace import finalize, make_student, put, replace, set_mode
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import students

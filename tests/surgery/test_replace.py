@@ -9,7 +9,7 @@ import torch
 from torch.utils.checkpoint import CheckpointError
 
 from blocks import CoreMixer, DeltaConvBlock, FeatureMixer, Grid, NeighborhoodAttention, SoftmaxAttention
-from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.surgery.replace import finalize, replace, restore, set_mode, shells_of
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites

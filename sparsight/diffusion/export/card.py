@@ -10,6 +10,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from sparsight.diffusion.families.known import FAMILIES
 from sparsight.publish.card import CONFIG, LICENCE, measured_text, stated_licence, training_text
 from sparsight.publish.facts import Base, Run
 from sparsight.publish.fresh_process import EXACT
@@ -172,7 +173,7 @@ def _limits(model: Model) -> str:
             + (
                 "Loading such a LoRA, or a Face ID IP-Adapter, is an error that lists them; set "
                 '`on_dead_keys = "warn"` on the denoiser to go on without them.'
-                if model.denoiser == "UNet2DConditionModel"
+                if FAMILIES[model.denoiser].loads_adapters
                 else "PEFT leaves them out without saying so."
             ),
         ]

@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
 from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
 
 from sparsight.common.training.dtypes import compute_dtype
-from sparsight.diffusion.families.examples import example_inputs, family
+from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
 from sparsight.diffusion.students.modeling import CodeFile, load_class, student_file
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import set_mode, shells_of
@@ -24,7 +23,7 @@ from sparsight.diffusion.surgery.sites import students
 def student_code(denoiser: nn.Module) -> CodeFile | None:
     """The file of code that a denoiser needs besides diffusers; none if nothing is replaced in it."""
     mixers = {type(student.mixer) for student in students(denoiser).values()}
-    return student_file(mixers, family(denoiser)) if mixers else None
+    return student_file(mixers, family_of(denoiser).name) if mixers else None
 
 
 def student_state(denoiser: nn.Module) -> dict[str, Tensor]:
@@ -51,7 +50,7 @@ def standalone(denoiser: Any, folder: Path) -> Any:
     code = student_code(denoiser)
     with no_init_weights():
         if code is None:
-            model = getattr(diffusers, family(denoiser)).from_config(options)
+            model = plain_class(denoiser).from_config(options)
         else:
             model = load_class(code, folder)(**options, student=record_of(denoiser))
     state = {name: _plain(tensor) for name, tensor in student_state(denoiser).items()}

@@ -11,8 +11,8 @@ from sparsight.diffusion.export.delta import write_delta
 from sparsight.diffusion.export.folder import write_pipeline
 from sparsight.diffusion.export.standalone import reference_answer, student_state
 from sparsight.diffusion.export.verify import is_exact, verify
-from sparsight.diffusion.families.examples import family
-from sparsight.diffusion.model.conditioning import ClassLabels
+from sparsight.diffusion.families.conditioning import ClassLabels
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, learns_variance
 from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
 from sparsight.diffusion.surgery.record import record_of
@@ -88,7 +88,7 @@ def _describe(
     twin = meta_twin(model.denoiser)
     return Model(
         name=name,
-        denoiser=family(model.denoiser),
+        denoiser=family_of(model.denoiser).name,
         part=model.component,
         size=model.sample_shape()[1:],
         class_conditional=isinstance(model.conditioner, ClassLabels),

@@ -10,13 +10,12 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import diffusers
 import torch
 from torch import Tensor, nn
 
 from blocks.base import Grid
 from sparsight.common.measure.latency import Call
-from sparsight.diffusion.families.examples import example_inputs, family
+from sparsight.diffusion.families.known import example_inputs, plain_class
 from sparsight.diffusion.surgery.replace import finalize, restore, shells_of
 from sparsight.diffusion.surgery.sites import meta_twin
 from sparsight.diffusion.surgery.student import StudentAttention
@@ -79,7 +78,7 @@ def teacher_and_student(denoiser: nn.Module) -> tuple[Any, Any]:
     student = copy.deepcopy(denoiser)
     finalize(student)
     if not shells_of(denoiser):
-        return getattr(diffusers, family(denoiser)).from_config(denoiser.config), student
+        return plain_class(denoiser).from_config(denoiser.config), student
     teacher = copy.deepcopy(denoiser)
     restore(teacher)
     return teacher, student

@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.base import CoreMixer, Grid, Site, TokenMixer
-from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.surgery.replace import finalize, replace
 from sparsight.diffusion.surgery.sites import SiteSelection, meta_twin, students
 

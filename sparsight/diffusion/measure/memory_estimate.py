@@ -28,7 +28,7 @@ from sparsight.common.measure.memory_table import (
     training_bytes,
 )
 from sparsight.common.training.dtypes import compute_dtype
-from sparsight.diffusion.families.examples import example_inputs
+from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.surgery.replace import set_mode, shells_of
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.site_error import mean_squares

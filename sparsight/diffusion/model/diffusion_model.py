@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from sparsight.common.finite import check_finite
 from sparsight.common.training.dtypes import compute_dtype
-from sparsight.diffusion.model.conditioning import Condition, Conditioner, conditioner_for, map_condition
+from sparsight.diffusion.families.conditioning import Condition, Conditioner, map_condition
+from sparsight.diffusion.families.known import conditioner_for, family_of
 from sparsight.diffusion.model.load import DENOISERS, load_pipeline
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.scaling import scaling_of, warn_of_unused
@@ -50,7 +51,7 @@ class DiffusionModel:
             warn_of_unused(pipeline)
             if self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast"):
                 self.vae.float()  # it leaves float16's range, and pipelines bring it to float32, too
-        disable_label_dropout(self.denoiser)
+        family_of(self.denoiser).settle(self.denoiser)
 
     @classmethod
     def from_pretrained(cls, name: str, **options: Any) -> DiffusionModel:
@@ -155,11 +156,3 @@ def learns_variance(denoiser: Any) -> bool:
     DiT and PixArt have one. Pipelines of diffusers do not use it, nor do losses and samplers here.
     """
     return denoiser.config.out_channels == 2 * denoiser.config.in_channels
-
-
-def disable_label_dropout(denoiser: nn.Module) -> None:
-    """Diffusers' DiT drops labels in every block on its own while training; here the batch does it, once for all."""
-    module: Any
-    for module in denoiser.modules():
-        if type(module).__name__ == "LabelEmbedding":
-            module.dropout_prob = 0.0

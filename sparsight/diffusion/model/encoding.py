@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sparsight.common.finite import NonFiniteError
-from sparsight.diffusion.model.conditioning import ClassLabels, flatten_condition
+from sparsight.diffusion.families.conditioning import ClassLabels, flatten_condition
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

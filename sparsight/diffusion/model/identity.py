@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from sparsight.common.hashes import state_hash
-from sparsight.diffusion.model.conditioning import zeros_for_no_caption
+from sparsight.diffusion.families.conditioning import zeros_for_no_caption
 from sparsight.diffusion.model.scaling import used_settings
 
 

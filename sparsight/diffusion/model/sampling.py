@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from sparsight.common.errors import require
-from sparsight.diffusion.model.conditioning import concatenate_conditions
+from sparsight.diffusion.families.conditioning import concatenate_conditions
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.randomness import Stream, sample_normal

@@ -9,13 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsight.diffusion.families.known import FAMILIES
+
 SETTINGS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-USED = {
-    "StableDiffusionXL": ("latents_mean", "latents_std"),
-    "StableDiffusion3": ("shift_factor",),
-    "PixelSD3": ("shift_factor",),
-}
-"""What pipelines use beside ``scaling_factor``, by the beginning of their names; others use nothing else."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +54,9 @@ def scaling_of(pipeline: Any) -> Scaling:
 
 def used_settings(pipeline: Any) -> dict[str, Any]:
     """Settings of a pipeline's VAE that its latents depend on, without those that are not set."""
-    used = next((names for start, names in USED.items() if type(pipeline).__name__.startswith(start)), ())
+    kind = type(pipeline).__name__
+    settings = [item for family in FAMILIES.values() for item in family.latent_settings.items()]
+    used = next((names for start, names in settings if kind.startswith(start)), ())
     config = pipeline.vae.config
     found = {name: getattr(config, name, None) for name in ("scaling_factor", *used)}
     if "latents_mean" in used and (found["latents_mean"] is None or found["latents_std"] is None):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sparsight.common.text import read_json
-from sparsight.diffusion.families.examples import FAMILIES
+from sparsight.diffusion.families.known import FAMILIES
 from sparsight.diffusion.students.adapters import AdapterGuard
 from sparsight.diffusion.students.modeling import student_file
 from sparsight.diffusion.surgery.record import apply_record
@@ -21,11 +21,15 @@ from sparsight.diffusion.surgery.sites import students
 PREFIX = "Student"
 
 
-class StudentUNet(AdapterGuard, diffusers.UNet2DConditionModel):
-    """A UNet with mixers of this installation."""
-
-
-CLASSES: dict[str, Any] = {"UNet2DConditionModel": StudentUNet}
+CLASSES: dict[str, Any] = {
+    family.name: type(
+        f"Student{family.name}", (AdapterGuard, getattr(diffusers, family.name)), {"__module__": __name__}
+    )
+    for family in FAMILIES.values()
+    if family.loads_adapters
+}
+"""Denoisers with mixers of this installation, of classes whose adapters must be watched."""
+globals().update({kind.__name__: kind for kind in CLASSES.values()})  # where pickle looks for them
 
 
 def find_student(folder: Path) -> str | None:

@@ -23,6 +23,7 @@ import sparsight.diffusion.students.remote
 import sparsight.diffusion.surgery.replace
 import sparsight.diffusion.surgery.student
 from blocks.base import TokenMixer
+from sparsight.diffusion.families.known import FAMILIES
 
 ROOT = Path(__file__).parents[3]
 OURS = ("blocks", "sparsight")
@@ -90,7 +91,8 @@ def student_file(mixers: Collection[type[TokenMixer]], base: str) -> CodeFile:
         Piece(_path(sparsight.diffusion.surgery.replace), ("make_student", "put")),
         Piece(_path(sparsight.diffusion.students.remote)),
     ]
-    guard = "AdapterGuard, " if base == "UNet2DConditionModel" else ""  # other classes of diffusers load no adapters
+    family = FAMILIES[base]
+    guard = "AdapterGuard, " if family.loads_adapters else ""
     if guard:
         pieces.append(Piece(_path(sparsight.diffusion.students.adapters)))
     table = "".join(f"    {class_path(mixer)!r}: {mixer.__name__},\n" for mixer in ordered)
@@ -104,6 +106,7 @@ class {name}(ExportedStudent, {guard}{base}):
     """{base} with the mixers that ``student`` in its configuration names in place of self-attention."""
 
     __module__ = Path(__file__).stem
+    stacks = frozenset({sorted(family.stacks)})
 
     def __init__(self, *args, student, **kwargs):
         super().__init__(*args, **kwargs)

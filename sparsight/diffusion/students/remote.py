@@ -11,9 +11,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-from torch import nn
+from typing import Any, ClassVar
 
 from blocks.base import Grid, Site, TokenMixer
 from sparsight.diffusion.surgery.replace import make_student, put
@@ -53,13 +51,15 @@ class ExportedStudent(SavedWithCode):
     """Mixed into a denoiser class whose self-attentions are replaced."""
 
     _auto_class = "AutoModel"
+    stacks: ClassVar[frozenset[str]]
+    """Classes of the modules that flatten an image into tokens, by name."""
 
 
-def place_students(denoiser: nn.Module, record: Mapping[str, Any], mixers: Mapping[str, type[TokenMixer]]) -> None:
+def place_students(denoiser: Any, record: Mapping[str, Any], mixers: Mapping[str, type[TokenMixer]]) -> None:
     """Put fresh mixers where the record says.
 
     Args:
-        denoiser: The untouched diffusers model.
+        denoiser: The untouched diffusers model, an :class:`ExportedStudent`.
         record: What was changed, as ``sparsight.diffusion.surgery.record`` writes it.
         mixers: Classes by the path that the record knows them by.
     """
@@ -67,7 +67,7 @@ def place_students(denoiser: nn.Module, record: Mapping[str, Any], mixers: Mappi
         site = Site(**{**entry["site"], "grid": Grid(**entry["site"]["grid"])})
         mixer = mixers[entry["class_path"]](site, **entry["options"])
         put(denoiser, path, make_student(denoiser.get_submodule(path), mixer, own_projections=False))
-    install_grid_hooks(denoiser)
+    install_grid_hooks(denoiser, denoiser.stacks)
 
 
 def signature_with_student(init: Callable[..., None]) -> inspect.Signature:

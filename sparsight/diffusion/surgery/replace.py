@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from blocks.base import AttentionWeights, CoreMixer, Site, TokenMixer
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.surgery.shell import AttentionShell, Mode
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, refuse_unsupported
 from sparsight.diffusion.surgery.student import StudentAttention, deliver_grid, install_grid_hooks, transformer_stacks
@@ -57,7 +58,7 @@ def replace(
         student = make_student(attention, made, own_projections=train_projections)
         shells[site.path] = AttentionShell(attention, student)
         put(denoiser, site.path, shells[site.path])
-    install_grid_hooks(denoiser)
+    install_grid_hooks(denoiser, family_of(denoiser).stacks)
     return shells
 
 
@@ -114,7 +115,7 @@ def restore(denoiser: nn.Module) -> None:
     """Put the teachers back and take the hooks away: the denoiser as it was, still frozen."""
     for path, shell in shells_of(denoiser).items():
         put(denoiser, path, shell.teacher)
-    for stack in transformer_stacks(denoiser):
+    for stack in transformer_stacks(denoiser, family_of(denoiser).stacks):
         for key, hook in list(stack._forward_pre_hooks.items()):
             if hook is deliver_grid:
                 del stack._forward_pre_hooks[key]

@@ -8,12 +8,11 @@ from fnmatch import fnmatch
 from typing import Any
 
 import torch
-from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from blocks.base import Grid, Site
-from sparsight.diffusion.families.examples import example_inputs, family
+from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
 from sparsight.diffusion.surgery.shell import AttentionShell
 from sparsight.diffusion.surgery.student import StudentAttention, transformer_stacks
 
@@ -64,8 +63,7 @@ class SiteSelection:
 def find_sites(denoiser: nn.Module) -> list[Site]:
     """Every self-attention inside a transformer block, in the order of the modules.
 
-    A site is what a block calls without an encoder state: ``attn1`` unless the block has ``only_cross_attention``, and
-    ``attn2`` where it has ``double_self_attention``.
+    A site is an attention that a block of the family calls without an encoder state.
 
     Raises:
         ValueError: The denoiser's class is not supported.
@@ -86,14 +84,13 @@ def find_sites(denoiser: nn.Module) -> list[Site]:
 def self_attentions(denoiser: nn.Module) -> list[tuple[str, Any]]:
     """Paths and attention modules of all sites; where a site is replaced already, the teacher that stood there."""
     found = []
+    family = family_of(denoiser)
     for block_path, block in denoiser.named_modules():
-        if not isinstance(block, BasicTransformerBlock):
-            continue
-        for name, is_self in (("attn1", not block.only_cross_attention), ("attn2", block.double_self_attention)):
-            attention = getattr(block, name)
+        for name in family.self_attentions(block) if type(block).__name__ in family.blocks else ():
+            attention = block.get_submodule(name)
             if isinstance(attention, AttentionShell):
                 attention = attention.teacher
-            if is_self and isinstance(attention, Attention):
+            if isinstance(attention, Attention):
                 found.append((f"{block_path}.{name}", attention))
     return found
 
@@ -119,10 +116,8 @@ def refuse_unsupported(path: str, attention: Attention) -> None:
 
 def meta_twin(denoiser: Any) -> Any:
     """The untouched denoiser of the same configuration, without memory: for shapes and FLOPs."""
-    import diffusers
-
     with torch.device("meta"):
-        return getattr(diffusers, family(denoiser)).from_config(denoiser.config)
+        return plain_class(denoiser).from_config(denoiser.config)
 
 
 @torch.no_grad()
@@ -139,7 +134,7 @@ def probe_grids(denoiser: nn.Module, size: tuple[int, int] | None = None) -> dic
         prefix = f"{paths[stack]}." if paths[stack] else ""
         grids.update({path: grid for path, _ in self_attentions(twin) if path.startswith(prefix)})
 
-    for stack in transformer_stacks(twin):
+    for stack in transformer_stacks(twin, family_of(twin).stacks):
         stack.register_forward_pre_hook(note, with_kwargs=True)
     twin(**example_inputs(twin, size=size, device="meta"))
     return grids

@@ -7,6 +7,7 @@ Shape legend: B batch, N tokens, C channels, h heads, d channels of a head.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -133,16 +134,18 @@ def deliver_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
             module.grid = grid
 
 
-def install_grid_hooks(denoiser: nn.Module) -> None:
+def install_grid_hooks(denoiser: nn.Module, stacks: Collection[str]) -> None:
     """Register :func:`deliver_grid` once on every transformer stack; hooks are not in a state dict."""
-    for stack in transformer_stacks(denoiser):
+    for stack in transformer_stacks(denoiser, stacks):
         if deliver_grid not in stack._forward_pre_hooks.values():
             stack.register_forward_pre_hook(deliver_grid, with_kwargs=True)
 
 
-STACKS = {"Transformer2DModel", "DiTTransformer2DModel", "PixArtTransformer2DModel"}
+def transformer_stacks(denoiser: nn.Module, stacks: Collection[str]) -> list[nn.Module]:
+    """The modules that flatten an image into tokens: the denoiser itself, or the transformers inside a UNet.
 
-
-def transformer_stacks(denoiser: nn.Module) -> list[nn.Module]:
-    """The modules that flatten an image into tokens: the denoiser itself, or the transformers inside a UNet."""
-    return [m for m in denoiser.modules() if not STACKS.isdisjoint(base.__name__ for base in type(m).__mro__)]
+    Args:
+        denoiser: The denoiser.
+        stacks: Names of their classes.
+    """
+    return [m for m in denoiser.modules() if any(base.__name__ in stacks for base in type(m).__mro__)]

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparsight.diffusion.families.known import family_of
+
 
 class ResidualTaps:
     """Residual streams (B, N, C) after every given site.
@@ -23,9 +25,10 @@ class ResidualTaps:
 
     def __init__(self, denoiser: nn.Module, paths: Iterable[str]) -> None:
         self._readers: dict[str, nn.Module] = {}
+        family = family_of(denoiser)
         for path in paths:
             block_path, _, name = path.rpartition(".")
-            self._readers[path] = _next_reader(denoiser.get_submodule(block_path), name)
+            self._readers[path] = family.next_reader(denoiser.get_submodule(block_path), name)
 
     @contextmanager
     def listening(self) -> Iterator[dict[str, Tensor]]:
@@ -44,9 +47,3 @@ class ResidualTaps:
 def _note(streams: dict[str, Tensor], path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
     # a recomputation in the backward pass must not replace what the loss was built on
     streams.setdefault(path, args[0])
-
-
-def _next_reader(block: Any, name: str) -> nn.Module:
-    if block.norm_type == "ada_norm_single":  # PixArt: cross-attention reads the stream itself, norm2 comes later
-        return block.attn2 if name == "attn1" and block.attn2 is not None else block.norm2
-    return block.norm2 if name == "attn1" and block.attn2 is not None else block.norm3

@@ -7,10 +7,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
 from sparsight.common.training.sharding import data_parallel
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.surgery.replace import shells_of
-
-# transformer blocks and the other large parts; and what the whole DiT asks of its first block's insides
-UNITS = {"BasicTransformerBlock", "ResnetBlock2D", "CombinedTimestepLabelEmbeddings"}
 
 
 def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
@@ -28,7 +26,7 @@ def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
         shared = set(shell.teacher.parameters())
         if any(parameter not in shared for parameter in shell.student.parameters()):
             fully_shard(shell.student, mesh=mesh, ignored_params=shared)
-    units = [module for module in denoiser.modules() if type(module).__name__ in UNITS]
+    units = [module for module in denoiser.modules() if type(module).__name__ in family_of(denoiser).shard_units]
     for module in reversed(units):  # what is inside comes first
         fully_shard(module, mesh=mesh)
     fully_shard(denoiser, mesh=mesh)

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsight.common.hashes import state_hash
-from sparsight.diffusion.families.examples import family
-from sparsight.diffusion.model.conditioning import ClassLabels, zeros_for_no_caption
+from sparsight.diffusion.families.conditioning import ClassLabels, zeros_for_no_caption
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.sampling import deterministic_sampler
 
@@ -116,7 +116,7 @@ class TeacherPlan:
         patch = getattr(model.denoiser.config, "patch_size", None) or 1
         if min(height, width) < patch or height % patch or width % patch:
             raise ValueError(f"size {(height, width)} must be multiples of the denoiser's patch size {patch}")
-        if height != width and family(model.denoiser) == "DiTTransformer2DModel":
+        if height != width and family_of(model.denoiser).square_only:
             raise ValueError(f"size {(height, width)} must be square: diffusers' DiT lays its tokens out as a square")
         return channels, height, width
 

@@ -1,4 +1,4 @@
-"""Conditioners: from labels or captions in a batch to the keyword arguments of a denoiser.
+"""Conditioners: from labels or captions in a batch to the keyword arguments of a denoiser; families have their own.
 
 Every conditioner answers with the same nested dictionary for a batch and for "no condition", so that condition dropout
 and guidance are one element-wise choice between the two.
@@ -7,7 +7,7 @@ and guidance are one element-wise choice between the two.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -117,10 +117,10 @@ class ClassLabels(Conditioner):
 
 
 class Captions(Conditioner):
-    """Captions, embedded by the text encoders of a diffusers text-to-image pipeline.
+    """Captions, embedded by the text encoders of a pipeline.
 
     Args:
-        pipeline: One of :data:`CAPTIONED`; its own ``encode_prompt`` does the work.
+        pipeline: A diffusers pipeline of text to image; its own ``encode_prompt`` does the work.
     """
 
     column = "caption"
@@ -130,72 +130,40 @@ class Captions(Conditioner):
 
     def __call__(self, batch: Mapping[str, Any], size: tuple[int, int]) -> Condition:
         """Token embeddings, with masks, pooled embeddings and sizes where the family has them."""
-        return self._embed(list(self._column(batch)), size)
+        return self._embedded(list(self._column(batch)), size)
 
     def unconditional(self, count: int, size: tuple[int, int]) -> Condition:
-        """The empty caption; zeros in place of its embeddings where the pipeline draws with those, as SDXL's does."""
-        one = self._embed([""], size)
-        if zeros_for_no_caption(self.pipeline):
-            added = one["added_cond_kwargs"]
-            one["encoder_hidden_states"] = torch.zeros_like(one["encoder_hidden_states"])
-            one["added_cond_kwargs"] = added | {"text_embeds": torch.zeros_like(added["text_embeds"])}
+        """The empty caption, as the pipeline draws without a negative prompt."""
+        one = self.without_caption(self._embedded([""], size))
         return map_condition(lambda x: x.expand(count, *x.shape[1:]), one)
 
+    @abstractmethod
+    def embed(self, captions: list[str], size: tuple[int, int]) -> Condition:
+        """Condition of images of ``size`` (height, width) pixels, one row for every caption."""
+
+    def without_caption(self, empty: Condition) -> Condition:
+        """The condition of no caption, given that of an empty one."""
+        return empty
+
     @torch.no_grad()
-    def _embed(self, captions: Sequence[str], size: tuple[int, int]) -> Condition:
-        family = type(self.pipeline).__name__
-        if family in ("PixelUNetPipeline", "PixelSD3Pipeline"):
-            return self.pipeline.conditions(list(captions))
-        arguments = {"device": self.pipeline._execution_device, "do_classifier_free_guidance": False}
-        if family.startswith("StableDiffusionXL"):
-            embeds, _, pooled, _ = self.pipeline.encode_prompt(list(captions), **arguments)
-            # original size, crop corner, target size: SDXL's size conditioning, here without a crop
-            time_ids = torch.tensor([[*size, 0, 0, *size]], dtype=pooled.dtype, device=pooled.device)
-            added = {"text_embeds": pooled, "time_ids": time_ids.expand(len(captions), -1)}
-            return {"encoder_hidden_states": embeds, "added_cond_kwargs": added}
-        if family.startswith("PixArt"):
-            embeds, mask, _, _ = self.pipeline.encode_prompt(list(captions), **arguments)
-            # PixArt at 1024 pixels may want sizes; Sigma never does
-            added = {"resolution": None, "aspect_ratio": None}
-            if getattr(self.pipeline.transformer.config, "use_additional_conditions", None):
-                resolution = torch.tensor([size], dtype=embeds.dtype, device=embeds.device)
-                ratio = torch.tensor([[size[0] / size[1]]], dtype=embeds.dtype, device=embeds.device)
-                added = {
-                    "resolution": resolution.expand(len(captions), -1),
-                    "aspect_ratio": ratio.expand(len(captions), -1),
-                }
-            return {"encoder_hidden_states": embeds, "encoder_attention_mask": mask, "added_cond_kwargs": added}
-        embeds, _ = self.pipeline.encode_prompt(list(captions), num_images_per_prompt=1, **arguments)
-        return {"encoder_hidden_states": embeds}
+    def _embedded(self, captions: list[str], size: tuple[int, int]) -> Condition:
+        return self.embed(captions, size)
+
+    def encoded(self, captions: list[str], **options: Any) -> Any:
+        """What the pipeline's ``encode_prompt`` gives for these captions alone."""
+        return self.pipeline.encode_prompt(
+            captions, device=self.pipeline._execution_device, do_classifier_free_guidance=False, **options
+        )
+
+
+class PixelCaptions(Captions):
+    """Captions of Sparsight's own pipelines in pixel space, which make conditions themselves."""
+
+    def embed(self, captions: list[str], size: tuple[int, int]) -> Condition:
+        """What the pipeline draws with."""
+        return self.pipeline.conditions(captions)
 
 
 def zeros_for_no_caption(pipeline: Any) -> bool:
     """Whether a pipeline that is given no negative prompt takes zeros for its embeddings: SDXL's config decides."""
     return bool(pipeline.config.get("force_zeros_for_empty_prompt"))
-
-
-CAPTIONED = (
-    "StableDiffusionPipeline",
-    "StableDiffusionXLPipeline",
-    "PixArtAlphaPipeline",
-    "PixArtSigmaPipeline",
-    "PixelSD3Pipeline",
-    "PixelUNetPipeline",
-)
-
-
-def conditioner_for(pipeline: Any, device: torch.device) -> Conditioner:
-    """The conditioner of a pipeline.
-
-    Raises:
-        ValueError: The pipeline is of a family that Sparsight cannot condition.
-    """
-    if type(pipeline).__name__ in CAPTIONED:
-        return Captions(pipeline)
-    transformer = getattr(pipeline, "transformer", None)
-    if transformer is not None and any(c.__name__ == "DiTTransformer2DModel" for c in type(transformer).__mro__):
-        return ClassLabels(transformer.config.num_embeds_ada_norm, device)
-    raise ValueError(
-        f"{type(pipeline).__name__} is not supported: give a pipeline with a DiTTransformer2DModel, or one of "
-        f"{', '.join(CAPTIONED)}"
-    )

@@ -1,0 +1,59 @@
+"""DiT: a transformer over patches, conditioned on classes (Peebles and Xie, arXiv 2212.09748)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparsight.diffusion.families.conditioning import ClassLabels, Conditioner
+from sparsight.diffusion.families.family import BasicBlocks
+from sparsight.diffusion.families.starting_weights import close, spread
+from sparsight.diffusion.pipelines.pixel_pipeline import PixelDiTPipeline, PixelPipeline
+
+
+class DiT(BasicBlocks):
+    """Class-conditional transformers."""
+
+    name = "DiTTransformer2DModel"
+    pipelines = ("DiTPipeline", "PixelDiTPipeline")
+    stacks = frozenset({"DiTTransformer2DModel"})
+    # the whole DiT asks its first block for its embeddings
+    shard_units = frozenset({"BasicTransformerBlock", "CombinedTimestepLabelEmbeddings"})
+    square_only = True
+
+    def inputs(self, denoiser: Any, batch: int, size: tuple[int, int], **options: Any) -> dict[str, Any]:
+        """A sample, timesteps and labels."""
+        timestep = torch.full((batch,), 500, device=options["device"])
+        sample = torch.randn(batch, denoiser.config.in_channels, *size, **options)
+        return {"hidden_states": sample, "timestep": timestep, "class_labels": torch.zeros_like(timestep)}
+
+    def conditioner(self, pipeline: Any, device: torch.device) -> Conditioner:
+        """Class labels."""
+        return ClassLabels(pipeline.transformer.config.num_embeds_ada_norm, device)
+
+    def begin(
+        self,
+        denoiser: Any,
+        scheduler: Any,
+        *,
+        class_names: list[str] | None,
+        text_encoder: str | None,
+        text_tokens: int,
+    ) -> PixelPipeline:
+        """adaLN-Zero: every block starts as the identity and the output as zero."""
+        if text_encoder is not None:
+            kind = type(denoiser).__name__
+            raise ValueError(f"text_encoder is for denoisers of captions: a {kind} takes class labels")
+        spread(denoiser)
+        close(denoiser.proj_out_1, denoiser.proj_out_2, *(b.norm1.linear for b in denoiser.transformer_blocks))
+        names = None if class_names is None else {str(i): name for i, name in enumerate(class_names)}
+        return PixelDiTPipeline(transformer=denoiser, scheduler=scheduler, id2label=names)
+
+    def settle(self, denoiser: Any) -> None:
+        """No dropping of labels in every block on its own while training: here the batch does it, once for all."""
+        module: nn.Module | Any
+        for module in denoiser.modules():
+            if type(module).__name__ == "LabelEmbedding":
+                module.dropout_prob = 0.0

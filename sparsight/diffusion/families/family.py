@@ -1,0 +1,103 @@
+"""What differs between families of denoisers, on one record each.
+
+Class names of diffusers stand in the files of the families and nowhere else.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from sparsight.diffusion.families.conditioning import Conditioner
+from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
+
+
+class Family(ABC):
+    """A family of denoisers; its subclasses have no state.
+
+    Attributes:
+        name: Class of diffusers that the denoisers are, or derive from.
+        pipelines: Classes of pipelines that are served, by name; what a pipeline's class derives from does not count.
+        blocks: Classes of the modules that hold self-attentions, by name; they are what is compiled.
+        stacks: Classes of the modules that flatten an image into tokens, by name.
+        shard_units: Classes of the modules that are gathered one after the other (FSDP2), by name.
+        square_only: Whether it lays tokens out as a square.
+        loads_adapters: Whether diffusers loads LoRA weights and IP-Adapters into it.
+        published: What differs from the defaults of the class in denoisers of published models, by a short name.
+        latent_settings: What pipelines use of a VAE's configuration beside ``scaling_factor``, by the beginning of
+            their names; others use nothing else.
+    """
+
+    name: ClassVar[str]
+    pipelines: ClassVar[tuple[str, ...]]
+    blocks: ClassVar[frozenset[str]]
+    stacks: ClassVar[frozenset[str]]
+    shard_units: ClassVar[frozenset[str]]
+    square_only: ClassVar[bool] = False
+    loads_adapters: ClassVar[bool] = False
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    latent_settings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    @abstractmethod
+    def inputs(self, denoiser: Any, batch: int, size: tuple[int, int], **options: Any) -> dict[str, Any]:
+        """Keyword arguments of ``denoiser.forward`` with random content; see :func:`example_inputs`."""
+
+    @abstractmethod
+    def conditioner(self, pipeline: Any, device: torch.device) -> Conditioner:
+        """The conditioner of one of :attr:`pipelines`."""
+
+    @abstractmethod
+    def self_attentions(self, block: Any) -> list[str]:
+        """Names, in one of :attr:`blocks`, of the attentions in which image tokens mix with each other alone."""
+
+    @abstractmethod
+    def next_reader(self, block: Any, name: str) -> nn.Module:
+        """The module of a block that reads the residual stream right after the self-attention ``name``."""
+
+    def begin(
+        self,
+        denoiser: Any,
+        scheduler: Any,
+        *,
+        class_names: list[str] | None,
+        text_encoder: str | None,
+        text_tokens: int,
+    ) -> PixelPipeline:
+        """A pipeline whose denoiser has fresh starting weights; ``denoiser`` is changed in place.
+
+        Args:
+            denoiser: Of this family.
+            scheduler: A diffusers training scheduler.
+            class_names: Names of classes, of denoisers that are conditioned on them.
+            text_encoder: Text encoder of the others, see :func:`load_text_encoder`.
+            text_tokens: Tokens of every caption.
+
+        Raises:
+            ValueError: The family cannot be trained from nothing, an option does not belong to it, the text encoder's
+                width is not the one that it takes, or the scheduler is not of its kind.
+        """
+        raise ValueError(
+            f"a {type(denoiser).__name__} cannot be trained from nothing: give the pipeline that holds it as pretrained"
+        )
+
+    def settle(self, denoiser: Any) -> None:  # noqa: B027  most have nothing to turn off
+        """Turn off what a denoiser of this family would do by itself while it trains."""
+
+
+class BasicBlocks(Family):
+    """What families have in common whose blocks are diffusers' BasicTransformerBlock."""
+
+    blocks = frozenset({"BasicTransformerBlock"})
+
+    def self_attentions(self, block: Any) -> list[str]:
+        """What a block calls without an encoder state."""
+        found = {"attn1": not block.only_cross_attention, "attn2": block.double_self_attention}
+        return [name for name, wanted in found.items() if wanted]
+
+    def next_reader(self, block: Any, name: str) -> nn.Module:
+        """The norm in front of the next layer."""
+        return block.norm2 if name == "attn1" and block.attn2 is not None else block.norm3
