@@ -1,37 +1,37 @@
 """Data: record sources, and the datamodules that make batches of them."""
 
-from datamodules.buckets import AspectBuckets
-from datamodules.conversations import ConversationRecords
-from datamodules.emoji import EmojiRecords
-from datamodules.folder import FolderRecords
-from datamodules.huggingface import HuggingFaceRecords
-from datamodules.huggingface_conversations import HuggingFaceConversations
-from datamodules.huggingface_stream import HuggingFaceStream
-from datamodules.idx import IdxRecords
-from datamodules.image import ImageDataModule
-from datamodules.instruction import InstructionDataModule
-from datamodules.latents import CachedLatentsDataModule
-from datamodules.mixed import MixedRecords
-from datamodules.parquet import ParquetRecords
-from datamodules.questions import LabelledQuestions
-from datamodules.records import CorruptRecord, Record, RecordSource, RecordStream
-from datamodules.reform_eval.captioning import CaptioningTask
-from datamodules.reform_eval.colour import ColourTask
-from datamodules.reform_eval.counting import CountingTask
-from datamodules.reform_eval.datamodule import ReformEvalDataModule
-from datamodules.reform_eval.matching import MatchingTask
-from datamodules.reform_eval.naming import NamingTask
-from datamodules.reform_eval.position import PositionTask
-from datamodules.reform_eval.published import PublishedTask
-from datamodules.reform_eval.questions import QuestionsTask
-from datamodules.reform_eval.reading import ReadingTask
-from datamodules.reform_eval.reformulated import ReformulatedTask
-from datamodules.reform_eval.rendered_text import RenderedTextRecords
-from datamodules.reform_eval.task import EvaluationTask
-from datamodules.streaming import StreamingImageDataModule
-from datamodules.tar import TarRecords, TarStream
-from datamodules.teacher_samples import TeacherSamplesDataModule
-from datamodules.text_questions import TextQuestions
+from datamodules.conversations.huggingface_conversations import HuggingFaceConversations
+from datamodules.conversations.instruction import InstructionDataModule
+from datamodules.conversations.llava import ConversationRecords
+from datamodules.conversations.questions import LabelledQuestions
+from datamodules.conversations.text_questions import TextQuestions
+from datamodules.evaluation.datamodule import ReformEvalDataModule
+from datamodules.evaluation.published import PublishedTask
+from datamodules.evaluation.task import EvaluationTask
+from datamodules.evaluation.tasks.captioning import CaptioningTask
+from datamodules.evaluation.tasks.colour import ColourTask
+from datamodules.evaluation.tasks.counting import CountingTask
+from datamodules.evaluation.tasks.matching import MatchingTask
+from datamodules.evaluation.tasks.naming import NamingTask
+from datamodules.evaluation.tasks.position import PositionTask
+from datamodules.evaluation.tasks.questions import QuestionsTask
+from datamodules.evaluation.tasks.reading import ReadingTask
+from datamodules.evaluation.tasks.reformulated import ReformulatedTask
+from datamodules.evaluation.tasks.rendered_text import RenderedTextRecords
+from datamodules.images.buckets import AspectBuckets
+from datamodules.images.image import ImageDataModule
+from datamodules.images.latents import CachedLatentsDataModule
+from datamodules.images.streaming import StreamingImageDataModule
+from datamodules.images.teacher_samples import TeacherSamplesDataModule
+from datamodules.sources.emoji import EmojiRecords
+from datamodules.sources.folder import FolderRecords
+from datamodules.sources.huggingface import HuggingFaceRecords
+from datamodules.sources.huggingface_stream import HuggingFaceStream
+from datamodules.sources.idx import IdxRecords
+from datamodules.sources.mixed import MixedRecords
+from datamodules.sources.parquet import ParquetRecords
+from datamodules.sources.records import CorruptRecord, Record, RecordSource, RecordStream
+from datamodules.sources.tar import TarRecords, TarStream
 from sparsight.lvlm.chat.conversation import Conversation, Turn
 
 __all__ = [

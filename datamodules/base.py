@@ -15,9 +15,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from datamodules.identity import identity_of
 from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
-from datamodules.records import RecordSource, unused_message
 from datamodules.sampler import (
     GroupSampler,
     ReportingLoader,
@@ -27,6 +25,8 @@ from datamodules.sampler import (
     epoch_batches,
     even_batch_size,
 )
+from datamodules.sources.identity import identity_of
+from datamodules.sources.records import RecordSource, unused_message
 from sparsight.common.errors import require
 from sparsight.common.plain import is_plain
 

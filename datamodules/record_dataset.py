@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
-from datamodules.records import CorruptRecord, RecordSource
+from datamodules.sources.records import CorruptRecord, RecordSource
 from sparsight.common.errors import Told
 
 

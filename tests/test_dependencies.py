@@ -1,7 +1,7 @@
 """Dependencies point one way.
 
 Between packages: blocks <- sparsight <- datamodules, callbacks, lightning_modules <- sparsight.command. Inside
-sparsight: the order of ``ROOMS``, without an edge between the wings.
+sparsight and datamodules: the order of ``ROOMS``, without an edge between the wings.
 """
 
 from __future__ import annotations
@@ -30,12 +30,15 @@ MAY_IMPORT = {
     "lightning_modules": {"lightning_modules", "sparsight", "blocks"},
 }
 JOINS_ALL = "sparsight/command/cli.py"
-ROOMS = (  # of sparsight, each of which may import those before it
+ROOMS = (  # of sparsight and datamodules, each of which may import those before it
     *("common", "common.disk", "common.measure", "common.checkpoint", "common.training", "testing", "publish"),
     *("diffusion.pipelines", "diffusion.families", "diffusion.surgery", "diffusion.students", "diffusion.model"),
     *("diffusion.measure", "diffusion.train", "diffusion.export"),
     *("lvlm.model", "lvlm.chat", "lvlm.scores", "lvlm.surgery", "lvlm.train", "lvlm.answer", "lvlm.export"),
-    *("evaluation.images", "evaluation.texts", "evaluation.reform_eval", "command", "__main__"),
+    *("evaluation.images", "evaluation.texts", "evaluation.reform_eval"),
+    *("datamodules.sampler", "datamodules.sources", "datamodules.record_dataset", "datamodules.base"),
+    *("datamodules.images", "datamodules.conversations", "datamodules.evaluation", "datamodules.evaluation.tasks"),
+    *("command", "__main__"),
 )
 WINGS = {"diffusion", "lvlm"}
 MOST_FILES = 15  # of a folder, besides __init__.py
@@ -77,27 +80,31 @@ def test_file_imports_only_what_lies_below_it(file: str) -> None:
 
 
 def room_of(module: str) -> str:
-    """The room of a module of sparsight, by its dotted name."""
-    parts = module.split(".")[1:]
-    return next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in ROOMS), "")
+    """The room of a module of sparsight or datamodules, by its dotted name."""
+    parts = module.removeprefix("sparsight.").split(".")
+    return next((".".join(parts[:n]) for n in (3, 2, 1) if ".".join(parts[:n]) in ROOMS), "")
 
 
 def rooms_that(file: str) -> set[str]:
-    """Rooms that a file of sparsight imports from, whichever way it spells that."""
+    """Rooms that a file imports from, whichever way it spells that."""
     found = set()
     for node in ast.walk(ast.parse((ROOT / file).read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {room_of(name) for name in found if name.startswith("sparsight.")} - {""}
+    return {room_of(name) for name in found if name.startswith(("sparsight.", "datamodules."))} - {""}
 
 
-INSIDE = [f for f in FILES if f.startswith("sparsight/") and "/assets/" not in f and not f.endswith("__init__.py")]
+INSIDE = [
+    f
+    for f in FILES
+    if f.startswith(("sparsight/", "datamodules/")) and "/assets/" not in f and not f.endswith("__init__.py")
+]
 
 
 @pytest.mark.parametrize("file", INSIDE)
-def test_rooms_of_sparsight_import_only_rooms_before_them(file: str) -> None:
+def test_rooms_import_only_rooms_before_them(file: str) -> None:
     room = room_of(file.removesuffix(".py").replace("/", "."))
     assert room, f"{file} lies in no room of ROOMS"
     above = {other for other in rooms_that(file) if ROOMS.index(other) > ROOMS.index(room)}
@@ -111,7 +118,7 @@ def test_every_room_is_there() -> None:
 
 
 @pytest.mark.parametrize("folder", sorted({file.rpartition("/")[0] for file in INSIDE}))
-def test_a_folder_of_sparsight_holds_files_on_one_subject(folder: str) -> None:
+def test_a_folder_holds_files_on_one_subject(folder: str) -> None:
     files = [file for file in INSIDE if file.rpartition("/")[0] == folder]
     assert len(files) <= MOST_FILES, f"{folder} holds {len(files)} files: give a part of them a folder of its own"
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from callbacks import ReformEvalReport
 from datamodules import ReformEvalDataModule
-from datamodules.records import CorruptRecord, digest
-from datamodules.reform_eval.task import EvaluationTask
+from datamodules.evaluation.task import EvaluationTask
+from datamodules.sources.records import CorruptRecord, digest
 from lightning_modules import LVLMEvaluation
 from sparsight.evaluation.reform_eval.report import read_report
 from sparsight.evaluation.reform_eval.sample import Sample

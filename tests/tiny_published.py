@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datamodules.reform_eval.published import PublishedTask
+from datamodules.evaluation.published import PublishedTask
 from sparsight.evaluation.reform_eval.sample import Formulation
 from sparsight.evaluation.reform_eval.taxonomy import find_data_set
 from tests.tiny_files import png

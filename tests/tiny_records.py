@@ -19,7 +19,7 @@ from datamodules import (
     RecordSource,
     Turn,
 )
-from datamodules.reform_eval.reformulated import ReformulatedTask
+from datamodules.evaluation.tasks.reformulated import ReformulatedTask
 from sparsight.evaluation.reform_eval.sample import Sample
 
 COLOURS = {

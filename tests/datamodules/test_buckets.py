@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from datamodules import AspectBuckets, FolderRecords, ImageDataModule
-from datamodules.records import CorruptRecord, image_size
 from datamodules.sampler import GroupSampler, ResumableLoader
+from datamodules.sources.records import CorruptRecord, image_size
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from tests import tiny
 from tests.tiny_records import Numbers

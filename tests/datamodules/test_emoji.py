@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from datamodules import EmojiRecords, ImageDataModule
-from datamodules.emoji import DEBIAN_FONT
+from datamodules.sources.emoji import DEBIAN_FONT
 from tests.tiny_font import save_emoji_font
 
 GRIN, APPLE, PRIVATE = "\U0001f600", "\U0001f34e", "\U000fe82c"

@@ -30,8 +30,8 @@ from datamodules import (
     TarRecords,
     TarStream,
 )
-from datamodules.identity import Part, identity_of
-from datamodules.records import Records
+from datamodules.sources.identity import Part, identity_of
+from datamodules.sources.records import Records
 from tests.tiny_files import png, write_files, write_idx, write_tar
 
 TOTAL = 40  # records; the eight that are decoded are 0, 5, 11, 16, 22, 27, 33 and 39
@@ -185,7 +185,7 @@ def test_files_that_are_no_part_of_a_record_do_not_count(tmp_path: Path) -> None
 
 
 def test_data_too_large_to_be_read_whole_are_told_by_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.identity.WHOLE", 1 << 18)
+    monkeypatch.setattr("datamodules.sources.identity.WHOLE", 1 << 18)
     size = 1 << 20
     (tmp_path / "0.png").write_bytes(bytes(size))
     part = Part.of_file(tmp_path / "0.png", name="0.png")

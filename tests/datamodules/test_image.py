@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from PIL import Image
 
 from datamodules import CorruptRecord, FolderRecords, ImageDataModule, RecordSource
-from datamodules.image_dataset import ImageTransform, flips
+from datamodules.images.image_dataset import ImageTransform, flips
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader
 from tests.tiny_records import MemoryRecords, SaveEverywhere, indices

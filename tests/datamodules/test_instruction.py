@@ -21,7 +21,7 @@ from datamodules import (
     TextQuestions,
     Turn,
 )
-from datamodules.instruction_dataset import image_key
+from datamodules.conversations.instruction_dataset import image_key
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import LengthSampler
 from sparsight.lvlm.model.answers import answer_losses

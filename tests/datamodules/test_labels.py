@@ -27,9 +27,9 @@ from datamodules import (
     TarRecords,
     TarStream,
 )
-from datamodules.class_check import check_classes
-from datamodules.image_dataset import collate
-from datamodules.labels import ClassNumbers, NotALabel, number_labels
+from datamodules.images.class_check import check_classes
+from datamodules.images.image_dataset import collate
+from datamodules.sources.labels import ClassNumbers, NotALabel, number_labels
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from tests import tiny

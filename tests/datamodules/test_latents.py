@@ -15,7 +15,8 @@ from PIL import Image
 from torch import Tensor
 from torch import multiprocessing as mp
 
-from datamodules import AspectBuckets, CachedLatentsDataModule, FolderRecords, IdxRecords, ImageDataModule, latents
+from datamodules import AspectBuckets, CachedLatentsDataModule, FolderRecords, IdxRecords, ImageDataModule
+from datamodules.images import latents
 from datamodules.record_dataset import TooManyCorruptRecords
 from lightning_modules import DenoiserTraining
 from sparsight.common.disk.sample_cache import cut

@@ -32,10 +32,10 @@ from datamodules import (
     TarRecords,
     TarStream,
 )
-from datamodules.files import find_files
-from datamodules.huggingface_conversations import HuggingFaceConversations
-from datamodules.labels import ClassNumbers, NotALabel, number_labels
-from datamodules.records import decode_image
+from datamodules.conversations.huggingface_conversations import HuggingFaceConversations
+from datamodules.sources.files import find_files
+from datamodules.sources.labels import ClassNumbers, NotALabel, number_labels
+from datamodules.sources.records import decode_image
 from tests.tiny_files import png, write_files
 
 MOST_MEMORY = 64 << 20  # bytes; files here have some thousand

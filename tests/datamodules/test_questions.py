@@ -18,7 +18,7 @@ from datamodules import (
     RecordSource,
     TextQuestions,
 )
-from datamodules.questions import Task
+from datamodules.conversations.questions import Task
 from tests.tiny_records import MemoryRecords
 
 NAMES = ["bag", "coat", "shoe", "dress", "hat"]

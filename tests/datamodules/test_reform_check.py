@@ -25,10 +25,10 @@ from datamodules import (
     ReformEvalDataModule,
     TarRecords,
 )
-from datamodules.reform_eval.naming import NamingTask
-from datamodules.reform_eval.published import PublishedTask
-from datamodules.reform_eval.questions import QuestionsTask
-from datamodules.reform_eval.task import EvaluationTask
+from datamodules.evaluation.published import PublishedTask
+from datamodules.evaluation.task import EvaluationTask
+from datamodules.evaluation.tasks.naming import NamingTask
+from datamodules.evaluation.tasks.questions import QuestionsTask
 from tests.tiny_chats import entry
 from tests.tiny_files import png, write_files, write_idx, write_tar
 from tests.tiny_processors import family_processor

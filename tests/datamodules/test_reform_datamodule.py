@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from datamodules import NamingTask, ReformEvalDataModule
-from datamodules.reform_eval.task import EvaluationTask
+from datamodules.evaluation.task import EvaluationTask
 from lightning_modules import LVLMEvaluation
 from sparsight.common.errors import ConfigurationError
 from sparsight.evaluation.reform_eval.sample import Sample

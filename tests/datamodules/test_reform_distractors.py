@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from datamodules.reform_eval.distractors import answer_distractors, arranged, distractors, near_numbers
-from datamodules.reform_eval.naming import NamingTask
-from datamodules.reform_eval.similarity import EmbeddingSimilarity, SpellingSimilarity
+from datamodules.evaluation.tasks.distractors import answer_distractors, arranged, distractors, near_numbers
+from datamodules.evaluation.tasks.naming import NamingTask
+from datamodules.evaluation.tasks.similarity import EmbeddingSimilarity, SpellingSimilarity
 from tests.tiny_records import (
     BASIC,
     NAMES,

@@ -14,12 +14,12 @@ from datamodules import (
     EmojiRecords,
     Record,
 )
-from datamodules.reform_eval.canvas import GAP, capacity, composed, scattered
-from datamodules.reform_eval.colour import NEAR, ColourTask
-from datamodules.reform_eval.counting import CountingTask
-from datamodules.reform_eval.matching import MatchingTask
-from datamodules.reform_eval.naming import NamingTask
-from datamodules.reform_eval.position import PositionTask
+from datamodules.evaluation.tasks.canvas import GAP, capacity, composed, scattered
+from datamodules.evaluation.tasks.colour import NEAR, ColourTask
+from datamodules.evaluation.tasks.counting import CountingTask
+from datamodules.evaluation.tasks.matching import MatchingTask
+from datamodules.evaluation.tasks.naming import NamingTask
+from datamodules.evaluation.tasks.position import PositionTask
 from tests.tiny_font import save_emoji_font
 from tests.tiny_records import (
     BASIC,

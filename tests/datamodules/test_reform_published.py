@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from datamodules.records import CorruptRecord
-from datamodules.reform_eval.published import PublishedTask
+from datamodules.evaluation.published import PublishedTask
+from datamodules.sources.records import CorruptRecord
 from sparsight.evaluation.reform_eval.taxonomy import data_sets, find_data_set
 from sparsight.lvlm.chat.conversation import Turn
 from tests.tiny_published import CHOICE, OPEN, container, core, opened, picture, tdiuc, write

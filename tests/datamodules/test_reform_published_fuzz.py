@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from datamodules.records import CorruptRecord
-from datamodules.reform_eval.published import PublishedTask
+from datamodules.evaluation.published import PublishedTask
+from datamodules.sources.records import CorruptRecord
 from sparsight.evaluation.reform_eval.sample import Formulation
 from tests.tiny_published import CHOICE, OPEN, container
 

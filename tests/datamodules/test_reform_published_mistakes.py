@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from datamodules.records import CorruptRecord
-from datamodules.reform_eval.entries import JsonEntries
-from datamodules.reform_eval.published import PublishedTask
+from datamodules.evaluation.entries import JsonEntries
+from datamodules.evaluation.published import PublishedTask
+from datamodules.sources.records import CorruptRecord
 from tests.tiny_files import png
 from tests.tiny_published import CHOICE, OPEN, core, opened, picture, tdiuc, write
 

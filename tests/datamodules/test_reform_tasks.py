@@ -22,17 +22,17 @@ from datamodules import (
     ParquetRecords,
     TextQuestions,
 )
-from datamodules.reform_eval.captioning import CaptioningTask
-from datamodules.reform_eval.colour import ColourTask
-from datamodules.reform_eval.counting import CountingTask
-from datamodules.reform_eval.matching import MatchingTask
-from datamodules.reform_eval.naming import NamingTask
-from datamodules.reform_eval.position import PositionTask
-from datamodules.reform_eval.questions import QuestionsTask
-from datamodules.reform_eval.reading import ReadingTask
-from datamodules.reform_eval.reformulated import ReformulatedTask
-from datamodules.reform_eval.rendered_text import RenderedTextRecords
-from datamodules.reform_eval.task import EvaluationTask
+from datamodules.evaluation.task import EvaluationTask
+from datamodules.evaluation.tasks.captioning import CaptioningTask
+from datamodules.evaluation.tasks.colour import ColourTask
+from datamodules.evaluation.tasks.counting import CountingTask
+from datamodules.evaluation.tasks.matching import MatchingTask
+from datamodules.evaluation.tasks.naming import NamingTask
+from datamodules.evaluation.tasks.position import PositionTask
+from datamodules.evaluation.tasks.questions import QuestionsTask
+from datamodules.evaluation.tasks.reading import ReadingTask
+from datamodules.evaluation.tasks.reformulated import ReformulatedTask
+from datamodules.evaluation.tasks.rendered_text import RenderedTextRecords
 from tests.tiny_files import write_idx
 from tests.tiny_records import (
     BASIC,
@@ -214,7 +214,7 @@ def test_tasks_are_made_by_configs() -> None:
     parser.add_argument("--task", type=EvaluationTask)
     source = {"class_path": "datamodules.TextQuestions", "init_args": {"kinds": ["capitals"]}}
     options = {"source": source, "remove": [" Answer in one word."], "limit": 3, **BASIC}
-    config = {"class_path": "datamodules.reform_eval.questions.QuestionsTask", "init_args": options}
+    config = {"class_path": "datamodules.evaluation.tasks.questions.QuestionsTask", "init_args": options}
     task = parser.instantiate(parser.parse_object({"task": config})).task
     assert len(task) == 3 and task[0].questions[0].startswith("What is the capital of")
     config["init_args"] = options | {"default_wordings": ["x"]}

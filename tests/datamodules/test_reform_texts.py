@@ -20,10 +20,10 @@ from datamodules import (
     TextQuestions,
     Turn,
 )
-from datamodules.reform_eval.captioning import CaptioningTask
-from datamodules.reform_eval.questions import QuestionsTask
-from datamodules.reform_eval.reading import ReadingTask
-from datamodules.reform_eval.rendered_text import RenderedTextRecords
+from datamodules.evaluation.tasks.captioning import CaptioningTask
+from datamodules.evaluation.tasks.questions import QuestionsTask
+from datamodules.evaluation.tasks.reading import ReadingTask
+from datamodules.evaluation.tasks.rendered_text import RenderedTextRecords
 from tests.tiny_font import save_emoji_font
 from tests.tiny_records import (
     BASIC,

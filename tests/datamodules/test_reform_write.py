@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from datamodules.reform_eval.published import PublishedTask
-from datamodules.reform_eval.task import EvaluationTask
-from datamodules.reform_eval.write import write_published
+from datamodules.evaluation.published import PublishedTask
+from datamodules.evaluation.task import EvaluationTask
+from datamodules.evaluation.write import write_published
 from sparsight.evaluation.reform_eval.sample import Formulation, Sample
 from sparsight.lvlm.chat.conversation import Turn
 

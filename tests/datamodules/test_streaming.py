@@ -26,8 +26,8 @@ from datamodules import (
     TarRecords,
     TarStream,
 )
+from datamodules.images.stream_dataset import SHARD_BITS, Position, StreamLoader
 from datamodules.record_dataset import TooManyCorruptRecords
-from datamodules.stream_dataset import SHARD_BITS, Position, StreamLoader
 from sparsight.common.errors import ConfigurationError
 from tests.tiny_files import png, write_parquet, write_shard, write_tar
 
@@ -302,7 +302,7 @@ def test_members_that_are_not_used_are_counted_and_named(
 
 
 def test_too_many_members_that_are_not_used_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("datamodules.streaming._FIRST_RECORDS", 4)
+    monkeypatch.setattr("datamodules.images.streaming._FIRST_RECORDS", 4)
     module = tars(tmp_path, {"0.png": png(0)} | {f"other{n}": b"x" for n in range(9)})
     with pytest.raises(ConfigurationError, match=r"TarStream has \d+ records and (9|18) files are not used: \d"):
         captions_of(module)

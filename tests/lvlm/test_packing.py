@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from datamodules.instruction_batch import collate_chats, collate_questions, first_fit
+from datamodules.conversations.instruction_batch import collate_chats, collate_questions, first_fit
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.conversation import Conversation
 from sparsight.lvlm.model.answers import answer_losses

@@ -1,0 +1,253 @@
+"""Batches of conversations about pictures in the form of one model, from any record source."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from transformers import AutoConfig
+
+from datamodules.base import RecordsDataModule
+from datamodules.conversations.instruction_dataset import InstructionDataset
+from datamodules.conversations.llava import QuestionTemplate
+from datamodules.sampler import GroupSampler, LengthSampler, similar_together
+from datamodules.sources.records import CorruptRecord, RecordSource
+from sparsight.common.errors import require
+from sparsight.lvlm.chat.chat import ChatFormat
+from sparsight.lvlm.chat.chat_template import UnusableConversation
+from sparsight.lvlm.chat.chat_text import Reasoning
+from sparsight.lvlm.model.packing import check_packable
+from sparsight.lvlm.model.processor import check_template, load_processor
+
+_TRIES = 100  # records
+_log = logging.getLogger(__name__)
+
+
+class InstructionDataModule(RecordsDataModule):
+    """Conversations as a model's own processor and chat template write them, with the loss on answers alone.
+
+    A training batch is ``{"inputs": keyword arguments of the model's forward pass, "labels": int64 (B, T) with -100
+    where there is no loss, "index": int64 (B,) positions in the source, "image_keys": one hash for each image of each
+    sample}``. With packing there are fewer rows than samples, and ``inputs`` hold ``position_ids`` and no attention
+    mask (call the model with ``use_cache=False``).
+
+    In a validation or test batch ``inputs`` are prompts alone, left-padded, and instead of labels there are
+    ``prompt_length`` (B,), and for each item ``candidates`` (token ids), ``texts``, ``answer`` (the right one's number)
+    and ``task``; an item without candidates has its answer for the only one.
+
+    The loss covers each answer with the token that ends it. Records that cannot be used are skipped, logged with file
+    and position, counted, and end the run above ``max_corrupt_share``: missing images, empty answers, answers that the
+    template writes otherwise, image tokens beyond ``max_length`` ...
+
+    Args:
+        model: Folder or hub id of the model whose processor is used.
+        train: Where training conversations come from; ``None`` if there is no training.
+        val: Where validation items come from; ``None`` takes ``val_share`` of ``train``.
+        test: Where test items come from.
+        val_share: Share of ``train``, 0 to 1, held out for validation when ``val`` is not given.
+        question: What is asked about pictures that have labels or captions but no conversation.
+        answer: The answer to it: ``{label}`` (name of the class, all classes being candidates) or ``{caption}``.
+        max_length: Most tokens of a sample; longer ones lose the end of their text, never image tokens.
+        batch_size: Conversations a batch and process; the global batch is this times the number of processes.
+        num_workers: Loader processes; 0 loads in the main process.
+        length_grouping: Make batches of conversations of similar length, either all with or all without images; what
+            does not fill a last batch of its kind is left out, another part in every epoch. No evaluation item is; the
+            order of their batches is drawn with the seed, so that the first of them are a sample of all.
+        packing: Put conversations of a batch together into rows of at most ``max_length`` tokens.
+        seed: Seed of order, split and ``limit``.
+        max_corrupt_share: Share of unusable records of a split, 0 to 1, above which the run fails.
+        limit: Use at most this many records of each of train, val and test, drawn with the seed.
+        chat_template: Jinja template, or a file of one, in place of the processor's own.
+        chat_template_kwargs: Variables of the chat template, such as ``{enable_thinking: false}`` (Qwen3).
+        reasoning: What happens to thoughts (``reasoning`` of a turn, or what stands between ``<think>`` marks): they
+            are left out (``leave_out``), written without loss (``show``), or with it (``train``), wherever the template
+            writes them; many leave out those of earlier turns. Thoughts that a template adds have no loss.
+        processor_options: Options of processor and image processor in place of the saved ones, such as ``max_pixels``
+            (Qwen-VL) or ``max_patches`` (InternVL). Exports hold the processor with them.
+        revision: Git revision of a hub model.
+        trust_remote_code: Run code that comes with the model.
+        max_unused_share: Share of a source's files, 0 to 1, that may be no part of any record; above it the run fails.
+
+    Attributes:
+        shortened: Records of each split that lost the end of their text, with the number of tokens.
+
+    Raises:
+        ValueError: An option is out of range, or two of them contradict each other.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        train: RecordSource | None,
+        val: RecordSource | None = None,
+        test: RecordSource | None = None,
+        val_share: float = 0.0,
+        question: str | None = None,
+        answer: str | None = None,
+        max_length: int | None = None,
+        batch_size: int = 8,
+        num_workers: int = 0,
+        length_grouping: bool = False,
+        packing: bool = False,
+        seed: int = 0,
+        max_corrupt_share: float = 0.01,
+        limit: int | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: dict[str, Any] | None = None,
+        reasoning: Reasoning = "show",
+        processor_options: dict[str, Any] | None = None,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+        max_unused_share: float = 0.1,
+    ) -> None:
+        super().__init__(
+            train=train,
+            val=val,
+            test=test,
+            val_share=val_share,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            max_corrupt_share=max_corrupt_share,
+            limit=limit,
+            max_unused_share=max_unused_share,
+        )
+        require(max_length is None or max_length >= 1, "max_length", max_length, "1 or more, or null")
+        if packing and max_length is None:
+            raise ValueError("packing fills rows of max_length tokens; set max_length")
+        self.model = model
+        self.template = QuestionTemplate(question, answer)
+        self.max_length = max_length
+        self.packing = packing
+        self.chat_template = chat_template
+        self.chat_options: dict[str, Any] = {"options": chat_template_kwargs, "reasoning": reasoning}
+        self.processor_options = processor_options
+        self.pretrained_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.alike = "similar length" if length_grouping else ""
+        self.shortened: dict[str, dict[int, int]] = {name: {} for name in self.sources}
+        self.chat: ChatFormat | None = None
+
+    def check_paths(self) -> None:
+        """See that the files of the sources are there, and that of a chat template."""
+        super().check_paths()
+        check_template(self.chat_template)
+
+    def prepare_data(self) -> None:
+        """Download what sources and processor need, in one process a machine."""
+        super().prepare_data()
+        self.load_processor()
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load the processor, open the sources that the stage needs and draw the splits.
+
+        Raises:
+            FileNotFoundError: If a source's files or the model are missing.
+            ValueError: If the processor cannot serve, the model's samples cannot be packed, the stage has no source or
+                a split has no records.
+        """
+        if self.chat is None:
+            if self.packing:
+                check_packable(AutoConfig.from_pretrained(self.model, **self.pretrained_options))
+            self.chat = ChatFormat(self.load_processor(), **self.chat_options)
+            if self.processor_options:
+                self._try_options(self.chat)
+        super().setup(stage)
+
+    def load_processor(self) -> Any:
+        """The processor as samples are made with it, and as exports hold it.
+
+        Raises:
+            FileNotFoundError: There is no such model, or no such file of a chat template.
+            ValueError: The model has no processor, or the processor no such option.
+        """
+        return load_processor(
+            self.model, chat_template=self.chat_template, options=self.processor_options, **self.pretrained_options
+        )
+
+    def _try_options(self, chat: ChatFormat) -> None:
+        try:
+            _ = chat.images_in_rows  # prepares two small pictures
+        except UnusableConversation as error:
+            raise ValueError(f"{error}; check processor_options {self.processor_options}") from error
+
+    def describe(self, split: str, index: int) -> str:
+        """A record as the model sees it: answers that carry the loss in ``[[ ]]``, or the candidates of a prompt.
+
+        Args:
+            split: ``train``, ``val`` or ``test``.
+            index: Position of the record in the source of the split.
+
+        Raises:
+            CorruptRecord: The record cannot be used.
+            ValueError: The split is not set up, or its source has no such record.
+        """
+        if split not in self.datasets:
+            raise ValueError(f"there is no split {split!r}, only {sorted(self.datasets)}; call setup before describe")
+        dataset: InstructionDataset = self.datasets[split]
+        require(0 <= index < len(dataset.source), "index", index, f"0 to {len(dataset.source) - 1}")
+        return f"{split} record {index}, {dataset.describe(index)}"
+
+    def example(self) -> dict[str, Any] | None:
+        """Model inputs of a sample with a picture, the same on all processes; none if no split has any that serves."""
+        for dataset in self.datasets.values():
+            pictures = (index for index in _spread(dataset.indices) if _extent(dataset.source, index)[0] > 0)
+            for index in islice(pictures, _TRIES):
+                with suppress(CorruptRecord):
+                    inputs: dict[str, Any] = dataset.sample(index)["inputs"]
+                    return inputs
+        return None
+
+    def _make_dataset(
+        self, name: str, source: RecordSource, indices: np.ndarray, *, max_corrupt: int
+    ) -> InstructionDataset:
+        assert self.chat is not None
+        extents_N2 = np.zeros((len(indices), 2), dtype=np.int64)
+        if self.alike:
+            extents_N2 = np.array([_extent(source, int(index)) for index in indices])
+        lengths_N = np.argsort(np.lexsort((extents_N2[:, 1], extents_N2[:, 0])))  # an image is longer than any text
+        if self.alike and name != "train":
+            order_N = similar_together(lengths_N, block=self.batch_size * self._world, seed=self.seed)
+            indices, extents_N2, lengths_N = indices[order_N], extents_N2[order_N], lengths_N[order_N]
+        return InstructionDataset(
+            source,
+            indices=indices,
+            groups=(extents_N2[:, 0] > 0).astype(np.int64),
+            lengths=lengths_N,
+            max_corrupt=max_corrupt,
+            chat=self.chat,
+            template=self.template,
+            evaluate=name != "train",
+            max_length=self.max_length,
+            pack=self.packing,
+        )
+
+    def _group_sampler(self, dataset: InstructionDataset, *, global_batch: int) -> GroupSampler:
+        options: dict[str, Any] = {"global_batch": global_batch, **self._share()}
+        return LengthSampler(dataset.groups.tolist(), lengths=dataset.lengths.tolist(), **options)
+
+    def _receive(self, name: str, batch: dict[str, Any], last: bool) -> dict[str, Any]:
+        found, dataset = self.shortened[name], self.datasets[name]
+        found |= batch.pop("cut")
+        if last and found:
+            _log.warning(
+                "%d of %d %s records have more than max_length=%d tokens and lost the end of their text",
+                *(len(found), len(dataset), name, self.max_length),
+            )
+        return super()._receive(name, batch, last)
+
+
+def _spread(indices: np.ndarray) -> Iterator[int]:
+    """All of them, wide apart at first: those without pictures may stand together."""
+    step = max(1, len(indices) // 100)
+    return (int(index) for start in range(step) for index in indices[start::step])
+
+
+def _extent(source: RecordSource, index: int) -> tuple[int, int]:
+    try:
+        return source.extent(index)
+    except CorruptRecord:  # found again, counted and reported when it is needed
+        return 0, 0

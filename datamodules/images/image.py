@@ -1,0 +1,147 @@
+"""Batches of images in [-1, 1] with labels or captions, from any record source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from datamodules.base import RecordsDataModule
+from datamodules.images.buckets import AspectBuckets, trained_model
+from datamodules.images.class_check import check_alike, check_batch, check_classes, number_of_classes
+from datamodules.images.image_dataset import Fit, ImageDataset, ImageTransform
+from datamodules.images.size_check import check_size
+from datamodules.sources.records import MAX_PIXELS, RecordSource
+from sparsight.common.errors import require
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+
+
+class ImageDataModule(RecordsDataModule):
+    """Batches of images with class labels or captions from any record source.
+
+    A batch is ``{"image": float32 (B, C, H, W) in [-1, 1], "index": int64 (B,) positions in the source}``, with
+    ``"label": int64 (B,)`` where the source has labels and ``"caption": list[str]`` where it has captions.
+
+    The training order depends on (seed, epoch), flips on (seed, epoch, index) and the split on the seed alone; a
+    checkpoint written in the middle of an epoch goes on with the next batch of that epoch.
+
+    Args:
+        train: Where training records come from; ``None`` if there is no training.
+        val: Where validation records come from; ``None`` takes ``val_share`` of ``train``.
+        test: Where test records come from.
+        val_share: Share of ``train``, 0 to 1, held out for validation when ``val`` is not given.
+        image_size: Side, or (height, width), of the images in pixels.
+        buckets: Bring each training image to the size of this area that is nearest to its own proportions; every batch
+            then has one size. Validation and test images have ``image_size``.
+        channels: 1 (grey) or 3 (RGB).
+        fit: How images of other sizes get there: ``crop``, ``pad`` or ``stretch`` (see ``ImageTransform``).
+        background: Value, 0 to 255, of padding and behind transparent pixels.
+        horizontal_flip: Mirror each training image with probability 1/2.
+        batch_size: Records a batch and process; the global batch is this times the number of processes.
+        num_workers: Loader processes; 0 loads in the main process.
+        seed: Seed of order, flips, split and ``limit``.
+        max_corrupt_share: Share of unreadable records of a split, 0 to 1, above which the run fails.
+        limit: Use at most this many records of each of train, val and test, drawn with the seed.
+        max_unused_share: Share of a source's files, 0 to 1, that may be no part of any record; above it the run fails.
+        other_classes: Allow classes that the trained model knows by other names, or not at all.
+
+    Attributes:
+        datasets: Data set of each split, once ``setup`` has run.
+        corrupt: Unreadable records that this process has met: for each split, position in the source and reason.
+        encoded: Whether the trained model sees these images through another one, which decides about their size.
+    """
+
+    def __init__(
+        self,
+        train: RecordSource | None,
+        val: RecordSource | None = None,
+        test: RecordSource | None = None,
+        val_share: float = 0.0,
+        image_size: int | tuple[int, int] = 32,
+        channels: Literal[1, 3] = 3,
+        fit: Fit = "crop",
+        background: int = 0,
+        horizontal_flip: bool = False,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int = 0,
+        max_corrupt_share: float = 0.01,
+        limit: int | None = None,
+        buckets: AspectBuckets | None = None,
+        max_unused_share: float = 0.1,
+        other_classes: bool = False,
+    ) -> None:
+        super().__init__(
+            train=train,
+            val=val,
+            test=test,
+            val_share=val_share,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            seed=seed,
+            max_corrupt_share=max_corrupt_share,
+            limit=limit,
+            max_unused_share=max_unused_share,
+        )
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        fits = height >= 1 and width >= 1 and height * width <= MAX_PIXELS
+        require(fits, "image_size", image_size, f"1 or more, and up to {MAX_PIXELS} pixels together")
+        require(channels in (1, 3), "channels", channels, "1 or 3")
+        require(fit in get_args(Fit), "fit", fit, ", ".join(get_args(Fit)))
+        require(0 <= background <= 255, "background", background, "0 to 255")
+        self.transform = ImageTransform(height, width, channels, fit, background)
+        self.horizontal_flip = horizontal_flip
+        self.buckets = buckets
+        self.other_classes = other_classes
+        self._model_classes: int | None = None
+        self.alike = "one size" if buckets is not None else ""
+        self.encoded = False
+
+    def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
+        """Samples a batch, their height and width in a model's space; known before there is any data.
+
+        Raises:
+            ValueError: The model does not take such images.
+        """
+        if not self.encoded:
+            check_size(self.transform, model)
+        cell = model.pixels_per_cell
+        return self.batch_size, self.transform.height // cell, self.transform.width // cell
+
+    def _check_sources(self, opened: Mapping[str, RecordSource]) -> None:
+        named = {name: source.classes for name, source in opened.items() if source.classes is not None}
+        if any(classes != next(iter(named.values())) for classes in named.values()):
+            raise ValueError(f"the sources disagree about the classes: {named}; give all of them the same `classes`")
+        for source in opened.values():
+            check_alike(source.parts)
+        model = trained_model(self.trainer)
+        self._model_classes = number_of_classes(model)
+        if model is not None and not self.encoded:
+            check_size(self.transform, model)
+        if model is not None and not self.other_classes:
+            for name, source in opened.items():
+                check_classes(source, model, split=name)
+        if self.buckets is not None and "train" in opened and model is not None:
+            self.buckets.check_fits(model)
+
+    def _receive(self, name: str, batch: dict[str, Any], last: bool) -> dict[str, Any]:
+        source = self.datasets[name].source
+        check_batch(batch, classes=self._model_classes, where=source.where)
+        return super()._receive(name, batch, last)
+
+    def _make_dataset(self, name: str, source: RecordSource, indices: np.ndarray, *, max_corrupt: int) -> ImageDataset:
+        transforms, groups = [self.transform], np.zeros(len(indices), dtype=np.int64)
+        if self.buckets is not None and name == "train":
+            sizes = self.buckets.sizes(self.transform.height, self.transform.width)
+            groups = self.buckets.assign(self.buckets.measure(source)[indices], sizes)
+            transforms = [replace(self.transform, height=height, width=width) for height, width in sizes]
+        return ImageDataset(
+            source,
+            indices=indices,
+            transforms=transforms,
+            groups=groups,
+            flip_seed=self.seed if self.horizontal_flip and name == "train" else None,
+            max_corrupt=max_corrupt,
+        )

@@ -1,1 +1,0 @@
-"""Tasks in ReForm-Eval's form, and the datamodule that puts them to a model."""

@@ -1,0 +1,1 @@
+"""Record sources: one interface over files, folders, shards and Hugging Face data sets."""

@@ -1,0 +1,148 @@
+"""Several record sources as one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from datamodules.sampler import derive_seed
+from datamodules.sources.records import Record, RecordSource, digest, has_field
+
+
+class MixedRecords(RecordSource):
+    """The records of several sources, one source after the other; shuffling is the datamodule's.
+
+    Where all of its sources that have labels name their classes, a class of one name is one class: the classes are
+    those of the first source, then what the others have besides.
+
+    Args:
+        sources: The sources.
+        limits: Most records of each source, drawn with the seed, ``None`` for all; ``None`` takes all of every source.
+        seed: Decides which records are drawn.
+
+    Raises:
+        ValueError: There is no source, or the limits are not one positive number, or ``None``, for each. When it is
+            opened: some sources name their classes and others have labels without names.
+    """
+
+    def __init__(self, sources: list[RecordSource], limits: list[int | None] | None = None, seed: int = 0) -> None:
+        self.sources = sources
+        self.limits: list[int | None] = [None] * len(sources) if limits is None else limits
+        self.seed = seed
+        self._chosen: list[tuple[int, int]] = []  # source, and position in it, of every record
+        self._classes: list[str] | None = None
+        self._numbers: dict[int, list[int]] = {}  # of a source's classes among those of all, where they differ
+        if not sources:
+            raise ValueError("sources is empty; give at least one record source")
+        if len(self.limits) != len(sources) or any(limit is not None and limit < 1 for limit in self.limits):
+            raise ValueError(f"limits is {limits}; give 1 or more, or null, for each of {len(sources)} sources")
+
+    def check_paths(self) -> None:
+        """See that the files of the sources are there."""
+        for source in self.sources:
+            source.check_paths()
+
+    def prepare(self) -> None:
+        """Download what the sources need."""
+        for source in self.sources:
+            source.prepare()
+
+    def _open(self) -> None:
+        for number, (source, limit) in enumerate(zip(self.sources, self.limits, strict=True)):
+            source.open()
+            order = np.random.default_rng(derive_seed(self.seed, number)).permutation(len(source))[:limit]
+            self._chosen += [(number, int(index)) for index in np.sort(order)]
+        named = {number: classes for number, source in enumerate(self.sources) if (classes := source.classes)}
+        self._join_classes(named)
+
+    def _join_classes(self, named: dict[int, list[str]]) -> None:
+        lists = list(named.values())
+        if not named or all(classes == lists[0] for classes in lists):
+            self._classes = lists[0] if lists else None
+        else:
+            twice = next((name for names in lists for name in names if names.count(name) > 1), None)
+            if twice is not None:
+                raise ValueError(f"two classes of a mixed source are named {twice!r}; give each a name of its own")
+            self._classes = list(dict.fromkeys(name for names in lists for name in names))
+            place = {name: number for number, name in enumerate(self._classes)}
+            self._numbers = {number: [place[name] for name in names] for number, names in named.items()}
+        for number, source in enumerate(self.sources):
+            if named and number not in named and has_field(source, "label"):
+                raise ValueError(
+                    f"{type(source).__name__} of `sources` has labels without names, others name their classes "
+                    f"{lists[0][:5]}: give all of them `classes`, or none"
+                )
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the classes of all sources, once it is open; ``None`` if no source names any."""
+        return self._classes
+
+    @property
+    def highest_label(self) -> int | None:
+        """Highest class number that a source without names knows of."""
+        found = [high for source in self.sources if (high := source.highest_label) is not None]
+        return max(found, default=None) if self._classes is None else None
+
+    @property
+    def parts(self) -> Sequence[RecordSource]:
+        """The sources, and what they are made of."""
+        return [part for source in self.sources for part in source.parts]
+
+    def __len__(self) -> int:
+        """Number of records of all sources."""
+        self.open()
+        return len(self._chosen)
+
+    def __getitem__(self, index: int) -> Record:
+        """A record of the source that it belongs to."""
+        source, place = self._find(index)
+        record = source[place]
+        return replace(record, label=self._number(index, record.label))
+
+    def where(self, index: int) -> str:
+        """Where a record of one of the sources comes from."""
+        source, place = self._find(index)
+        return source.where(place)
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Height and width of a picture."""
+        source, place = self._find(index)
+        return source.size(place)
+
+    def label_of(self, index: int) -> int | None:
+        """Class number of a record, among the classes of all sources."""
+        source, place = self._find(index)
+        return self._number(index, source.label_of(place))
+
+    def caption_of(self, index: int) -> str | None:
+        """Caption of a record."""
+        source, place = self._find(index)
+        return source.caption_of(place)
+
+    def extent(self, index: int) -> tuple[int, int]:
+        """Number of pictures and of characters of a record."""
+        source, place = self._find(index)
+        return source.extent(place)
+
+    def fingerprint(self) -> str:
+        """Covers the sources, and which of their records are taken."""
+        return digest([self.limits, self.seed, *(source.fingerprint() for source in self.sources)])
+
+    def content(self) -> Iterator[object]:
+        """What the sources are made of, and which of their records are taken."""
+        yield self.limits, self.seed
+        for source in self.sources:
+            yield type(source).__name__
+            yield from source.content()
+
+    def _number(self, index: int, label: int | None) -> int | None:
+        numbers = self._numbers.get(self._chosen[index][0])
+        return label if label is None or numbers is None else numbers[label]
+
+    def _find(self, index: int) -> tuple[RecordSource, int]:
+        self.open()
+        number, place = self._chosen[index]
+        return self.sources[number], place
