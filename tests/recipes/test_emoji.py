@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -51,57 +53,74 @@ def shrunk(name: str, folder: Path, **model: Any) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def exports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Folders by name, filled by the walks below."""
-    return {}
-
-
-def test_the_teacher_is_trained_from_nothing(
-    exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("emoji")
+def teacher(folder: Path, _: Callable[[str], Path]) -> Path:
+    """Trained from nothing."""
     encoder = str(tiny.save_text_encoder(folder / "bert"))
     fewer = {"sample_size": 16, "block_out_channels": [16, 16, 16], "norm_num_groups": 8, "cross_attention_dim": 32}
-    small = shrunk(
-        "emoji_teacher", folder, denoiser={"init_args": fewer}, text_encoder=encoder, text_tokens=8, warmup_steps=1
-    )
-    exports["teacher"] = walk("emoji_teacher", small, "--trainer.max_steps", "4")
-    pipeline = load_pipeline(str(exports["teacher"]))
+    options = {"text_encoder": encoder, "text_tokens": 8, "warmup_steps": 1}
+    small = shrunk("emoji_teacher", folder, denoiser={"init_args": fewer}, **options)
+    return walk("emoji_teacher", small, "--trainer.max_steps", "4")
+
+
+def joint(folder: Path, _: Callable[[str], Path]) -> Path:
+    """A joint transformer trained from nothing."""
+    widths = dict.fromkeys(["joint_attention_dim", "caption_projection_dim", "pooled_projection_dim"], 32)
+    fewer = {"sample_size": 16, "num_layers": 2, "num_attention_heads": 1, "pos_embed_max_size": 8, **widths}
+    options = {"text_encoder": str(tiny.save_text_encoder(folder / "bert")), "text_tokens": 8, "warmup_steps": 1}
+    small = shrunk("emoji_joint_teacher", folder, denoiser={"init_args": fewer}, **options)
+    return walk("emoji_joint_teacher", small, "--trainer.max_steps", "4")
+
+
+def student(folder: Path, exported: Callable[[str], Path]) -> Path:
+    """Distilled from the teacher."""
+    stages = yaml.safe_load(Path("configs/experiment/emoji_student.yaml").read_text())["model"]["init_args"]["stages"]
+    fewer = [stage | {"steps": 2, "warmup_steps": 1} for stage in stages]
+    options = {"stages": fewer, "init_samples": 2, "mixer": {"init_args": {"kernel_size": 3}}}
+    small = shrunk("emoji_student", folder, teacher=str(exported("teacher")), **options)
+    return walk("emoji_student", small)
+
+
+WALKS = {"teacher": teacher, "joint": joint, "student": student}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Walks a recipe, once for all tests of this file; its export."""
+
+    @cache
+    def walked(name: str) -> Path:
+        return WALKS[name](tmp_path_factory.mktemp("emoji"), walked)
+
+    return walked
+
+
+def test_the_teacher_is_trained_from_nothing(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    export = exported("teacher")
+    pipeline = load_pipeline(str(export))
     assert [site.grid.tokens for site in find_sites(pipeline.unet)] == [64, 16, 16, 16, 64, 64, 16]
-    last = folder / "emoji_teacher" / "lightning_logs" / "version_1" / "checkpoints" / "last.ckpt"
-    recipe = ["--config", "experiment/emoji_teacher", "--config", str(small)]
-    main(["export", *recipe, "--ckpt_path", str(last), "--output", str(folder / "again")])
-    again = load_pipeline(str(folder / "again"))
+    last = export.parent / "lightning_logs" / "version_1" / "checkpoints" / "last.ckpt"
+    recipe = ["--config", "experiment/emoji_teacher", "--config", str(export.parent.with_suffix(".yaml"))]
+    main(["export", *recipe, "--ckpt_path", str(last), "--output", str(tmp_path / "again")])
+    again = load_pipeline(str(tmp_path / "again"))
     assert again.tokenizer.model_max_length == 8
     for name, value in pipeline.unet.state_dict().items():
         assert torch.equal(again.unet.state_dict()[name], value), name
 
 
-def test_a_joint_transformer_is_trained_from_nothing(
-    exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("emoji")
-    widths = dict.fromkeys(["joint_attention_dim", "caption_projection_dim", "pooled_projection_dim"], 32)
-    fewer = {"sample_size": 16, "num_layers": 2, "num_attention_heads": 1, "pos_embed_max_size": 8, **widths}
-    options = {"text_encoder": str(tiny.save_text_encoder(folder / "bert")), "text_tokens": 8, "warmup_steps": 1}
-    small = shrunk("emoji_joint_teacher", folder, denoiser={"init_args": fewer}, **options)
-    exports["joint"] = walk("emoji_joint_teacher", small, "--trainer.max_steps", "4")
+def test_a_joint_transformer_is_trained_from_nothing(exported: Callable[[str], Path]) -> None:
+    assert [*load_pipeline(str(exported("joint"))).components] == [
+        "tokenizer",
+        "text_encoder",
+        "transformer",
+        "scheduler",
+    ]
 
 
-def test_a_student_is_distilled_from_it(exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
-    assert "teacher" in exports, "needs the walk above"
-    folder = tmp_path_factory.mktemp("emoji")
-    stages = yaml.safe_load(Path("configs/experiment/emoji_student.yaml").read_text())["model"]["init_args"]["stages"]
-    fewer = [stage | {"steps": 2, "warmup_steps": 1} for stage in stages]
-    options = {"stages": fewer, "init_samples": 2, "mixer": {"init_args": {"kernel_size": 3}}}
-    small = shrunk("emoji_student", folder, teacher=str(exports["teacher"]), **options)
-    exports["student"] = walk("emoji_student", small)
-    unet = load_pipeline(str(exports["student"])).unet
+def test_a_student_is_distilled_from_it(exported: Callable[[str], Path]) -> None:
+    unet = load_pipeline(str(exported("student"))).unet
     assert [type(module).__name__ for module in unet.modules()].count("DeltaConvBlock") == 7
 
 
-def test_plain_diffusers_draws_with_both(exports: dict[str, Path], tmp_path: Path) -> None:
+def test_plain_diffusers_draws_with_all_of_them(exported: Callable[[str], Path], tmp_path: Path) -> None:
     """A process that cannot import this project loads each export and answers with the same image."""
-    assert set(exports) == {"teacher", "joint", "student"}, "needs the walks above"
-    check_plain_diffusers_draws(exports, tmp_path)
+    check_plain_diffusers_draws({name: exported(name) for name in WALKS}, tmp_path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -148,19 +149,31 @@ def check_export(folder: Path, *, layers: int, tuned: list[int]) -> dict[str, An
     return record
 
 
+# recipe, family and depth of the model that others go on from, steps of its stages
+FIRST: dict[str, tuple[str, int, tuple[int, ...]]] = {
+    "llava15_7b_region": ("llava", 32, (4,)),
+    "own_tune": ("llava_qwen2", 12, (4,)),
+    "lvlm_demo": ("fast_vlm", 30, (2, 2)),
+}
+
+
 @pytest.fixture(scope="module")
-def exports() -> dict[str, Path]:
-    """Folders by recipe, filled by the walks below."""
-    return {}
+def exported(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
+    """Walks a recipe of :data:`FIRST`, once for all tests of this file; its export and its module."""
+
+    @cache
+    def walked(name: str) -> tuple[Path, Any]:
+        family, depth, steps = FIRST[name]
+        folder = tmp_path_factory.mktemp(name)
+        return walk(name, save_tiny_lvlm(folder / "base", family, num_hidden_layers=depth), data, folder, steps=steps)
+
+    return walked
 
 
 @pytest.mark.usefixtures("reload_here")
-def test_llava_15_7b(data: Path, exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("llava15_7b")
-    base = save_tiny_lvlm(folder / "base", "llava", num_hidden_layers=32)
-    exports["region"], module = walk("llava15_7b_region", base, data, folder)
-    region = [1, 5, 9, 13, 19, 23, 27, 31]
-    check_export(exports["region"], layers=32, tuned=region)
+def test_llava_15_7b(exported: Callable[[str], tuple[Path, Any]]) -> None:
+    folder, module = exported("llava15_7b_region")
+    check_export(folder, layers=32, tuned=[1, 5, 9, 13, 19, 23, 27, 31])
     adapted = {name for name in module.trained_names() if "lora_" in name}
     assert len(adapted) == 8 * 7 * 2 and all("language_model" in name for name in adapted)
     groups = {group["name"]: group["initial_lr"] for group in module.trainer.optimizers[0].param_groups}
@@ -168,9 +181,10 @@ def test_llava_15_7b(data: Path, exports: dict[str, Path], tmp_path_factory: pyt
 
 
 @pytest.mark.usefixtures("reload_here")
-def test_llava_15_7b_loses_layers_outside_its_region(data: Path, exports: dict[str, Path], tmp_path: Path) -> None:
-    assert "region" in exports, "needs the walk above"
-    pruned, module = walk("llava15_7b_prune", exports["region"], data, tmp_path)
+def test_llava_15_7b_loses_layers_outside_its_region(
+    data: Path, exported: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    pruned, module = walk("llava15_7b_prune", exported("llava15_7b_region")[0], data, tmp_path)
     record = check_export(pruned, layers=28, tuned=module.layers)
     gone = record["removed_layers"]
     assert len(gone) == 4 and not set(gone) & {0, *record["tuned_layers"]}
@@ -186,19 +200,15 @@ def test_llava_15_13b_differs_in_its_layers(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("reload_here")
-def test_a_model_and_data_of_ones_own(
-    data: Path, exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("own")
-    base = save_tiny_lvlm(folder / "base", "llava_qwen2", num_hidden_layers=12)
-    exports["own"], _ = walk("own_tune", base, data, folder)
-    check_export(exports["own"], layers=12, tuned=[0, 4, 8])
+def test_a_model_and_data_of_ones_own(exported: Callable[[str], tuple[Path, Any]]) -> None:
+    check_export(exported("own_tune")[0], layers=12, tuned=[0, 4, 8])
 
 
 @pytest.mark.usefixtures("reload_here")
-def test_a_model_of_ones_own_loses_layers(data: Path, exports: dict[str, Path], tmp_path: Path) -> None:
-    assert "own" in exports, "needs the walk above"
-    pruned, _ = walk("own_prune", exports["own"], data, tmp_path)
+def test_a_model_of_ones_own_loses_layers(
+    data: Path, exported: Callable[[str], tuple[Path, Any]], tmp_path: Path
+) -> None:
+    pruned, _ = walk("own_prune", exported("own_tune")[0], data, tmp_path)
     record = check_export(pruned, layers=8, tuned=[0, 4, 8])
     assert not set(record["removed_layers"]) & {0, 4, 8, 11}
 
@@ -239,20 +249,17 @@ def test_qwen3_vl(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("reload_here")
-def test_the_offline_demo(data: Path, exports: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> None:
-    folder = tmp_path_factory.mktemp("demo")
-    base = save_tiny_lvlm(folder / "base", "fast_vlm", num_hidden_layers=30)
-    exports["demo"], module = walk("lvlm_demo", base, data, folder, steps=(2, 2))
-    check_export(exports["demo"], layers=30, tuned=[0, 3, 7, 11, 15, 18, 22, 26])
+def test_the_offline_demo(exported: Callable[[str], tuple[Path, Any]]) -> None:
+    folder, module = exported("lvlm_demo")
+    check_export(folder, layers=30, tuned=[0, 3, 7, 11, 15, 18, 22, 26])
     assert module.vision_cache.kept
-    scores = json.loads((folder / "lvlm_demo/lightning_logs/version_1/scores_val.json").read_text())
+    scores = json.loads((folder.parent / "lightning_logs" / "version_1" / "scores_val.json").read_text())
     assert {item["visual"] for item in scores["items"]} == {True, False} and len(scores["items"]) == 11
 
 
 @pytest.mark.usefixtures("reload_here")
-def test_the_offline_demo_loses_layers(data: Path, exports: dict[str, Path], tmp_path: Path) -> None:
-    assert "demo" in exports, "needs the walk above"
-    pruned, module = walk("lvlm_demo_prune", exports["demo"], data, tmp_path)
+def test_the_offline_demo_loses_layers(data: Path, exported: Callable[[str], tuple[Path, Any]], tmp_path: Path) -> None:
+    pruned, module = walk("lvlm_demo_prune", exported("lvlm_demo")[0], data, tmp_path)
     record = check_export(pruned, layers=26, tuned=module.layers)
     assert not set(record["removed_layers"]) & {0, 29, *module.layers}
 
