@@ -192,6 +192,7 @@ def test_llava_15_7b_loses_layers_outside_its_region(
     assert record["earlier"]["tuned_layers"] == module.layers and len(record["tuned_layers_now"]) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_llava_15_13b_differs_in_its_layers(data: Path, tmp_path: Path) -> None:
     base = save_tiny_lvlm(tmp_path / "base", "llava", num_hidden_layers=40)
