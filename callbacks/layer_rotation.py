@@ -14,7 +14,9 @@ from sparsight.lvlm.train.trained import LAYERS
 
 
 class LayerRotation(Callback):
-    """Trains a few of a module's chosen decoder layers at a time, drawn anew every so many steps (LISA, 2403.17919).
+    """Trains a few of a module's chosen decoder layers at a time, drawn anew every so many steps: LISA.
+
+    Pan et al., "LISA: Layerwise Importance Sampling", arXiv 2403.17919.
 
     The optimiser forgets its state of layers that are frozen again, which is what saves the memory; weights keep what
     they have learnt. Choose all layers in the module (``sparsight.lvlm.surgery.selection.All``) to rotate over all.

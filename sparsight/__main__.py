@@ -24,6 +24,7 @@ verbs:
   analyze      score the decoder layers of an image-text model: which to tune, which to prune
   inspect      print conversations as an image-text model will see them, and which tokens carry the loss
   reformulate  write the tasks of an evaluation, with their options, as files in ReForm-Eval's format
+  list         name what there is to choose from: token mixers, sources of data, scores, metrics, callbacks and more
   compare      set evaluations side by side, without a config: sparsight compare REPORT REPORT --output FOLDER
 
 CONFIG is a YAML file, or the name of a shipped one such as experiment/quickstart. Later configs and options win.
@@ -66,6 +67,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         check_arguments(arguments)
+        if arguments[0] == "list":
+            from sparsight.command.listing import main as list_plugins
+
+            list_plugins(arguments[1:])
+            return
     except (ConfigurationError, OSError) as error:
         raise SystemExit(f"sparsight: {error}") from error
     from sparsight.command.startup import check_plugins, check_torch_pair

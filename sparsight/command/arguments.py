@@ -11,7 +11,7 @@ from sparsight.common.disk.yaml_files import read_yaml, yaml_value
 from sparsight.common.errors import ConfigurationError
 
 OURS = ("export", "benchmark", "analyze", "inspect", "reformulate")  # verbs beside Lightning's
-VERBS = ("fit", "validate", "test", "predict", *OURS, "compare")
+VERBS = ("fit", "validate", "test", "predict", *OURS, "compare", "list")
 FILE_OPTIONS = ("-c", "--config")
 CONFIG_OPTIONS = (*FILE_OPTIONS, "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
 _NEAR = 0.8  # of 1: names of configs share their folder, so that all of them are alike
