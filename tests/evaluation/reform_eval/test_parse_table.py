@@ -15,7 +15,7 @@ from sparsight.evaluation.reform_eval.parse import parse_choice
 from sparsight.lvlm.answer.task_scores import same_answer
 from sparsight.lvlm.answer.wording import undressed
 
-PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+PAGE = Path(__file__).parents[3] / "docs" / "evaluation.md"
 SHOWN = [("A", "dog"), ("B", "cat"), ("C", "a red bird")]
 
 

@@ -11,7 +11,7 @@ import torch
 from sparsight.evaluation.images import FrechetDistance, in_batches
 from tests import tiny
 
-PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
 def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
@@ -30,7 +30,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
 
 
 def test_the_page_names_every_preset_and_metric() -> None:
-    fragments = (Path(__file__).parents[2] / "configs" / "callbacks").glob("*.yaml")
+    fragments = (Path(__file__).parents[3] / "configs" / "callbacks").glob("*.yaml")
     presets = [path.stem for path in fragments if "GenerationMetrics" in path.read_text()]
     from sparsight import metrics
 

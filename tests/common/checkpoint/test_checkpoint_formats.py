@@ -22,7 +22,7 @@ from sparsight.publish.checkpoint import restore
 from tests.tiny_checkpoint import stored
 from tests.tiny_lvlm import save_tiny_lvlm
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 def distillation() -> TrainedPartsModule:

@@ -34,7 +34,7 @@ def is_alive(process: int) -> bool:
 
 def test_a_child_ends_with_its_parent(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
-    surroundings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    surroundings = os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])}
     with subprocess.Popen(
         [sys.executable, "-c", PARENT, CHILD, str(ready)], stdout=subprocess.PIPE, text=True, env=surroundings
     ) as parent:

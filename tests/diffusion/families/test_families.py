@@ -12,7 +12,7 @@ import torch
 from sparsight.diffusion.families.known import FAMILIES, example_inputs, family_of, plain_class
 from tests import tiny
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PACKAGES = ("sparsight", "datamodules", "callbacks", "lightning_modules")
 HOME = ROOT / "sparsight" / "diffusion" / "families"
 CLASSES = re.compile(

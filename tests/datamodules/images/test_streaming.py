@@ -385,7 +385,7 @@ data:
 
 
 def test_the_yaml_of_the_guide_builds() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
     snippets = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
     assert len(snippets) == 6
     parser = ArgumentParser()

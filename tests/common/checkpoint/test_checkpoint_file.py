@@ -31,7 +31,7 @@ class TestsKind(Enum):
     ONE = 1
 
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "format_0"
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "format_0"
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from sparsight.diffusion.model.load import load_pipeline
 from sparsight.diffusion.surgery.known_mixers import mixer_class
 from tests import tiny
 
-FIXTURES = Path(__file__).parents[1] / "fixtures" / "format_1"
+FIXTURES = Path(__file__).parents[2] / "fixtures" / "format_1"
 SURPRISE = """
 from pathlib import Path
 from blocks.base import FeatureMixer
