@@ -107,8 +107,7 @@ class SparsightCLI(LightningCLI):
         if config.get("data") and self.subcommand not in WITHOUT_DATA and names_files(config.data.class_path):
             # otherwise the module is built first, and loads weights
             parser = self._subcommand_parsers[str(self.subcommand)]
-            build = parser.instantiate if hasattr(parser, "instantiate") else parser.instantiate_classes  # before 4.49
-            data = build(Namespace(data=config.data)).data
+            data = parser.instantiate(Namespace(data=config.data)).data
             assert isinstance(data, FromFiles)
             data.check_paths()
 

@@ -38,17 +38,39 @@ class SparsightTrainer(Trainer):
     Args:
         precision: As Lightning's, or ``auto``: ``bf16-mixed`` where the hardware computes in bfloat16,
             ``32-true`` elsewhere.
+        limit_train_batches: As Lightning's, as are the others: a number of batches, or a share of all from 0 to 1.
+        limit_val_batches: The same in validation.
+        limit_test_batches: The same in tests.
+        limit_predict_batches: The same in prediction.
         kwargs: As Lightning's.
 
     Attributes:
         command: Arguments of the command that made the trainer; empty in Python.
     """
 
-    def __init__(self, *, precision: _PRECISION_INPUT | Literal["auto"] | None = None, **kwargs: Any) -> None:
+    # The limits stand here because typing may give back Lightning's Optional[Union[int, float]] as another's that is
+    # equal and has float first: the command would then read 1, one batch, as 1.0, all of them.
+    def __init__(
+        self,
+        *,
+        precision: _PRECISION_INPUT | Literal["auto"] | None = None,
+        limit_train_batches: int | float | None = None,
+        limit_val_batches: int | float | None = None,
+        limit_test_batches: int | float | None = None,
+        limit_predict_batches: int | float | None = None,
+        **kwargs: Any,
+    ) -> None:
         if precision == "auto":
             precision, reason = precision_that_pays(str(kwargs.get("accelerator", "auto")))
             rank_zero_info(f"precision auto is {precision}: {reason}")
-        super().__init__(precision=precision, **kwargs)
+        super().__init__(
+            precision=precision,
+            limit_train_batches=limit_train_batches,
+            limit_val_batches=limit_val_batches,
+            limit_test_batches=limit_test_batches,
+            limit_predict_batches=limit_predict_batches,
+            **kwargs,
+        )
         self.command: list[str] = []
         self.strategy.checkpoint_io = with_whole_files(self.strategy._checkpoint_io)
         self._checkpoint_connector: CheckpointConnector = CheckpointConnector(self)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from pathlib import Path
+from typing import Union
 
 import pytest
+from lightning.pytorch import Trainer
 
 from sparsight.command.cli import SparsightCLI, main
 from sparsight.command.parser import in_one_line
@@ -82,10 +85,17 @@ def test_the_same_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 @pytest.mark.parametrize("given", ["1", "1.0"])
-def test_one_batch_is_not_all_of_them(given: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):  # jsonargparse before 4.53 made 1.0 of both
-        main(["validate", *DEMO, "--trainer.limit_val_batches", given, "--print_config"])
-    assert f"limit_val_batches: {given}\n" in capsys.readouterr().out
+def test_one_batch_is_not_all_of_them(
+    given: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [f"limit_{part}_batches" for part in ("train", "val", "test", "predict")]
+    for option in options:
+        other = Union[float, int, None]  # noqa: UP007  equal to Lightning's, and what typing may give in its place
+        monkeypatch.setitem(inspect.unwrap(Trainer.__init__).__annotations__, option, other)
+    with pytest.raises(SystemExit):
+        main(["fit", *DEMO, *(f"--trainer.{option}={given}" for option in options), "--print_config"])
+    shown = capsys.readouterr().out
+    assert all(f" {option}: {given}\n" in shown for option in options)
 
 
 def test_messages_of_an_unknown_form_are_kept_whole() -> None:

@@ -57,7 +57,7 @@ def layers(rule: str, **options: Any) -> dict[str, Any]:
     ("change", "message"),
     [
         (lambda f: model(f, "nowhere"), "there is no model folder .*nowhere; give a folder or a hub id"),
-        (lambda f: model(f, "text"), "loads no image-text model from .*text: .*LlamaConfig"),
+        (lambda f: model(f, "text"), "loads no image-text model from .*text, .*LlamaConfig"),
         (lambda f: model(f, "no_processor"), "loads no processor from .*no_processor; save the base model's"),
         (
             lambda f: ({}, {"model": str(f / "other_tokens")}),

@@ -158,7 +158,7 @@ def explain(chosen: StepCost, everything: StepCost, *, projector: bool, lowest: 
     kinds = ("frozen", "forward", "recomputed", "passed_on", "weights")
     named = {"frozen": "vision tower", "passed_on": "activation gradients", "weights": "weight gradients"}
     shares = {named.get(kind, kind): getattr(chosen, kind) / everything.total for kind in kinds}
-    listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if share)
+    listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if share >= 0.0005)
     why = (
         "the projector is trained, so activation gradients pass through every layer"
         if projector
