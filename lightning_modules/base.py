@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from diffusers.optimization import get_scheduler
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
@@ -151,6 +150,8 @@ class TrainedPartsModule(LightningModule):
         Raises:
             ConfigurationError: The learning rate is 0.
         """
+        from diffusers.optimization import get_scheduler
+
         trained = optimizer([p for p in self.parameters() if p.requires_grad] if groups is None else groups)
         if not any(group["lr"] > 0 for group in trained.param_groups):
             raise ConfigurationError("lr of model.optimizer is 0, so nothing would be trained; allowed: above 0")

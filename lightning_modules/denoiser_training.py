@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import ModelMixin, SchedulerMixin
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -17,12 +16,15 @@ from torch import Tensor
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.measure.memory_table import MemoryEstimate
+from sparsight.common.training.lr_schedules import SCHEDULES
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.load import load_polished
 from sparsight.diffusion.train.losses import min_snr_weight
-from sparsight.diffusion.train.stages import SCHEDULES
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin, SchedulerMixin
 
 WITHOUT_END = ("constant", "constant_with_warmup", "piecewise_constant")  # schedules that ask for no number of steps
 

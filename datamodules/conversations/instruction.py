@@ -9,7 +9,6 @@ from itertools import islice
 from typing import Any
 
 import numpy as np
-from transformers import AutoConfig
 
 from datamodules.base import RecordsDataModule
 from datamodules.conversations.instruction_dataset import InstructionDataset
@@ -149,6 +148,8 @@ class InstructionDataModule(RecordsDataModule):
             ValueError: If the processor cannot serve, the model's samples cannot be packed, the stage has no source or
                 a split has no records.
         """
+        from transformers import AutoConfig
+
         if self.chat is None:
             if self.packing:
                 check_packable(AutoConfig.from_pretrained(self.model, **self.pretrained_options))

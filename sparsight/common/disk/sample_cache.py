@@ -22,7 +22,6 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
-import diffusers
 import torch
 from huggingface_hub.utils import WeakFileLock
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -334,4 +333,6 @@ def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
 def _versions() -> dict[str, str]:
     # Told, not part of the key: a newer sampler of the same name walks the same trajectory up to rounding or a bug fix,
     # and the teacher is asked again about every state when training.
+    import diffusers
+
     return {"diffusers": diffusers.__version__, "torch": torch.__version__}

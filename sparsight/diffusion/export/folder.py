@@ -12,7 +12,6 @@ from torch import nn
 
 from sparsight.diffusion.export.standalone import standalone
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
-from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
 from sparsight.diffusion.students.modeling import load_class, pipeline_file
 from sparsight.publish.secrets import hide_places
 
@@ -25,6 +24,8 @@ def write_pipeline(model: DiffusionModel, folder: Path, *, fp16: bool) -> None:
         folder: Made if it is not there.
         fp16: Write a second copy of the denoiser's weights as ``variant="fp16"``.
     """
+    from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
+
     denoiser = standalone(model.denoiser, folder / model.component)
     parts = model.pipeline.components | {model.component: denoiser}
     parts = {name: _in_fp32(part) for name, part in parts.items()}

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.modeling_utils import no_init_weights
 from torch import Tensor, nn
 
 from sparsight.common.training.dtypes import compute_dtype
@@ -46,6 +45,8 @@ def standalone(denoiser: Any, folder: Path) -> Any:
         denoiser: A diffusers model, with shells or students in it, or untouched.
         folder: Where the code of a student is written, and must stay until the model is saved.
     """
+    from diffusers.models.modeling_utils import no_init_weights
+
     options = {key: value for key, value in denoiser.config.items() if not key.startswith("_") and key != "student"}
     code = student_code(denoiser)
     with no_init_weights():

@@ -14,7 +14,6 @@ from sparsight.diffusion.export.verify import is_exact, verify
 from sparsight.diffusion.families.conditioning import ClassLabels
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, learns_variance
-from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import shells_of, without_idle
 from sparsight.diffusion.surgery.sites import find_sites, meta_twin
@@ -85,6 +84,8 @@ def _verified(model: DiffusionModel, folder: Path) -> dict[str, float]:
 def _describe(
     model: DiffusionModel, folder: Path, name: str, reloaded: dict[str, float], licence: dict[str, Any]
 ) -> Model:
+    from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
+
     twin = meta_twin(model.denoiser)
     return Model(
         name=name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -10,7 +10,9 @@ from torch import nn
 from sparsight.diffusion.families.conditioning import ClassLabels, Conditioner
 from sparsight.diffusion.families.family import BasicBlocks
 from sparsight.diffusion.families.starting_weights import close, spread
-from sparsight.diffusion.pipelines.pixel_pipeline import PixelDiTPipeline, PixelPipeline
+
+if TYPE_CHECKING:
+    from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
 
 
 class DiT(BasicBlocks):
@@ -43,6 +45,8 @@ class DiT(BasicBlocks):
         text_tokens: int,
     ) -> PixelPipeline:
         """adaLN-Zero: every block starts as the identity and the output as zero."""
+        from sparsight.diffusion.pipelines.pixel_pipeline import PixelDiTPipeline
+
         if text_encoder is not None:
             kind = type(denoiser).__name__
             raise ValueError(f"text_encoder is for denoisers of captions: a {kind} takes class labels")

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
 from sparsight.diffusion.families.conditioning import Conditioner
-from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
+
+if TYPE_CHECKING:
+    from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
 
 
 class Family(ABC):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import diffusers
 import torch
 from torch import nn
 
@@ -33,6 +32,8 @@ def family_of(denoiser: nn.Module) -> Family:
 
 def plain_class(denoiser: nn.Module) -> Any:
     """The class of diffusers that a denoiser is, or that a student of it derives from."""
+    import diffusers
+
     return getattr(diffusers, family_of(denoiser).name)
 
 
@@ -89,5 +90,7 @@ def published(name: str) -> Any:
     Args:
         name: One of those that the families know, such as ``sd15``.
     """
+    import diffusers
+
     family = next(family for family in FAMILIES.values() if name in family.published)
     return getattr(diffusers, family.name)(**family.published[name])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,7 +12,9 @@ from sparsight.diffusion.families.captioned import fitting_text_encoder
 from sparsight.diffusion.families.conditioning import Conditioner, PixelCaptions
 from sparsight.diffusion.families.family import Family
 from sparsight.diffusion.families.starting_weights import close, spread
-from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline, PixelSD3Pipeline
+
+if TYPE_CHECKING:
+    from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
 
 TEXT_TOKENS = 154
 
@@ -66,6 +68,8 @@ class SD3(Family):
         text_tokens: int,
     ) -> PixelPipeline:
         """adaLN-Zero in both streams."""
+        from sparsight.diffusion.pipelines.pixel_pipeline import PixelSD3Pipeline
+
         tokenizer, encoder = fitting_text_encoder(
             denoiser,
             ("joint_attention_dim", "pooled_projection_dim"),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.transformers.transformer_2d import Transformer2DModel
 
 from sparsight.diffusion.families.captioned import fitting_text_encoder
 from sparsight.diffusion.families.conditioning import (
@@ -19,7 +17,9 @@ from sparsight.diffusion.families.conditioning import (
 )
 from sparsight.diffusion.families.family import BasicBlocks
 from sparsight.diffusion.families.starting_weights import close
-from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline, PixelUNetPipeline
+
+if TYPE_CHECKING:
+    from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
 
 TEXT_TOKENS = 77
 
@@ -70,6 +70,8 @@ class UNet(BasicBlocks):
 
     def conditioner(self, pipeline: Any, device: torch.device) -> Conditioner:
         """Captions, as the pipeline embeds them."""
+        from sparsight.diffusion.pipelines.pixel_pipeline import PixelUNetPipeline
+
         if isinstance(pipeline, PixelUNetPipeline):
             return PixelCaptions(pipeline)
         return (SDXLCaptions if type(pipeline).__name__.startswith("StableDiffusionXL") else SDCaptions)(pipeline)
@@ -84,6 +86,11 @@ class UNet(BasicBlocks):
         text_tokens: int,
     ) -> PixelPipeline:
         """Every residual branch and the output start as zero (Dhariwal and Nichol, arXiv 2105.05233)."""
+        from diffusers.models.resnet import ResnetBlock2D
+        from diffusers.models.transformers.transformer_2d import Transformer2DModel
+
+        from sparsight.diffusion.pipelines.pixel_pipeline import PixelUNetPipeline
+
         tokenizer, encoder = fitting_text_encoder(
             denoiser,
             ("cross_attention_dim",),

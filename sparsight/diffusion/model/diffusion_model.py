@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import DiffusionPipeline
 from torch import Tensor, nn
 
 from sparsight.common.finite import check_finite
@@ -17,6 +16,9 @@ from sparsight.diffusion.families.known import conditioner_for, family_of
 from sparsight.diffusion.model.load import DENOISERS, load_pipeline
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.scaling import scaling_of, warn_of_unused
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 
 class DiffusionModel:

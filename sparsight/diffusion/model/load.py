@@ -6,17 +6,19 @@ import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-from diffusers import AutoModel, DiffusionPipeline
+from typing import TYPE_CHECKING, Any
 
 from sparsight.common.disk.shipped import resolve
 from sparsight.common.text import read_json
 from sparsight.diffusion.pipelines.pipeline_files import check_names, check_pipeline_files, reading_pipeline
-from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES, PixelPipeline
 from sparsight.diffusion.pipelines.trust import LIBRARIES, check_index
 from sparsight.diffusion.pipelines.variants import check_variant, variants_of
-from sparsight.diffusion.students.load import find_student, load_student
+
+if TYPE_CHECKING:
+    from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline
 
 DENOISERS = ("unet", "transformer")
 
@@ -47,6 +49,8 @@ def load_pipeline(
 def _load(
     name: str, source: str, *, revision: str | None, variant: str | None, trust_remote_code: bool
 ) -> DiffusionPipeline:
+    from diffusers import DiffusionPipeline
+
     if Path(source).is_dir():
         pipeline = _load_own(Path(source), variant=variant, trust_remote_code=trust_remote_code)
         if pipeline is not None:
@@ -76,6 +80,8 @@ def load_polished(name: str, *, variant: str | None = None, trust_remote_code: b
         variant: As in :func:`load_pipeline`.
         trust_remote_code: Import mixers that nothing but a student's folder names; of other folders, run their code.
     """
+    from sparsight.diffusion.students.load import find_student
+
     folder = Path(resolve(name))
     if folder.is_dir() and find_student(folder) is not None:
         with reading_pipeline(str(folder)):
@@ -87,6 +93,9 @@ def _load_own(
     folder: Path, *, variant: str | None, trust_remote_code: bool, trust_mixers: bool = False
 ) -> DiffusionPipeline | None:
     """The pipeline in a folder of ours: a student, or of a class that diffusers lacks; none if it is neither."""
+    from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
+    from sparsight.diffusion.students.load import find_student, load_student
+
     path = folder / "model_index.json"
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a diffusers pipeline folder: it has no model_index.json")
@@ -109,6 +118,8 @@ def _load_own(
 
 
 def _load_student_pipeline(folder: Path, made: dict[str, Any], *, variant: str | None) -> DiffusionPipeline:
+    from diffusers import DiffusionPipeline
+
     rest = DiffusionPipeline.from_pretrained(folder, variant=variant, **dict.fromkeys(made))
     options = {key: value for key, value in rest.config.items() if key not in rest.components and key[0] != "_"}
     return type(rest)(**rest.components | made, **options)
@@ -123,6 +134,8 @@ def _load_pixel_pipeline(
     variant: str | None,
     trust_remote_code: bool,
 ) -> PixelPipeline:
+    from diffusers import AutoModel
+
     arguments = {name: index.get(name) for name in inspect.signature(kind).parameters} | made
     for part, address in arguments.items():
         options: dict[str, Any] = {"subfolder": part}

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 from sparsight.common.errors import require
@@ -22,6 +21,8 @@ def deterministic_sampler(scheduler: Any) -> Any:
     DDIM (Song et al., arXiv 2010.02502) starts at the last training step (Lin et al., arXiv 2305.08891), unless nothing
     can be told there.
     """
+    from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
+
     if type(scheduler).__name__.startswith("FlowMatch"):
         return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
     spacing = "leading" if NoiseProcess(scheduler).ends_blind else "trailing"

@@ -6,8 +6,6 @@ from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
-from diffusers import pipelines
-
 LIBRARIES = ("diffusers", "transformers")
 
 
@@ -35,6 +33,8 @@ def check_index(index: Mapping[str, Any], source: str, *, own: Collection[str | 
 
 
 def _is_known(library: Any, name: Any) -> bool:
+    from diffusers import pipelines
+
     if not (isinstance(library, str) and isinstance(name, str)) or name.endswith("Pipeline"):
         return False
     return library in LIBRARIES or isinstance(getattr(pipelines, library, None), ModuleType)

@@ -17,7 +17,6 @@ from pathlib import Path
 from types import ModuleType
 
 import blocks.base
-import sparsight.diffusion.pipelines.pixel_pipeline
 import sparsight.diffusion.students.adapters
 import sparsight.diffusion.students.remote
 import sparsight.diffusion.surgery.replace
@@ -121,8 +120,10 @@ class {name}(ExportedStudent, {guard}{base}):
 
 def pipeline_file(kind: str) -> CodeFile:
     """The file of a pixel-space pipeline, whose class is called ``kind``."""
+    from sparsight.diffusion.pipelines import pixel_pipeline
+
     pieces = [
-        Piece(_path(sparsight.diffusion.pipelines.pixel_pipeline)),
+        Piece(_path(pixel_pipeline)),
         Piece(_path(sparsight.diffusion.students.remote), ("SavedWithCode", "ExportedPipeline", "settle")),
     ]
     tail = f'''\

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from blocks.base import Grid, Site
 from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
 from sparsight.diffusion.surgery.shell import AttentionShell
 from sparsight.diffusion.surgery.student import StudentAttention, transformer_stacks
+
+if TYPE_CHECKING:
+    from diffusers.models.attention_processor import Attention
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,8 @@ def find_sites(denoiser: nn.Module) -> list[Site]:
 
 def self_attentions(denoiser: nn.Module) -> list[tuple[str, Any]]:
     """Paths and attention modules of all sites; where a site is replaced already, the teacher that stood there."""
+    from diffusers.models.attention_processor import Attention
+
     found = []
     family = family_of(denoiser)
     for block_path, block in denoiser.named_modules():

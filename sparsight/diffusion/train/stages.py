@@ -7,11 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
 
-from diffusers.optimization import SchedulerType
-
 from sparsight.common.errors import require
-
-SCHEDULES = tuple(kind.value for kind in SchedulerType)
+from sparsight.common.training.lr_schedules import SCHEDULES
 
 
 @dataclass

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sparsight.evaluation.reform_eval.parse import parse_choice
 from sparsight.evaluation.reform_eval.perturb import Variant
 from sparsight.evaluation.reform_eval.sample import Formulation, Method
 from sparsight.lvlm.answer.likelihood import candidate_log_likelihoods
 from sparsight.lvlm.answer.write import Written, write_answers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Unit(NamedTuple):

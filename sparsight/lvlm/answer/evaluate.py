@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any
 
 from sparsight.common.finite import NonFiniteError
 from sparsight.lvlm.answer.likelihood import candidate_log_likelihoods
 from sparsight.lvlm.answer.task_scores import Item, same_answer
 from sparsight.lvlm.answer.write import write_answers
 from sparsight.lvlm.chat.thoughts import Thought
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def answer_items(

@@ -14,18 +14,20 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedModel
 
 from sparsight.common.training.sharding import is_sharded
 from sparsight.lvlm.answer.whole_texts import whole_log_likelihoods
 from sparsight.lvlm.model.answers import forward
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 MOST_ROWS = 128  # candidates that go through the model together, each with a copy of its question's cache
 Candidates = Sequence[Sequence[Sequence[int]]]  # questions, candidates, token ids

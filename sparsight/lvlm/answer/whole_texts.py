@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import zip_longest
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from sparsight.lvlm.model.answers import IGNORED, answer_losses
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _FIRST = [0]  # stands in where a question has no further candidate
 

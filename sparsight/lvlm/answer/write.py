@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from transformers import GenerationConfig
 
 from sparsight.common.training.sharding import is_sharded
 from sparsight.lvlm.chat.thoughts import MARKS, Thought, opens_thought, split_thought
@@ -72,6 +71,8 @@ def _decoded(tokenizer: Any, ids: list[int], dropped: set[int]) -> str:
 @contextmanager
 def _greedy(model: Any, tokenizer: Any) -> Iterator[None]:
     """Without the model's own settings, which fill in whatever a call of ``generate`` leaves open."""
+    from transformers import GenerationConfig
+
     own = model.generation_config
     ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
     model.generation_config = GenerationConfig(

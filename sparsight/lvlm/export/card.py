@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import ModelCardData
-from transformers import PreTrainedModel
-from transformers import __version__ as transformers_version
 
 from sparsight.lvlm.export.adapters import FOLDER as ADAPTERS
 from sparsight.lvlm.export.adapters import PROJECTOR_FILE, beside_file
 from sparsight.publish.card import CONFIG, LICENCE, measured_text, stated_licence, training_text
 from sparsight.publish.facts import Base, Run
 from sparsight.publish.shared_config import shared_config
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def write_lvlm_card(
@@ -42,6 +43,8 @@ def write_lvlm_card(
         difference: Relative L2 difference of logits after reloading.
         lacking: What should have been trained and was not.
     """
+    from transformers import __version__ as transformers_version
+
     if run.config is not None and run.steps != 0:
         (folder / CONFIG).write_text(shared_config(run.config), encoding="utf-8")
     sections = {

@@ -8,11 +8,10 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.export.adapters import adapter_config, kept_names, tensors_beside
@@ -22,6 +21,9 @@ from sparsight.lvlm.model.tower import name_parts, named_parts
 from sparsight.lvlm.scores.run import in_eval_mode
 from sparsight.lvlm.surgery.remove import remove_layers
 from sparsight.lvlm.train.trained import LAYERS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Shapes = Mapping[str, tuple[int, ...]]
 

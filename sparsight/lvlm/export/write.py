@@ -6,12 +6,11 @@ import copy
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from sparsight.common.disk.files import write_text
 from sparsight.common.tables import json_text
@@ -26,6 +25,9 @@ from sparsight.lvlm.surgery.remove import remove_layers
 from sparsight.publish.facts import Base, Run
 from sparsight.publish.fresh_process import EXACT, relative_l2, run_fresh
 from sparsight.publish.secrets import hide_places, without_places
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NEW = ("with_cache", "without_cache")
 SHARD = "5GB"  # largest safetensors file

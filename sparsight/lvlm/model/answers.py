@@ -9,12 +9,14 @@ Shape legend: B batch, T tokens, N answer tokens of the batch, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 IGNORED = -100
 

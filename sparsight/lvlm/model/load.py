@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from sparsight.common.disk.folders import put_back
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_finite
 from sparsight.common.text import read_options
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -40,6 +42,8 @@ def load_lvlm(
             only log that.
         NonFiniteError: A weight is not finite.
     """
+    from transformers import AutoModelForImageTextToText
+
     check_folder(source)
     options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     if attn_implementation is not None:

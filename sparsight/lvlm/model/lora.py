@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
-from transformers import PreTrainedModel
 
 from sparsight.common.errors import require
 from sparsight.lvlm.model.tower import Parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 ADAPTER = "default"  # peft's name for the only one
 

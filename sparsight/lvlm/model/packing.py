@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 
 # Plain causal attention and one position a token. Elsewhere positions have several axes (Qwen-VL), images are attended
 # to in both directions (Gemma 3, PaliGemma), or a state runs on from one sample into the next.

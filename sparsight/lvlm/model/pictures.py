@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import nn
-from transformers import PreTrainedModel
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.measure.memory import is_out_of_memory
 from sparsight.lvlm.model.answers import answer_logits
 from sparsight.lvlm.model.tower import Parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 REMEDY = "set data.model to model.base, and correct or leave out data.processor_options"
 

@@ -8,8 +8,6 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoProcessor
-
 from sparsight.lvlm.model.load import check_folder, first_line
 
 
@@ -34,6 +32,8 @@ def load_processor(
         FileNotFoundError: ``source`` looks like a folder and is none, or there is no such file of a chat template.
         ValueError: It holds no processor, or an option is unknown or has a value that it cannot have.
     """
+    from transformers import AutoProcessor
+
     check_folder(source)
     options = dict(options or {})
     taken = sorted(options.keys() & {"revision", "trust_remote_code", "chat_template"})

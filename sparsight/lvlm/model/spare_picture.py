@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
 
 from sparsight.lvlm.model.tower import Parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 def always_read_a_picture(model: PreTrainedModel, parts: Parts, inputs: Mapping[str, Any]) -> None:

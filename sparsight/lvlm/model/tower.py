@@ -10,12 +10,14 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from sparsight.lvlm.model.unserved import refusal
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _NAMED = "sparsight_part_names"  # attribute of a model, which copies of it keep
 IMAGE_TOWER = re.compile(r"(.*_)?(vision|image|video)_(tower|model|encoder)|visual")  # last part of its name
@@ -201,6 +203,8 @@ def _encoders(
     model: PreTrainedModel, names: dict[nn.Module, str], decoder_name: str | None
 ) -> Iterator[tuple[str, nn.Module]]:
     """Outermost modules that are called vision towers, outside the text decoder; else other models in their place."""
+    from transformers import PreTrainedModel
+
     decoders = _text_models(model, names) + ([] if decoder_name is None else [decoder_name])
     towers: dict[str, nn.Module] = {}
     others: dict[str, nn.Module] = {}
@@ -218,6 +222,8 @@ def _encoders(
 
 def _text_models(model: PreTrainedModel, names: dict[nn.Module, str]) -> list[str]:
     """Names of the models inside the model that have the text configuration."""
+    from transformers import PreTrainedModel
+
     text = model.config.get_text_config(decoder=True)
     return [names[m] for m in names if isinstance(m, PreTrainedModel) and m is not model and m.config is text]
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from transformers import PretrainedConfig
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
 
 ENCODER_DECODER = "an encoder reads the image and the question, and its decoder attends to that"
 UNSERVED = {  # by model_type

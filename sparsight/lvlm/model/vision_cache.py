@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sparsight.lvlm.model.bypass import replaced_forward
 from sparsight.lvlm.model.tower import Parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 GIB = 2**30
 Row = dict[str, Any]  # by field of the tower's output: the tensor of one image, or a tuple of tensors and gaps

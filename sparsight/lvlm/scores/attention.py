@@ -7,15 +7,17 @@ of a head.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from sparsight.lvlm.model.tower import Parts
-from sparsight.lvlm.scores.attention_tap import Attending, tapped
 from sparsight.lvlm.scores.base import LayerPass, SampleMeans, StreamingScore
 from sparsight.lvlm.scores.tokens import TokenKinds
+
+if TYPE_CHECKING:
+    from sparsight.lvlm.scores.attention_tap import Attending
 
 Rows = Literal["text", "last"]
 ROWS_AT_ONCE = 128  # bounds memory to that many rows of the attention map
@@ -48,6 +50,8 @@ class ImageAttention(StreamingScore):
 
     def attached(self, parts: Parts) -> AbstractContextManager[None]:
         """Listen to the decoder's attention."""
+        from sparsight.lvlm.scores.attention_tap import tapped
+
         return tapped(parts, self._listen)
 
     def begin(self, tokens: TokenKinds) -> None:

@@ -10,16 +10,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.scores.geometry import Directions
 from sparsight.lvlm.scores.tokens import CalibrationSet, TokenKinds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LayerScore(ABC):

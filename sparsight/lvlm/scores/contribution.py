@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.model.answers import IGNORED, answer_logits
@@ -21,6 +20,9 @@ from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.scores.base import SeparateScore
 from sparsight.lvlm.scores.loss import with_each_changed
 from sparsight.lvlm.scores.tokens import CalibrationBatch, CalibrationSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 FrozenTokens = Literal["image", "text"]
 

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.model.answers import answer_losses
@@ -17,6 +16,9 @@ from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.scores.base import SeparateScore
 from sparsight.lvlm.scores.replay import Replay
 from sparsight.lvlm.scores.tokens import CalibrationBatch, CalibrationSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class LossIncrease(SeparateScore):

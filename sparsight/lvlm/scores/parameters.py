@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.model.load import DTYPES, Dtype, check_folder, load_lvlm
@@ -16,6 +14,9 @@ from sparsight.lvlm.model.lora import adaptable
 from sparsight.lvlm.model.tower import PartNames, Parts, find_parts, name_parts, named_parts
 from sparsight.lvlm.scores.base import SeparateScore
 from sparsight.lvlm.scores.tokens import CalibrationSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class ParameterChange(SeparateScore):
@@ -73,6 +74,9 @@ def _weights(layer: nn.Module) -> Mapping[str, Tensor]:
 
 def _layers_of(source: str, dtype: torch.dtype, named: PartNames | None) -> nn.ModuleList:
     """Decoder layers of an image-text model or of a text model."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
     check_folder(source)
     if type(AutoConfig.from_pretrained(source)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         name = next((name for name, known in DTYPES.items() if known == dtype), "float32")

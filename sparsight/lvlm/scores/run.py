@@ -6,11 +6,10 @@ import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.model.bypass import entering, leaving
@@ -18,6 +17,9 @@ from sparsight.lvlm.model.tower import Parts, find_parts
 from sparsight.lvlm.scores.base import LayerPass, LayerScore, SeparateScore, StreamingScore
 from sparsight.lvlm.scores.table import ScoreTable
 from sparsight.lvlm.scores.tokens import CalibrationFacts, CalibrationSet
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @torch.no_grad()

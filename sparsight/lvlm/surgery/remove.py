@@ -8,12 +8,14 @@ with random layers at its end.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedModel
 
 from sparsight.lvlm.model.tower import Parts, find_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 # options that tie layers to each other or to images: the message says how
 COUPLINGS = {

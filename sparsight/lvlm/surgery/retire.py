@@ -11,15 +11,17 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.utilities import rank_zero_info
-from transformers import PreTrainedModel
 
 from sparsight.lvlm.model.bypass import bypassed
 from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.scores import AngularDistance, GreedyLossIncrease, LayerScore
 from sparsight.lvlm.surgery.remove import attention_layers, check_removable, remove_layers, text_configs
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 @dataclass

@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import PreTrainedModel
 
 from sparsight.lvlm.model.lora import is_adapter
 from sparsight.lvlm.model.tower import Parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LINEAR = {torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.convolution}
 

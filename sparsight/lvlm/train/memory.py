@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from sparsight.common.measure.memory_table import (
     MemoryEstimate,
@@ -19,6 +18,9 @@ from sparsight.common.measure.memory_table import (
 from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.train.stages import TuningStage
 from sparsight.lvlm.train.trained import LAYERS, Part
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 NOT_COUNTED = (
     "activations, which grow with batch_size and with the length of texts and images, half-precision copies of trained "

@@ -6,12 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from diffusers.optimization import SchedulerType
-
 from sparsight.common.errors import require
+from sparsight.common.training.lr_schedules import SCHEDULES
 from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, Part
-
-SCHEDULES = tuple(kind.value for kind in SchedulerType)
 
 
 @dataclass

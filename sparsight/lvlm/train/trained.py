@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
-from transformers import PreTrainedModel
 
 from sparsight.lvlm.model.lora import LoRA, add_lora, describe, is_adapter
 from sparsight.lvlm.model.tower import Parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Part = Literal["layers", "projector"]
 LAYERS: Part = "layers"

@@ -8,11 +8,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import state_hash
@@ -22,6 +21,9 @@ from sparsight.lvlm.model.bypass import leaving
 from sparsight.lvlm.model.load import load_lvlm
 from sparsight.lvlm.model.provenance import first_depth, layers_of_first, read_provenance
 from sparsight.lvlm.model.tower import find_parts, name_parts, named_parts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class UnprunedModel:
