@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,58 @@ OURS = ("export", "benchmark", "analyze", "inspect", "reformulate")  # verbs bes
 VERBS = ("fit", "validate", "test", "predict", *OURS, "compare", "list")
 FILE_OPTIONS = ("-c", "--config")
 CONFIG_OPTIONS = (*FILE_OPTIONS, "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
+NAMED = ("last", "best", "hpc", "registry")  # checkpoints that are looked up
 _NEAR = 0.8  # of 1: names of configs share their folder, so that all of them are alike
 
 
 def check_arguments(arguments: Sequence[str]) -> None:
-    """See that the verb is known and that config files are there and can be read.
+    """See that the verb is known, and that files named on the command line are there and configs can be read.
 
     Raises:
-        ConfigurationError: The verb is unknown, or a config file is no mapping of options in YAML.
+        ConfigurationError: The verb is unknown, a config file is no mapping of options in YAML, or a checkpoint or an
+            evaluation to compare is not there.
         FileNotFoundError: A config file is not there.
     """
     verb = arguments[0]
     if not verb.startswith("-") and verb not in VERBS:
         raise ConfigurationError(f"there is no verb {verb!r}{did_you_mean(verb, VERBS)}; verbs are {', '.join(VERBS)}")
-    for _, _, value in _config_options(arguments, FILE_OPTIONS):
-        read_yaml(Path(find_config(value)))
+    for _, option, value in _config_options(arguments, CONFIG_OPTIONS):
+        if _is_file_name(option, value):
+            file = Path(find_config(value))
+            if option in FILE_OPTIONS:
+                read_yaml(file)
+    for _, _, value in _config_options(arguments, ("--ckpt_path",)):
+        check_checkpoint(value)
+    if verb == "compare":
+        for report in takewhile(lambda argument: not argument.startswith("-"), arguments[1:]):
+            check_there("compare", report)
+
+
+def check_checkpoint(value: str) -> None:
+    """See that a checkpoint that is named by its path is there.
+
+    Raises:
+        ConfigurationError: It is not.
+    """
+    if value not in (*NAMED, "null") and "://" not in value:
+        check_there("ckpt_path", value)
+
+
+def check_there(key: str, value: str) -> None:
+    """See that a file or folder is there.
+
+    Raises:
+        ConfigurationError: It is not; the message names those beside it that are nearly called so.
+    """
+    path = Path(value).expanduser()
+    try:
+        if path.exists():
+            return
+        beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError as error:
+        raise ConfigurationError(f"{key}: {value!r} cannot be read: {error.strerror}") from error
+    close = [str(path.with_name(name)) for name in closest(path.name, beside)]
+    raise ConfigurationError(f"{key}: {value!r} does not exist{suggestion(close)}")
 
 
 def config_folders() -> list[Path]:

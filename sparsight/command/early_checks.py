@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from sparsight.command.arguments import closest, suggestion
+from sparsight.command.arguments import check_checkpoint, check_there
 from sparsight.command.config_keys import Place, parts_of
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.publish.export import check_destination
@@ -38,7 +38,6 @@ NOTHING = {  # options whose zero leaves a verb nothing to do, and what to do in
 }
 MOST_ON_CORES = 8  # processes, on a machine of fewer cores
 WRITTEN = ("default_root_dir", "dirpath", "save_dir", "output", "folder")  # folders that a run makes
-NAMED = ("last", "best", "hpc", "registry")  # checkpoints that are looked up
 WITHOUT_DATA = ("export", "benchmark")  # verbs that open no data
 
 
@@ -75,12 +74,12 @@ def check_early(config: Any, verb: str) -> None:
     _check_work(config, verb)
     _check_devices(config.get("trainer.devices"))
     checkpoint = config.get("ckpt_path")
-    if checkpoint and checkpoint not in NAMED and "://" not in str(checkpoint):
-        _check_there("ckpt_path", str(checkpoint))
+    if checkpoint:
+        check_checkpoint(str(checkpoint))
     for part in parts_of(config):
         if part.key.split(".")[0] == "data":
             for name, value in _input_paths(part) if verb not in WITHOUT_DATA else ():
-                _check_there(f"{part.key}.{name}", value)
+                check_there(f"{part.key}.{name}", value)
         else:
             _check_outputs(part)
     output = config.get("output")
@@ -137,18 +136,6 @@ def _input_paths(part: Place) -> Iterator[tuple[str, str]]:
             continue
         if "Path" in str(parameter.annotation):
             yield option, str(value)
-
-
-def _check_there(key: str, value: str) -> None:
-    path = Path(value).expanduser()
-    try:
-        if path.exists():
-            return
-        beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
-    except OSError as error:
-        raise ConfigurationError(f"{key}: {value!r} cannot be read: {error.strerror}") from error
-    close = [str(path.with_name(name)) for name in closest(path.name, beside)]
-    raise ConfigurationError(f"{key}: {value!r} does not exist{suggestion(close)}")
 
 
 def _check_writable(key: str, value: str) -> None:

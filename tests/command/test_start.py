@@ -1,0 +1,88 @@
+"""What the command imports before it answers: counted in modules, as times differ between machines."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from diffusers.optimization import SchedulerType
+
+from sparsight.command.plugins import HOME
+from sparsight.common.training.lr_schedules import SCHEDULES
+from tests.tiny_tuning import tuning_config
+
+HEAVY = ("torch", "lightning", "numpy", "diffusers", "transformers", "matplotlib")
+WHERE_USED = (
+    "diffusers",
+    "peft",
+    "accelerate",
+    "timm",
+    "datasets",
+    "gguf",
+    "tensorboard",
+    "transformers.modeling_utils",
+)
+ENOUGH = 600  # modules of ours and of small libraries beside torch and Lightning; with diffusers they are 1800
+
+
+def imported(*arguments: str, folder: Path) -> tuple[int, str, set[str]]:
+    """Exit status, output and imported modules of a command that runs alone."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=_environment())
+    return done.returncode, done.stdout + done.stderr, set(re.findall(r"^import time:.*\| *(\S+)$", done.stderr, re.M))
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(HOME), "HF_HUB_OFFLINE": "1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["--help"], 0, "verbs:"),
+        (["list", "mixers"], 0, "DeltaConvBlock"),
+        (["fitt"], 1, "did you mean fit"),
+        (["fit", "--config", "experiment/quickstrat"], 1, "did you mean experiment/quickstart"),
+        (["fit", "--model", "no/such.yaml"], 1, "no config 'no/such.yaml'"),
+        (["fit", "--config=experiment/quickstart", "--ckpt_path", "no.ckpt"], 1, "ckpt_path: 'no.ckpt' does not exist"),
+        (["compare", "no_report", "--output", "compared"], 1, "compare: 'no_report' does not exist"),
+        (["list", "mixer"], 1, "did you mean mixers"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_help_lists_and_refusals_import_nothing_heavy(
+    arguments: list[str], status: int, said: str, tmp_path: Path
+) -> None:
+    code, output, modules = imported("-m", "sparsight", *arguments, folder=tmp_path)
+    assert (code, said in output) == (status, True), output[-2000:]
+    assert "sparsight.command.arguments" in modules or arguments == ["--help"]
+    assert not modules.intersection(HEAVY)
+
+
+def test_looking_at_conversations_imports_nothing_of_the_other_wing(tmp_path: Path) -> None:
+    config = str(tuning_config(tmp_path))
+    _, output, modules = imported("-m", "sparsight", "inspect", "--config", config, folder=tmp_path)
+    assert "train record 0" in output, output[-2000:]
+    assert not modules.intersection(("diffusers", "peft", "datasets"))
+
+
+def test_the_command_imports_little_beside_torch_and_lightning(tmp_path: Path) -> None:
+    script = (
+        "import sys, torch, lightning.pytorch; before = set(sys.modules); import sparsight.command.cli;"
+        "print(*(set(sys.modules) - before), sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=_environment(), check=True
+    )
+    added = set(done.stdout.split())
+    assert "sparsight.command.cli" in added
+    assert not added.intersection(WHERE_USED)
+    assert len(added) < ENOUGH
+
+
+def test_schedules_are_those_of_diffusers() -> None:
+    assert tuple(kind.value for kind in SchedulerType) == SCHEDULES
