@@ -139,7 +139,7 @@ def plain_loop(base: str, datamodule: InstructionDataModule, steps: int) -> list
 
 
 def lightning_loop(base: str, datamodule: InstructionDataModule, steps: int) -> list[float]:
-    """The same through the Trainer, with its logging."""
+    """Processor time of each step through the Trainer, with its logging."""
     clock = StepTimes()
     options: dict[str, Any] = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
     options |= {"enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0}

@@ -241,7 +241,7 @@ def difference(both: Sequence[tuple[Record, Record]], kind: str = "visual") -> s
 
 
 def summary(pruned: dict[tuple[str, bool, int], list[Record]]) -> list[dict[str, Any]]:
-    """The same as plain data."""
+    """Scores of the pruned models as plain data."""
     return [
         {"arm": arm, "healed": healed, "removed": removed}
         | {"layers": [r["removed"] for r in records], "visual": [score(r, "visual") for r in records]}

@@ -1,4 +1,4 @@
-"""Token mixers: what can stand in for a self-attention. One file each; `blocks.base` says what a mixer must answer."""
+"""Token mixers: what can stand in for a self-attention. One file each; `blocks.base` says what a mixer must do."""
 
 from __future__ import annotations
 

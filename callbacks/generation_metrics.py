@@ -27,7 +27,7 @@ from sparsight.publish.facts import Metric
 
 
 class GenerationMetrics(Callback):
-    """Draws samples when validation or test ends, feeds metrics with them, and logs what they answer.
+    """Draws samples when validation or test ends, feeds metrics with them, and logs what they return.
 
     Samples are drawn with the module's seed, sampler steps, guidance and precision, and with the average of
     TrainableEMA if it is there; sample ids are dealt to the processes, so that their number changes nothing. Images are

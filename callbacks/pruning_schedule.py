@@ -18,7 +18,7 @@ ORDERS = ("score", "first", "last")
 class PruningSchedule(Callback):
     """Retires the sites of a module along a schedule; see :class:`sparsight.common.training.schedule.Schedule`.
 
-    In AttentionDistillation a retired site is one where the mixer answers instead of the attention. The others learn
+    In AttentionDistillation a retired site is one where the mixer is on instead of the attention. The others learn
     beside their attention until then, so every parameter trains from the first step on, as DDP needs it. With an
     ``amount`` below all, the rest keeps its attention: a hybrid, in exports too.
 

@@ -92,11 +92,11 @@ class TrainedPartsModule(LightningModule):
         self._announce_untrained()
 
     def on_test_start(self) -> None:
-        """The same."""
+        """Say so if nothing was trained."""
         self._announce_untrained()
 
     def on_predict_start(self) -> None:
-        """The same, or refuse if the command was not told otherwise.
+        """Say so if nothing was trained, or refuse if the command was not told otherwise.
 
         Raises:
             ConfigurationError: Nothing was trained, and ``refuse_untrained`` is set.

@@ -194,7 +194,7 @@ class DenoiserTraining(DiffusionModule):
         self.log("val/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """The same on the test data."""
+        """The loss on the test data, at draws that are the same in every test."""
         loss = self._loss(batch, step=STREAM_OFFSET_EVAL, condition_dropout=0.0)
         self.log("test/loss", loss, batch_size=len(batch["index"]), sync_dist=True)
 

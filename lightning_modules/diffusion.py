@@ -124,7 +124,7 @@ class DiffusionModule(TrainedPartsModule):
         return self.diffusion.decode(self.draw_latents(batch, index))
 
     def draw_latents(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
-        """The same in model space."""
+        """Sample in model space for the conditions of ``batch``; equal ids give equal starting noise."""
         noise = starting_noise(self.diffusion.sample_shape(), seed=self.seed, index=index)
         return sample(self.diffusion, batch, noise, steps=self.sample_steps, guidance=self.guidance_scale)
 

@@ -128,12 +128,12 @@ class LVLMModule(TrainedPartsModule):
         self._rehearse_validation()
 
     def on_validation_start(self) -> None:
-        """The same where nothing was trained before."""
+        """Refuse pictures that would fail later, where nothing was trained before."""
         super().on_validation_start()
         self._check_pictures()
 
     def on_test_start(self) -> None:
-        """The same."""
+        """Refuse pictures that would fail later, where nothing was trained before."""
         super().on_test_start()
         self._check_pictures()
 
@@ -180,7 +180,7 @@ class LVLMModule(TrainedPartsModule):
         self._answer(batch)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, dict[str, Any]] | None:
-        """The same on the test data; answers to a ReformEvalDataModule go to the callback that keeps them."""
+        """Let the model answer the items of a batch; those of ReForm-Eval go to the callback that keeps them."""
         if "units" not in batch:
             self._answer(batch)
             return None
@@ -203,7 +203,7 @@ class LVLMModule(TrainedPartsModule):
         self._log_scores("val")
 
     def on_test_epoch_end(self) -> None:
-        """The same on the test data."""
+        """Loss of right answers and accuracy by task on the test data."""
         self._log_scores("test")
 
     def _answer(self, batch: Mapping[str, Any]) -> None:

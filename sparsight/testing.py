@@ -81,7 +81,7 @@ def random_inputs(mixer: TokenMixer, grid: Grid, *, batch: int = 2) -> list[Tens
 
 
 def random_teacher(site: Site, grid: Grid, *, batch: int = 4) -> tuple[AttentionWeights, SiteSamples]:
-    """A random attention whose tokens prefer their like, on smooth random images, and what it answers."""
+    """A random attention whose tokens prefer their like, on smooth random images, and what it gives."""
     channels, inner = site.channels, site.heads * site.head_dim
     query, value = (torch.randn(inner, channels) / channels**0.5 for _ in range(2))
     key = 1.5 * query + 0.5 * torch.randn(inner, channels) / channels**0.5

@@ -52,3 +52,10 @@ def test_the_block_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.Mon
         assert run(denoiser, (12, 8)).isfinite().all()
     finally:
         sys.modules.pop("ripple"), sys.modules.pop("test_ripple")
+
+
+def test_docstrings_say_what_their_own_function_does() -> None:
+    packages = ("blocks", "callbacks", "datamodules", "lightning_modules", "sparsight", "benchmarks")
+    files = [file for package in packages for file in (DOCS.parent / package).rglob("*.py")]
+    assert len(files) > 200
+    assert not [str(file) for file in files if '"""The same' in file.read_text()]

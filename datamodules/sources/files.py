@@ -73,7 +73,7 @@ def need_file(path: str | Path, *, what: str, holds: str) -> None:
 
 
 def need_folder(path: str | Path, *, what: str, holds: str) -> None:
-    """The same for a folder."""
+    """Refuse a path that is no folder; the message names the option and what should be in it."""
     if not os.path.isdir(path):
         told = "is a file" if os.path.isfile(path) else "does not exist"
         raise FileNotFoundError(f"{what}: {path} {told}; give a folder of {holds}")

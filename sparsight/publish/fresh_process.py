@@ -16,7 +16,7 @@ from sparsight.publish import refuse
 EXACT = 1e-4
 """Largest relative L2 difference when everything is computed in fp32 on the CPU."""
 ROUNDED = 5e-2
-"""The same where weights or arithmetic on one side are of lower precision, or on another device."""
+"""Largest relative L2 difference where one side has weights or arithmetic of lower precision, or another device."""
 REFUSED = ("sparsight", "blocks", "callbacks", "datamodules", "lightning_modules", "lightning", "pytorch_lightning")
 
 

@@ -43,7 +43,7 @@ def header(path: Path) -> Header:
 
 
 def check_whole(path: Path) -> Header:
-    """The same, after comparing it with its hash."""
+    """The header of a checkpoint, after its content was compared with its hash."""
     return verify_folder(path) if is_in_parts(path) else verify(path)
 
 

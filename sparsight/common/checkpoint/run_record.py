@@ -54,7 +54,7 @@ DATA_WINS = (
     "variant",
     "verify_days",
 )
-"""The same of a datamodule: what changes neither the records that are trained on nor their order."""
+"""Options of a datamodule that change neither the records that are trained on nor their order: not compared."""
 
 WRAPPED = "images.init_args."
 """Options of a datamodule that another one wraps; they count as its own."""

@@ -32,7 +32,7 @@ def verify(
         folder: Pipeline folder.
         part: ``unet`` or ``transformer``.
         inputs: Keyword arguments of the denoiser.
-        expected: What it must answer, (B, C, H, W).
+        expected: What it must give, (B, C, H, W).
         exact: Whether ``expected`` was computed in fp32 on the CPU.
         has_code: Whether the folder comes with code for the denoiser.
         mixers: Modules that the mixers were defined in; they must not be needed either.

@@ -134,7 +134,7 @@ class DiffusionModel:
         return self._ready(batch["cond"]) if "cond" in batch else self.conditioner(batch, size)
 
     def unconditional(self, batch: Mapping[str, Any], count: int, size: tuple[int, int]) -> Condition:
-        """The same without its conditions, ``count`` times."""
+        """What the denoiser is told about ``count`` images without label or caption."""
         return self._ready(batch["uncond"]) if "uncond" in batch else self.conditioner.unconditional(count, size)
 
     def _ready(self, embeddings: Condition) -> Condition:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-TINY = 1e-12  # a teacher that answers zero must not make an error infinite
+TINY = 1e-12  # a teacher that gives zero must not make an error infinite
 
 
 def mean_squares(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

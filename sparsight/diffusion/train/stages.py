@@ -19,7 +19,7 @@ class Objective:
         to_teacher: Weight of the squared error to the teacher's output.
         to_target: Weight of the squared error to the noising process's target; needs clean samples in the data.
         site: Weight of the site loss, "beta" in the paper.
-        site_on: Compare what the attention and the mixer answer (``output``), or the residual stream after it was
+        site_on: Compare what the attention and the mixer give (``output``), or the residual stream after it was
             added (``residual``).
         site_normalised: Divide every site's error by the teacher's mean square, and average over sites; otherwise
             plain mean squared errors, summed.

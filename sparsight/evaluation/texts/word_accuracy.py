@@ -41,7 +41,9 @@ class WordAccuracy(AnswerMetric):
 
 
 class KeyInformationAccuracy(WordAccuracy):
-    """The same after the normalisation of the VQA challenge (formulation KIEOpenEnded).
+    """Share of samples whose output holds an accepted text, both normalised as in the VQA challenge, 0 to 1.
+
+    Formulation KIEOpenEnded.
 
     Lower-case; commas inside numbers and full stops before anything but a digit deleted, other punctuation a space;
     number words up to ten as digits (and none as 0); articles left out. The challenge puts apostrophes into a list of

@@ -16,7 +16,7 @@ def show_records(datamodule: LightningDataModule, *, split: Split, index: int, c
     """Print what a datamodule says of its records; one that cannot be used says why.
 
     Args:
-        datamodule: With a method ``describe(split, index)`` that answers text.
+        datamodule: With a method ``describe(split, index)`` that returns text.
         split: Which of its splits.
         index: Position of the first record in the source of the split.
         count: Number of records.

@@ -55,5 +55,5 @@ def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
 
 
 def leaving(output: Any) -> Tensor:
-    """The hidden states that a decoder layer answers."""
+    """The hidden states that a decoder layer returns."""
     return output[0] if isinstance(output, tuple) else output

@@ -166,7 +166,7 @@ def _check_reach(reached: Mapping[int, Reach], lora: LoRA) -> None:
 
 
 def _is_plain(module: nn.Module) -> bool:
-    """Whether what a linear layer answers is what peft adds an adapter's answer to; routers may answer more."""
+    """Whether what a linear layer returns is what peft adds an adapter's output to; routers may return more."""
     quantised = isinstance(module, nn.Linear) and not module.weight.is_floating_point()
     return isinstance(module, nn.Linear) and (type(module).forward is nn.Linear.forward or quantised)
 

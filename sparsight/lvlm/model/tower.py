@@ -57,7 +57,7 @@ class Parts:
         vision: Encoders of images by qualified name.
         projector: Modules, and parameters that stand alone, between vision and text, by qualified name.
         embeddings: Input token embeddings.
-        head: The module that answers logits.
+        head: The module that gives logits.
         image_token_id: Id of the placeholder of an image token.
     """
 

@@ -53,7 +53,7 @@ class VisionCache:
 
         Args:
             keys: Hash of every image's content, for each sample.
-            tower: Another model's tower that answers in its place, and must answer as the own one.
+            tower: Another model's tower that is run in its place, and must give what the own one gives.
 
         Raises:
             ValueError: Inside, if the tower is not called with one row for each of these images.
@@ -105,7 +105,7 @@ class VisionCache:
 
 
 def _own(value: Any) -> Any:
-    """The same without the memory of the batch that it is a part of."""
+    """A value copied out of the memory of the batch that it is a part of."""
     if isinstance(value, tuple):
         return tuple(_own(part) for part in value)
     return None if value is None else value.clone()

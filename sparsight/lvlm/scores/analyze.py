@@ -41,7 +41,7 @@ def analyze_module(
 
     Args:
         trainer: Says on which device and in which precision.
-        module: With a method ``analyze(scores, batches)`` that answers a score table.
+        module: With a method ``analyze(scores, batches)`` that returns a score table.
         datamodule: Where calibration batches come from.
         scores: What to measure.
         batches: How many calibration batches.

@@ -1,4 +1,4 @@
-"""What a score of layers must answer: two kinds, one that reads a common forward pass and one that works by itself.
+"""What a score of layers must give: two kinds, one that reads a common forward pass and one that works by itself.
 
 Shape legend: B batch, T tokens, C channels.
 """
@@ -44,7 +44,7 @@ class LayerPass:
     Args:
         layer: Its index, counted from 0.
         entering_BTC: Hidden states that it was given.
-        leaving_BTC: Hidden states that it answered: of the last layer, those before the final norm.
+        leaving_BTC: Hidden states that it returned: of the last layer, those before the final norm.
     """
 
     layer: int

@@ -75,7 +75,7 @@ class LayerContribution(SeparateScore):
 
 @contextmanager
 def tokens_unchanged(layer: nn.Module, unchanged_BT: Tensor) -> Iterator[None]:
-    """Let a layer answer the chosen tokens as they came in."""
+    """Let a layer return the chosen tokens as they came in."""
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         mixed_BTC = torch.where(unchanged_BT[..., None], entering(args, kwargs), leaving(output))

@@ -1,4 +1,4 @@
-"""Which decoder layers are tuned, kept or pruned: rules that answer sorted indices, counted from 0.
+"""Which decoder layers are tuned, kept or pruned: rules that give sorted indices, counted from 0.
 
 The published lists and the rules behind the names are those of "Activating Distributed Visual Region within LLMs for
 Efficient and Effective Vision-Language Training and Inference" (arXiv 2412.12785) and the works it compares with.

@@ -77,7 +77,7 @@ def tuning_memory(
 
 
 def run_tuning_memory(module: Any) -> MemoryEstimate:
-    """The same for a SparseLayerTuning whose trainer is about to begin; its callbacks say what else is kept."""
+    """Estimate of a SparseLayerTuning whose trainer is about to begin; its callbacks say what else is kept."""
     callbacks = {type(callback).__name__: callback for callback in module.trainer.callbacks}
     rotation = callbacks.get("LayerRotation")
     return tuning_memory(

@@ -34,7 +34,7 @@ class UnprunedModel:
         student: The one that heals.
 
     Attributes:
-        shared_tower: Its vision tower, if that answers every image as the one that heals; none otherwise.
+        shared_tower: Its vision tower, if that reads every image as the one that heals; none otherwise.
         taken: Weights that it took over from the one that heals; none if it has those that it was made with.
     """
 
@@ -155,7 +155,7 @@ def _sizes(model: PreTrainedModel) -> dict[str, Any]:
 
 @contextmanager
 def outputs_of(layer: nn.Module) -> Iterator[list[Tensor]]:
-    """Hidden states that a decoder layer answers, call by call."""
+    """Hidden states that a decoder layer returns, call by call."""
     found: list[Tensor] = []
     hook = layer.register_forward_hook(lambda _module, _inputs, output: found.append(leaving(output)))
     try:
