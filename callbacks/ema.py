@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from sparsight.common.finite import Guarded, NonFiniteError, all_finite
+from sparsight.common.training.averaging import AVERAGE
 from sparsight.common.training.processes import summed
 from sparsight.common.training.sharding import fill, whole
 
@@ -114,11 +115,11 @@ class TrainableEMA(Callback):
             NonFiniteError: Parameters were not finite.
         """
         self._check()
-        return {"average": {name: whole(value).cpu() for name, value in self.average.items()}}
+        return {AVERAGE: {name: whole(value).cpu() for name, value in self.average.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the average from a checkpoint."""
-        self.average = dict(state_dict["average"])
+        self.average = dict(state_dict[AVERAGE])
 
     @contextmanager
     def averaged(self, pl_module: LightningModule) -> Iterator[None]:

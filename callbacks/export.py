@@ -9,10 +9,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.strategies import ModelParallelStrategy
 
+from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.training.averaging import averaging
 from sparsight.lvlm.export.write import processor_of
 from sparsight.publish.checkpoint import stages_of
-from sparsight.publish.export import check_destination, export_and_push, rehearse
+from sparsight.publish.export import Named, check_destination, export_and_push, rehearse
 from sparsight.publish.facts import Metric, Run, hardware
 from sparsight.publish.hub import check_repo
 
@@ -84,7 +86,7 @@ class ExportAtEnd(Callback):
         """
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             with trainer.precision_plugin.forward_context():
-                rehearse(pl_module, processor=processor_of(trainer.datamodule))  # type: ignore[attr-defined]
+                rehearse(pl_module, processor=processor_of(datamodule_of(trainer)))
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Export on rank 0, once all processes have ended training."""
@@ -97,26 +99,26 @@ class ExportAtEnd(Callback):
                 self._folder(trainer, pl_module),
                 run=run_of(trainer),
                 overwrite=self.overwrite,
-                processor=processor_of(trainer.datamodule),  # type: ignore[attr-defined]
+                processor=processor_of(datamodule_of(trainer)),
                 **self.options,
             )
 
     def _folder(self, trainer: Trainer, module: Any) -> Path:
-        name = getattr(module, "export_name", "export")
-        return Path(trainer.default_root_dir, name) if self.output is None else Path(self.output)
+        if self.output is not None:
+            return Path(self.output)
+        return Path(trainer.default_root_dir, module.export_name if isinstance(module, Named) else "export")
 
 
 def run_of(trainer: Trainer) -> Run:
     """What a trainer knows of the run that it has just ended."""
     module: Any = trainer.lightning_module
-    averaged = any(type(callback).__name__ == "TrainableEMA" for callback in trainer.callbacks)  # type: ignore[attr-defined]
     protocol = f"last value logged while training, on the run's own data, step {trainer.global_step}"
     logged = {name: float(value) for name, value in trainer.callback_metrics.items() if name.count("/") == 1}
     return Run(
         steps=trainer.global_step,
         skipped=module.guard.skipped,
         stages=stages_of(module, trainer.global_step),
-        weights="moving average" if averaged else "those of the last step",
+        weights="moving average" if averaging(trainer) else "those of the last step",
         hardware=f"{hardware()}; {trainer.world_size} process(es), precision {trainer.precision}",
         config=_config_of(trainer),
         metrics=[Metric(name, value, protocol) for name, value in logged.items() if name.startswith("val/")],

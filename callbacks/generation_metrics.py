@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
+from torch.utils.data import DataLoader
 
-from callbacks.drawing import check_drawable
+from callbacks.drawing import DrawsTeacher, check_drawable
 from sparsight.common.captions import read_captions
 from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError
@@ -24,6 +25,13 @@ from sparsight.evaluation.images.draws import Draw, OwnDraws
 from sparsight.evaluation.images.images import resized
 from sparsight.evaluation.images.set_distance import SetDistance
 from sparsight.publish.facts import Metric
+
+
+@runtime_checkable
+class Transformed(Protocol):
+    """A data set that tells how it makes tensors of images."""
+
+    transforms: Sequence[Any]
 
 
 class GenerationMetrics(Callback):
@@ -83,9 +91,13 @@ class GenerationMetrics(Callback):
         self._draws = OwnDraws(num_samples, processes=1, rank=0)
 
     def _check_options(self, labels: object, captions: object) -> None:
-        least = {"num_samples": 1, "batch_size": 1, "every_n_steps": 0, "compare_size": 1}
-        for name, minimum in least.items():
-            value = getattr(self, name)
+        least: dict[str, tuple[int | None, int]] = {
+            "num_samples": (self.num_samples, 1),
+            "batch_size": (self.batch_size, 1),
+            "every_n_steps": (self.every_n_steps, 0),
+            "compare_size": (self.compare_size, 1),
+        }
+        for name, (value, minimum) in least.items():
             if value is not None and value < minimum:
                 raise ValueError(f"{name} is {value}; allowed: {minimum} or more")
         if not self.metrics:
@@ -99,7 +111,7 @@ class GenerationMetrics(Callback):
         for metric in self.metrics:
             if isinstance(metric, KernelDistance) and metric.subset_size > self.num_samples:
                 raise ValueError(f"num_samples is {self.num_samples}, fewer than subset_size={metric.subset_size}")
-            file = getattr(metric, "reference", None)
+            file = metric.reference if isinstance(metric, SetDistance) else None
             if self.references == "teacher" and file is not None:
                 raise ValueError(
                     f"references is 'teacher', but {type(metric).__name__} has the file {file.file}: leave one of them "
@@ -109,9 +121,8 @@ class GenerationMetrics(Callback):
     def _share_extractors(self) -> None:
         known: dict[str, FeatureExtractor] = {}
         for metric in self.metrics:
-            extractor = getattr(metric, "extractor", None)
-            if isinstance(extractor, FeatureExtractor):
-                metric.extractor = known.setdefault(extractor.identity, extractor)
+            if metric.extractor is not None:
+                metric.extractor = known.setdefault(metric.extractor.identity, metric.extractor)
 
     # -- when --------------------------------------------------------------------------------------------------------
 
@@ -123,7 +134,7 @@ class GenerationMetrics(Callback):
         """
         check_drawable(self, pl_module, column=self.column, conditions=self.conditions)
         needs_teacher = self.references == "teacher" or any(metric.needs_teacher for metric in self.metrics)
-        if needs_teacher and not hasattr(pl_module, "draw_teacher_latents"):
+        if needs_teacher and not isinstance(pl_module, DrawsTeacher):
             raise ConfigurationError(
                 f"{type(pl_module).__name__} has no teacher: leave out metrics of fidelity and references: teacher"
             )
@@ -206,7 +217,7 @@ class GenerationMetrics(Callback):
         self._stage = stage
 
     def _check(self, module: Any, batch: Mapping[str, Any], loader: Any) -> None:
-        dataset = getattr(loader, "dataset", None)
+        dataset: Any = loader.dataset if isinstance(loader, DataLoader) else None
         for distance in self._sets:
             if self.references == "data" and distance.wants_reference and "image" not in batch:
                 raise ConfigurationError(
@@ -227,7 +238,7 @@ class GenerationMetrics(Callback):
 
     def _prepared(self, batch: Mapping[str, Any], dataset: Any) -> dict[str, Any]:
         steps: dict[str, Any] = {"compare_size": self.compare_size or "none"}
-        transform: Any = next(iter(getattr(dataset, "transforms", ())), None)  # validation and test have one
+        transform = dataset.transforms[0] if isinstance(dataset, Transformed) else None  # validation and test have one
         if "image" in batch and is_dataclass(transform) and not isinstance(transform, type):
             steps["transform"] = asdict(transform)
         return steps

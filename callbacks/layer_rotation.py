@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -11,6 +12,17 @@ from lightning.pytorch.utilities import rank_zero_info
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.training.ddp import check_training_may_change
 from sparsight.lvlm.train.trained import LAYERS
+
+
+@runtime_checkable
+class Rotatable(Protocol):
+    """A module with chosen decoder layers, of which it can train a few alone."""
+
+    layers: Sequence[int]
+
+    def focus(self, layers: Collection[int]) -> bool:
+        """Train these of the chosen layers alone from now on; says whether that changes anything."""
+        ...
 
 
 class LayerRotation(Callback):
@@ -38,6 +50,11 @@ class LayerRotation(Callback):
         self.every_n_steps = every_n_steps
         self.seed = seed
 
+    @property
+    def layers_at_a_time(self) -> int:
+        """Number of layers that train at a time, for the estimate of memory."""
+        return self.layers
+
     def shaping(self) -> dict[str, Any]:
         """What must not change on resuming."""
         return {"layers": self.layers, "every_n_steps": self.every_n_steps, "seed": self.seed}
@@ -48,13 +65,12 @@ class LayerRotation(Callback):
         Raises:
             ConfigurationError: The module has no layers to choose from, or too few, or the strategy does not allow it.
         """
-        chosen = getattr(pl_module, "layers", None)
-        if chosen is None or not hasattr(pl_module, "focus"):
+        if not isinstance(pl_module, Rotatable):
             raise ConfigurationError(f"LayerRotation needs a SparseLayerTuning, not a {type(pl_module).__name__}")
         check_training_may_change(trainer)
-        if self.layers > len(chosen):
+        if self.layers > len(pl_module.layers):
             raise ConfigurationError(
-                f"LayerRotation trains {self.layers} layers at a time, but only {chosen} are chosen"
+                f"LayerRotation trains {self.layers} layers at a time, but only {pl_module.layers} are chosen"
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:

@@ -5,25 +5,52 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from sparsight.common.datamodule import datamodule_of
 from sparsight.common.disk.journal import Journal, check_about, read_results
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import files_hash
 from sparsight.common.measure.environment import environment
+from sparsight.common.plain import setting
 from sparsight.common.training.processes import everywhere
 from sparsight.evaluation.reform_eval.report import FILE, read_report, write_report
 from sparsight.evaluation.reform_eval.scores import Estimate, ScoreKey, scores_of
 
 _ANSWERS = "answers-*.jsonl"
 _ORIGIN = ("_name_or_path", "transformers_version")
+
+
+@runtime_checkable
+class Questions(Protocol):
+    """Data that ask questions, each under a key."""
+
+    def leave_out(self, finished: Callable[[], Collection[str]]) -> None:
+        """Do not ask again what has these keys; called when the questions are about to be asked."""
+        ...
+
+    def questions(self) -> Mapping[str, str]:
+        """Keys of all questions, in their order, with a hash of what each asks."""
+        ...
+
+    def facts(self) -> dict[str, Any]:
+        """What answers depend on beside the model, as plain data."""
+        ...
+
+
+@runtime_checkable
+class Answering(Protocol):
+    """A module with an image-text model, which it tells from others."""
+
+    base: str
+    base_hash: str
 
 
 class ReformEvalReport(Callback):
@@ -60,8 +87,8 @@ class ReformEvalReport(Callback):
         """
         if stage != "test":
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not hasattr(data, "leave_out") or not hasattr(pl_module, "base_hash"):
+        data = datamodule_of(trainer)
+        if not isinstance(data, Questions) or not isinstance(pl_module, Answering):
             raise ConfigurationError(
                 f"{type(self).__name__} needs data of class ReformEvalDataModule and an image-text module such as "
                 f"LVLMEvaluation, got {type(data).__name__} and {type(pl_module).__name__}"
@@ -70,7 +97,7 @@ class ReformEvalReport(Callback):
 
     def _finished(self, trainer: Trainer, module: Any) -> Collection[str]:
         """Keys of what was answered before, by the same weights to the same questions; opens the journal."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
         self._about = {"model": _model_facts(trainer, module), **data.facts()}
         self._questions = data.questions()
         self._target = self._target_folder(trainer)
@@ -127,7 +154,7 @@ class ReformEvalReport(Callback):
             RuntimeError: Answers got lost, although no batch was left out.
         """
         assert self._journal is not None
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = datamodule_of(trainer)
         found = dict(self._before)
         for part in everywhere(self._usable(self._journal.results)):
             found |= part
@@ -175,7 +202,7 @@ def _model_facts(trainer: Trainer, module: Any) -> dict[str, Any]:
     tuned = [] if trainer.ckpt_path is None else [Path(trainer.ckpt_path).stem]
     return {
         "name": "-".join([_name(module.base), *tuned]),
-        "revision": getattr(module.model.config, "_commit_hash", None) or module.revision,
+        "revision": setting(module.model.config, "_commit_hash") or module.revision,
         "hash": module.base_hash,
         "class": type(module.model).__name__,
         "dtype": str(module.frozen_dtype).removeprefix("torch."),

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 from torchvision.utils import make_grid, save_image
 
-from callbacks.drawing import check_drawable
-from callbacks.ema import TrainableEMA
+from callbacks.drawing import DrawsTeacher, check_drawable
 from sparsight.common.errors import require
 from sparsight.common.finite import broken_rows, samples
+from sparsight.common.training.averaging import averaging
 from sparsight.common.training.sharding import is_sharded
 
 
@@ -74,15 +76,12 @@ class SampleGrid(Callback):
             batch = {"label": torch.tensor(self.labels, device=module.device)}
         index = torch.arange(len(self.labels or self.captions or ()))
         rows = []
-        if hasattr(module, "draw_teacher"):
+        if isinstance(module, DrawsTeacher):
             if self._teacher_images is None:
                 self._teacher_images = module.draw_teacher(batch, index).cpu()
             rows.append(self._teacher_images)
-        averages = [callback for callback in getattr(trainer, "callbacks", ()) if isinstance(callback, TrainableEMA)]
-        if averages:
-            with averages[0].averaged(module):
-                rows.append(module.draw(batch, index).cpu())
-        else:
+        average = averaging(trainer)
+        with nullcontext() if average is None else average.averaged(module):
             rows.append(module.draw(batch, index).cpu())
         if not trainer.is_global_zero:
             return
@@ -93,6 +92,5 @@ class SampleGrid(Callback):
         grid = make_grid(torch.cat(rows), nrow=len(index), padding=2, pad_value=1.0)
         folder.mkdir(parents=True, exist_ok=True)
         save_image(grid, folder / f"step_{self._drawn_at:07d}.png")
-        experiment = getattr(trainer.logger, "experiment", None)
-        if experiment is not None and hasattr(experiment, "add_image"):
-            experiment.add_image("samples", grid, self._drawn_at)
+        if isinstance(trainer.logger, TensorBoardLogger):
+            trainer.logger.experiment.add_image("samples", grid, self._drawn_at)

@@ -6,13 +6,30 @@ import resource
 import sys
 import time
 from statistics import median
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from sparsight.common.training.stage_clock import Staged
+
 MEBIBYTE = 2**20
+
+
+@runtime_checkable
+class Predicting(Protocol):
+    """A module that says what its steps should cost."""
+
+    predicted_share: float | None
+    """FLOPs of a step over those of one that trains all layers; none before that is known."""
+
+
+@runtime_checkable
+class Waiting(Protocol):
+    """A loader that says how long it was waited for, in seconds; those of ``datamodules`` do."""
+
+    waited: float
 
 
 class Throughput(Callback):
@@ -48,7 +65,8 @@ class Throughput(Callback):
         self._batches += 1
         stage = stage_index(pl_module, trainer.global_step)
         # with accumulated gradients several batches end at one step, the first of them when it is logged
-        between = trainer.global_step % getattr(trainer, "log_every_n_steps", 50) and stage == self._stage
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        between = trainer.global_step % every and stage == self._stage
         if between or trainer.global_step == self._logged_step:
             return
         self._logged_step = trainer.global_step
@@ -68,10 +86,9 @@ class Throughput(Callback):
     def _tell(self, module: Any) -> None:
         if not self._seconds_a_step:
             return
-        stages, share = getattr(module, "clock", None), getattr(module, "predicted_share", None)
-        which = (
-            "" if stages is None or len(stages.stages) == 1 else f"stage {self._stage + 1} of {len(stages.stages)}, "
-        )
+        count = len(module.clock.stages) if isinstance(module, Staged) else 1
+        share = module.predicted_share if isinstance(module, Predicting) else None
+        which = "" if count == 1 else f"stage {self._stage + 1} of {count}, "
         predicted = "" if share is None else f" (predicted: {share:.1%} of the FLOPs of training all layers)"
         rank_zero_info(
             f"{which}measured: {median(self._seconds_a_step):.3g} s a step{predicted}, "
@@ -85,13 +102,13 @@ class Throughput(Callback):
 
 def stage_index(module: Any, step: int) -> int:
     """Index of the stage that trains at a step; 0 for a module without stages."""
-    clock = getattr(module, "clock", None)
-    return 0 if clock is None else clock.index(step)
+    return module.clock.index(step) if isinstance(module, Staged) else 0
 
 
 def seconds_waited(trainer: Trainer) -> float | None:
     """Seconds that this process has waited for training batches so far, if its loader tells."""
-    return getattr(trainer.train_dataloader, "waited", None)
+    loader = trainer.train_dataloader
+    return loader.waited if isinstance(loader, Waiting) else None
 
 
 def peak_memory_mib() -> float:

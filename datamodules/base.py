@@ -7,6 +7,7 @@ import inspect
 import logging
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from functools import partial
 from typing import Any
 
@@ -224,7 +225,7 @@ class RecordsDataModule(ProcessDataModule):
         validation = "train" if held_out else "val"
         predicted = validation if self.sources["test"] is None else "test"
         names = {"fit": ("train", "val"), "validate": (validation,), "test": ("test",), "predict": (predicted,)}
-        stage = stage if stage is None else str(getattr(stage, "value", stage))  # Lightning gives an enum
+        stage = stage.value if isinstance(stage, Enum) else stage  # Lightning gives an enum
         wanted = names["fit"] + names["test"] if stage is None else names[stage]
         found = {name: source for name in wanted if (source := self.sources[name]) is not None}
         if stage in ("validate", "test", "predict") and not found:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence, Sized
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -166,6 +166,15 @@ def similar_together(lengths: np.ndarray, *, block: int, seed: int) -> np.ndarra
     return np.concatenate([*(blocks[number] for number in drawn), *rest])
 
 
+@runtime_checkable
+class InEpochs(Protocol):
+    """A data set whose samples differ from epoch to epoch."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Set the epoch that random changes depend on; called before workers start."""
+        ...
+
+
 class ReportingLoader(DataLoader):
     """Loader that counts batches and passes each through a function in the main process.
 
@@ -242,13 +251,13 @@ class ResumableLoader(ReportingLoader):
             self._epoch, self._delivered = self._epoch + 1, 0
         assert self.batch_size is not None
         sampler.start(self._epoch, skip=self._delivered * self.batch_size)
-        start_epoch = getattr(self.dataset, "start_epoch", None)
-        if start_epoch is not None:
-            start_epoch(self._epoch)
+        if isinstance(self.dataset, InEpochs):
+            self.dataset.start_epoch(self._epoch)
 
     def _global_batch(self) -> int:
         assert self.batch_size is not None
-        return self.batch_size * getattr(self.sampler, "num_replicas", 1)
+        shares = self.sampler.num_replicas if isinstance(self.sampler, DistributedSampler) else 1
+        return self.batch_size * shares
 
 
 def epoch_batches(batches: int, limit: int | float | None) -> int:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from blocks.base import Site, TokenMixer
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
+from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.hashes import state_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
@@ -261,9 +262,8 @@ class AttentionDistillation(DiffusionModule):
 
     def on_train_start(self) -> None:
         """Let mixers start from the teacher, unless training was begun before."""
-        data: Any = getattr(self.trainer, "datamodule", None)  # set by fit, unknown to the class
         if not self._restored and self.init_samples > 0:
-            self.initialise_mixers(iter(data.train_dataloader()))
+            self.initialise_mixers(iter(datamodule_of(self.trainer).train_dataloader()))
             if self.trainer.world_size > 1 and not is_sharded(self.denoiser):  # the same up to rounding: now to the bit
                 for shell in self.shells.values():
                     for tensor in shell.student.mixer.state_dict().values():

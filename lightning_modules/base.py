@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
+from lightning.pytorch.plugins import FSDPPrecision, MixedPrecision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -172,11 +173,12 @@ class TrainedPartsModule(LightningModule):
             NonFiniteError: A loss or gradient is not finite on some process, and no step may be left out any more.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        plugin = self.trainer.precision_plugin
         self.took_step = self.guard.may_step(
             parameters,
             named=self._trained_parameters,
             where=f"step {self.global_step}, {self.stage_name}",
-            scaler=getattr(self.trainer.precision_plugin, "scaler", None),
+            scaler=plugin.scaler if isinstance(plugin, (MixedPrecision, FSDPPrecision)) else None,
         )
         if not self.took_step:
             for parameter in parameters:

@@ -212,7 +212,7 @@ class DenoiserTraining(DiffusionModule):
 
 
 def _with_other_parts(pipeline: Any, denoiser: ModelMixin | None, scheduler: SchedulerMixin | None) -> Any:
-    component = "unet" if getattr(pipeline, "unet", None) is not None else "transformer"
+    component = "unet" if pipeline.components.get("unet") is not None else "transformer"
     if denoiser is not None:
         pipeline.register_modules(**{component: denoiser})
     if scheduler is not None:

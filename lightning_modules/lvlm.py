@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_modules.base import TrainedPartsModule
+from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import state_hash
 from sparsight.common.training.processes import averaged, everywhere
@@ -19,6 +20,7 @@ from sparsight.common.training.sharding import is_sharded, shard_parts, split_ag
 from sparsight.evaluation.reform_eval.answer import answer_units
 from sparsight.lvlm.answer.evaluate import answer_items
 from sparsight.lvlm.answer.task_scores import TaskScores
+from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.model.load import DTYPES, Dtype, load_lvlm
 from sparsight.lvlm.model.pictures import check_pictures
 from sparsight.lvlm.model.processor import load_processor
@@ -44,6 +46,32 @@ class Evaluation:
 
     new_tokens: int = 0
     reference: str | None = None
+
+
+@runtime_checkable
+class Chatting(Protocol):
+    """Data in the tokens of a model."""
+
+    chat: ChatFormat | None
+    """How conversations are written, once the data are set up."""
+    model: str | None
+    """Folder or hub id of the model whose tokens these are; that of the module if not given."""
+
+
+@runtime_checkable
+class Pictured(Protocol):
+    """Data with pictures."""
+
+    def example(self) -> dict[str, Any] | None:
+        """Model inputs of a sample with a picture, the same on all processes; none if none has any."""
+        ...
+
+
+@runtime_checkable
+class Split(Protocol):
+    """Data in splits, each of which has a data set once they are set up."""
+
+    datasets: Mapping[str, Any]
 
 
 class LVLMModule(TrainedPartsModule):
@@ -112,11 +140,10 @@ class LVLMModule(TrainedPartsModule):
         Raises:
             ConfigurationError: The datamodule's tokenizer is not that of the base model.
         """
-        data: Any = getattr(self.trainer, "datamodule", None)
-        chat = getattr(data, "chat", None)
-        if chat is None or data.model in (None, self.base):
+        data = datamodule_of(self.trainer)
+        if not isinstance(data, Chatting) or data.chat is None or data.model in (None, self.base):
             return
-        if chat.tokenizer.get_vocab() != load_processor(self.base, **self.source).tokenizer.get_vocab():
+        if data.chat.tokenizer.get_vocab() != load_processor(self.base, **self.source).tokenizer.get_vocab():
             raise ConfigurationError(
                 f"data.model {data.model!r} has other tokens than model.base {self.base!r}: set both to the same model"
             )
@@ -139,8 +166,8 @@ class LVLMModule(TrainedPartsModule):
 
     def _check_pictures(self) -> None:
         """Let the model read a picture of the data, once; all processes read the same, and keep it if they need it."""
-        find = getattr(getattr(self.trainer, "datamodule", None), "example", None)
-        inputs = None if self._pictures_fit or find is None else find()
+        data = datamodule_of(self.trainer)
+        inputs = data.example() if isinstance(data, Pictured) and not self._pictures_fit else None
         self._pictures_fit = True
         if inputs is not None:
             with self.trainer.precision_plugin.forward_context():
@@ -151,7 +178,7 @@ class LVLMModule(TrainedPartsModule):
 
     def _check_reference(self) -> None:
         """Compare places in the source before training; after an evaluation the items themselves are compared."""
-        dataset = _datasets(getattr(self.trainer, "datamodule", None)).get("val")
+        dataset = _datasets(datamodule_of(self.trainer)).get("val")
         limit = self.trainer.limit_val_batches
         if self.reference is None or dataset is None or not (isinstance(limit, float) and limit == 1.0):  # 1 is a batch
             return
@@ -164,7 +191,7 @@ class LVLMModule(TrainedPartsModule):
 
     def _rehearse_validation(self) -> None:
         """Answer a batch of validation items where the trainer does not try any before training."""
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data = datamodule_of(self.trainer)
         if self.trainer.num_sanity_val_steps or not self.trainer.limit_val_batches or "val" not in _datasets(data):
             return
         with self.trainer.precision_plugin.forward_context(), torch.no_grad():
@@ -278,8 +305,7 @@ class LVLMModule(TrainedPartsModule):
     def score(self) -> dict[str, float]:
         """Importance of every removable layer, as the model now is, on the first training batches of all processes."""
         assert self.prune is not None
-        data: Any = getattr(self.trainer, "datamodule")  # noqa: B009  set by fit, unknown to the class
-        drawn = islice(iter(data.train_dataloader()), self.prune.batches)
+        drawn = islice(iter(datamodule_of(self.trainer).train_dataloader()), self.prune.batches)
         batches = [self.trainer.strategy.batch_to_device(batch) for batch in drawn]
         with self.trainer.precision_plugin.forward_context():
             table = score_layers(self.model, batches, [self.prune.score])
@@ -305,7 +331,7 @@ class LVLMModule(TrainedPartsModule):
 
 def _datasets(datamodule: Any) -> Mapping[str, Any]:
     """The datasets of an InstructionDataModule by split; others have none."""
-    return getattr(datamodule, "datasets", {})
+    return datamodule.datasets if isinstance(datamodule, Split) else {}
 
 
 def layer_of(site: str) -> int:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -14,11 +14,13 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.lvlm import Evaluation, LVLMModule
+from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.training.ddp import average_what_is_trained, check_training_may_change
 from sparsight.common.training.dropout import seed_dropout
 from sparsight.common.training.processes import process_count, summed
+from sparsight.common.training.schedule import Retiring
 from sparsight.common.training.sharding import is_sharded
 from sparsight.common.training.stage_clock import StageClock
 from sparsight.lvlm.export.rehearsal import rehearse_export
@@ -37,6 +39,13 @@ from sparsight.lvlm.train.memory import run_tuning_memory
 from sparsight.lvlm.train.stages import TuningStage
 from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, Part, make_trainable
 from sparsight.lvlm.train.unpruned import UnprunedModel, outputs_of, tuned_weights, unpruned_model
+
+
+@runtime_checkable
+class Packing(Protocol):
+    """Data that can put several samples into a row."""
+
+    packing: bool
 
 
 class SparseLayerTuning(LVLMModule):
@@ -288,10 +297,10 @@ class SparseLayerTuning(LVLMModule):
         super().setup(stage)
         if stage != "fit":
             return
-        if self.prune is not None and not any(type(c).__name__ == "PruningSchedule" for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+        if self.prune is not None and not any(isinstance(c, Retiring) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             rank_zero_warn("`prune` is set, but no callback PruningSchedule: no layer will leave")
-        packed = getattr(getattr(self.trainer, "datamodule", None), "packing", False)
-        if packed and (self.prune is not None or self.distill > 0):
+        data = datamodule_of(self.trainer)
+        if isinstance(data, Packing) and data.packing and (self.prune is not None or self.distill > 0):
             raise ConfigurationError(
                 "prune scores layers, and distill compares hidden states, on training batches with a sample a row: set "
                 "data.packing to false"

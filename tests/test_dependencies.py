@@ -150,6 +150,38 @@ def of_tests(file: Path) -> set[str]:
     return {name for name in names if name.startswith("tests.") and not f"{name}.".startswith(f"{own}.")}
 
 
+ASKED_BY_NAME = re.compile(r"\b(getattr|hasattr)\(")
+MOST_ASKED_BY_NAME = 5
+
+
+def test_neighbours_are_known_by_what_they_declare() -> None:
+    """An attribute asked for by its name breaks in silence when it is renamed; what cannot be declared says why."""
+    found = [
+        f"{file}:{number}: {line.strip()}"
+        for file in FILES
+        if not file.startswith("blocks/") and "/assets/" not in file
+        for number, line in enumerate((ROOT / file).read_text().splitlines(), 1)
+        if ASKED_BY_NAME.search(line)
+    ]
+    listed = "\n".join(found)
+    assert len(found) <= MOST_ASKED_BY_NAME, f"declare what is asked for, or ask with isinstance:\n{listed}"
+    without = [line for line in found if "  # " not in line]
+    assert not without, f"say in a comment why: {without}"
+
+
+def test_no_object_is_known_by_the_name_of_its_class() -> None:
+    """A subclass, or a class that is renamed, would pass for another one."""
+    named = re.compile(r"type\(\w+\)\.__name__ (==|!=|in \()|__name__\.startswith\(|__name__ == \"(?!__main__)")
+    found = [
+        f"{file}: {line.strip()}"
+        for file in FILES
+        if file != "sparsight/command/config_keys.py"  # which compares with a class path that was written down
+        for line in (ROOT / file).read_text().splitlines()
+        if named.search(line)
+    ]
+    assert not found
+
+
 def test_what_several_tests_use_lies_in_tiny_modules() -> None:
     """A test that needs another test file fails with it, moves with it, and hides where a helper is."""
     used = {file: of_tests(file) for file in sorted((ROOT / "tests").rglob("*.py"))}

@@ -25,7 +25,7 @@ from sparsight.evaluation.reform_eval.identity import suite_hash
 from sparsight.evaluation.reform_eval.perturb import MARKS, Marks, Perturbation
 from sparsight.evaluation.reform_eval.sample import Method
 from sparsight.lvlm.chat.chat import ChatFormat
-from sparsight.lvlm.model.processor import check_template, load_processor
+from sparsight.lvlm.model.processor import Based, check_template, load_processor
 
 
 class ReformEvalDataModule(ProcessDataModule):
@@ -150,8 +150,8 @@ class ReformEvalDataModule(ProcessDataModule):
     def _load_processor(self) -> Any:
         if self.model is not None:
             return load_processor(self.model, **self.processor_changes, **self.pretrained_options)
-        module: Any = getattr(self.trainer, "lightning_module", None)
-        if not hasattr(module, "base"):
+        module: Any = None if self.trainer is None else self.trainer.lightning_module
+        if not isinstance(module, Based):
             raise ValueError("no model says how to write questions; set data.model to a model's folder or hub id")
         return load_processor(module.base, **self.processor_changes, **module.source)
 
@@ -260,8 +260,8 @@ class ReformEvalDataModule(ProcessDataModule):
         found = {}
         for task in self.tasks:
             path = folder / f"{task.name}.json"
-            source = type(getattr(task, "source", task)).__name__
-            write_published(task, path, source=source, seed=getattr(task, "seed", None))
+            source = type(task if task.source is None else task.source).__name__
+            write_published(task, path, source=source, seed=task.seed)
             found[path] = len(task)
         return found
 

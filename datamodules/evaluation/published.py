@@ -54,6 +54,8 @@ class PublishedTask(EvaluationTask):
         ValueError: A name is unknown, or the options contradict each other.
     """
 
+    seed: int
+
     def __init__(
         self,
         dataset: str | None = None,
@@ -180,11 +182,9 @@ class PublishedTask(EvaluationTask):
             raise ValueError(f"{self._entries.file} holds no entries" + (" of this kind" if self.layout.where else ""))
 
     def _read_header(self, header: Mapping[str, Any]) -> None:
-        for option in ("dimension", "formulation"):
-            if header.get(option, getattr(self, option)) != getattr(self, option):
-                raise ValueError(
-                    f"{self._entries.file} says {option} {header[option]!r}, but {option} is {getattr(self, option)!r}"
-                )
+        for option, own in {"dimension": self.dimension, "formulation": self.formulation}.items():
+            if header.get(option, own) != own:
+                raise ValueError(f"{self._entries.file} says {option} {header[option]!r}, but {option} is {own!r}")
         found = header.get("instructs")
         if found and self.instructions is None:
             if not isinstance(found, list) or not all(isinstance(text, str) and text.strip() for text in found):

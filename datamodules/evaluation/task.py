@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+from datamodules.sources.records import RecordSource
 from sparsight.evaluation.reform_eval.sample import Formulation, Sample
 from sparsight.evaluation.reform_eval.taxonomy import CAPTIONS, check_dimension
 
@@ -17,9 +18,16 @@ class EvaluationTask(ABC):
         formulation: What is asked for, and so how it is scored.
         instructions: Sentences that open a prompt, in place of the formulation's own.
 
+    Attributes:
+        source: The records that samples are made of, of tasks that have such.
+        seed: What samples are drawn with, of tasks that draw.
+
     Raises:
         ValueError: The dimension is unknown, or the formulation is not among its own.
     """
+
+    source: RecordSource | None = None
+    seed: int | None = None
 
     def __init__(
         self, *, name: str, dimension: str, formulation: Formulation, instructions: list[str] | None = None

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from huggingface_hub.utils import WeakFileLock
@@ -70,7 +70,7 @@ class AspectBuckets:
                 "aspect buckets need a denoiser of any size, diffusers' DiT is for squares: remove buckets"
             )
         config = model.denoiser.config
-        patch = getattr(config, "patch_size", None) or 2 ** (len(config.block_out_channels) - 1)
+        patch = config.get("patch_size") or 2 ** (len(config.block_out_channels) - 1)
         if self.cell % (patch * model.pixels_per_cell):
             raise ValueError(
                 f"buckets.cell is {self.cell}; allowed for this denoiser: multiples of {patch * model.pixels_per_cell}"
@@ -102,9 +102,17 @@ class AspectBuckets:
         return measured_N2
 
 
+@runtime_checkable
+class Diffusing(Protocol):
+    """A module that trains a diffusion model."""
+
+    diffusion: DiffusionModel
+
+
 def trained_model(trainer: Any) -> DiffusionModel | None:
     """The diffusion model that a trainer is about to train, if it is one."""
-    return getattr(getattr(trainer, "lightning_module", None), "diffusion", None)
+    module = None if trainer is None else trainer.lightning_module
+    return module.diffusion if isinstance(module, Diffusing) else None
 
 
 def _size(source: RecordSource, index: int) -> tuple[int, int]:

@@ -88,9 +88,11 @@ def check_batch(batch: Mapping[str, Any], *, classes: int | None, where: Callabl
 
 def class_names(model: DiffusionModel) -> dict[int, set[str]]:
     """Names of a pipeline's classes, each with its synonyms, in plain letters; empty where it keeps none."""
-    ids: Mapping[str, int] = getattr(model.pipeline, "labels", None) or {}  # diffusers' DiT
+    from diffusers import DiTPipeline
+
+    ids: Mapping[str, int] = (model.pipeline.labels if isinstance(model.pipeline, DiTPipeline) else None) or {}
     named = [(int(number), name) for name, number in ids.items()]
-    kept: Mapping[str, str] = getattr(model.pipeline.config, "id2label", None) or {}
+    kept: Mapping[str, str] = model.pipeline.config.get("id2label") or {}
     named += [(int(number), name) for number, texts in kept.items() for name in (texts, *texts.split(","))]
     found: dict[int, set[str]] = {}
     for number, name in named:

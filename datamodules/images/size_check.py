@@ -20,7 +20,7 @@ def check_size(transform: ImageTransform, model: DiffusionModel) -> None:
     part = "denoiser" if model.vae is None else "VAE"
     channels = config.in_channels if model.vae is None else model.vae.config.in_channels
     require(transform.channels == channels, "channels", transform.channels, f"{channels}, as the model's {part}")
-    size, patch = (transform.height, transform.width), getattr(config, "patch_size", None) or 1  # U-Nets take any size
+    size, patch = (transform.height, transform.width), config.get("patch_size") or 1  # U-Nets take any size
     cell = patch * model.pixels_per_cell
     fits = not (transform.height % cell or transform.width % cell)
     require(fits, "image_size", size, f"multiples of {cell}, the pixels of a patch of the model")

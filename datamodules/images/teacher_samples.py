@@ -114,10 +114,14 @@ class TeacherSamplesDataModule(ProcessDataModule):
         self._check_options()
 
     def _check_options(self) -> None:
-        least = {"count": 1, "val_count": 0, "batch_size": 1, "sample_batch_size": 1, "num_workers": 0}
-        for name, minimum in least.items():
-            if getattr(self, name) < minimum:
-                raise ValueError(f"{name} is {getattr(self, name)}; allowed: {minimum} or more")
+        least = {
+            "count": (self.count, 1),
+            "val_count": (self.val_count, 0),
+            "batch_size": (self.batch_size, 1),
+            "sample_batch_size": (self.sample_batch_size, 1),
+        }
+        for name, (value, minimum) in least.items():
+            require(value >= minimum, name, value, f"{minimum} or more")
         require(
             self.verify_days is None or self.verify_days >= 0, "verify_days", self.verify_days, "0 or more, or null"
         )

@@ -136,7 +136,8 @@ class HuggingFaceRecords(RecordSource):
 
     def _parts(self, value: Any) -> Iterator[object]:
         """A value of Arrow: pictures, which stay where they are in memory or on disk, or anything else."""
-        if _is_picture(getattr(value.type, "value_type", None)):  # a list
+        inner = getattr(value.type, "value_type", None)  # Arrow's lists have one, of several classes
+        if inner is not None and _is_picture(inner):
             for each in value.values or ():
                 yield from self._parts(each)
         elif not _is_picture(value.type) or not value.is_valid:
@@ -261,8 +262,12 @@ def check_columns(features: Mapping[str, Any], source: Columns) -> None:
     """
     from datasets import ClassLabel, Image, Value
 
-    for option in ("image_column", "label_column", "caption_column"):
-        column = getattr(source, option)
+    wanted = {
+        "image_column": source.image_column,
+        "label_column": source.label_column,
+        "caption_column": source.caption_column,
+    }
+    for option, column in wanted.items():
         if column is None:
             continue
         if column not in features:
@@ -283,4 +288,4 @@ def check_columns(features: Mapping[str, Any], source: Columns) -> None:
 
 def _is_picture(kind: Any) -> bool:
     """Whether a type of Arrow is that of encoded pictures."""
-    return {kind.field(number).name for number in range(getattr(kind, "num_fields", 0))} == {"bytes", "path"}
+    return {kind.field(number).name for number in range(kind.num_fields)} == {"bytes", "path"}

@@ -31,6 +31,7 @@ from sparsight.common.checkpoint.run_record import check_options
 from sparsight.common.errors import ConfigurationError
 
 WITHOUT_WEIGHTS = ("inspect", "reformulate")  # those that look at data alone
+METHODS = dict(inspect.getmembers(SparsightTrainer, inspect.isfunction))  # a verb is called as its method
 NO_MODEL = "lightning.pytorch.LightningModule"
 
 
@@ -40,7 +41,7 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write ``config.yaml``; an earlier run's ``ckpt_path`` in it would be taken up in silence by what follows."""
         for verb, filled_in in SparsightCLI.subcommands().items():
-            for option in inspect.signature(getattr(SparsightTrainer, verb)).parameters.keys() - filled_in:
+            for option in inspect.signature(METHODS[verb]).parameters.keys() - filled_in:
                 self.config.pop(option, None)
         super().setup(trainer, pl_module, stage)
 
@@ -50,11 +51,12 @@ class SparsightCLI(LightningCLI):
 
     def __init__(self) -> None:
         """Parse, build and run; what the configuration or the machine is to blame for ends as one line."""
+        self.config: Any = None
+        self.trainer: Any = None
         try:
             self._run()
         except Exception as error:
-            config = getattr(self, "config", None)
-            config = config.get(config.get("subcommand", ""), config) if config is not None else None
+            config = None if self.config is None else self.config.get(self.config.get("subcommand", ""), self.config)
             line = in_one_line(error, begun=_has_begun(self), config=config)
             if line is None:
                 raise
@@ -141,9 +143,9 @@ class SparsightCLI(LightningCLI):
             check_options(saved, model.get("init_args", {}), class_path=model.class_path, source=str(path))
 
 
-def _has_begun(command: LightningCLI) -> bool:
+def _has_begun(command: SparsightCLI) -> bool:
     """Whether any batch was taken."""
-    trainer = getattr(command, "trainer", None)
+    trainer: Any = command.trainer
     if trainer is None:
         return False
     loops: list[Any] = [trainer.fit_loop.epoch_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop]

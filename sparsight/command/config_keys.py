@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, is_dataclass
-from importlib import import_module
 from types import TracebackType
 from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
+
+from sparsight.common.names import named
 
 _SIMPLE = (str, int, float, bool, type(None))
 _DEVICES = ("accelerator", "devices", "strategy", "precision", "num_nodes")
@@ -52,7 +53,7 @@ def place_of(trace: TracebackType | None, config: Any) -> Place | None:
             return Place("trainer", "Trainer", _plain(config.get("trainer", {})))
         found = [part for part in parts if _is_of(part, worker)]
         if found:
-            known = {**frame.f_locals, **getattr(worker, "__dict__", {})}
+            known = {**frame.f_locals, **_own(worker)}
             return max(found, key=lambda part: _agreement(part, known))
     return None
 
@@ -140,8 +141,7 @@ def _is_of(part: Place, worker: Any) -> bool:
     if worker is None or isinstance(worker, type):
         return False
     if part.kind:
-        module, _, name = part.kind.rpartition(".")
-        return type(worker).__name__ == name and _imported(module, name) is type(worker)
+        return type(worker).__name__ == part.kind.rpartition(".")[2] and named(part.kind) is type(worker)
     if not is_dataclass(worker):
         return False
     fields = set(worker.__dataclass_fields__)
@@ -150,11 +150,11 @@ def _is_of(part: Place, worker: Any) -> bool:
     )
 
 
-def _imported(module: str, name: str) -> Any:
+def _own(worker: Any) -> dict[str, Any]:
     try:
-        return getattr(import_module(module), name, None)
-    except ImportError:
-        return None
+        return vars(worker)
+    except TypeError:  # one with slots
+        return {}
 
 
 def _agreement(part: Place, known: Mapping[str, Any]) -> int:

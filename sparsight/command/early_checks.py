@@ -7,7 +7,6 @@ import math
 import os
 import re
 from collections.abc import Iterator, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +15,7 @@ import torch
 from sparsight.command.arguments import check_checkpoint, check_there
 from sparsight.command.config_keys import Place, parts_of
 from sparsight.common.errors import ConfigurationError, require
+from sparsight.common.names import named
 from sparsight.publish.export import check_destination
 
 RANGES: dict[str, tuple[int, float]] = {  # options that libraries take without a look at it, or name no key
@@ -107,8 +107,8 @@ def _is_more(value: Any) -> bool:
 
 def names_files(kind: str) -> bool:
     """Whether a class of data can tell whether its files are there."""
-    module, _, name = kind.rpartition(".")
-    return module != "" and hasattr(getattr(import_module(module), name, None), "check_paths")
+    found = named(kind)
+    return isinstance(found, type) and issubclass(found, FromFiles)
 
 
 def _check_devices(devices: Any) -> None:
@@ -127,8 +127,7 @@ def _check_outputs(part: Place) -> None:
 
 def _input_paths(part: Place) -> Iterator[tuple[str, str]]:
     """Options of a class of data that are annotated as paths and were given."""
-    module, _, name = part.kind.rpartition(".")
-    kind = getattr(import_module(module), name, None) if module else None
+    kind = named(part.kind)
     known: Mapping[str, inspect.Parameter] = inspect.signature(kind).parameters if inspect.isclass(kind) else {}
     for option, value in part.options.items():
         parameter = known.get(option)

@@ -13,6 +13,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from json import JSONDecodeError
 from pathlib import Path
 from pickle import UnpicklingError
 from types import FrameType, TracebackType
@@ -154,7 +155,7 @@ def _with_file(error: BaseException) -> str:
 
 
 def _of_content(error: BaseException) -> bool:
-    return isinstance(error, OF_CONTENT) or type(error).__name__ == "JSONDecodeError"
+    return isinstance(error, (*OF_CONTENT, JSONDecodeError))
 
 
 def _last_line(error: BaseException) -> str:

@@ -11,12 +11,12 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
 from sparsight.command.arguments import closest, did_you_mean, suggestion
+from sparsight.common.names import named
 
 KEY = re.compile(r'Parser key "(.+)":')
 CLASS = re.compile(r"Problem with given class_path '(.+)':")
@@ -48,7 +48,7 @@ class Parser(LightningArgumentParser):
         """Say what is wrong with the arguments and where help is, and end."""
         if not self.exit_on_error:  # one of those that try a type
             super().error(message, ex)
-        parser = getattr(ex, "subcommand_parser", None) or self
+        parser = getattr(ex, "subcommand_parser", None) or self  # jsonargparse adds it to argparse's errors
         known = [name for action in parser._actions for name in (*action.option_strings, *(action.choices or ()))]
         prog = parser.prog.replace(" [options]", "")
         sys.stderr.write(f"{prog}: {in_one_line(message, known)}\nsee {prog} {help_option(message)}\n")
@@ -186,7 +186,7 @@ def _no_option(name: str, complaint: _Complaint) -> str:
 
 def _close_class(given: str, complaint: _Complaint) -> str:
     """Classes that could be given there and are nearly called so; by their full name if a full name was given."""
-    kinds = {kind.__name__: kind for base in complaint.bases for kind in _subclasses(_imported(base))}
+    kinds = {kind.__name__: kind for base in complaint.bases for kind in _subclasses(named(base))}
     if not kinds:
         kinds = {kind.__name__: kind for base in _wanted(complaint) for kind in _subclasses(base)}
     module, _, name = given.rpartition(".")
@@ -196,12 +196,12 @@ def _close_class(given: str, complaint: _Complaint) -> str:
 
 def _wanted(complaint: _Complaint) -> list[type]:
     """Classes in the annotation of the option that a complaint is about."""
-    owner = _imported(next(iter(complaint.kinds[-1:]), ""))
+    owner = named(next(iter(complaint.kinds[-1:]), ""))
     if not inspect.isclass(owner) or not complaint.keys:
         return []
     option = inspect.signature(owner).parameters.get(complaint.keys[-1])
     names = re.findall(r"\w+", str(option.annotation)) if option is not None else []
-    found = [getattr(import_module(owner.__module__), name, None) for name in names]
+    found = [named(f"{owner.__module__}.{name}") for name in names]
     return [each for each in found if inspect.isclass(each)]
 
 
@@ -209,22 +209,13 @@ def _public(kind: type, module: str) -> str:
     """A class's name in the module that was given, or in the package that offers it."""
     package = kind.__module__.partition(".")[0]
     for place in (module, package, kind.__module__):
-        if _imported(f"{place}.{kind.__name__}") is kind:
+        if named(f"{place}.{kind.__name__}") is kind:
             return f"{place}.{kind.__name__}"
     return f"{kind.__module__}.{kind.__name__}"
 
 
-def _imported(path: str) -> Any:
-    """What a dotted name means; none if nothing."""
-    module, _, name = path.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
-
-
 def _options(path: str) -> list[str]:
-    kind = _imported(path)
+    kind = named(path)
     return list(inspect.signature(kind).parameters) if inspect.isclass(kind) else []
 
 

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 from lightning.pytorch import LightningDataModule
 
 from sparsight.common.errors import ConfigurationError
+
+
+@runtime_checkable
+class Stored(Protocol):
+    """Data that can be written as files."""
+
+    def store(self, folder: Path) -> Mapping[Path, int]:
+        """Write them; says which files hold how many samples."""
+        ...
+
+    def prepare_data(self) -> None:
+        """Download what they need."""
+        ...
 
 
 def store_tasks(datamodule: LightningDataModule, folder: Path) -> None:
@@ -16,9 +30,8 @@ def store_tasks(datamodule: LightningDataModule, folder: Path) -> None:
     Raises:
         ConfigurationError: It has no tasks.
     """
-    store: Any = getattr(datamodule, "store", None)
-    if not callable(store):
+    if not isinstance(datamodule, Stored):
         raise ConfigurationError(f"{type(datamodule).__name__} has no tasks: use datamodules.ReformEvalDataModule")
     datamodule.prepare_data()
-    for path, samples in store(folder).items():
+    for path, samples in datamodule.store(folder).items():
         print(f"{path}: {samples} samples")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
+
+from sparsight.common.names import named
 
 MODULES: dict[str, tuple[str, ...]] = {  # each name of an old module is in one of the new ones
     "sparsight.analysis.bootstrap": ("sparsight.common.bootstrap",),
@@ -35,7 +36,7 @@ def find_moved(module: str, name: str) -> Any:
         AttributeError: There is no such name.
     """
     for new in MODULES.get(module, ()) if not name.startswith("__") else ():
-        found = getattr(import_module(new), name, None)
+        found = named(f"{new}.{name}")
         if found is not None:
             warnings.warn(f"{module}.{name} is {new}.{name} now", FutureWarning, stacklevel=3)
             return found
@@ -47,7 +48,7 @@ def current_class_path(path: str) -> str:
     module, _, name = path.rpartition(".")
     if module not in MODULES:
         return path
-    return next((f"{new}.{name}" for new in MODULES[module] if hasattr(import_module(new), name)), path)
+    return next((f"{new}.{name}" for new in MODULES[module] if named(f"{new}.{name}") is not None), path)
 
 
 class _Old(MetaPathFinder, Loader):

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from sparsight.common.checkpoint.file import local, read_checkpoint
 from sparsight.common.checkpoint.run_record import FLAG_WINS
 from sparsight.common.plain import flatten
+from sparsight.common.training.averaging import average_in
+from sparsight.common.training.stage_clock import Staged
 from sparsight.publish.facts import Run, StageFacts
-
-EMA = "TrainableEMA"
 
 
 def restore(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) -> Run:
@@ -60,15 +60,10 @@ def load_weights(module: Any, path: str | Path, *, weights: Literal["ema", "raw"
 
 def stages_of(module: Any, steps: int) -> list[StageFacts]:
     """The stages that were begun when ``steps`` optimiser steps were taken, for modules that have stages."""
-    clock = getattr(module, "clock", None)
-    if clock is None:
+    if not isinstance(module, Staged):
         return []
-    done = zip(clock.stages, clock.done(steps), strict=True)
-    return [
-        StageFacts(s.objective, taken, s.steps, f"{getattr(s, 'rates', f'{s.lr:g}')}, {s.lr_schedule}")
-        for s, taken in done
-        if taken > 0
-    ]
+    done = zip(module.clock.stages, module.clock.done(steps), strict=True)
+    return [StageFacts(s.objective, taken, s.steps, f"{s.rates}, {s.lr_schedule}") for s, taken in done if taken > 0]
 
 
 def saved_config(checkpoint: Path, options: Mapping[str, Any]) -> str | None:
@@ -97,13 +92,12 @@ def saved_config(checkpoint: Path, options: Mapping[str, Any]) -> str | None:
 
 
 def _average_in(checkpoint: dict[str, Any], path: str | Path) -> dict[str, torch.Tensor]:
-    states = checkpoint.get("callbacks", {})
-    found = next((state for key, state in states.items() if key.startswith(EMA)), None)
+    found = average_in(checkpoint.get("callbacks", {}))
     if found is None:
         raise ValueError(
-            f"{path} holds no moving average (the run had no {EMA}): export its last weights with --weights raw"
+            f"{path} holds no moving average (the run had no TrainableEMA): export its last weights with --weights raw"
         )
-    return found["average"]
+    return found
 
 
 @torch.no_grad()

@@ -50,6 +50,13 @@ class Exportable(Protocol):
         ...
 
 
+@runtime_checkable
+class Named(Protocol):
+    """A module that says how the folder of its export is called unless the user does."""
+
+    export_name: str
+
+
 def export(
     module: Any,
     output: str | Path,

@@ -37,6 +37,8 @@ class ReformulatedTask(EvaluationTask):
         ValueError: An option is out of range, or a wording lacks a field or has an unknown one.
     """
 
+    source: RecordSource
+    seed: int
     _similarity: Similarity | None = None  # opened by the tasks that have an option `similar`
 
     def __init__(

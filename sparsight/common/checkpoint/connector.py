@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from lightning.pytorch.trainer.states import TrainerFn
 
@@ -82,7 +83,8 @@ class CheckpointConnector(_CheckpointConnector):
 
     def _keeps_best(self, named: PathLike) -> bool:
         """Whether ``best`` is what this trainer itself has found."""
-        return named == "best" and bool(getattr(self.trainer.checkpoint_callback, "best_model_path", ""))
+        callback = self.trainer.checkpoint_callback
+        return named == "best" and isinstance(callback, ModelCheckpoint) and bool(callback.best_model_path)
 
     def _best(self) -> Path:
         newest = newest_last(self.trainer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -19,11 +19,18 @@ SUFFIX = ModelCheckpoint.FILE_EXTENSION
 LAST = ModelCheckpoint.CHECKPOINT_NAME_LAST
 
 
+@runtime_checkable
+class InFolder(Protocol):
+    """A callback that keeps checkpoints in a folder."""
+
+    dirpath: str | Path | None
+
+
 def folders_of(trainer: Trainer) -> list[Path]:
     """Folders in which runs with this root, these loggers and these callbacks keep checkpoints; not all exist."""
     root = Path(trainer.default_root_dir)
     callbacks: list[Any] = trainer.checkpoint_callbacks
-    found = [Path(folder) for callback in callbacks if (folder := getattr(callback, "dirpath", None))]
+    found = [Path(callback.dirpath) for callback in callbacks if isinstance(callback, InFolder) and callback.dirpath]
     found += [root, root / "checkpoints", *sorted(root.glob("lightning_logs/*/checkpoints"))]
     for logger in trainer.loggers:
         runs = Path(logger.save_dir or root, str(logger.name))

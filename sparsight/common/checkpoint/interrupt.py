@@ -24,7 +24,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from sparsight.common.checkpoint.find import folders_of
+from sparsight.common.checkpoint.find import InFolder, folders_of
 from sparsight.common.disk.files import sweep
 from sparsight.common.errors import CheckpointError, chain
 
@@ -216,7 +216,7 @@ def _keeps_checkpoints(trainer: Trainer) -> bool:
 
 def _folder(trainer: Trainer) -> Path:
     """Where the run's own checkpoints are."""
-    folders = [getattr(callback, "dirpath", None) for callback in trainer.checkpoint_callbacks]
+    folders = [callback.dirpath for callback in trainer.checkpoint_callbacks if isinstance(callback, InFolder)]
     return Path(next((folder for folder in folders if folder), Path(trainer.default_root_dir, "checkpoints")))
 
 

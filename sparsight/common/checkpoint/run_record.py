@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -13,6 +14,7 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
+from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import CheckpointError
 from sparsight.common.moved import current_class_path
 from sparsight.common.plain import flatten
@@ -86,10 +88,17 @@ class Identified(Protocol):
         """Plain facts that are equal for equal training records; none if they cannot be told."""
 
 
+@runtime_checkable
+class Batched(Protocol):
+    """Data in batches of a fixed size."""
+
+    batch_size: int
+
+
 def run_record(trainer: Trainer) -> dict[str, Any]:
     """What a checkpoint keeps of a run, beside the options of its module and its data."""
-    data: Any = getattr(trainer, "datamodule", None)
-    batch = getattr(data, "batch_size", None)
+    data = datamodule_of(trainer)
+    batch = data.batch_size if isinstance(data, Batched) else None
     seed = os.environ.get("PL_GLOBAL_SEED")
     return {
         "data_class": None if data is None else type(data).__name__,
@@ -116,11 +125,15 @@ def _arithmetic(trainer: Trainer) -> dict[str, Any]:
     plans = [each.scheduling for each in trainer.callbacks if isinstance(each, GradientAccumulationScheduler)]  # type: ignore[attr-defined]
     return {
         "accumulate_grad_batches": str(plans[0]) if plans else trainer.accumulate_grad_batches,
-        "gradient_clip_algorithm": None if algorithm is None else str(getattr(algorithm, "value", algorithm)),
+        "gradient_clip_algorithm": None if algorithm is None else _word(algorithm),
         "gradient_clip_val": trainer.gradient_clip_val,
         "limit_train_batches": trainer.limit_train_batches,
         "precision": str(trainer.precision),
     }
+
+
+def _word(choice: object) -> str:
+    return str(choice.value if isinstance(choice, Enum) else choice)
 
 
 def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -130,7 +143,7 @@ def _comparable(options: Mapping[str, Any]) -> dict[str, Any]:
     return {
         **options,
         "gradient_clip_val": clip,
-        "gradient_clip_algorithm": clip and str(getattr(algorithm, "value", algorithm)),
+        "gradient_clip_algorithm": clip and _word(algorithm),
         "limit_train_batches": repr(options["limit_train_batches"]),  # 1 is one batch, 1.0 are all
     }
 
@@ -171,7 +184,7 @@ def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -
     last_digits = _differences(saved.pop("rounding", {}), current.pop("rounding"), free=())
     if last_digits:
         rank_zero_warn(f"sums are rounded otherwise than in {source}:\n" + "\n".join(last_digits))
-    here: Any = getattr(trainer, "datamodule", None)
+    here = datamodule_of(trainer)
     options = _plain({} if here is None else dict(here.hparams))
     known = _plain(checkpoint.get(DATA, {}))
     facts, before, now = _identities(saved, current)

@@ -10,12 +10,17 @@ import yaml
 
 from sparsight.common.errors import ConfigurationError
 
+try:
+    from yaml import CSafeLoader as FastLoader
+except ImportError:  # PyYAML without its library in C
+    from yaml import SafeLoader as FastLoader
+
 _DEEPEST = 100  # levels: no config of ours has more than a dozen
 _LARGEST = 100_000  # values, those that aliases repeat counted each time
 _SHOWN = 80
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class _Loader(FastLoader):
     """Plain data only, and dates stay text, as in the command's own parser."""
 
     yaml_implicit_resolvers: ClassVar[Any] = {
@@ -140,7 +145,7 @@ def _is_fine(node: yaml.ScalarNode) -> bool:
 
 
 def _where(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    mark = (error.problem_mark or error.context_mark) if isinstance(error, yaml.MarkedYAMLError) else None
     return "" if mark is None else f", {_line(mark)}, column {mark.column + 1}"
 
 
@@ -149,7 +154,7 @@ def _line(mark: Any) -> str:
 
 
 def _problem(error: yaml.YAMLError) -> str:
-    parts = [getattr(error, "context", None), getattr(error, "problem", None)]
+    parts = [error.context, error.problem] if isinstance(error, yaml.MarkedYAMLError) else []
     told = ", ".join(part for part in parts if part)
     return (told or " ".join(str(error).split())) + (
         ": indent with spaces, not tabs" if "cannot start any token" in told else ""

@@ -36,6 +36,14 @@ class Prunable(Protocol):
         ...
 
 
+@runtime_checkable
+class Retiring(Protocol):
+    """A callback that retires sites of a module."""
+
+    retired: Sequence[str]
+    """Those that are retired, in that order."""
+
+
 @dataclass(frozen=True)
 class Schedule:
     """A number of retired sites for every optimiser step: none before ``begin``, all from ``end`` on.

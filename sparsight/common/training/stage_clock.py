@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 
 class Timed(Protocol):
@@ -47,3 +47,10 @@ class StageClock(Generic[AnyStage]):
     def index(self, step: int) -> int:
         """Index of the stage that trains at ``step``; the last one afterwards."""
         return next((i for i, end in enumerate(self.ends) if step < end), len(self.ends) - 1)
+
+
+@runtime_checkable
+class Staged(Protocol):
+    """A module that trains in stages."""
+
+    clock: StageClock[Any]

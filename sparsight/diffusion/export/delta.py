@@ -115,7 +115,10 @@ def _read_plan(path: Path) -> dict[str, Any]:
 
 
 def _denoiser_of(target: Any) -> nn.Module:
-    parts = [target, *(getattr(target, name, None) for name in ("unet", "transformer"))]
+    from diffusers import DiffusionPipeline
+
+    components = target.components if isinstance(target, DiffusionPipeline) else {}
+    parts = [target, components.get("unet"), components.get("transformer")]
     found = next((part for part in parts if isinstance(part, nn.Module)), None)
     if found is None:
         raise ValueError(f"{type(target).__name__} is neither a denoiser nor a pipeline with a unet or transformer")

@@ -37,7 +37,8 @@ def main(folder: str, part: str, questions: str, answers: str, code: str) -> Non
         return denoiser(**inputs, return_dict=False)[0].contiguous()
 
     options = {"trust_remote_code": True} if code == "1" else {}
-    results = {"pipeline": answer(getattr(DiffusionPipeline.from_pretrained(folder, trust_remote_code=True), part))}
+    pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+    results = {"pipeline": answer(pipeline.components[part])}
     results["model"] = answer(AutoModel.from_pretrained(folder, subfolder=part, **options))
     if any(".fp16." in path.name for path in Path(folder, part).iterdir()):
         half = AutoModel.from_pretrained(folder, subfolder=part, variant="fp16", torch_dtype=torch.float32, **options)

@@ -84,7 +84,8 @@ def _verified(model: DiffusionModel, folder: Path) -> dict[str, float]:
 def _describe(
     model: DiffusionModel, folder: Path, name: str, reloaded: dict[str, float], licence: dict[str, Any]
 ) -> Model:
-    from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
+
+    from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
 
     twin = meta_twin(model.denoiser)
     return Model(
@@ -97,7 +98,7 @@ def _describe(
         sites=record_of(model.denoiser)["sites"],
         all_sites=len(find_sites(twin)),
         parameters=(_count(twin.state_dict()), _count(student_state(model.denoiser))),
-        pipeline_code=type(model.pipeline).__name__ in PIXEL_PIPELINES,
+        pipeline_code=isinstance(model.pipeline, PixelPipeline),
         fp16="fp16" in reloaded,
         delta=(folder / "delta").is_dir(),
         reloaded=reloaded,

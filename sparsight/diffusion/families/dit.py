@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from sparsight.diffusion.families.conditioning import ClassLabels, Conditioner
 from sparsight.diffusion.families.family import BasicBlocks
@@ -57,7 +56,8 @@ class DiT(BasicBlocks):
 
     def settle(self, denoiser: Any) -> None:
         """No dropping of labels in every block on its own while training: here the batch does it, once for all."""
-        module: nn.Module | Any
+        from diffusers.models.embeddings import LabelEmbedding
+
         for module in denoiser.modules():
-            if type(module).__name__ == "LabelEmbedding":
+            if isinstance(module, LabelEmbedding):
                 module.dropout_prob = 0.0

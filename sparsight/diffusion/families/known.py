@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -32,9 +33,7 @@ def family_of(denoiser: nn.Module) -> Family:
 
 def plain_class(denoiser: nn.Module) -> Any:
     """The class of diffusers that a denoiser is, or that a student of it derives from."""
-    import diffusers
-
-    return getattr(diffusers, family_of(denoiser).name)
+    return resolve_name(f"diffusers:{family_of(denoiser).name}")
 
 
 def conditioner_for(pipeline: Any, device: torch.device) -> Conditioner:
@@ -90,7 +89,5 @@ def published(name: str) -> Any:
     Args:
         name: One of those that the families know, such as ``sd15``.
     """
-    import diffusers
-
     family = next(family for family in FAMILIES.values() if name in family.published)
-    return getattr(diffusers, family.name)(**family.published[name])
+    return resolve_name(f"diffusers:{family.name}")(**family.published[name])

@@ -12,6 +12,7 @@ from sparsight.diffusion.families.captioned import fitting_text_encoder
 from sparsight.diffusion.families.conditioning import Conditioner, PixelCaptions
 from sparsight.diffusion.families.family import Family
 from sparsight.diffusion.families.starting_weights import close, spread
+from sparsight.diffusion.pipelines.schedulers import is_flow_matching
 
 if TYPE_CHECKING:
     from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
@@ -77,7 +78,7 @@ class SD3(Family):
             text_encoder=text_encoder,
             text_tokens=text_tokens,
         )
-        if not type(scheduler).__name__.startswith("FlowMatch"):
+        if not is_flow_matching(scheduler):
             kind = type(denoiser).__name__
             raise ValueError(f"a {kind} predicts flow: give a FlowMatchEulerDiscreteScheduler as noise_scheduler")
         spread(denoiser)

@@ -70,11 +70,13 @@ class UNet(BasicBlocks):
 
     def conditioner(self, pipeline: Any, device: torch.device) -> Conditioner:
         """Captions, as the pipeline embeds them."""
+        from diffusers import StableDiffusionXLPipeline
+
         from sparsight.diffusion.pipelines.pixel_pipeline import PixelUNetPipeline
 
         if isinstance(pipeline, PixelUNetPipeline):
             return PixelCaptions(pipeline)
-        return (SDXLCaptions if type(pipeline).__name__.startswith("StableDiffusionXL") else SDCaptions)(pipeline)
+        return (SDXLCaptions if isinstance(pipeline, StableDiffusionXLPipeline) else SDCaptions)(pipeline)
 
     def begin(
         self,

@@ -216,8 +216,8 @@ def benchmark_model(model: nn.Module, settings: Settings, *, device: torch.devic
     Raises:
         ConfigurationError: The module has no denoiser with mixers in it.
     """
-    denoiser = getattr(model, "denoiser", None)
-    if not isinstance(denoiser, nn.Module) or not students(denoiser):
+    denoiser = dict(model.named_children()).get("denoiser")
+    if denoiser is None or not students(denoiser):
         raise ConfigurationError(
             f"{type(model).__name__} has no mixers to measure: benchmark lightning_modules.AttentionDistillation"
         )

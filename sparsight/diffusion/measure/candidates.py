@@ -92,6 +92,6 @@ def grid_of(tokens: int) -> Grid:
 
 def size_for(denoiser: Any, own_tokens: int, own_size: tuple[int, int], tokens: int) -> tuple[int, int]:
     """Size in model space at which the largest site has about ``tokens`` tokens; the denoiser's own shape, scaled."""
-    step = getattr(denoiser.config, "patch_size", None) or 1
+    step = denoiser.config.get("patch_size") or 1
     height, width = (max(1, round(side * math.sqrt(tokens / own_tokens) / step)) * step for side in own_size)
     return height, width

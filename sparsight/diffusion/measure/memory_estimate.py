@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -140,6 +140,13 @@ def saved_bytes(
     return Saved(count.bytes, count.largest)
 
 
+@runtime_checkable
+class Checkpointing(Protocol):
+    """A module of diffusers that can recompute its blocks."""
+
+    gradient_checkpointing: bool
+
+
 @dataclass
 class _Count:
     """Context in which saved tensors are counted, each storage once, those that are weights not at all."""
@@ -171,7 +178,7 @@ class _Count:
 @contextmanager
 def _probing(denoiser: Any, count: _Count) -> Iterator[None]:
     """Where blocks are checkpointed, keep their inputs only, and note the largest of what is computed again."""
-    changed = {m: m._gradient_checkpointing_func for m in denoiser.modules() if getattr(m, CHECKPOINTED, False)}
+    changed = {m: m._gradient_checkpointing_func for m in _checkpointed(denoiser)}
 
     def checkpoint(block: Callable[..., Any], *inputs: Any) -> Any:
         within = _Count(known=count.seen.values())
@@ -192,7 +199,9 @@ def _probing(denoiser: Any, count: _Count) -> Iterator[None]:
             module._gradient_checkpointing_func = function
 
 
-CHECKPOINTED = "gradient_checkpointing"  # diffusers' flag of modules whose blocks are recomputed
+def _checkpointed(denoiser: nn.Module) -> Iterator[Any]:
+    """Modules whose blocks are recomputed."""
+    return (m for m in denoiser.modules() if isinstance(m, Checkpointing) and m.gradient_checkpointing)
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor, device: torch.device) -> Tensor:

@@ -64,10 +64,11 @@ class ReplacementReport:
     def rows(self) -> list[dict[str, object]]:
         """Plain rows, one a site, then the sum over sites and the whole denoiser."""
         names = ("parameters_before", "parameters_after", "flops_before", "flops_after")
-        sites = [asdict(site) | {"tokens": site.tokens} for site in self.sites]
+        sites: list[dict[str, Any]] = [asdict(site) | {"tokens": site.tokens} for site in self.sites]
+        own = asdict(self)
         empty = dict.fromkeys(sites[0], "")
-        total = empty | {"path": "all replaced sites"} | {n: sum(getattr(s, n) for s in self.sites) for n in names}
-        whole = empty | {"path": "whole denoiser"} | {n: getattr(self, n) for n in names}
+        total = empty | {"path": "all replaced sites"} | {n: sum(site[n] for site in sites) for n in names}
+        whole = empty | {"path": "whole denoiser"} | {n: own[n] for n in names}
         return [*sites, total, whole]
 
     def text(self) -> str:

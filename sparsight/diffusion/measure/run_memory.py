@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
+from sparsight.common.datamodule import datamodule_of
 from sparsight.common.measure.memory_table import MemoryEstimate
+from sparsight.common.training.averaging import averaging
 from sparsight.diffusion.measure.memory_estimate import estimate_memory
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+
+
+@runtime_checkable
+class Shaped(Protocol):
+    """Data whose batches are known in size before there are any."""
+
+    def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
+        """Samples a batch, height and width in model space."""
+        ...
 
 
 def run_memory(
@@ -26,15 +38,15 @@ def run_memory(
         optimizer: Called as ``optimizer(parameters, learning_rate)``.
     """
     trainer, model = module.trainer, module.diffusion
-    shape = getattr(trainer.datamodule, "batch_shape", None)
-    batch, *size = (1, *model.sample_shape()[1:]) if shape is None else shape(model)
+    data = datamodule_of(trainer)
+    batch, *size = data.batch_shape(model) if isinstance(data, Shaped) else (1, *model.sample_shape()[1:])
     return estimate_memory(
         module.denoiser,
         objectives=objectives,
         batch=batch,
         size=tuple(size),
         optimizer=optimizer,
-        averaged=any(type(callback).__name__ == "TrainableEMA" for callback in trainer.callbacks),
+        averaged=averaging(trainer) is not None,
         others={name: part for name, part in model.pipeline.components.items() if _is_other(module, part)},
         autocast=trainer.precision_plugin.forward_context,
         device=trainer.strategy.root_device,

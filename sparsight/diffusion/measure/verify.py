@@ -13,6 +13,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +42,19 @@ class Verdict:
     refusal: str = ""
 
 
+@runtime_checkable
+class Referenced(Protocol):
+    """A mixer with a slow, obvious form of itself."""
+
+    def reference(self, *arguments: Any) -> Tensor:
+        """What ``mix``, or ``forward`` of a feature mixer, computes, from the same arguments."""
+        ...
+
+
 @torch.no_grad()
 def verify(mixer: TokenMixer, *, dtype: torch.dtype, device: torch.device, grids: Sequence[Grid] = GRIDS) -> Verdict:
     """Compare a copy of the mixer in ``dtype`` on ``device`` with its reference; see the module's text."""
-    against = "its reference" if hasattr(mixer, "reference") else "itself in float64"
+    against = "its reference" if isinstance(mixer, Referenced) else "itself in float64"
     fast, slow = copy.deepcopy(mixer).to(device, dtype), copy.deepcopy(mixer).to("cpu", torch.float64)
     errors = []
     with torch.random.fork_rng(devices=[]):
@@ -77,10 +87,10 @@ def _attempt(call: Callable[[], Tensor]) -> Tensor | str:
 
 
 def _reference(mixer: TokenMixer, inputs: list[Tensor], grid: Grid) -> Tensor:
-    own = getattr(mixer, "reference", None)
-    if own is None:
+    scale = (mixer.site.head_dim**-0.5,) if isinstance(mixer, CoreMixer) else ()
+    if not isinstance(mixer, Referenced):
         return apply_mixer(mixer, inputs, grid)
-    return own(*inputs, grid, mixer.site.head_dim**-0.5) if isinstance(mixer, CoreMixer) else own(*inputs, grid)
+    return mixer.reference(*inputs, grid, *scale)
 
 
 def _error_at_exact_limit(mixer: TokenMixer, grid: Grid, dtype: torch.dtype, device: torch.device) -> float | None:

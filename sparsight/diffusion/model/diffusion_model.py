@@ -13,7 +13,7 @@ from sparsight.common.finite import check_finite
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.conditioning import Condition, Conditioner, map_condition
 from sparsight.diffusion.families.known import conditioner_for, family_of
-from sparsight.diffusion.model.load import DENOISERS, load_pipeline
+from sparsight.diffusion.model.load import denoiser_name, load_pipeline
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.scaling import scaling_of, warn_of_unused
 
@@ -34,7 +34,7 @@ class DiffusionModel:
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
-        self.component = next((c for c in DENOISERS if getattr(pipeline, c, None) is not None), "")
+        self.component = denoiser_name(pipeline)
         if not self.component:
             raise ValueError(f"{type(pipeline).__name__} has neither a unet nor a transformer")
         for name, part in pipeline.components.items():
@@ -48,7 +48,7 @@ class DiffusionModel:
                 "one spacing before; train with prediction_type: v_prediction, or set rescale_betas_zero_snr to false",
                 stacklevel=2,
             )
-        self.vae: Any = getattr(pipeline, "vae", None)
+        self.vae: Any = pipeline.components.get("vae")
         if self.vae is not None:
             warn_of_unused(pipeline)
             if self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast"):
@@ -63,7 +63,7 @@ class DiffusionModel:
     @property
     def denoiser(self) -> Any:
         """The UNet or transformer."""
-        return getattr(self.pipeline, self.component)
+        return self.pipeline.unet if self.component == "unet" else self.pipeline.transformer
 
     @property
     def device(self) -> torch.device:

@@ -28,7 +28,8 @@ def codec_identity(pipeline: Any) -> dict[str, Any]:
             identity[name] = _weights(part)
         elif name.startswith("tokenizer") and part is not None:
             identity[name] = {"rules": tokenizer_hash(part)}
-    config = getattr(getattr(pipeline, "transformer", None), "config", {})
+    transformer = pipeline.components.get("transformer")
+    config = {} if transformer is None else transformer.config
     return identity | {
         "size_conditions": bool(config.get("use_additional_conditions")),
         "zeros_for_no_caption": zeros_for_no_caption(pipeline),
@@ -41,8 +42,10 @@ def _weights(part: Any) -> dict[str, Any]:
 
 def tokenizer_hash(tokenizer: Any) -> str:
     """SHA-256 over the rules by which a tokenizer makes tokens of texts."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = {"vocabulary": tokenizer.get_vocab()} if backend is None else json.loads(backend.to_str())
+    from transformers import PreTrainedTokenizerFast
+
+    fast = isinstance(tokenizer, PreTrainedTokenizerFast)
+    rules = json.loads(tokenizer.backend_tokenizer.to_str()) if fast else {"vocabulary": tokenizer.get_vocab()}
     for changed_by_use in ("padding", "truncation"):
         rules.pop(changed_by_use, None)
     rules = {"class": type(tokenizer).__name__, "length": tokenizer.model_max_length, "rules": rules}

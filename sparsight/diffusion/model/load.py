@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 from sparsight.common.disk.shipped import resolve
@@ -39,11 +39,16 @@ def load_pipeline(
     with reading_pipeline(source):
         pipeline = _load(name, source, revision=revision, variant=variant, trust_remote_code=trust_remote_code)
     folder = Path(source)
-    part = next((part for part in DENOISERS if getattr(pipeline, part, None) is not None), "")
-    packed = part and getattr(pipeline, part).config.get("quantization_config")
+    part = denoiser_name(pipeline)
+    packed = part and pipeline.components[part].config.get("quantization_config")
     if part and not packed and (folder / part).is_dir() and not variants_of(folder / part) - {None}:
-        check_names(getattr(pipeline, part), folder / part, part=part)
+        check_names(pipeline.components[part], folder / part, part=part)
     return pipeline
+
+
+def denoiser_name(pipeline: DiffusionPipeline) -> str:
+    """Which of :data:`DENOISERS` a pipeline has; empty for none."""
+    return next((part for part in DENOISERS if pipeline.components.get(part) is not None), "")
 
 
 def _load(
@@ -144,7 +149,7 @@ def _load_pixel_pipeline(
         if part in made or not isinstance(address, list):
             continue
         if address[0] in LIBRARIES:
-            part_class = getattr(importlib.import_module(address[0]), address[1])
+            part_class = resolve_name(f"{address[0]}:{address[1]}")
             arguments[part] = part_class.from_pretrained(folder, **options)
         else:
             arguments[part] = AutoModel.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **options)

@@ -5,12 +5,13 @@ Shape legend: B batch; samples are (B, C, H, W) in model space.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from sparsight.common.errors import require
+from sparsight.diffusion.pipelines.schedulers import is_flow_matching
 
 NO_SIGNAL = 1e-6  # alpha^2 of a last step that is noise alone; Euler schedulers hold 2^-24 in place of 0
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
@@ -18,6 +19,14 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
 def _expand(coefficient_B: Tensor, like: Tensor) -> Tensor:
     return coefficient_B.to(like.device, torch.float32).view(-1, *[1] * (like.ndim - 1))
+
+
+@runtime_checkable
+class KnowsSignal(Protocol):
+    """A scheduler that tells the share of the signal, squared, at every training step."""
+
+    config: Any
+    alphas_cumprod: Tensor
 
 
 class NoiseProcess:
@@ -38,7 +47,7 @@ class NoiseProcess:
     def __init__(self, scheduler: Any) -> None:
         self.num_train_timesteps: int = scheduler.config.num_train_timesteps
         require(self.num_train_timesteps >= 1, "num_train_timesteps", self.num_train_timesteps, "1 or more (scheduler)")
-        if type(scheduler).__name__.startswith("FlowMatch"):
+        if is_flow_matching(scheduler):
             self.prediction_type = "flow"
             # The training table of the scheduler, noise descending, with its resolution shift; index 0 is t = 1 step.
             self._sigma_T = torch.as_tensor(scheduler.sigmas).float().flip(0)
@@ -46,7 +55,7 @@ class NoiseProcess:
                 self._sigma_T = self._sigma_T[-self.num_train_timesteps :]
             self._alpha_T = 1 - self._sigma_T
             self.timesteps_T = self._sigma_T * self.num_train_timesteps
-        elif hasattr(scheduler, "alphas_cumprod"):
+        elif isinstance(scheduler, KnowsSignal):
             self.prediction_type = scheduler.config.prediction_type
             signal_T = scheduler.alphas_cumprod.float()
             self._alpha_T, self._sigma_T = signal_T.sqrt(), (1 - signal_T).sqrt()

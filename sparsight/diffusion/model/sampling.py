@@ -13,6 +13,7 @@ from sparsight.diffusion.families.conditioning import concatenate_conditions
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.randomness import Stream, sample_normal
+from sparsight.diffusion.pipelines.schedulers import is_flow_matching
 
 
 def deterministic_sampler(scheduler: Any) -> Any:
@@ -23,7 +24,7 @@ def deterministic_sampler(scheduler: Any) -> Any:
     """
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-    if type(scheduler).__name__.startswith("FlowMatch"):
+    if is_flow_matching(scheduler):
         return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
     spacing = "leading" if NoiseProcess(scheduler).ends_blind else "trailing"
     return DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing, clip_sample=False)

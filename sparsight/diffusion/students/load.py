@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-import diffusers
 from diffusers.models.modeling_utils import no_init_weights
 from safetensors.torch import load_file
 from torch import Tensor
@@ -23,7 +23,7 @@ PREFIX = "Student"
 
 CLASSES: dict[str, Any] = {
     family.name: type(
-        f"Student{family.name}", (AdapterGuard, getattr(diffusers, family.name)), {"__module__": __name__}
+        f"Student{family.name}", (AdapterGuard, resolve_name(f"diffusers:{family.name}")), {"__module__": __name__}
     )
     for family in FAMILIES.values()
     if family.loads_adapters
@@ -58,7 +58,7 @@ def load_student(folder: Path, *, variant: str | None = None, trust_remote_code:
     if base not in FAMILIES:
         raise ValueError(f"{folder} holds a {base!r}; students are of {', '.join(FAMILIES)}")
     with no_init_weights():
-        model = CLASSES.get(base, getattr(diffusers, base)).from_config(options)
+        model = (CLASSES.get(base) or resolve_name(f"diffusers:{base}")).from_config(options)
         apply_record(model, record, trust_remote_code=trust_remote_code)
     ours = student_file({type(student.mixer) for student in students(model).values()}, base)
     if ours.stem != code:

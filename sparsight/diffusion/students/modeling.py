@@ -26,6 +26,7 @@ from sparsight.diffusion.families.known import FAMILIES
 
 ROOT = Path(__file__).parents[3]
 OURS = ("blocks", "sparsight")
+Named = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def load_class(code: CodeFile, folder: Path) -> type:
     module.__file__ = str(path)
     sys.modules[code.stem] = module
     exec(compile(code.text, str(path), "exec"), module.__dict__)
-    return getattr(module, code.class_name)
+    return module.__dict__[code.class_name]
 
 
 def class_path(mixer: type[TokenMixer]) -> str:
@@ -211,7 +212,7 @@ def _take(piece: Piece) -> tuple[str, set[str], dict[str, str]]:
     _refuse_imports(piece, tree)
     lines = text.split("\n")
     if piece.names:
-        wanted = [node for node in tree.body if getattr(node, "name", None) in piece.names]
+        wanted = [node for node in tree.body if isinstance(node, Named) and node.name in piece.names]
         assert len(wanted) == len(piece.names), f"{piece.title} lacks one of {piece.names}"
         body = "\n\n\n".join("\n".join(lines[_first_line(node) - 1 : node.end_lineno]) for node in wanted)
     else:
@@ -274,7 +275,7 @@ def _globals(text: str, *, imports: bool = False) -> set[str]:
 
 
 def _first_line(node: ast.stmt) -> int:
-    decorators = getattr(node, "decorator_list", [])
+    decorators = node.decorator_list if isinstance(node, Named) else []
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 

@@ -41,8 +41,8 @@ class ExportedPipeline(SavedWithCode):
         """The pipeline's index; it names this file, and where ``AutoModel`` finds the code of a student in it."""
         index = json.loads(super().to_json_string())  # type: ignore[misc]
         index["_class_name"] = [Path(__file__).stem, type(self).__name__]
-        for part in getattr(self, "components", {}).values():
-            if getattr(part, "_auto_class", None) is not None:
+        for part in self.components.values():  # type: ignore[attr-defined]
+            if getattr(part, "_auto_class", None) is not None:  # of a file of its own, or a part of any library
                 index["auto_map"] = {"AutoModel": f"{type(part).__module__}.{type(part).__name__}"}
         return json.dumps(index, indent=2, sort_keys=True) + "\n"
 

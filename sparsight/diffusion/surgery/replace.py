@@ -65,7 +65,7 @@ def replace(
 def make_student(attention: Any, mixer: TokenMixer, *, own_projections: bool) -> StudentAttention:
     """The student of one attention; core mixers share its projections or own trainable copies."""
     names = ("to_q", "to_k", "to_v", "to_out") if isinstance(mixer, CoreMixer) else ()
-    projections = {name: getattr(attention, name) for name in names}
+    projections = {name: attention.get_submodule(name) for name in names}
     if own_projections:
         projections = {name: _trainable_copy(module) for name, module in projections.items()}
     return StudentAttention(

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.base import Grid
 from sparsight.diffusion.surgery.site_error import mean_squares
-from sparsight.diffusion.surgery.student import StudentAttention, checked_grid
+from sparsight.diffusion.surgery.student import OnGrid, StudentAttention, checked_grid
 
 
 class Mode(IntEnum):
@@ -25,7 +24,7 @@ class Mode(IntEnum):
     """The teacher answers, and the student is compared with it on the same input, which gets no gradient from that."""
 
 
-class AttentionShell(nn.Module):
+class AttentionShell(OnGrid):
     """Takes the place of a self-attention and keeps its forward signature.
 
     Args:
@@ -35,7 +34,6 @@ class AttentionShell(nn.Module):
     Attributes:
         mode: Who answers; written by :func:`sparsight.diffusion.surgery.replace.set_mode`.
         handed_over: Whether the student has the site for good; while not, it learns beside the teacher.
-        grid: Written before every forward pass by the hook of the owning stack.
         output: (B, N, C) that the site last answered in teacher or student mode.
         squares: Mean square of the student's error and of the teacher's answer, from the last layer-wise pass.
     """
@@ -46,7 +44,6 @@ class AttentionShell(nn.Module):
         self.student = student
         self.mode = Mode.TEACHER
         self.handed_over = True
-        self.grid: Grid | None = None
         self.output: Tensor | None = None
         self.squares: tuple[Tensor, Tensor] | None = None
 
@@ -60,10 +57,10 @@ class AttentionShell(nn.Module):
         """Map (B, N, C) to (B, N, C) as the mode says.
 
         Raises:
-            ValueError: A mask or an encoder state is given, or the tokens do not fill the grid.
+            ValueError: The student answers, and refuses what it is given; or the tokens do not fill the grid.
         """
         if self.mode is Mode.STUDENT:
-            output = self.student(hidden_states, encoder_hidden_states, attention_mask)
+            output = self.student(hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs)
         else:
             output = self.teacher(hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs)
         if self.mode is Mode.LAYERWISE:

@@ -106,7 +106,7 @@ def refuse_unsupported(path: str, attention: Attention) -> None:
         "spatial_norm": attention.spatial_norm,
         "norm_q": attention.norm_q,
         "norm_k": attention.norm_k,
-        "add_k_proj": getattr(attention, "add_k_proj", None),
+        "add_k_proj": attention.added_kv_proj_dim,
         "norm_cross": attention.norm_cross,
     }
     present = [name for name, value in extras.items() if value is not None]
@@ -131,9 +131,9 @@ def probe_grids(denoiser: nn.Module, size: tuple[int, int] | None = None) -> dic
     grids: dict[str, Grid] = {}
     paths = {module: path for path, module in twin.named_modules()}
 
-    def note(stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         hidden_BCHW = args[0] if args else kwargs["hidden_states"]
-        patch = getattr(stack.config, "patch_size", None) or 1
+        patch = stack.config.get("patch_size") or 1
         grid = Grid(hidden_BCHW.shape[-2] // patch, hidden_BCHW.shape[-1] // patch)
         prefix = f"{paths[stack]}." if paths[stack] else ""
         grids.update({path: grid for path, _ in self_attentions(twin) if path.startswith(prefix)})

@@ -15,8 +15,23 @@ from torch import Tensor, nn
 
 from blocks.base import CoreMixer, Grid, TokenMixer
 
+# what diffusers hands to every attention of a block: options of adapters of others, and a scale that it ignores
+OF_OTHERS = frozenset({"ip_adapter_masks", "ip_hidden_states", "scale"})
 
-class StudentAttention(nn.Module):
+
+class OnGrid(nn.Module):
+    """A module that must know how its tokens are laid out.
+
+    Attributes:
+        grid: Written before every forward pass by the hook of the owning stack, :func:`deliver_grid`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.grid: Grid | None = None
+
+
+class StudentAttention(OnGrid):
     """A mixer behind the signature of a diffusers attention.
 
     Core mixers stand between query, key, value and output projections; feature mixers are alone. What keeps a
@@ -46,7 +61,6 @@ class StudentAttention(nn.Module):
         self.scale = scale
         self.rescale_output_factor = rescale_output_factor
         self.residual_connection = residual_connection
-        self.grid: Grid | None = None
 
     def forward(
         self,
@@ -58,8 +72,12 @@ class StudentAttention(nn.Module):
         """Map (B, N, C) to (B, N, C).
 
         Raises:
-            ValueError: A mask or an encoder state is given, or the tokens do not fill the grid.
+            ValueError: A mask, an encoder state or what a mixer knows nothing of is given, or the tokens do not fill
+                the grid.
         """
+        unknown = sorted(cross_attention_kwargs.keys() - OF_OTHERS)
+        if unknown:
+            raise ValueError(f"{self.mixer.site.path} replaces a self-attention: it knows nothing of {unknown[0]}")
         if encoder_hidden_states is not None or attention_mask is not None:
             raise ValueError(f"{self.mixer.site.path} replaces a self-attention: it takes no mask and no encoder state")
         grid = checked_grid(self.grid, hidden_states, self.mixer.site.path)
@@ -126,11 +144,11 @@ def deliver_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     It reads the input's height and width and the patch size, and uses the module it is given, so deep copies work.
     """
     hidden_BCHW = args[0] if args else kwargs["hidden_states"]
-    patch = getattr(stack.config, "patch_size", None) or 1
+    patch = stack.config.get("patch_size") or 1
     grid = Grid(hidden_BCHW.shape[-2] // patch, hidden_BCHW.shape[-1] // patch)
     module: Any
     for module in stack.modules():
-        if hasattr(module, "grid"):
+        if isinstance(module, OnGrid):
             module.grid = grid
 
 

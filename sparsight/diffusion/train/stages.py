@@ -76,16 +76,21 @@ class Stage:
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
         if isinstance(self.loss, str) and self.loss not in OBJECTIVES:
             raise ValueError(f"unknown loss preset {self.loss!r}; known are {', '.join(OBJECTIVES)}")
-        for name in ("to_teacher", "to_target", "site", "gamma"):
-            weight = getattr(self.terms, name)
+        terms = self.terms
+        weights = {"to_teacher": terms.to_teacher, "to_target": terms.to_target, "site": terms.site}
+        for name, weight in {**weights, "gamma": terms.gamma}.items():
             require(0 <= weight < math.inf, f"loss.{name}", weight, "0 or more")
-        weights = {name: getattr(self.terms, name) for name in ("to_teacher", "to_target", "site")}
         require(self.objective != "end_to_end" or any(weights.values()), "loss", weights, "a weight above 0 among them")
 
     @property
     def terms(self) -> Objective:
         """The loss terms, with a preset resolved."""
         return OBJECTIVES[self.loss] if isinstance(self.loss, str) else self.loss
+
+    @property
+    def rates(self) -> str:
+        """The learning rate, in words."""
+        return f"{self.lr:g}"
 
 
 def site_weight(weights: dict[str, float], path: str) -> float:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
-
-import torch
 
 from blocks.base import AttentionWeights, SiteSamples
 from sparsight.common.training.sharding import fill, is_sharded, whole
@@ -20,12 +17,21 @@ def start_from_teacher(shell: AttentionShell, samples: Sequence[SiteSamples]) ->
     if not is_sharded(mixer):
         mixer.init_from_teacher(weights, samples)
         return
-    values = {field.name: getattr(weights, field.name) for field in fields(weights)}
-    values = {name: whole(value) if isinstance(value, torch.Tensor) else value for name, value in values.items()}
-    twin = type(mixer)(mixer.site, **mixer.options).to(values["query"].device)
+    weights = AttentionWeights(
+        query=whole(weights.query),
+        key=whole(weights.key),
+        value=whole(weights.value),
+        out=whole(weights.out),
+        query_bias=None if weights.query_bias is None else whole(weights.query_bias),
+        key_bias=None if weights.key_bias is None else whole(weights.key_bias),
+        value_bias=None if weights.value_bias is None else whole(weights.value_bias),
+        out_bias=None if weights.out_bias is None else whole(weights.out_bias),
+        scale=weights.scale,
+    )
+    twin = type(mixer)(mixer.site, **mixer.options).to(weights.query.device)
     for name, parameter in twin.state_dict().items():
         parameter.copy_(whole(mixer.state_dict()[name]))
-    twin.init_from_teacher(AttentionWeights(**values), samples)
+    twin.init_from_teacher(weights, samples)
     started = twin.state_dict()
     for name, parameter in mixer.state_dict().items():
         fill(parameter, started[name])

@@ -113,7 +113,7 @@ class TeacherPlan:
         """
         channels, height, width = model.sample_shape()
         height, width = self.size or (height, width)
-        patch = getattr(model.denoiser.config, "patch_size", None) or 1
+        patch = model.denoiser.config.get("patch_size") or 1
         if min(height, width) < patch or height % patch or width % patch:
             raise ValueError(f"size {(height, width)} must be multiples of the denoiser's patch size {patch}")
         if height != width and family_of(model.denoiser).square_only:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor
 from torchmetrics import Metric
 
+from sparsight.evaluation.images.extractor import FeatureExtractor
 from sparsight.evaluation.images.samples import Samples
 
 
@@ -23,6 +24,10 @@ class GenerationMetric(Metric, ABC):
     """Whether samples must carry captions."""
     needs_teacher = False
     """Whether the teacher's images and latents must be drawn beside the student's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.extractor: FeatureExtractor | None = None  # what describes images; metrics of a run share equal ones
 
     @property
     @abstractmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,19 @@ from sparsight.common.finite import check_rows
 from sparsight.evaluation.images.base import GenerationMetric
 from sparsight.evaluation.images.extractor import FeatureExtractor
 from sparsight.evaluation.images.samples import Samples
+
+
+@runtime_checkable
+class OfImagesAndTexts(Protocol):
+    """A network that puts images and texts into one space."""
+
+    def get_image_features(self, **inputs: Any) -> Any:
+        """Features of images."""
+        ...
+
+    def get_text_features(self, **inputs: Any) -> Any:
+        """Features of texts."""
+        ...
 
 
 class CLIPFeatures(FeatureExtractor):
@@ -40,12 +53,13 @@ class CLIPFeatures(FeatureExtractor):
 
         try:
             with torch.random.fork_rng(devices=[]):
-                network = AutoModel.from_pretrained(model, revision=revision, dtype=torch.float32)
+                network: Any = AutoModel.from_pretrained(model, revision=revision, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
             processor = AutoImageProcessor.from_pretrained(model, revision=revision)
         except OSError as error:
             raise FileNotFoundError(f"no CLIP model with tokenizer and processor at {model!r}: {error}") from error
-        if not (hasattr(network, "get_image_features") and hasattr(network, "get_text_features")):
+        served = isinstance(network, OfImagesAndTexts)
+        if not served:
             raise ValueError(f"{model!r} is a {type(network).__name__}, which has no features of images and texts")
         super().__init__(
             network,
@@ -79,7 +93,7 @@ class CLIPFeatures(FeatureExtractor):
 
 def _pooled(features: Any) -> Tensor:
     """The features themselves: transformers 5 wraps them in a model output."""
-    return getattr(features, "pooler_output", features)
+    return features if isinstance(features, Tensor) else features.pooler_output
 
 
 class CLIPScore(GenerationMetric):
@@ -97,6 +111,7 @@ class CLIPScore(GenerationMetric):
 
     needs_captions = True
     higher_is_better = True
+    extractor: CLIPFeatures
     score_sum: Tensor
     count: Tensor
     truncated: Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -116,6 +116,15 @@ class TimmFeatures(FeatureExtractor):
         return self.network.forward_head(self.network.forward_features(x), pre_logits=True)
 
 
+@runtime_checkable
+class OfAnySize(Protocol):
+    """A network of timm that must be told the size of images before it takes another one."""
+
+    def set_input_size(self, *, img_size: tuple[int, int]) -> None:
+        """Fit what depends on the size, such as position embeddings."""
+        ...
+
+
 def _timm_network(model: str, weights: str | None, size: int | None) -> tuple[Any, dict[str, Any]]:
     import timm
     from timm.data import resolve_model_data_config
@@ -130,7 +139,7 @@ def _timm_network(model: str, weights: str | None, size: int | None) -> tuple[An
     except OSError as error:
         raise FileNotFoundError(f"no weights of {model!r} here or on the hub; give a file as weights") from error
     config = resolve_model_data_config(network)
-    if size is not None and hasattr(network, "set_input_size"):
+    if size is not None and isinstance(network, OfAnySize):
         network.set_input_size(img_size=(size, size))
     return network, config
 

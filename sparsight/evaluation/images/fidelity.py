@@ -74,6 +74,7 @@ class TeacherSimilarity(GenerationMetric):
 
     needs_teacher = True
     higher_is_better = True
+    extractor: FeatureExtractor
     cosine_sum: Tensor
     count: Tensor
 

@@ -40,8 +40,13 @@ class Samples:
 
     def __post_init__(self) -> None:
         """See above."""
-        names = ("latents", "images", "teacher_latents", "teacher_images")
-        check_rows({name.replace("_", " "): getattr(self, name) for name in names}, self.index, "drawn samples")
+        named = {
+            "latents": self.latents,
+            "images": self.images,
+            "teacher latents": self.teacher_latents,
+            "teacher images": self.teacher_images,
+        }
+        check_rows(named, self.index, "drawn samples")
 
     @cached_property
     def pixels(self) -> Tensor:

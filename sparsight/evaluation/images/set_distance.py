@@ -39,6 +39,7 @@ class SetDistance(GenerationMetric, WrapperMetric):
     """
 
     higher_is_better = False
+    extractor: FeatureExtractor
     kind: str
     """What is kept of a set; files of another kind are refused."""
 

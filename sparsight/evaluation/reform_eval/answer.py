@@ -89,7 +89,7 @@ def answer_units(model: PreTrainedModel, tokenizer: Any, batch: Mapping[str, Any
 
 def _asked(unit: Unit) -> dict[str, Any]:
     asked: dict[str, Any] = {"task": unit.task, "sample": unit.sample, "run": unit.run, "method": unit.method}
-    asked |= {name: value for name in ("dialogue", "turn") if (value := getattr(unit, name)) is not None}
+    asked |= {name: value for name, value in (("dialogue", unit.dialogue), ("turn", unit.turn)) if value is not None}
     asked |= {"instruction": unit.variant.instruction, "wording": unit.variant.wording}
     asked |= {"pictures": unit.pictures, "question": unit.question}
     if unit.formulation != "SingleChoice":

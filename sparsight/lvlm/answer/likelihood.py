@@ -14,12 +14,12 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from sparsight.common.training.sharding import is_sharded
@@ -153,10 +153,22 @@ def _of_others(
     return log_RL.sum(1)
 
 
+@runtime_checkable
+class Ahead(Protocol):
+    """A model (Qwen-VL) that remembers how far the positions of a batch are ahead of its tokens."""
+
+    rope_deltas: Tensor | None
+
+
+def _inner(model: nn.Module) -> nn.Module:
+    """The part of a model that makes hidden states."""
+    return dict(model.named_children()).get("model", model)
+
+
 def _forget_positions(model: Any) -> None:
     """Drop what Qwen-VL remembers of an earlier batch; it makes no new numbers for questions without images."""
-    owner = getattr(model, "model", model)
-    if getattr(owner, "rope_deltas", None) is not None:
+    owner = _inner(model)
+    if isinstance(owner, Ahead):
         owner.rope_deltas = None
 
 
@@ -165,7 +177,8 @@ def _positions(model: Any, mask: Tensor, count: int, question_R: Tensor) -> dict
 
     It keeps for every question how far positions are ahead of tokens, but cannot continue by several tokens by itself.
     """
-    ahead = getattr(getattr(model, "model", model), "rope_deltas", None)
+    owner = _inner(model)
+    ahead = owner.rope_deltas if isinstance(owner, Ahead) else None
     if ahead is None:
         return {}
     positions_RL = (mask.cumsum(1) - 1)[:, -count:] + ahead[question_R].to(mask)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -74,6 +74,14 @@ class _Tokens:
         return first, _token_behind(self.offsets, end)
 
 
+@runtime_checkable
+class OfImagesAndTexts(Protocol):
+    """A processor of both."""
+
+    tokenizer: Any
+    image_processor: Any
+
+
 class ChatFormat:
     """What a conversation is for one model.
 
@@ -94,9 +102,10 @@ class ChatFormat:
     ) -> None:
         name = type(processor).__name__
         self.processor = processor
-        self.tokenizer: Any = getattr(processor, "tokenizer", None)
-        if self.tokenizer is None or getattr(processor, "image_processor", None) is None:
+        complete = isinstance(processor, OfImagesAndTexts) and processor.image_processor is not None
+        if not complete or processor.tokenizer is None:
             raise ValueError(f"{name} is no processor of texts and images; give the folder of an image-text model")
+        self.tokenizer: Any = processor.tokenizer
         if not self.tokenizer.is_fast:
             raise ValueError(f"the tokenizer {type(self.tokenizer).__name__} gives no offsets; use its fast version")
         if "labels" in processor.model_input_names:

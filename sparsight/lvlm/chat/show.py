@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningDataModule
 
@@ -10,6 +10,23 @@ from sparsight.common.errors import ConfigurationError
 
 Split = Literal["train", "val", "test"]
 STAGES = {"train": "fit", "val": "validate", "test": "test"}
+
+
+@runtime_checkable
+class Described(Protocol):
+    """Data that can be shown record by record."""
+
+    def describe(self, split: str, index: int) -> str:
+        """A record of a split as the model sees it."""
+        ...
+
+    def prepare_data(self) -> None:
+        """Download what they need."""
+        ...
+
+    def setup(self, stage: str) -> None:
+        """Open what a stage needs."""
+        ...
 
 
 def show_records(datamodule: LightningDataModule, *, split: Split, index: int, count: int) -> None:
@@ -24,8 +41,7 @@ def show_records(datamodule: LightningDataModule, *, split: Split, index: int, c
     Raises:
         ConfigurationError: The datamodule cannot describe records, has no such split, or none of these can be shown.
     """
-    describe: Any = getattr(datamodule, "describe", None)
-    if not callable(describe):
+    if not isinstance(datamodule, Described):
         raise ConfigurationError(
             f"{type(datamodule).__name__} does not describe records: use datamodules.InstructionDataModule"
         )
@@ -36,7 +52,7 @@ def show_records(datamodule: LightningDataModule, *, split: Split, index: int, c
     shown = 0
     for position in range(index, index + count):
         try:
-            print(describe(split, position), end="\n\n")
+            print(datamodule.describe(split, position), end="\n\n")
             shown += 1
         except ValueError as error:
             reason = f"{split} record {position} cannot be used: {error}"

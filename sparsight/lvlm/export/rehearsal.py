@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.plain import setting
 from sparsight.lvlm.export.adapters import adapter_config, kept_names, tensors_beside
 from sparsight.lvlm.export.reload import answers, example_inputs
 from sparsight.lvlm.model.lora import is_adapter
@@ -43,7 +44,7 @@ def rehearse_export(module: Any, processor: Any) -> None:
         _step("save the processor", lambda: processor.save_pretrained(scratch))
         _step("save the configuration", lambda: model.config.save_pretrained(scratch))
         _step("save the generation settings", lambda: model.generation_config.save_pretrained(scratch))
-    if getattr(model.config, "quantization_config", None) is None:  # packed weights have shapes of their own
+    if setting(model.config, "quantization_config") is None:  # packed weights have shapes of their own
         _step(
             "build the model from its configuration again", lambda: check_rebuilds(skeleton(model), base_shapes(model))
         )

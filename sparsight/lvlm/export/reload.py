@@ -22,7 +22,7 @@ def example_inputs(processor: Any, side: int = 224) -> dict[str, Any]:
     ramp = np.add.outer(np.arange(side), np.arange(side)) % 256
     image = Image.fromarray(np.stack([ramp, ramp[::-1], ramp.T], -1).astype(np.uint8))
     question = "What is in this picture?"
-    if getattr(processor, "chat_template", None) is None:
+    if processor.chat_template is None:
         text = f"{processor.image_token}\n{question}"
     else:
         parts = [{"type": "image"}, {"type": "text", "text": question}]

@@ -6,7 +6,7 @@ import copy
 import tempfile
 from collections.abc import Collection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from safetensors.torch import load_file
@@ -31,6 +31,15 @@ if TYPE_CHECKING:
 
 NEW = ("with_cache", "without_cache")
 SHARD = "5GB"  # largest safetensors file
+
+
+@runtime_checkable
+class Processing(Protocol):
+    """Data that a processor of transformers is needed for."""
+
+    def load_processor(self) -> Any:
+        """The processor, as samples are made with it."""
+        ...
 
 
 def write_lvlm(
@@ -101,8 +110,7 @@ def write_lvlm(
 
 def processor_of(datamodule: Any) -> Any:
     """The processor that a datamodule makes its samples with, if it has one."""
-    load = getattr(datamodule, "load_processor", None)
-    return None if load is None else load()
+    return datamodule.load_processor() if isinstance(datamodule, Processing) else None
 
 
 def finished(model: PreTrainedModel, *, removed: Collection[int], dtype: torch.dtype) -> PreTrainedModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -196,6 +196,14 @@ def _adapters(model: nn.Module) -> Iterator[tuple[str, Any]]:
             yield name, module
 
 
+@runtime_checkable
+class OnParameter(Protocol):
+    """An adapter of peft that stands on a parameter, not on a layer: on those of experts."""
+
+    parameter_name: str
+
+
 def _weight_of(name: str, module: Any) -> str:
     """Name, in the model without adapters, of the weight that an adapter stands on."""
-    return f"{name.replace('.base_layer', '')}.{getattr(module, 'parameter_name', 'weight')}"
+    parameter = module.parameter_name if isinstance(module, OnParameter) else "weight"
+    return f"{name.replace('.base_layer', '')}.{parameter}"

@@ -6,9 +6,20 @@ import inspect
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
+from sparsight.common.plain import setting
 from sparsight.lvlm.model.load import check_folder, first_line
+
+
+@runtime_checkable
+class Based(Protocol):
+    """A module with a model whose processor can be loaded."""
+
+    base: str
+    """Folder or hub id of the model."""
+    source: dict[str, Any]
+    """Options to load anything of it with."""
 
 
 def load_processor(
@@ -74,6 +85,14 @@ def _read_template(given: str) -> str:
     return Path(given).read_text(encoding="utf-8")
 
 
+@runtime_checkable
+class TellsOptions(Protocol):
+    """An image processor that declares its options."""
+
+    valid_kwargs: Any
+    """A class whose annotations they are."""
+
+
 def _check_options(processor: Any, options: Iterable[str]) -> None:
     """Refuse what transformers would ignore.
 
@@ -81,8 +100,8 @@ def _check_options(processor: Any, options: Iterable[str]) -> None:
         ValueError: An option is known to neither processor nor image processor; the message lists what is.
     """
     kind: Any = type(processor)
-    images: Any = getattr(processor, "image_processor", None)
-    if not hasattr(images, "valid_kwargs"):
+    images = setting(processor, "image_processor")
+    if not isinstance(images, TellsOptions):
         return  # code of a hub model that does not tell
     known = set(inspect.signature(kind.__init__).parameters) | set(images.valid_kwargs.__annotations__)
     known -= {"self", "args", "kwargs", "chat_template", *kind.get_attributes()}
@@ -101,8 +120,8 @@ def _take_from_tokenizer(processor: Any, options: Iterable[str]) -> None:
     Where the processor's class has a value of its own (InternVL's ``crop_to_patches``), nothing but that copy beats it.
     """
     kind: Any = type(processor)
-    own = getattr(kind, "images_kwargs", None)
+    own = setting(kind, "images_kwargs")
     if own is None:  # transformers before 5.23
-        own = getattr(getattr(kind, "valid_processor_kwargs", None), "_defaults", {}).get("images_kwargs", {})
+        own = setting(setting(kind, "valid_processor_kwargs"), "_defaults", {}).get("images_kwargs", {})
     for name in set(options) - set(own):
         processor.tokenizer.init_kwargs.pop(name, None)

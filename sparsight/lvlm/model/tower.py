@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from sparsight.common.plain import setting
 from sparsight.lvlm.model.unserved import refusal
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def find_parts(model: PreTrainedModel) -> Parts:
 
 
 def _image_token_id(model: PreTrainedModel, named: PartNames | None) -> int:
-    said = [getattr(model.config, option, None) for option in IMAGE_TOKEN]
+    said = [setting(model.config, option) for option in IMAGE_TOKEN]
     known = [None if named is None else named.image_token_id, *said]
     for number in known:
         if number is not None:

@@ -8,6 +8,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+from sparsight.common.plain import setting
+
 ENCODER_DECODER = "an encoder reads the image and the question, and its decoder attends to that"
 UNSERVED = {  # by model_type
     "blip": "its text decoder attends to the image across, in an encoder-decoder of its own",
@@ -30,6 +32,6 @@ UNSERVED = {  # by model_type
 
 def refusal(config: PretrainedConfig) -> str | None:
     """Why models of a configuration are not served, if they are not."""
-    if getattr(config, "is_encoder_decoder", False):
+    if setting(config, "is_encoder_decoder", False):
         return ENCODER_DECODER
-    return UNSERVED.get(getattr(config, "model_type", ""))
+    return UNSERVED.get(setting(config, "model_type", ""))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from sparsight.common.plain import setting
 from sparsight.lvlm.model.bypass import replaced_forward
 from sparsight.lvlm.model.tower import Parts
 
@@ -40,7 +41,7 @@ class VisionCache:
         if len(parts.vision) != 1:
             raise ValueError(f"vision_cache_gib needs one vision tower, but there are {list(parts.vision)}")
         (self.tower,) = parts.vision.values()
-        layers = getattr(model.config, "vision_feature_layer", None)
+        layers = setting(model.config, "vision_feature_layer")
         self.layers = [layers] if isinstance(layers, int) else layers
         self.room = int(gib * GIB)
         self.hits = 0

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader
@@ -24,6 +24,15 @@ _log = logging.getLogger(__name__)
 def default_scores() -> list[LayerScore]:
     """Those that share one pass and need neither answers nor another model."""
     return [BlockInfluence(), MultimodalBlockInfluence(), AngularDistance("last"), AngularDistance("all")]
+
+
+@runtime_checkable
+class Analysed(Protocol):
+    """A module whose decoder layers can be scored."""
+
+    def analyze(self, scores: Sequence[LayerScore], batches: Sequence[Mapping[str, Any]]) -> ScoreTable:
+        """Score them on calibration batches."""
+        ...
 
 
 def analyze_module(
@@ -53,7 +62,7 @@ def analyze_module(
         ConfigurationError: The module has nothing to analyse, or there are no batches, or several processes.
         FileNotFoundError: There is no such checkpoint.
     """
-    if not callable(getattr(module, "analyze", None)):
+    if not isinstance(module, Analysed):
         raise ConfigurationError(
             f"{type(module).__name__} has no decoder layers to analyse: use lightning_modules.SparseLayerTuning"
         )
@@ -70,8 +79,7 @@ def analyze_module(
         _log.warning("the %s split has %d batches, not %d", split, len(drawn), batches)
     module.to(trainer.strategy.root_device)
     with trainer.precision_plugin.forward_context():
-        analyze: Any = module.analyze
-        table: ScoreTable = analyze(scores, drawn)
+        table = module.analyze(scores, drawn)
     table.write(folder)
     print(table.markdown())
     print(f"\nscores.json, scores.csv and scores.png are in {folder}")

@@ -8,7 +8,6 @@ Shape legend: B batch, h heads, g heads of keys, T tokens, d channels of a head.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.names import named
 from sparsight.lvlm.model.tower import Parts
 
 TAPPED = {"sdpa": "sparsight_tapped_sdpa", "eager": "sparsight_tapped_eager"}
@@ -90,7 +90,7 @@ def _attention(base: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
     ) -> tuple[Tensor, Tensor | None]:
         for hear in _listeners.get(module, ()):
             hear(module, query, key, attention_mask, options)
-        own_eager = getattr(sys.modules[type(module).__module__], "eager_attention_forward", None)
+        own_eager = named(f"{type(module).__module__}.eager_attention_forward")
         return ALL_ATTENTION_FUNCTIONS.get_interface(base, own_eager)(
             module, query, key, value, attention_mask, **options
         )

@@ -8,10 +8,11 @@ with random layers at its end.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from sparsight.common.plain import setting
 from sparsight.lvlm.model.tower import Parts, find_parts
 
 if TYPE_CHECKING:
@@ -84,10 +85,19 @@ def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> list[int]
     return kept
 
 
+@runtime_checkable
+class Configured(Protocol):
+    """A module with a configuration of its own."""
+
+    config: Any
+
+
 def text_configs(model: PreTrainedModel, parts: Parts) -> list[Any]:
     """The configuration of the text model, wherever a copy of it is in use."""
-    found = [model.config.get_text_config(decoder=True), getattr(parts.decoder, "config", None)]
-    return list({id(config): config for config in found if config is not None}.values())
+    found = [model.config.get_text_config(decoder=True)]
+    if isinstance(parts.decoder, Configured):
+        found.append(parts.decoder.config)
+    return list({id(config): config for config in found}.values())
 
 
 def check_removable(model: PreTrainedModel, removed: Collection[int], *, depth: int) -> None:
@@ -101,12 +111,12 @@ def check_removable(model: PreTrainedModel, removed: Collection[int], *, depth: 
     config = model.config.get_text_config(decoder=True)
     kind = type(model).__name__
     for option, why in COUPLINGS.items():
-        value = getattr(config, option, None) or getattr(model.config, option, None)
+        value = setting(config, option) or setting(model.config, option)
         if removed and value:
             raise ValueError(f"{kind} cannot lose layers: {why} ({option}: {value})")
-    if removed and (getattr(config, "decoder_sparse_step", None) or 1) > 1:
+    if removed and (setting(config, "decoder_sparse_step") or 1) > 1:
         raise ValueError(f"{kind} cannot lose layers: every {config.decoder_sparse_step}th is a mixture of experts")
-    shared = getattr(config, "kv_source_layers", None)
+    shared = setting(config, "kv_source_layers")
     if removed and shared and list(shared) != list(range(depth)):
         raise ValueError(f"{kind} cannot lose layers: some read keys and values of others (kv_source_layers: {shared})")
     attending = attention_layers(config, depth)
@@ -123,7 +133,7 @@ def check_removable(model: PreTrainedModel, removed: Collection[int], *, depth: 
             f"{kind} cannot lose layers: its configuration has {', '.join(unknown)}, of which Sparsight does not know "
             "what becomes of it then; if it says nothing about layers, take it out of config.json"
         )
-    deepstack = len(getattr(getattr(model.config, "vision_config", None), "deepstack_visual_indexes", None) or ())
+    deepstack = len(setting(setting(model.config, "vision_config"), "deepstack_visual_indexes") or ())
     tied = sorted(index for index in removed if index < deepstack)
     if tied:
         raise ValueError(
@@ -135,14 +145,15 @@ def check_removable(model: PreTrainedModel, removed: Collection[int], *, depth: 
 def attention_layers(config: Any, depth: int) -> list[int]:
     """The layers with keys and values among others (convolutions, linear attention); none if all are alike."""
     for option in KINDS:
-        kinds = getattr(config, option, None) or ()
+        kinds = setting(config, option) or ()
         found = [layer for layer, kind in enumerate(kinds) if "attention" in kind and "linear" not in kind]
         found += [layer for layer, kind in enumerate(kinds) if kind == "hybrid"]  # attention beside a state
         if len(kinds) == depth and found and len(found) < depth:
             return found
     for option in ATTENTIONS:
-        if getattr(config, option, None):
-            return list(getattr(config, option))
+        layers = setting(config, option)
+        if layers:
+            return list(layers)
     return []
 
 
@@ -167,9 +178,11 @@ def _shorten(config: Any, kept: list[int], depth: int) -> None:
         if isinstance(value, (list, tuple)) and len(value) == depth:
             setattr(config, option, [value[index] for index in kept])
     for option in LAYER_NUMBERS:
-        if getattr(config, option, None):
-            setattr(config, option, [new for new, old in enumerate(kept) if old in getattr(config, option)])
+        layers = setting(config, option)
+        if layers:
+            setattr(config, option, [new for new, old in enumerate(kept) if old in layers])
     for option in LAYER_COUNTS:
-        if isinstance(getattr(config, option, None), int):
-            setattr(config, option, sum(old < getattr(config, option) for old in kept))
+        count = setting(config, option)
+        if isinstance(count, int):
+            setattr(config, option, sum(old < count for old in kept))
     config.num_hidden_layers = len(kept)

@@ -141,7 +141,7 @@ class RetiredLayers:
             yield
             return
         before = [(config, copy.deepcopy(vars(config))) for config in text_configs(self.model, self.parts)]
-        whole = getattr(self.model.get_submodule(self.parent), self.name)
+        whole = self.model.get_submodule(self.parts.layers_name)
         remove_layers(self.model, self.indices)
         try:
             yield

@@ -8,7 +8,7 @@ Below the lowest trained parameter there is no backward pass at all. Recomputed 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -157,9 +157,8 @@ def explain(chosen: StepCost, everything: StepCost, *, projector: bool, lowest: 
         lowest: Lowest trained layer.
         cached: Whether both were counted with the vision tower's answers at hand.
     """
-    kinds = ("frozen", "forward", "recomputed", "passed_on", "weights")
     named = {"frozen": "vision tower", "passed_on": "activation gradients", "weights": "weight gradients"}
-    shares = {named.get(kind, kind): getattr(chosen, kind) / everything.total for kind in kinds}
+    shares = {named.get(kind, kind): flops / everything.total for kind, flops in asdict(chosen).items()}
     listed = ", ".join(f"{name} {share:.1%}" for name, share in shares.items() if share >= 0.0005)
     why = (
         "the projector is trained, so activation gradients pass through every layer"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from sparsight.common.measure.memory_table import (
     tensors_of,
     training_bytes,
 )
+from sparsight.common.training.averaging import averaging
 from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.train.stages import TuningStage
 from sparsight.lvlm.train.trained import LAYERS, Part
@@ -30,6 +31,13 @@ REMEDIES = (
     "set dtype to bfloat16, choose fewer layers, tune them by adapters (lora) or a few at a time "
     "(callbacks.LayerRotation), or split the model over several GPUs (ModelParallelStrategy)"
 )
+
+
+@runtime_checkable
+class Rotating(Protocol):
+    """A callback that lets few of the chosen layers train at a time."""
+
+    layers_at_a_time: int
 
 
 def tuning_memory(
@@ -78,16 +86,15 @@ def tuning_memory(
 
 def run_tuning_memory(module: Any) -> MemoryEstimate:
     """Estimate of a SparseLayerTuning whose trainer is about to begin; its callbacks say what else is kept."""
-    callbacks = {type(callback).__name__: callback for callback in module.trainer.callbacks}
-    rotation = callbacks.get("LayerRotation")
+    rotation = next((each for each in module.trainer.callbacks if isinstance(each, Rotating)), None)
     return tuning_memory(
         module.model,
         module.parts,
         module.trained,
         module.clock.stages,
         optimizer=module.optimizer,
-        layers_at_a_time=None if rotation is None else rotation.layers,
-        averaged="TrainableEMA" in callbacks,
+        layers_at_a_time=None if rotation is None else rotation.layers_at_a_time,
+        averaged=averaging(module.trainer) is not None,
         unpruned=None if module.unpruned is None else module.unpruned.model,
         device=module.device,
     )

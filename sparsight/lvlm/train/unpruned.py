@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import state_hash
+from sparsight.common.plain import setting
 from sparsight.common.training.processes import process_count, summed
 from sparsight.common.training.sharding import whole
 from sparsight.lvlm.model.bypass import leaving
@@ -142,7 +143,7 @@ def _check_is_unpruned(source: str, teacher: PreTrainedModel, *, base: str, stud
 def _same_tower(model: PreTrainedModel, other: PreTrainedModel) -> nn.Module | None:
     """The only vision tower of a model, if the other's has the same weights and the same of its layers are read."""
     towers, others = (list(find_parts(one).vision.values()) for one in (model, other))
-    layers, other_layers = (getattr(one.config, "vision_feature_layer", None) for one in (model, other))
+    layers, other_layers = (setting(one.config, "vision_feature_layer") for one in (model, other))
     if (len(towers), len(others), layers) != (1, 1, other_layers):
         return None
     return towers[0] if state_hash(towers[0].state_dict()) == state_hash(others[0].state_dict()) else None
@@ -150,7 +151,7 @@ def _same_tower(model: PreTrainedModel, other: PreTrainedModel) -> nn.Module | N
 
 def _sizes(model: PreTrainedModel) -> dict[str, Any]:
     config = model.config.get_text_config(decoder=True)
-    return {option: getattr(config, option) for option in ("hidden_size", "vocab_size")}
+    return {"hidden_size": config.hidden_size, "vocab_size": config.vocab_size}
 
 
 @contextmanager

@@ -80,7 +80,9 @@ def test_two_processes_see_the_global_batches_of_one_and_resume_anywhere(folder:
     found = []
     for rank in range(2):
         module = make(folder, tmp_path)
-        module.trainer = SimpleNamespace(world_size=2, global_rank=rank, limit_train_batches=None)  # type: ignore[assignment]
+        module.trainer = SimpleNamespace(
+            world_size=2, global_rank=rank, limit_train_batches=None, lightning_module=None
+        )  # type: ignore[assignment]
         module.setup("fit")
         found.append([set(batch["index"].tolist()) for batch in module.train_dataloader()])
         loader = module.train_dataloader()

@@ -48,6 +48,25 @@ def test_softmax_students_answer_like_the_teacher_at_other_sizes(family: str) ->
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_student_refuses_by_name_what_no_mixer_takes_and_passes_what_is_for_others(family: str) -> None:
+    denoiser = tiny.FAMILIES[family]().eval()
+    shells = replace(denoiser, SoftmaxAttention)
+    inputs = example_inputs(denoiser, size=SIZES[family])
+    with torch.no_grad():
+        expected = denoiser(**inputs).sample
+        for mode in (Mode.STUDENT, None):
+            if mode is None:
+                finalize(denoiser)
+            else:
+                set_mode(shells.values(), mode)
+            others = {"scale": 1.0, "ip_adapter_masks": None}
+            answer = denoiser(**inputs, cross_attention_kwargs=others).sample
+            torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-5)
+            with pytest.raises(ValueError, match=r"replaces a self-attention: it knows nothing of sharpness"):
+                denoiser(**inputs, cross_attention_kwargs={"sharpness": 2.0})
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_restore_gives_the_denoiser_back_bit_for_bit(family: str) -> None:
     denoiser = tiny.FAMILIES[family]().eval()
     before, keys = run(denoiser, SIZES[family]), list(denoiser.state_dict())
