@@ -9,6 +9,7 @@ from datamodules.images.image_dataset import FIELDS
 from datamodules.sources.records import Records, RecordSource, has_field
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.families.conditioning import ClassLabels
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 _REMEDY = (
@@ -88,10 +89,7 @@ def check_batch(batch: Mapping[str, Any], *, classes: int | None, where: Callabl
 
 def class_names(model: DiffusionModel) -> dict[int, set[str]]:
     """Names of a pipeline's classes, each with its synonyms, in plain letters; empty where it keeps none."""
-    from diffusers import DiTPipeline
-
-    ids: Mapping[str, int] = (model.pipeline.labels if isinstance(model.pipeline, DiTPipeline) else None) or {}
-    named = [(int(number), name) for name, number in ids.items()]
+    named = [(number, name) for name, number in family_of(model.denoiser).class_ids(model.pipeline).items()]
     kept: Mapping[str, str] = model.pipeline.config.get("id2label") or {}
     named += [(int(number), name) for number, texts in kept.items() for name in (texts, *texts.split(","))]
     found: dict[int, set[str]] = {}

@@ -25,6 +25,7 @@ from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sparsight.common.checkpoint.find import InFolder, folders_of
+from sparsight.common.checkpoint.last import renew_last
 from sparsight.common.disk.files import sweep
 from sparsight.common.errors import CheckpointError, chain
 
@@ -74,10 +75,11 @@ class SaveWhenStopped(Checkpoint):
     # -- boundaries --------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Remove what killed processes left half written."""
+        """Remove what killed processes left half written, and finish what they left out."""
         if trainer.is_global_zero:
             for folder in folders_of(trainer):
                 sweep(folder)
+            renew_last(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Listen to signals from here on."""

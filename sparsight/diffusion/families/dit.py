@@ -54,6 +54,13 @@ class DiT(BasicBlocks):
         names = None if class_names is None else {str(i): name for i, name in enumerate(class_names)}
         return PixelDiTPipeline(transformer=denoiser, scheduler=scheduler, id2label=names)
 
+    def class_ids(self, pipeline: Any) -> dict[str, int]:
+        """What diffusers' own pipeline makes of the names in its configuration."""
+        from diffusers import DiTPipeline
+
+        known = pipeline.labels if isinstance(pipeline, DiTPipeline) else None
+        return {name: int(number) for name, number in (known or {}).items()}
+
     def settle(self, denoiser: Any) -> None:
         """No dropping of labels in every block on its own while training: here the batch does it, once for all."""
         from diffusers.models.embeddings import LabelEmbedding

@@ -86,6 +86,10 @@ class Family(ABC):
             f"a {type(denoiser).__name__} cannot be trained from nothing: give the pipeline that holds it as pretrained"
         )
 
+    def class_ids(self, pipeline: Any) -> dict[str, int]:
+        """Classes that a pipeline knows by name, beside those in its configuration."""
+        return {}
+
     def settle(self, denoiser: Any) -> None:  # noqa: B027  most have nothing to turn off
         """Turn off what a denoiser of this family would do by itself while it trains."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -404,3 +404,26 @@ def test_the_record_of_a_run_is_in_its_checkpoints(run: Path) -> None:
     assert saved["format"] == 1
     assert saved["sparsight_run"]["identity"]["records"] == 24
     assert saved["datamodule_hyper_parameters"]["batch_size"] == 4
+
+
+@pytest.mark.parametrize("save_last", [True, "link"])
+@pytest.mark.parametrize("left", ["older", "damaged", "none"])
+def test_last_is_brought_up_to_date_where_a_run_was_killed_before_it(
+    run: Path, save_last: bool | Literal["link"], left: str
+) -> None:
+    """A run that has nothing left to do writes no checkpoint any more: ``last`` would stay behind for good."""
+    folder = run / "checkpoints"
+    last = folder / "last.ckpt"
+    if left == "older":
+        shutil.copyfile(folder / "step=2.ckpt", last)
+    elif left == "damaged":
+        last.write_bytes(last.read_bytes()[:-2000])
+    else:
+        last.unlink()
+    saver = ModelCheckpoint(dirpath=folder, every_n_train_steps=2, save_top_k=-1, save_last=save_last)
+    again = SparsightTrainer(
+        default_root_dir=run, logger=False, max_steps=4, callbacks=[saver], accelerator="cpu", limit_val_batches=0
+    )
+    again.fit(Line(), datamodule=data(run), resume=True)
+    assert Path(again.ckpt_path or "").name == "step=4.ckpt"
+    assert read_header(last).step == 4 and last.is_symlink() == (save_last == "link")
