@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -103,7 +104,12 @@ def _match(folder: Path, pattern: str) -> list[Path]:
         return [literal] if os.path.isfile(literal) else []
     # unlike glob.glob, Path.glob does not follow links through **, which may lead in circles
     matches = literal.glob(rest) if has_magic(rest) else ()
-    plain = (match for match in matches if os.path.isfile(match))
+    try:
+        plain = [match for match in matches if os.path.isfile(match)]
+    except OSError as error:  # a piece of the pattern is longer than any name
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return []
     return sorted(match for match in plain if not is_left_behind(match.relative_to(literal).as_posix()))
 
 

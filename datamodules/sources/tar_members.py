@@ -5,6 +5,7 @@ WebDataset's rule for keys: folder and name up to the first dot; a record's memb
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tarfile
@@ -103,9 +104,9 @@ def _headers(path: Path) -> Iterator[tarfile.TarInfo]:
                 before = member.offset_data
                 yield member
             end = shard.offset
-    except OSError:
-        raise
-    except Exception as error:  # a parser may raise anything on damaged data
+    except Exception as error:  # a parser may raise anything on damaged data, and seek where a negative size leads
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:
+            raise
         raise DamagedShard(f"{path} is damaged or cut off, or no plain tar file ({error}): fetch it again") from error
     with path.open("rb") as rest:  # tarfile takes a damaged header, too, for the end
         rest.seek(end)

@@ -167,3 +167,9 @@ def test_members_of_no_record_are_told_and_companions_are_not(tmp_path: Path) ->
     members |= {"__MACOSX/0.png": b"x", "1.png": png(3)}
     source = TarRecords(str(write_tar(tmp_path / "a.tar", members)))
     assert len(source) == 2 and sorted(source.unused) == ["a.tar/0.seg.png", "a.tar/noname"]
+
+
+def test_patterns_with_names_that_are_too_long_find_nothing(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    with pytest.raises(FileNotFoundError):
+        find_files(f"{tmp_path}/*/{'x' * 300}/*", what="files")

@@ -225,6 +225,16 @@ def with_size(block: bytes, size: int) -> bytes:
     return new[:148] + b"%06o\0 " % sum(new) + new[156:] + block[512:]
 
 
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_SPARSE, tarfile.GNUTYPE_LONGNAME])
+def test_a_member_of_negative_size_is_damage(tmp_path: Path, kind: bytes) -> None:
+    info = tarfile.TarInfo("0.png")
+    info.type = kind
+    path = tmp_path / "a.tar"
+    path.write_bytes(with_size(info.tobuf(tarfile.PAX_FORMAT), -(2**60)) + bytes(1024))
+    with pytest.raises((CorruptRecord, ValueError), match=r"a\.tar.*(damaged|cut off)"):
+        TarRecords(str(path)).open()
+
+
 @some(30, 2000)
 def test_tar_headers(tmp_path: Path, count: int) -> None:
     path = tmp_path / "a.tar"
