@@ -287,14 +287,16 @@ def save_idx(folder: Path, count: int = 24, side: int = 8) -> tuple[Path, Path]:
     return write_idx(images, pixels), write_idx(labels, (np.arange(count) % 10).astype(np.uint8))
 
 
-def image_data(folder: Path, *, batch_size: int = 4, count: int = 24, side: int = 8) -> ImageDataModule:
+def image_data(
+    folder: Path, *, batch_size: int = 4, count: int = 24, side: int = 8, channels: int = 1
+) -> ImageDataModule:
     """An ImageDataModule over :func:`save_idx`, used for training and validation."""
     images, labels = map(str, save_idx(folder, count, side))
     return ImageDataModule(
         train=IdxRecords(images, labels),
         val=IdxRecords(images, labels),
         image_size=side,
-        channels=1,
+        channels=channels,
         batch_size=batch_size,
     )
 

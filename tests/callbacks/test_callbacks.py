@@ -30,7 +30,7 @@ def module(tmp_path: Path) -> AttentionDistillation:
     return AttentionDistillation(str(teacher), SoftmaxAttention, stages, sample_steps=2, train_projections=True)
 
 
-def fit(folder: Path, module: Any, callbacks: list[Any], **options: Any) -> Trainer:
+def fit(folder: Path, module: Any, callbacks: list[Any], channels: int = 1, **options: Any) -> Trainer:
     trainer = Trainer(
         default_root_dir=folder,
         accelerator="cpu",
@@ -41,7 +41,7 @@ def fit(folder: Path, module: Any, callbacks: list[Any], **options: Any) -> Trai
         enable_checkpointing=False,
         **options,
     )
-    trainer.fit(module, tiny.image_data(folder))
+    trainer.fit(module, tiny.image_data(folder, channels=channels))
     return trainer
 
 
@@ -93,7 +93,7 @@ def test_grids_that_the_model_cannot_draw_are_refused_before_training(
     trained = {"train_projections": True, "sample_steps": 2}
     text = AttentionDistillation(text_teacher, SoftmaxAttention, [Stage("layerwise", 4)], **trained)
     with pytest.raises(ConfigurationError, match="SampleGrid is given labels, but UNet2DConditionModel is conditioned"):
-        fit(tmp_path, text, [SampleGrid(labels=[1])], logger=False)
+        fit(tmp_path, text, [SampleGrid(labels=[1])], channels=3, logger=False)
     with pytest.raises(ConfigurationError, match="LightningModule draws no samples: leave SampleGrid out"):
         SampleGrid(labels=[1]).setup(Trainer(logger=False, accelerator="cpu"), LightningModule(), "fit")
 

@@ -14,6 +14,7 @@ from callbacks import TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.command.cli import main
 from sparsight.common.finite import NonFiniteError
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.train.stages import Stage
 from tests import tiny, tiny_poisoned_pair
 from tests.tiny_distillation import distillation, trainer
@@ -158,9 +159,10 @@ def test_spoilt_weights_are_refused_when_they_are_loaded(teacher: str) -> None:
     state[name].view(-1)[0] = torch.inf
     with pytest.raises(NonFiniteError, match=f"the checkpoint is spoilt: {name} is not finite"):
         module.load_state_dict(state)
+    whole = DiffusionModel.from_pretrained(teacher)
     with torch.no_grad():
-        module.diffusion.denoiser.proj_out_2.bias[0] = torch.nan
-    module.diffusion.pipeline.save_pretrained(teacher + "_spoilt")
+        whole.denoiser.proj_out_2.bias[0] = torch.nan
+    whole.pipeline.save_pretrained(teacher + "_spoilt")
     with pytest.raises(NonFiniteError, match=r"the weights of transformer: proj_out_2\.bias is not finite"):
         denoising(teacher + "_spoilt")
 

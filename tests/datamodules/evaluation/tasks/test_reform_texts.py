@@ -179,7 +179,7 @@ def test_captions_are_known_without_decoding_pictures(tmp_path: Path, monkeypatc
     mixed = MixedRecords([emoji, folder])
     found = [[source[index].caption for index in range(len(source))] for source in (emoji, folder, mixed)]
     for module in ("emoji", "folder", "huggingface"):
-        monkeypatch.setattr(f"datamodules.{module}.decode_image", None)
+        monkeypatch.setattr(f"datamodules.sources.{module}.decode_image", None)
     assert [[source.caption_of(index) for index in range(len(source))] for source in (emoji, folder, mixed)] == found
     assert hub.caption_of(0) == "first"
     with pytest.raises(CorruptRecord, match="'text' is empty"):
