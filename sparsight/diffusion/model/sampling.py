@@ -35,7 +35,6 @@ def starting_noise(shape: tuple[int, int, int], *, seed: int, index: Tensor) -> 
     return sample_normal(shape, seed=seed, step=0, index=index, stream=Stream.START)
 
 
-@torch.no_grad()
 def check_steps(model: DiffusionModel, steps: int, *, name: str) -> None:
     """Refuse more sampler steps than the model was trained with; flow matching is continuous, and takes any number.
 
@@ -52,6 +51,7 @@ def check_steps(model: DiffusionModel, steps: int, *, name: str) -> None:
     require(fits, name, steps, f"1 to {most}, the steps of the model's noise scheduler")
 
 
+@torch.no_grad()
 def sample(
     model: DiffusionModel,
     batch: Mapping[str, Any],

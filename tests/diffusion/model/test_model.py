@@ -132,3 +132,12 @@ def test_the_sampler_finds_the_data_when_the_denoiser_is_perfect(scheduler: obje
         patch.setattr("sparsight.diffusion.model.diffusion_model.conditioner_for", lambda *_: lambda batch, size: {})
         found = sample(model, {}, noise, steps=10, guidance=1.0)
     torch.testing.assert_close(found, clean, rtol=0, atol=0.05)
+
+
+def test_drawing_keeps_nothing_for_a_backward_pass(tmp_path: Path) -> None:
+    """Memory would grow with every sampler step."""
+    model = DiffusionModel.from_pretrained(str(tiny.save_pixel_pipeline(tmp_path / "teacher")))
+    model.denoiser.requires_grad_(True)
+    noise = starting_noise(model.sample_shape(), seed=0, index=torch.arange(2))
+    drawn = sample(model, {"label": torch.tensor([1, 2])}, noise, steps=2, guidance=2.0)
+    assert not drawn.requires_grad
