@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from sparsight.evaluation import images, texts
 from sparsight.evaluation.images import FrechetDistance, in_batches
 from tests import tiny
 
@@ -32,7 +33,6 @@ def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
 def test_the_page_names_every_preset_and_metric() -> None:
     fragments = (Path(__file__).parents[3] / "configs" / "callbacks").glob("*.yaml")
     presets = [path.stem for path in fragments if "GenerationMetrics" in path.read_text()]
-    from sparsight import metrics
-
-    shown = [name for name in metrics.__all__ if name not in {"in_batches", "Reference", "GenerationMetric"}]
+    classes = [*images.__all__, *texts.__all__]
+    shown = [name for name in classes if name not in {"in_batches", "Reference", "GenerationMetric"}]
     assert presets and not [name for name in [*presets, *shown] if name not in PAGE]
