@@ -16,6 +16,7 @@ from torch import Tensor
 
 from blocks.base import Site, TokenMixer
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
+from lightning_modules.in_stages import SAVED, InStages
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.hashes import state_hash
@@ -43,7 +44,7 @@ OUTPUT = "output"  # beside the sites' paths
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class AttentionDistillation(DiffusionModule):
+class AttentionDistillation(InStages[Stage], DiffusionModule):
     """Layer-wise and end-to-end distillation of self-attention (Dong et al., arXiv 2504.21292), in one ``fit``.
 
     Args:
@@ -129,22 +130,11 @@ class AttentionDistillation(DiffusionModule):
         if compile:
             compile_blocks(self.denoiser)
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
-        self._stage_index = 0
         self._restored = False
         self._relative_errors = RelativeErrors()
         self._recent_errors: dict[str, Tensor] = {}
 
     # -- state -----------------------------------------------------------------------------------------------------
-
-    @property
-    def stage(self) -> Stage:
-        """The stage that is being trained."""
-        return self.clock.stages[self._stage_index]
-
-    @property
-    def stage_name(self) -> str:
-        """Number and objective of the stage, for messages."""
-        return f"stage {self._stage_index + 1} of {len(self.clock.stages)} ({self.stage.objective})"
 
     def trained_names(self) -> set[str]:
         """Names of the mixers' parameters, and of trained projections."""
@@ -168,8 +158,7 @@ class AttentionDistillation(DiffusionModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the stage, the base model's identity and what was changed in it."""
-        checkpoint["sparsight"] = self._plan() | {
-            "stage": self._stage_index,
+        checkpoint[SAVED] = self._plan() | {
             "teacher_hash": self.teacher_hash,
             "handed_over": [path for path, shell in self.shells.items() if shell.handed_over],
             "recent_errors": {path: error.cpu() for path, error in self._recent_errors.items()},
@@ -183,7 +172,7 @@ class AttentionDistillation(DiffusionModule):
             ValueError: Teacher or mixers differ.
         """
         super().on_load_checkpoint(checkpoint)
-        saved = checkpoint.get("sparsight", {})
+        saved = checkpoint.get(SAVED, {})
         if saved.get("teacher_hash") != self.teacher_hash:
             raise ValueError(
                 f"the checkpoint was made from another teacher than {self.teacher!r}: weights hash "
@@ -191,7 +180,7 @@ class AttentionDistillation(DiffusionModule):
             )
         if saved["record"] != record_of(self.denoiser):
             raise ValueError("the checkpoint holds other mixers than the configuration asks for")
-        self._stage_index = saved["stage"]
+        self.take_stage(checkpoint)
         # checkpoints from before sites could wait have neither
         recent = saved.get("recent_errors", {})
         self._recent_errors = {path: error.to(self.device) for path, error in recent.items()}
@@ -236,12 +225,6 @@ class AttentionDistillation(DiffusionModule):
             )
         return super().configure_callbacks()
 
-    def setup(self, stage: str) -> None:
-        """The stages say how long training is, unless the trainer stops earlier."""
-        super().setup(stage)
-        if stage == "fit":
-            self.end_after(self.clock.total)
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """The current stage's optimiser and learning-rate schedule."""
         stage = self.stage
@@ -270,7 +253,7 @@ class AttentionDistillation(DiffusionModule):
                         torch.distributed.broadcast(tensor, src=0)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """A new stage begins with a fresh optimiser.
+        """Go on to the stage of this step.
 
         Raises:
             ConfigurationError: A later or the current stage wants a target that the data cannot give.
@@ -280,10 +263,7 @@ class AttentionDistillation(DiffusionModule):
                 "to_target needs clean samples, but the data holds trajectory states: set to_target to 0 (it is 1 in "
                 "the losses paper and released), or use images or mode: samples"
             )
-        index = self.clock.index(self.global_step)
-        if index != self._stage_index:
-            self._stage_index = index
-            self.trainer.strategy.setup_optimizers(self.trainer)
+        super().on_train_batch_start(batch, batch_idx)
 
     def initialise_mixers(self, batches: Iterator[Mapping[str, Any]]) -> None:
         """Show every mixer what its teacher did on ``init_samples`` samples, site by site to save memory."""

@@ -139,7 +139,7 @@ class TrainedPartsModule(LightningModule):
         steps: int,
         groups: Sequence[Mapping[str, Any]] | None = None,
     ) -> OptimizerLRSchedulerConfig:
-        """Lightning's optimiser dictionary with a diffusers learning-rate schedule.
+        """Lightning's optimiser dictionary with one of transformers' learning-rate schedules.
 
         Args:
             optimizer: Makes an optimiser of parameters or groups of them.
@@ -151,7 +151,7 @@ class TrainedPartsModule(LightningModule):
         Raises:
             ConfigurationError: The learning rate is 0.
         """
-        from diffusers.optimization import get_scheduler
+        from transformers import get_scheduler
 
         trained = optimizer([p for p in self.parameters() if p.requires_grad] if groups is None else groups)
         if not any(group["lr"] > 0 for group in trained.param_groups):

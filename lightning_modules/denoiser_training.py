@@ -26,7 +26,7 @@ from sparsight.diffusion.train.losses import min_snr_weight
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin
 
-WITHOUT_END = ("constant", "constant_with_warmup", "piecewise_constant")  # schedules that ask for no number of steps
+WITHOUT_END = ("constant", "constant_with_warmup")  # schedules that ask for no number of steps
 
 
 class DenoiserTraining(DiffusionModule):
@@ -49,7 +49,7 @@ class DenoiserTraining(DiffusionModule):
         condition_dropout: Share of samples trained without their condition, for classifier-free guidance.
         snr_gamma: Clip of the min-SNR loss weight (Hang et al., arXiv 2303.09556); none weighs all timesteps alike.
         optimizer: Optimiser class and options.
-        lr_schedule: A diffusers schedule, e.g. ``constant_with_warmup`` or ``cosine``.
+        lr_schedule: One of transformers' schedules, e.g. ``constant_with_warmup`` or ``cosine``.
         warmup_steps: Steps over which the learning rate rises.
         gradient_checkpointing: Recompute blocks in the backward pass to save memory.
         compile: Compile every transformer block.

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from lightning_modules.in_stages import SAVED, InStages
 from lightning_modules.lvlm import Evaluation, LVLMModule
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
@@ -48,7 +49,7 @@ class Packing(Protocol):
     packing: bool
 
 
-class SparseLayerTuning(LVLMModule):
+class SparseLayerTuning(InStages[TuningStage], LVLMModule):
     """Visual instruction tuning of a few decoder layers (Wang et al., "visual region", arXiv 2412.12785).
 
     With ``prune`` and a PruningSchedule, layers outside them leave while the rest trains on, which heals the gaps.
@@ -140,22 +141,11 @@ class SparseLayerTuning(LVLMModule):
         self._active = list(self.layers)
         self._learned_parts: set[Part] = set()
         self._learned_layers: set[int] = set()
-        self._stage_index = 0
         self._announced = False
         self.predicted_share: float | None = None
         self._require_gradients()
 
     # -- state -----------------------------------------------------------------------------------------------------
-
-    @property
-    def stage(self) -> TuningStage:
-        """The stage that is being trained."""
-        return self.clock.stages[self._stage_index]
-
-    @property
-    def stage_name(self) -> str:
-        """Number of the stage and what it trains, for messages."""
-        return f"stage {self._stage_index + 1} of {len(self.clock.stages)} ({', '.join(self.stage.train)})"
 
     def trained_names(self) -> set[str]:
         """Names of the parameters of all parts that any stage trains."""
@@ -197,8 +187,7 @@ class SparseLayerTuning(LVLMModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the stage, the base model's identity and the layers that are tuned."""
-        checkpoint["sparsight"] = {
-            "stage": self._stage_index,
+        checkpoint[SAVED] = {
             "base": self.base,
             "revision": self.revision,
             "base_hash": self.base_hash,
@@ -219,7 +208,7 @@ class SparseLayerTuning(LVLMModule):
             ValueError: Base model or layers differ.
         """
         super().on_load_checkpoint(checkpoint)
-        saved = checkpoint.get("sparsight", {})
+        saved = checkpoint.get(SAVED, {})
         if saved.get("base_hash") != self.base_hash:
             raise ValueError(
                 f"the checkpoint was made from another model than {self.base!r}: weights hash "
@@ -227,7 +216,7 @@ class SparseLayerTuning(LVLMModule):
             )
         if saved["layers"] != self.layers:
             raise ValueError(f"the checkpoint tuned layers {saved['layers']}, the configuration selects {self.layers}")
-        self._stage_index = saved["stage"]
+        self.take_stage(checkpoint)
         self._active = saved["active"]
         learned = saved.get("learned") or self._learned_by_plan()
         self._learned_parts, self._learned_layers = set(learned["parts"]), set(learned["layers"])
@@ -287,7 +276,7 @@ class SparseLayerTuning(LVLMModule):
     # -- optimisation ----------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """The stages say how long training is, unless the trainer stops earlier.
+        """Refuse what would fail while it trains.
 
         Raises:
             ConfigurationError: Frozen and trained weights differ in precision, and nothing brings them together; the
@@ -305,7 +294,6 @@ class SparseLayerTuning(LVLMModule):
                 "prune scores layers, and distill compares hidden states, on training batches with a sample a row: set "
                 "data.packing to false"
             )
-        self.end_after(self.clock.total)
         if len({frozenset(stage.train) for stage in self.clock.stages}) > 1:
             check_training_may_change(self.trainer)
         if self.frozen_dtype != torch.float32 and self.trainer.precision in ("32", "32-true", 32):
@@ -355,16 +343,16 @@ class SparseLayerTuning(LVLMModule):
         """What is trained goes into train mode: models come in eval mode, and Lightning leaves modes as they are."""
         self.train()
 
+    def on_stage_start(self) -> None:
+        """Let the stage's parts learn, and no others."""
+        self._require_gradients()
+        self.train()
+        average_what_is_trained(self.trainer)
+        self._announced = False
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """A new stage begins with a fresh optimiser; the first batch tells what the choice of layers saves."""
-        index = self.clock.index(self.global_step)
-        if index != self._stage_index:
-            self._stage_index = index
-            self._require_gradients()
-            self.train()
-            average_what_is_trained(self.trainer)
-            self.trainer.strategy.setup_optimizers(self.trainer)
-            self._announced = False
+        """Go on to the stage of this step; its first batch tells what the choice of layers saves."""
+        super().on_train_batch_start(batch, batch_idx)
         if not self._announced:
             self._announced = True
             chosen, everything = self.predicted_costs(batch)
@@ -376,7 +364,7 @@ class SparseLayerTuning(LVLMModule):
                 lowest=min(self._layers_of_stage(), default=self.depth),
                 cached=self.vision_cache is not None,
             )
-            rank_zero_info(f"stage {index + 1} of {len(self.clock.stages)}: {told}")
+            rank_zero_info(f"{self.stage_number}: {told}")
         seed_dropout(self.global_step, batch["index"])
 
     def predicted_costs(self, batch: Mapping[str, Any]) -> tuple[StepCost, StepCost]:

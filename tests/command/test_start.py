@@ -9,10 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from diffusers.optimization import SchedulerType
 
 from sparsight.command.plugins import HOME
-from sparsight.common.training.lr_schedules import SCHEDULES
 from tests.tiny_tuning import tuning_config
 
 HEAVY = ("torch", "lightning", "numpy", "diffusers", "transformers", "matplotlib")
@@ -82,7 +80,3 @@ def test_the_command_imports_little_beside_torch_and_lightning(tmp_path: Path) -
     assert "sparsight.command.cli" in added
     assert not added.intersection(WHERE_USED)
     assert len(added) < ENOUGH
-
-
-def test_schedules_are_those_of_diffusers() -> None:
-    assert tuple(kind.value for kind in SchedulerType) == SCHEDULES

@@ -1,13 +1,12 @@
-"""Learning-rate schedules by name; diffusers computes them."""
+"""Learning-rate schedules by name; transformers computes them, for both wings."""
 
 from __future__ import annotations
 
-SCHEDULES = (  # of diffusers.optimization.SchedulerType, written out: to check a configuration takes no import of it
+SCHEDULES = (  # of transformers.SchedulerType, written out: to check a configuration takes no import of it
     "linear",
     "cosine",
     "cosine_with_restarts",
     "polynomial",
     "constant",
     "constant_with_warmup",
-    "piecewise_constant",
 )

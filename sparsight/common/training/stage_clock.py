@@ -12,6 +12,10 @@ class Timed(Protocol):
 
     steps: int
 
+    @property
+    def objective(self) -> str:
+        """What it is about, in words."""
+
 
 AnyStage = TypeVar("AnyStage", bound=Timed)
 

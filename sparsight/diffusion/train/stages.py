@@ -55,7 +55,7 @@ class Stage:
         steps: Optimiser steps.
         loss: Terms of the end-to-end loss: a preset's name (default, paper, released) or the terms themselves.
         lr: Learning rate at its highest.
-        lr_schedule: A diffusers schedule, e.g. ``constant_with_warmup`` or ``cosine``.
+        lr_schedule: One of transformers' schedules, e.g. ``constant_with_warmup`` or ``cosine``.
         warmup_steps: Steps over which the learning rate rises.
 
     Raises:

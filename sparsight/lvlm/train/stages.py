@@ -22,7 +22,7 @@ class TuningStage:
         train: What is trained: ``layers`` (the chosen decoder layers), ``projector``, or both.
         lr: Learning rate of the layers, and of all that has none of its own, at its highest.
         projector_lr: Learning rate of the projector; ``lr`` if not given.
-        lr_schedule: A diffusers schedule, e.g. ``cosine`` or ``constant_with_warmup``.
+        lr_schedule: One of transformers' schedules, e.g. ``cosine`` or ``constant_with_warmup``.
         warmup_share: Share of the steps, 0 to 1, over which the learning rate rises.
 
     Raises:
