@@ -16,7 +16,7 @@ from sparsight.common.bootstrap import Interval, compare
 from sparsight.common.disk.files import write_text
 from sparsight.common.measure.environment import environment
 from sparsight.common.tables import json_text, markdown_table
-from sparsight.lvlm.answer.task_scores import Item, TaskScores
+from sparsight.evaluation.questions.task_scores import Item, TaskScores
 
 REFERENCE = "all"
 UNTUNED = "untuned"  # what all arms start from

@@ -33,7 +33,7 @@ from lightning_modules.lvlm import SITE
 from sparsight.command.cli import main as sparsight
 from sparsight.common.disk.files import write_text
 from sparsight.common.tables import json_text
-from sparsight.evaluation.reform_eval.compare import compare_reports
+from sparsight.evaluation.compare import compare_reports
 from sparsight.lvlm.model.assemble import assemble
 from sparsight.lvlm.surgery.selection import Uniform
 

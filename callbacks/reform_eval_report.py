@@ -21,8 +21,9 @@ from sparsight.common.hashes import files_hash
 from sparsight.common.measure.environment import environment
 from sparsight.common.plain import setting
 from sparsight.common.training.processes import everywhere
+from sparsight.evaluation.questions.scores import Estimate, ScoreKey
 from sparsight.evaluation.reform_eval.report import FILE, read_report, write_report
-from sparsight.evaluation.reform_eval.scores import Estimate, ScoreKey, scores_of
+from sparsight.evaluation.reform_eval.scores import scores_of
 
 _ANSWERS = "answers-*.jsonl"
 _ORIGIN = ("_name_or_path", "transformers_version")
@@ -75,7 +76,7 @@ class ReformEvalReport(Callback):
         self.folder = None if folder is None else Path(folder)
         self.resamples = resamples
         self._about: dict[str, Any] = {}
-        self._questions: dict[str, str] = {}  # keys of all units, with hashes of what they ask
+        self._questions: dict[str, str] = {}  # keys of all questions, with hashes of what they ask
         self._before: dict[str, Any] = {}  # answers of earlier runs, the same on all processes
         self._journal: Journal | None = None
 

@@ -17,9 +17,10 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import state_hash
 from sparsight.common.training.processes import averaged, everywhere
 from sparsight.common.training.sharding import is_sharded, shard_parts, split_again
-from sparsight.evaluation.reform_eval.answer import answer_units
-from sparsight.lvlm.answer.evaluate import answer_items
-from sparsight.lvlm.answer.task_scores import TaskScores
+from sparsight.evaluation.questions.answer import Answered, answer_questions
+from sparsight.evaluation.questions.question import Method
+from sparsight.evaluation.questions.task_scores import GROUPS, Item, TaskScores
+from sparsight.evaluation.reform_eval.answer import plain_answers
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.model.load import DTYPES, Dtype, load_lvlm
 from sparsight.lvlm.model.pictures import check_pictures
@@ -31,7 +32,6 @@ from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
 from sparsight.lvlm.surgery.retire import LayerPruning, RetiredLayers, measurement, removable_layers
 
 SITE = "layers."  # names of decoder layers as sites of a schedule
-MEANS = ("visual", "text")  # over tasks with and without images
 
 
 @dataclass
@@ -208,11 +208,10 @@ class LVLMModule(TrainedPartsModule):
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, dict[str, Any]] | None:
         """Let the model answer the items of a batch; those of ReForm-Eval go to the callback that keeps them."""
-        if "units" not in batch:
+        if "method" not in batch:
             self._answer(batch)
             return None
-        with self.retired.taken_out():
-            return answer_units(self.model, self._own_tokenizer(), batch)
+        return plain_answers(self._answered(batch))
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Prediction draws images, which these models do not.
@@ -234,11 +233,16 @@ class LVLMModule(TrainedPartsModule):
         self._log_scores("test")
 
     def _answer(self, batch: Mapping[str, Any]) -> None:
-        self._scores.add(self._answered(batch))
+        self._scores.add(map(Item.of, self._answered(batch)))
 
-    def _answered(self, batch: Mapping[str, Any]) -> Any:
+    def _answered(self, batch: Mapping[str, Any]) -> list[Answered]:
+        """A suite says by which method; items are answered by likelihood, and in writing if that is asked for."""
+        new_tokens = batch.get("new_tokens", self.evaluation.new_tokens)
+        methods: list[Method] = ["likelihood", "generation"] if new_tokens else ["likelihood"]
+        if "method" in batch:
+            methods = [batch["method"]]
         with self.retired.taken_out():
-            return answer_items(self.model, self._own_tokenizer(), batch, new_tokens=self.evaluation.new_tokens)
+            return answer_questions(self.model, self._own_tokenizer(), batch, methods=methods, new_tokens=new_tokens)
 
     def _own_tokenizer(self) -> Any:
         if self._tokenizer is None:
@@ -260,7 +264,7 @@ class LVLMModule(TrainedPartsModule):
                 "count as wrong: raise evaluation.new_tokens, or set data.chat_template_kwargs to "
                 "{enable_thinking: false} if the chat template knows it"
             )
-        for name in MEANS:
+        for name in GROUPS:
             if f"likelihood/{name}" in found:
                 self.log(f"{prefix}/{name}", found[f"likelihood/{name}"], prog_bar=True)
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # a broadcast: all processes must ask
@@ -272,7 +276,7 @@ class LVLMModule(TrainedPartsModule):
     def _log_kept(self, prefix: str, kept: Mapping[str, float | None]) -> None:
         known = {name: value for name, value in kept.items() if value is not None}
         self.log_dict({f"{prefix}/kept/{name}": value for name, value in known.items()})
-        told = [f"{name} {value:.1%}" for name, value in known.items() if name.rpartition("/")[2] in MEANS]
+        told = [f"{name} {value:.1%}" for name, value in known.items() if name.rpartition("/")[2] in GROUPS]
         zero = [name for name in kept if name not in known]
         without = f"; 0 there, so without a share: {', '.join(zero)}" if zero else ""
         source = self.evaluation.reference

@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_torch_pair()
 
     if arguments[0] == "compare":
-        from sparsight.evaluation.reform_eval.compare import main as compare
+        from sparsight.evaluation.compare import main as compare
 
         compare(arguments[1:])
         return

@@ -35,7 +35,7 @@ ROOMS = (  # of sparsight and datamodules, each of which may import those before
     *("diffusion.pipelines", "diffusion.families", "diffusion.surgery", "diffusion.students", "diffusion.model"),
     *("diffusion.measure", "diffusion.train", "diffusion.export"),
     *("lvlm.model", "lvlm.chat", "lvlm.scores", "lvlm.surgery", "lvlm.train", "lvlm.answer", "lvlm.export"),
-    *("evaluation.images", "evaluation.texts", "evaluation.reform_eval"),
+    *("evaluation.images", "evaluation.texts", "evaluation.questions", "evaluation.reform_eval", "evaluation.compare"),
     *("datamodules.sampler", "datamodules.sources", "datamodules.record_dataset", "datamodules.base"),
     *("datamodules.images", "datamodules.conversations", "datamodules.evaluation", "datamodules.evaluation.tasks"),
     *("command", "__main__"),

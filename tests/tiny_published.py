@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datamodules.evaluation.published import PublishedTask
-from sparsight.evaluation.reform_eval.sample import Formulation
+from sparsight.evaluation.questions.question import Formulation
 from sparsight.evaluation.reform_eval.taxonomy import find_data_set
 from tests.tiny_files import png
 

@@ -53,7 +53,7 @@ def collate_questions(samples: Sequence[Sample], *, pad_id: int, images_in_rows:
     """Evaluation batch: left-padded prompts, with the candidates of each.
 
     Args:
-        samples: Each with ``inputs``, ``candidates``, ``index`` and what else a batch holds.
+        samples: Each with ``inputs``, ``candidates``, ``question``, ``index`` and what else a batch holds.
         pad_id: Token that fills rows.
         images_in_rows: Whether the model takes pixels as (samples, images, ...).
     """
@@ -61,9 +61,7 @@ def collate_questions(samples: Sequence[Sample], *, pad_id: int, images_in_rows:
         "inputs": join_prompts([s["inputs"] for s in samples], pad_id=pad_id, images_in_rows=images_in_rows),
         "prompt_length": torch.tensor([sample["inputs"]["input_ids"].shape[1] for sample in samples]),
         "candidates": [sample["candidates"] for sample in samples],
-        "texts": [sample["texts"] for sample in samples],
-        "answer": torch.tensor([sample["answer"] for sample in samples]),
-        "task": [sample["task"] for sample in samples],
+        "questions": [sample["question"] for sample in samples],
         **_join_facts(samples),
     }
 

@@ -15,6 +15,7 @@ from datamodules.conversations.llava import QuestionTemplate
 from datamodules.images.image_dataset import flatten_image
 from datamodules.record_dataset import RecordDataset
 from datamodules.sources.records import CorruptRecord, RecordSource
+from sparsight.evaluation.questions.question import Question
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.chat_template import UnusableConversation
 from sparsight.lvlm.chat.conversation import Conversation
@@ -73,7 +74,7 @@ class InstructionDataset(RecordDataset):
         images = tuple(flatten_image(image, channels=3, background=BACKGROUND) for image in conversation.images)
         conversation = replace(conversation, images=images)
         try:
-            made = self._question(conversation) if self.evaluate else self._chat(conversation)
+            made = self._question(conversation, record.id, index) if self.evaluate else self._chat(conversation)
         except UnusableConversation as error:
             raise CorruptRecord(f"{record.id}: {error}") from error
         return made | {"id": record.id, "image_keys": [image_key(image) for image in images]}
@@ -82,15 +83,20 @@ class InstructionDataset(RecordDataset):
         encoded = self.chat.encode(conversation, max_length=self.max_length)
         return {"inputs": encoded.inputs, "labels": encoded.labels_T, "cut": encoded.cut}
 
-    def _question(self, conversation: Conversation) -> dict[str, Any]:
+    def _question(self, conversation: Conversation, id: str, index: int) -> dict[str, Any]:
         encoded = self.chat.encode_question(conversation, max_length=self.max_length)
         right = conversation.question_and_answer[1].text
         return {
             "inputs": encoded.inputs,
             "candidates": encoded.continuations,
-            "texts": [text.strip() for text in conversation.candidates or (right,)],
-            "answer": conversation.answer or 0,
-            "task": conversation.task,
+            "question": Question(
+                task=conversation.task,
+                sample=id,
+                images=len(conversation.images),
+                options=tuple(text.strip() for text in conversation.candidates or (right,)),
+                answer=conversation.answer or 0,
+                position=index,
+            ),
             "cut": 0,
         }
 
@@ -110,8 +116,8 @@ class InstructionDataset(RecordDataset):
             facts.append(f"{sample['cut']} more cut off")
         lines = [f"{sample['id']}: {', '.join(facts)}", self.chat.mark(ids, labels)]
         if self.evaluate:
-            right = sample["answer"]
-            lines += [f"  {'*' if n == right else ' '} {text}" for n, text in enumerate(sample["texts"])]
+            question = sample["question"]
+            lines += [f"  {'*' if n == question.answer else ' '} {text}" for n, text in enumerate(question.options)]
         return "\n".join(lines)
 
 

@@ -21,9 +21,9 @@ from datamodules.sampler import ReportingLoader, ResumableSampler, derive_seed
 from datamodules.sources.records import digest
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.diffusion.model.identity import tokenizer_hash
+from sparsight.evaluation.questions.question import Method
+from sparsight.evaluation.questions.variant import MARKS, Marks, Perturbation
 from sparsight.evaluation.reform_eval.identity import suite_hash
-from sparsight.evaluation.reform_eval.perturb import MARKS, Marks, Perturbation
-from sparsight.evaluation.reform_eval.sample import Method
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.model.processor import Based, check_template, load_processor
 
@@ -182,13 +182,13 @@ class ReformEvalDataModule(ProcessDataModule):
         """Do not ask again what was answered before.
 
         Args:
-            finished: Gives keys of units, as :func:`sparsight.evaluation.reform_eval.answer.unit_key` does; called
-                when the questions are about to be asked.
+            finished: Gives keys of questions (:func:`sparsight.evaluation.questions.question.question_key`); called
+                when they are about to be asked.
         """
         self._finished = finished
 
     def questions(self) -> dict[str, str]:
-        """Keys of all units, in their order, with a hash of what each asks: instructions, texts and pixels."""
+        """Keys of all questions, in their order, with a hash of what each asks: instructions, texts and pixels."""
         dataset = self._dataset()
         return {
             dataset.key(place): self._checked[place.task][place.position].content

@@ -15,10 +15,10 @@ from datamodules.conversations.instruction_dataset import BACKGROUND
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.images.image_dataset import flatten_image
 from datamodules.sources.records import CorruptRecord
-from sparsight.evaluation.reform_eval.answer import Unit, unit_key
-from sparsight.evaluation.reform_eval.perturb import Marks, Perturbation, variant
+from sparsight.evaluation.questions.question import Method, Question, question_key
+from sparsight.evaluation.questions.variant import Marks, Perturbation, variant
 from sparsight.evaluation.reform_eval.prompt import Prompt, make_prompt, own_instructions
-from sparsight.evaluation.reform_eval.sample import Method, Sample
+from sparsight.evaluation.reform_eval.sample import Sample
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.conversation import Conversation, Turn
 
@@ -47,7 +47,7 @@ class Protocol:
 
 
 class Place(NamedTuple):
-    """Where a unit comes from."""
+    """Where a question comes from, and by which method it is put."""
 
     method: Method
     task: int
@@ -57,9 +57,9 @@ class Place(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A unit as inputs of the model, with the tokens of the options that are weighed."""
+    """A question as inputs of the model, with the tokens of the options that are weighed."""
 
-    unit: Unit
+    question: Question
     inputs: dict[str, torch.Tensor]
     candidates: list[list[int]]
 
@@ -94,18 +94,18 @@ class Asker:
             CorruptRecord: Pictures, template, processor or tokenizer cannot serve; the message says of which sample.
         """
         try:
-            unit, prompt = self.put(place, sample)
+            question, prompt = self.put(place, sample)
             images = shown_pictures(sample)
             if place.method == "generation":
-                return Asked(unit, self.chat.encode_prompt(prompt.turns, images, begun=prompt.begun), [])
+                return Asked(question, self.chat.encode_prompt(prompt.turns, images, begun=prompt.begun), [])
             assert sample.answer is not None
             turns = (*prompt.turns, Turn("assistant", sample.options[sample.answer]))
             encoded = self.chat.encode_question(Conversation(turns, images, sample.options, sample.answer))
         except ValueError as error:
             raise CorruptRecord(f"{self.tasks[place.task].where(place.position)}: {error}") from error
-        return Asked(unit, encoded.inputs, encoded.continuations)
+        return Asked(question, encoded.inputs, encoded.continuations)
 
-    def put(self, place: Place, sample: Sample) -> tuple[Unit, Prompt]:
+    def put(self, place: Place, sample: Sample) -> tuple[Question, Prompt]:
         """A sample as it is put in one run."""
         task, protocol = self.tasks[place.task], self.protocol
         instructions = instructions_of(task, place.method, pictures=bool(sample.images))
@@ -128,22 +128,22 @@ class Asker:
             method=place.method,
             example=protocol.example,
         )
-        unit = Unit(
+        question = Question(
             task=task.name,
             sample=sample.id,
-            dialogue=sample.dialogue,
-            run=place.run,
-            method=place.method,
-            formulation=task.formulation,
-            question=sample.questions[put.wording],
-            pictures=len(sample.images),
+            text=sample.questions[put.wording],
+            images=len(sample.images),
             options=sample.options,
             answer=sample.answer,
             references=sample.references,
+            formulation=task.formulation,
+            position=place.position,
+            dialogue=sample.dialogue,
             turn=sample.turn,
+            run=place.run,
             variant=put,
         )
-        return unit, prompt
+        return question, prompt
 
 
 class ReformEvalDataset(Asker, Dataset):
@@ -157,7 +157,7 @@ class ReformEvalDataset(Asker, Dataset):
         batch_size: Questions of a batch.
         processes: Number of processes; every method has a multiple of it of batches, for which a question is asked
             again where there are too few.
-        finished: Keys of the units that need no answer.
+        finished: Keys of the questions that need no answer.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class ReformEvalDataset(Asker, Dataset):
             self.batches = [[first]] * processes
 
     def places(self, method: Method) -> list[Place]:
-        """All units of a method."""
+        """All questions of a method."""
         return [
             Place(method, number, position, sample, run)
             for number, (task, ids) in enumerate(zip(self.tasks, self.ids, strict=True))
@@ -196,15 +196,15 @@ class ReformEvalDataset(Asker, Dataset):
         ]
 
     def key(self, place: Place) -> str:
-        """Name of a unit."""
-        return unit_key(self.tasks[place.task].name, place.sample, place.run, place.method)
+        """Name of a question."""
+        return question_key(self.tasks[place.task].name, place.sample, place.run, place.method)
 
     def __len__(self) -> int:
         """Number of batches of all processes."""
         return len(self.batches)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        """A batch: ``inputs`` of the prompts, ``units``, ``candidates`` and ``new_tokens``.
+        """A batch: ``inputs`` of the prompts, ``questions``, ``candidates``, ``method`` and ``new_tokens``.
 
         Raises:
             CorruptRecord: A sample cannot be used.
@@ -212,28 +212,29 @@ class ReformEvalDataset(Asker, Dataset):
         return self.batch(self.batches[position])
 
     def batch(self, places: Sequence[Place]) -> dict[str, Any]:
-        """A batch of these units."""
+        """A batch of these questions, all put by one method."""
         asked = [self.ask(place, self.tasks[place.task][place.position]) for place in places]
         prompts = [one.inputs for one in asked]
         return {
             "inputs": join_prompts(prompts, pad_id=self.chat.pad_id, images_in_rows=self.chat.images_in_rows),
-            "units": [one.unit for one in asked],
+            "questions": [one.question for one in asked],
             "candidates": [one.candidates for one in asked],
+            "method": places[0].method,
             "new_tokens": self.protocol.new_tokens,
         }
 
     def describe(self, place: Place) -> str:
-        """A unit as the model sees it."""
-        unit, inputs, candidates = self.ask(place, self.tasks[place.task][place.position])
+        """A question as the model sees it."""
+        question, inputs, candidates = self.ask(place, self.tasks[place.task][place.position])
         ids = inputs["input_ids"][0].tolist()
         lines = [
-            f"{place.method}, task {unit.task}, sample {unit.sample}, run {unit.run}: {len(ids)} tokens",
+            f"{place.method}, task {question.task}, sample {question.sample}, run {question.run}: {len(ids)} tokens",
             self.chat.mark(ids, [-100] * len(ids)),
         ]
         if candidates:
-            lines += [f"  {'*' if n == unit.answer else ' '} {text}" for n, text in enumerate(unit.options)]
+            lines += [f"  {'*' if n == question.answer else ' '} {text}" for n, text in enumerate(question.options)]
         else:
-            right = unit.references if unit.answer is None else (unit.options[unit.answer],)
+            right = question.references if question.answer is None else (question.options[question.answer],)
             lines.append(f"  right: {' | '.join(right)}")
         return "\n".join(lines)
 

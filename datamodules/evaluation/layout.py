@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image, ImageDraw
 
 from datamodules.conversations.llava import read_turn
-from sparsight.evaluation.reform_eval.sample import Formulation, Sample
+from sparsight.evaluation.questions.question import Formulation
+from sparsight.evaluation.reform_eval.sample import Sample
 from sparsight.evaluation.reform_eval.taxonomy import Layout
 from sparsight.lvlm.chat.conversation import Turn
 

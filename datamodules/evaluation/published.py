@@ -26,7 +26,8 @@ from datamodules.evaluation.task import EvaluationTask
 from datamodules.sources.files import need_file, need_local
 from datamodules.sources.records import MAX_PIXELS, CorruptRecord, check_max_pixels, decode_image, digest
 from sparsight.common.text import read_json
-from sparsight.evaluation.reform_eval.sample import Formulation, Sample
+from sparsight.evaluation.questions.question import Formulation
+from sparsight.evaluation.reform_eval.sample import Sample
 from sparsight.evaluation.reform_eval.taxonomy import find_data_set, find_layout
 
 HUB = "Aweminus/ReForm-Eval-Data"

@@ -9,7 +9,7 @@ from typing import Any
 from datamodules.evaluation.dataset import instructions_of
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.sources.records import Records
-from sparsight.evaluation.reform_eval.sample import Method
+from sparsight.evaluation.questions.question import Method
 
 
 def settings_of(task: EvaluationTask, methods: Iterable[Method]) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from datamodules.sources.records import RecordSource
-from sparsight.evaluation.reform_eval.sample import Formulation, Sample
+from sparsight.evaluation.questions.question import Formulation
+from sparsight.evaluation.reform_eval.sample import Sample
 from sparsight.evaluation.reform_eval.taxonomy import CAPTIONS, check_dimension
 
 

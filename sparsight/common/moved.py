@@ -16,6 +16,7 @@ MODULES: dict[str, tuple[str, ...]] = {  # each name of an old module is in one 
     "sparsight.analysis.bootstrap": ("sparsight.common.bootstrap",),
     "sparsight.diffusion.model": ("sparsight.diffusion.model.diffusion_model", "sparsight.diffusion.model.load"),
     "sparsight.distill.stages": ("sparsight.diffusion.train.stages",),
+    "sparsight.evaluation.reform_eval.perturb": ("sparsight.evaluation.questions.variant",),
     "sparsight.export.adapters": ("sparsight.diffusion.students.adapters",),
     "sparsight.export.delta": ("sparsight.diffusion.export.delta",),
     "sparsight.lvlm.lora": ("sparsight.lvlm.model.lora",),

@@ -15,8 +15,9 @@ from callbacks import ReformEvalReport
 from datamodules import InstructionDataModule, ReformEvalDataModule, TextQuestions
 from lightning_modules import LVLMEvaluation
 from sparsight.common.errors import ConfigurationError
-from sparsight.evaluation.reform_eval import answer
-from sparsight.evaluation.reform_eval.compare import compare_reports
+from sparsight.common.finite import NonFiniteError
+from sparsight.evaluation.compare import compare_reports
+from sparsight.evaluation.questions import answer
 from sparsight.evaluation.reform_eval.report import read_report
 from sparsight.lvlm.answer.write import Written
 from tests import tiny_evaluation as questions
@@ -106,7 +107,7 @@ def test_a_model_that_computes_no_numbers_has_no_score(model: Path, tmp_path: Pa
     broken.model.language_model.norm.weight.data[:] = 3e38  # finite, or loading would refuse it; its logits are not
     copy = shutil.copytree(model, tmp_path / "broken")
     broken.save_pretrained(copy)
-    with pytest.raises(ValueError, match="task greys, sample 0: log-likelihoods are"):
+    with pytest.raises(NonFiniteError, match="task greys, sample 0: log-likelihoods are"):
         evaluate(copy, tmp_path / "out", tasks=[GreyTask()])
 
 

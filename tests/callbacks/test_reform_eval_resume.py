@@ -32,12 +32,12 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(
     assert "Not finished: 9 of" in (folder / "report.md").read_text()
     with (folder / "answers-0.jsonl").open("a") as file:
         file.write('{"key": "likelihood/greys')  # killed while it wrote
-    asked: list[str] = []
+    asked: list[Any] = []
     step = LVLMEvaluation.test_step
     monkeypatch.setattr(
         LVLMEvaluation,
         "test_step",
-        lambda self, batch, number: (asked.extend(unit.key for unit in batch["units"]), step(self, batch, number))[1],
+        lambda self, batch, number: (asked.extend(batch["questions"]), step(self, batch, number))[1],
     )
     evaluate(model, tmp_path / "parts", batch_size=2)
     assert len(asked) == whole["asked"] - 9

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import Namespace
 
 from sparsight.command.cli import SparsightCLI, main
-from sparsight.evaluation.reform_eval.compare import main as compare
+from sparsight.evaluation.compare import main as compare
 from sparsight.evaluation.reform_eval.report import read_report
 from tests.tiny_evaluation import scores
 from tests.tiny_files import write_idx

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sparsight.command.cli import main
-from sparsight.lvlm.answer.task_scores import TaskScores
+from sparsight.evaluation.questions.task_scores import TaskScores
 from tests.tiny_tuning import tuning_config
 
 

@@ -12,7 +12,8 @@ from datamodules.evaluation.task import EvaluationTask
 from datamodules.evaluation.tasks.similarity import Similarity
 from datamodules.sampler import derive_seed
 from datamodules.sources.records import CorruptRecord, Record, RecordSource, digest
-from sparsight.evaluation.reform_eval.sample import Formulation, Sample
+from sparsight.evaluation.questions.question import Formulation
+from sparsight.evaluation.reform_eval.sample import Sample
 
 
 class ReformulatedTask(EvaluationTask):

@@ -8,10 +8,11 @@ from typing import get_args
 
 from PIL import Image
 
+from sparsight.evaluation.questions.question import Formulation, Method
+from sparsight.evaluation.questions.variant import MARKS, Perturbation, Variant, variant
 from sparsight.evaluation.reform_eval.parse import parse_choice
-from sparsight.evaluation.reform_eval.perturb import MARKS, Perturbation, Variant, variant
 from sparsight.evaluation.reform_eval.prompt import make_prompt, own_instructions
-from sparsight.evaluation.reform_eval.sample import Formulation, Method, Sample
+from sparsight.evaluation.reform_eval.sample import Sample
 
 _OPTIONS = ("one", "two", "a third")
 _YES_NO = ("yes", "no")

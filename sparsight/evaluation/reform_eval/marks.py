@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sparsight.lvlm.answer.wording import lead_end
+from sparsight.evaluation.questions.wording import lead_end
 
 _PAIRS = {"(": ")", "[": "]", "{": "}", "<": ">"}
 _RUNS_ON = re.compile(r"[0-9A-Za-z_\u00c0-\u024f]")  # a letter beside a mark; Chinese is written without spaces

@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sparsight.evaluation.questions.wording import plain_words, undressed, without_article, without_lead
 from sparsight.evaluation.reform_eval.marks import Shown, decided, find_marks, without_list
-from sparsight.lvlm.answer.wording import plain_words, undressed, without_article, without_lead
 from sparsight.lvlm.chat.thoughts import split_thought
 
 _PAUSE = re.compile(r"[.,;:!?](?!\d)|\n|\s-+\s|$")

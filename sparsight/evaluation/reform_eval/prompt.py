@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsight.evaluation.reform_eval.perturb import MARKS, Marks, Variant
-from sparsight.evaluation.reform_eval.sample import Formulation, Method, Sample
+from sparsight.evaluation.questions.question import Formulation, Method
+from sparsight.evaluation.questions.variant import MARKS, Marks, Variant
+from sparsight.evaluation.reform_eval.sample import Sample
 from sparsight.lvlm.chat.conversation import IMAGE, Turn
 
 CUE = "The answer is"

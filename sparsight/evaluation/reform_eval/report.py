@@ -12,14 +12,15 @@ from matplotlib.figure import Figure
 from sparsight.common.disk.files import write_text, write_whole
 from sparsight.common.tables import format_table, json_text, markdown_table
 from sparsight.common.text import read_json
-from sparsight.evaluation.reform_eval.scores import HEADLINES, Estimate, ScoreKey
+from sparsight.evaluation.questions.scores import Estimate, ScoreKey
+from sparsight.evaluation.reform_eval.scores import HEADLINES
 from sparsight.evaluation.reform_eval.taxonomy import CAPTIONS
 
 VERSION = 1
 FILE = "report.json"
 NO_SHARES = ("cider", "instability", "turn_correlation", "turn_slope")
 _LISTED = 20  # unusable samples of a task in the table's file
-LEVELS = ("all", "ability", "dimension", "task")
+LEVELS = ("all", "group", "ability", "dimension", "task")
 Scores = Mapping[ScoreKey, Estimate]
 
 
@@ -51,7 +52,7 @@ def write_report(
     write_text(folder / FILE, json_text(content))
     left = "".join(_left_out(name, reasons) for name, reasons in extra.get("left_out", {}).items())
     write_text(folder / "report.md", f"{_title(about, extra)}\n\n{markdown_table(lines)}\n{left}")
-    plot_dimensions({about["model"]["name"]: scores}, folder / "dimensions.png")
+    plot_scores({about["model"]["name"]: scores}, folder / "dimensions.png")
     return format_table(lines)
 
 
@@ -124,7 +125,7 @@ def shown(estimate: Estimate, key: ScoreKey) -> str:
     return with_interval(estimate.value, estimate.interval, key)
 
 
-def with_interval(value: float, ends: Sequence[float], key: ScoreKey, *, sign: str = "") -> str:
+def with_interval(value: float | None, ends: Sequence[float] | None, key: ScoreKey, *, sign: str = "") -> str:
     """A number in the unit of a score, and between what it lies; a dash where that is not defined.
 
     Args:
@@ -133,25 +134,30 @@ def with_interval(value: float, ends: Sequence[float], key: ScoreKey, *, sign: s
         key: What score it belongs to.
         sign: ``+`` writes one before positive numbers, too.
     """
-    if np.isnan([value, *ends]).any():
+    if value is None or ends is None or np.isnan([value, *ends]).any():
         return "-"
     unit, digits = (100, 1) if is_share(key) else (1, 2)
     middle, low, high = (f"{unit * number:{sign}.{digits}f}" for number in (value, *ends))
     return f"{middle} ({low} to {high})"
 
 
-def plot_dimensions(runs: Mapping[str, Scores], path: Path) -> None:
-    """Bars of every dimension that is a share, with 95 % intervals; runs beside each other, a panel a method."""
+def plot_scores(runs: Mapping[str, Scores], path: Path) -> None:
+    """Bars of every dimension that is a share, with 95 % intervals; runs beside each other, a panel a method.
+
+    Scores that have no dimensions, of a validation, have a bar for every task.
+    """
+    keys = list(dict.fromkeys(key for each in runs.values() for key in each))
+    level, metric = ("dimension", "score") if any(key.level == "dimension" for key in keys) else ("task", "accuracy")
     found = {
-        method: list(dict.fromkeys(key.name for each in runs.values() for key in each if _is_bar(key, method)))
-        for method in dict.fromkeys(key.method for each in runs.values() for key in each)
+        method: [k.name for k in keys if (k.method, k.level, k.metric) == (method, level, metric) and is_share(k)]
+        for method in dict.fromkeys(key.method for key in keys)
     }
     height = 0.28 * max(map(len, found.values())) * (len(runs) + 1) + 1.2
     figure = Figure(figsize=(5.2 * len(found) + 1.5, height), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False)[0]
     for panel, (method, names) in zip(panels, found.items(), strict=True):
         for number, (label, scores) in enumerate(runs.items()):
-            estimates = [scores.get(ScoreKey(method, "dimension", name, "score")) for name in names]
+            estimates = [scores.get(ScoreKey(method, level, name, metric)) for name in names]
             places = [place + 0.8 * (number - (len(runs) - 1) / 2) / len(runs) for place in range(len(names))]
             drawn = [(place, each) for place, each in zip(places, estimates, strict=True) if each is not None]
             values = [100 * each.value for _, each in drawn]
@@ -167,17 +173,13 @@ def plot_dimensions(runs: Mapping[str, Scores], path: Path) -> None:
     write_whole(path, lambda part: figure.savefig(part, dpi=130))
 
 
-def _is_bar(key: ScoreKey, method: str) -> bool:
-    return key.method == method and key.level == "dimension" and is_share(key)
-
-
 def numbers(estimate: Estimate) -> dict[str, float | None]:
     """Score and ends of its interval; none where it is not defined."""
     named = zip(("value", "low", "high"), (estimate.value, *estimate.interval), strict=True)
-    return {name: defined(number) for name, number in named}
+    return {name: _defined(number) for name, number in named}
 
 
-def defined(number: float) -> float | None:
+def _defined(number: float) -> float | None:
     """A number as JSON knows it, which has no word for one that is not defined."""
     return None if np.isnan(number) else float(number)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
 from PIL import Image
 
 from sparsight.common.text import check_text
+from sparsight.evaluation.questions.question import Formulation
 from sparsight.lvlm.chat.conversation import IMAGE, Turn
-
-Formulation = Literal["SingleChoice", "OCROpenEnded", "KIEOpenEnded", "Generation"]
-Method = Literal["generation", "likelihood"]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sparsight.evaluation.reform_eval.sample import Formulation
+from sparsight.evaluation.questions.question import Formulation
 
 CAPTIONS = "description"  # the dimension whose score is CIDEr, which is no share of anything
 

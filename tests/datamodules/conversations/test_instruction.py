@@ -70,11 +70,17 @@ def test_evaluation_batch_holds_prompts_and_candidates(model: str, stage: str) -
     assert mask[:, -1].all() and mask.sum(1).tolist() == first["prompt_length"].tolist(), "padded on the left"
     decode = datamodule.chat.tokenizer.decode  # type: ignore[union-attr]
     assert all(text.endswith("<|im_start|>assistant\n") for text in decode(first["inputs"]["input_ids"]))
-    assert first["texts"] == [KINDS] * 4 and first["task"] == ["by_0", "by_1", "by_0", "by_1"]
-    assert first["answer"].tolist() == [0, 1, 2, 0]
+    asked = first["questions"]
+    assert [question.options for question in asked] == [tuple(KINDS)] * 4
+    assert [question.task for question in asked] == ["by_0", "by_1", "by_0", "by_1"]
+    assert [question.answer for question in asked] == [0, 1, 2, 0]
+    assert [(question.position, question.images) for question in asked] == [
+        (index, len(keys)) for index, keys in zip(first["index"].tolist(), first["image_keys"], strict=True)
+    ]
     assert [decode(ids) for ids in first["candidates"][0]] == [f"{kind}<|im_end|>" for kind in KINDS]
     lonely = next(iter(talk_data(model, stage="validate", val=Talks(4)).val_dataloader()))
-    assert lonely["texts"] == [["bag"], ["coat"], ["shoe"], ["bag"]] and lonely["answer"].tolist() == [0] * 4
+    assert [question.options for question in lonely["questions"]] == [("bag",), ("coat",), ("shoe",), ("bag",)]
+    assert [question.answer for question in lonely["questions"]] == [0] * 4
 
 
 def test_one_data_config_serves_images_and_instructions(model: str, tmp_path: Path) -> None:
@@ -103,7 +109,8 @@ def test_one_data_config_serves_images_and_instructions(model: str, tmp_path: Pa
     decode = datamodule.chat.tokenizer.decode
     said = [decode(row[row >= 0]) for row in asked["labels"]]
     assert said == [f"a {KINDS[label]}<|im_end|>" for label in seen["label"].tolist()]
-    assert items["texts"] == [[f"a {kind}" for kind in KINDS]] * 2 and items["answer"].tolist() == [0, 1]
+    assert [question.options for question in items["questions"]] == [tuple(f"a {kind}" for kind in KINDS)] * 2
+    assert [question.answer for question in items["questions"]] == [0, 1]
 
 
 def test_datamodule_and_samples_can_be_sent_to_workers(model: str) -> None:
@@ -353,5 +360,7 @@ def test_splits_may_have_classes_of_their_own(model: str) -> None:
 
 def test_text_questions_need_no_picture(model: str) -> None:
     batch = next(iter(talk_data(model, stage="test", test=TextQuestions(kinds=["opposites"])).test_dataloader()))
-    assert set(batch["inputs"]) == {"input_ids", "attention_mask"} and set(batch["task"]) == {"text_opposites"}
+    assert set(batch["inputs"]) == {"input_ids", "attention_mask"} and {
+        question.task for question in batch["questions"]
+    } == {"text_opposites"}
     assert all(len(candidates) == 4 for candidates in batch["candidates"])

@@ -55,7 +55,7 @@ def opened(model: str, *tasks: EvaluationTask, **options: Any) -> ReformEvalData
 def asked(data: ReformEvalDataModule) -> list[str]:
     """Ids of the samples that are put to a model."""
     data.leave_out(tuple)
-    return [unit.sample for batch in data.test_dataloader() for unit in batch["units"]]
+    return [asked.sample for batch in data.test_dataloader() for asked in batch["questions"]]
 
 
 def test_a_limit_draws_samples_with_the_seed(model: str) -> None:
@@ -68,9 +68,9 @@ def test_a_limit_draws_samples_with_the_seed(model: str) -> None:
 def test_a_limit_keeps_dialogues_whole(model: str) -> None:
     data = opened(model, Talks(count=20), limit=3)
     data.leave_out(tuple)
-    units = [unit for batch in data.test_dataloader() for unit in batch["units"]]
-    assert [unit.turn for unit in units] == [0, 1] * 3
-    assert len({unit.dialogue for unit in units}) == 3
+    asked = [question for batch in data.test_dataloader() for question in batch["questions"]]
+    assert [question.turn for question in asked] == [0, 1] * 3
+    assert len({question.dialogue for question in asked}) == 3
 
 
 @pytest.mark.parametrize(

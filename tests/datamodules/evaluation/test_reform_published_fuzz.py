@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from datamodules.evaluation.published import PublishedTask
 from datamodules.sources.records import CorruptRecord
-from sparsight.evaluation.reform_eval.sample import Formulation
+from sparsight.evaluation.questions.question import Formulation
 from tests.tiny_published import CHOICE, OPEN, container
 
 JSON = st.recursive(

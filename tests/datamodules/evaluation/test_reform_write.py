@@ -12,7 +12,8 @@ from PIL import Image
 from datamodules.evaluation.published import PublishedTask
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.evaluation.write import write_published
-from sparsight.evaluation.reform_eval.sample import Formulation, Sample
+from sparsight.evaluation.questions.question import Formulation
+from sparsight.evaluation.reform_eval.sample import Sample
 from sparsight.lvlm.chat.conversation import Turn
 
 

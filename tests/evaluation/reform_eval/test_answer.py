@@ -7,32 +7,30 @@ from typing import Any
 
 import pytest
 
-from sparsight.evaluation.reform_eval import answer
-from sparsight.evaluation.reform_eval.answer import Unit, answer_units
-from sparsight.evaluation.reform_eval.perturb import Variant
+from sparsight.common.finite import NonFiniteError
+from sparsight.evaluation.questions import answer
+from sparsight.evaluation.questions.answer import answer_questions
+from sparsight.evaluation.questions.question import Question
+from sparsight.evaluation.questions.variant import Variant
+from sparsight.evaluation.reform_eval.answer import plain_answers
 
 
 def weighed(monkeypatch: pytest.MonkeyPatch, logs: list[float], **changes: Any) -> dict[str, Any]:
     """The answer of a model that gives an option of one token and one of four these log-likelihoods."""
-    unit = Unit(
+    question = Question(
         task="greys",
         sample="7",
-        dialogue=None,
-        run=1,
-        method="likelihood",
-        formulation="SingleChoice",
-        question="How dark?",
-        pictures=1,
+        text="How dark?",
+        images=1,
         options=("black", "a light grey"),
         answer=1,
-        references=(),
-        turn=None,
+        run=1,
         variant=Variant(instruction=3, wording=2, order=(0, 1), marks="upper"),
     )
     monkeypatch.setattr(answer, "candidate_log_likelihoods", lambda *_: [logs])
-    batch = {"inputs": {}, "units": [unit._replace(**changes)], "candidates": [[[5], [6, 7, 8, 9]]]}
+    batch = {"inputs": {}, "questions": [question._replace(**changes)], "candidates": [[[5], [6, 7, 8, 9]]]}
     model: Any = None  # its log-likelihoods are given
-    (found,) = answer_units(model, None, batch).values()
+    (found,) = plain_answers(answer_questions(model, None, batch, methods=["likelihood"], new_tokens=0)).values()
     return found
 
 
@@ -60,5 +58,5 @@ def test_an_answer_tells_how_it_was_asked_for(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.parametrize("logs", [[math.nan, -1.0], [-math.inf, -math.inf], [-1.0, -math.inf]])
 def test_log_likelihoods_that_are_not_finite_are_refused(monkeypatch: pytest.MonkeyPatch, logs: list[float]) -> None:
-    with pytest.raises(ValueError, match="task greys, sample 7: log-likelihoods are"):
+    with pytest.raises(NonFiniteError, match="task greys, sample 7: log-likelihoods are"):
         weighed(monkeypatch, logs)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsight.evaluation.reform_eval import marks, parse, perturb, prompt
+from sparsight.evaluation.questions import variant
+from sparsight.evaluation.reform_eval import marks, parse, prompt
 from sparsight.evaluation.reform_eval.identity import suite_hash
 from sparsight.lvlm.chat import thoughts
 
@@ -24,7 +25,7 @@ from sparsight.lvlm.chat import thoughts
         (prompt, "CUE", "I say"),
         (prompt, "_EXAMPLE_QUESTION", "Is it?"),
         (prompt, "_listed", lambda options: f"{options}"),
-        (perturb, "_generator", lambda *parts: np.random.default_rng(0)),
+        (variant, "_generator", lambda *parts: np.random.default_rng(0)),
         (parse, "_plain", str.casefold),
         (parse, "undressed", str.strip),
         (parse, "without_lead", str.strip),

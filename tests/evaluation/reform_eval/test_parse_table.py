@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparsight.evaluation.questions.wording import same_answer, undressed
 from sparsight.evaluation.reform_eval.parse import parse_choice
-from sparsight.lvlm.answer.task_scores import same_answer
-from sparsight.lvlm.answer.wording import undressed
 
 PAGE = Path(__file__).parents[3] / "docs" / "evaluation.md"
 SHOWN = [("A", "dog"), ("B", "cat"), ("C", "a red bird")]

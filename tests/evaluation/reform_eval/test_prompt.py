@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sparsight.evaluation.reform_eval.perturb import Variant
+from sparsight.evaluation.questions.variant import Variant
 from sparsight.evaluation.reform_eval.prompt import CUE, Prompt, make_prompt, own_instructions
 from sparsight.evaluation.reform_eval.sample import Sample
 from sparsight.lvlm.chat.conversation import IMAGE, Turn

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sparsight.evaluation.reform_eval.scores import ScoreKey, scores_of
+from sparsight.evaluation.questions.scores import ScoreKey
+from sparsight.evaluation.reform_eval.scores import scores_of
 from tests.tiny_evaluation import TASK, weighed
 
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from sparsight.command.arguments import find_config
-from sparsight.evaluation.reform_eval.sample import Formulation
+from sparsight.evaluation.questions.question import Formulation
 from sparsight.evaluation.reform_eval.taxonomy import (
     Layout,
     abilities,

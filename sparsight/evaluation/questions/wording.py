@@ -77,3 +77,24 @@ def plain_words(text: str) -> list[str]:
 def without_article(words: list[str]) -> list[str]:
     """Words without a leading article, unless there is nothing else."""
     return words[1:] if len(words) > 1 and words[0] in ARTICLES else words
+
+
+def same_answer(written: str, right: str) -> bool:
+    """Whether a text begins with an answer, whatever its case, dress, punctuation, leading article or ``It is``.
+
+    Only whole words and numbers count: "no" is not in "nothing", nor 3 in 3.5. The letter "A" is no article where it
+    is the answer. "Yes and no" is neither.
+    """
+    said = undressed(written)
+    wanted = plain_words(undressed(right))
+    for words in (plain_words(said), plain_words(without_lead(said))):
+        for own, asked in ((words, wanted), (without_article(words), without_article(wanted))):
+            both = asked in (["yes"], ["no"]) and own[1:3] in (
+                ["and", "no"],
+                ["or", "no"],
+                ["and", "yes"],
+                ["or", "yes"],
+            )
+            if wanted and own[: len(asked)] == asked and not both:
+                return True
+    return False

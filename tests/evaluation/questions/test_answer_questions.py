@@ -11,8 +11,9 @@ import torch
 
 from sparsight.command.cli import main
 from sparsight.common.finite import NonFiniteError
-from sparsight.lvlm.answer.evaluate import answer_items
-from sparsight.lvlm.answer.task_scores import TaskScores
+from sparsight.evaluation.questions.answer import answer_questions
+from sparsight.evaluation.questions.question import Question
+from sparsight.evaluation.questions.task_scores import Item, TaskScores
 from tests.tiny_batches import alone, alone_log_likelihoods, left_padded
 from tests.tiny_lvlm import SPECIAL, VOCABULARY, tiny_inputs, tiny_lvlm, tiny_tokenizer
 from tests.tiny_tuning import tuning_config
@@ -20,16 +21,23 @@ from tests.tiny_tuning import tuning_config
 LENGTHS = [[1, 4, 2, 3], [2, 2, 2]]  # tokens of the candidates of two questions
 
 
+def answer_items(model: Any, tokenizer: Any, batch: dict[str, Any]) -> list[Item]:
+    """What is kept of a model's answers, whose options are weighed."""
+    answered = answer_questions(model, tokenizer, batch, methods=["likelihood"], new_tokens=0)
+    return [Item.of(each) for each in answered]
+
+
 def batch_of(inputs: dict[str, torch.Tensor], candidates: list[list[list[int]]], answers: list[int]) -> dict[str, Any]:
     """What an InstructionDataModule gives an evaluation; the second question counts as one without a picture."""
     return {
         "inputs": left_padded(inputs),
         "candidates": candidates,
-        "texts": [[f"answer {number}" for number in range(len(question))] for question in candidates],
-        "answer": torch.tensor(answers),
-        "task": ["naming", "opposites"],
-        "index": torch.tensor([7, 3]),
-        "image_keys": [["a"], []],
+        "questions": [
+            Question(task, f"record {index}", images=images, options=tuple(map(str, ids)), answer=right, position=index)
+            for task, index, images, ids, right in zip(
+                ("naming", "opposites"), (7, 3), (1, 0), candidates, answers, strict=True
+            )
+        ],
     }
 
 
@@ -105,5 +113,5 @@ def test_likelihoods_that_are_no_numbers_choose_nothing() -> None:
     model = tiny_lvlm("llava")
     model.lm_head.weight[9] = torch.nan
     batch = batch_of(tiny_inputs("llava", model), [[[10], [11]], [[12], [13]]], [0, 0])
-    with pytest.raises(NonFiniteError, match=r"evaluation item 7: .* candidates are \[nan, nan\]"):
+    with pytest.raises(NonFiniteError, match=r"task naming, sample record 7: log-likelihoods are \[nan, nan\]"):
         answer_items(model, tiny_tokenizer(), batch)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.answer.task_scores import Item, TaskScores, same_answer
+from sparsight.evaluation.questions.task_scores import Item, TaskScores
+from sparsight.evaluation.questions.wording import same_answer
 
 
 def item(index: int, **options: Any) -> Item:

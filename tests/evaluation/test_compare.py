@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from sparsight.evaluation.reform_eval.compare import compare_reports
+from sparsight.evaluation.compare import compare_reports
+from sparsight.evaluation.questions.task_scores import Item, TaskScores
 from sparsight.evaluation.reform_eval.report import write_report
 from sparsight.evaluation.reform_eval.scores import scores_of
 from tests.tiny_evaluation import TASK, weighed
@@ -68,3 +69,46 @@ def test_what_is_not_defined_is_a_dash_and_no_number(tmp_path: Path) -> None:
     ]
     names = ("value", "low", "difference", "difference_interval", "share_of_draws_above", "kept", "kept_interval")
     assert [entry[name] for name in names] == [None] * len(names)
+
+
+def validated(folder: Path, right: Sequence[bool], **changes: Any) -> Path:
+    """The scores of a validation that is right or wrong in these items, of which every other one has an image."""
+    scores = TaskScores()
+    for index, each in enumerate(right):
+        chosen = {"likeliest": int(not each), "likeliest_by_token": 0, "generated": "", "generated_right": each}
+        of = {"index": index, "task": ("naming", "capitals")[index % 2], "visual": index % 2 == 0, "answer": 0}
+        scores.add([Item(**{**of, "candidates": 2, "log_likelihood": -1.0, "tokens": 1, **chosen, **changes})])
+    scores.save(folder / "scores_val.json")
+    return folder
+
+
+def test_validations_are_compared_like_reports(tmp_path: Path) -> None:
+    right = (np.random.default_rng(0).random(80) < 0.5).tolist()
+    right[8] = False
+    folders = [validated(tmp_path / "before", right)]
+    folders.append(validated(tmp_path / "after", [each or number == 8 for number, each in enumerate(right)]))
+    text = compare_reports([folders[0], folders[1] / "scores_val.json"], output=tmp_path / "out", resamples=500)
+    assert "| group visual |" in text and "before" in text and "after" in text
+    found = {
+        (entry["run"], entry["method"], entry["level"], entry["name"], entry["metric"]): entry
+        for entry in read_strictly(tmp_path / "out" / "comparison.json")
+    }
+    for method in ("likelihood", "generation"):
+        task = found["after", method, "task", "naming", "accuracy"]
+        assert task["difference"] == pytest.approx(1 / 40) and task["difference_interval"][0] == 0
+        group = found["after", method, "group", "visual", "accuracy"]
+        assert (group["value"], group["kept"]) == (task["value"], pytest.approx(task["value"] * 40 / sum(right[::2])))
+        assert found["after", method, "group", "text", "accuracy"]["difference"] == 0
+    assert found["after", "likelihood", "task", "naming", "accuracy_by_token"]["value"] == 1
+    assert (tmp_path / "out" / "comparison.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_only_validations_of_the_same_items_are_compared(tmp_path: Path) -> None:
+    first = validated(tmp_path / "first", [True, False])
+    others = [validated(tmp_path / "more", [True] * 3), validated(tmp_path / "other", [True, False], answer=1)]
+    for other in (*others, report(tmp_path / "suite", [True, False])):
+        with pytest.raises(ValueError, match="differ in items: only answers to the same questions can be compared"):
+            compare_reports([first, other], output=tmp_path / "out")
+    (first / "scores_test.json").write_bytes((first / "scores_val.json").read_bytes())
+    with pytest.raises(ValueError, match=r"holds scores_test\.json and scores_val\.json: give one of these files"):
+        compare_reports([first, others[0]], output=tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Scores of an evaluation by task, and what every item's answer was.
+"""Scores of a validation by task, and what was answered in every item.
 
 Items are kept one by one, because comparisons of two models pair them. Several processes put theirs together; an item
 that was met twice (samplers may fill up a last batch) counts once.
@@ -6,7 +6,7 @@ that was met twice (samplers may fill up a last batch) counts once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,23 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.common.tables import json_text
 from sparsight.common.text import read_json
 from sparsight.common.training.processes import process_count
-from sparsight.lvlm.answer.wording import plain_words, undressed, without_article, without_lead
+from sparsight.evaluation.questions.answer import Answered
+from sparsight.evaluation.questions.scores import Answer, Estimate, ScoreKey, mean_estimate, paired, task_scores
+from sparsight.evaluation.questions.wording import same_answer
 
 VERSION = 1
+KINDS = {  # of accuracies, with the method and the metric of each
+    "likelihood": ("likelihood", "accuracy"),
+    "likelihood_by_token": ("likelihood", "accuracy_by_token"),
+    "generation": ("generation", "accuracy"),
+}
+GROUPS = ("visual", "text")  # of tasks: with and without images
 NAMES = {"": "unnamed", "visual": "visual (task)", "text": "text (task)"}  # of tasks, told from those of means
 
 
 @dataclass(frozen=True)
 class Item:
-    """One answered question.
+    """What is kept of an answered question in ``scores_*.json``.
 
     Args:
         index: Position in its source.
@@ -56,9 +64,46 @@ class Item:
     generated_right: bool | None = None
     unfinished: bool = False
 
+    @classmethod
+    def of(cls, answered: Answered) -> Item:
+        """Of a question whose options were weighed, and which may have been answered in writing, too."""
+        question, weighed, written = answered
+        assert weighed is not None and question.answer is not None
+        said = None if written is None else written.parts()
+        return cls(
+            index=question.position,
+            task=question.task,
+            visual=question.images > 0,
+            answer=question.answer,
+            candidates=len(question.options),
+            log_likelihood=weighed.log_likelihoods[question.answer],
+            tokens=weighed.tokens[question.answer],
+            likeliest=weighed.choice,
+            likeliest_by_token=weighed.choice_by_token,
+            generated=None if said is None else said.answer,
+            generated_right=None if said is None else same_answer(said.answer, question.options[question.answer]),
+            unfinished=said is not None and said.unfinished,
+        )
+
+    @property
+    def name(self) -> str:
+        """Of its task, told from the names of means."""
+        return NAMES.get(self.task, self.task)
+
+    def answers(self) -> list[Answer]:
+        """What counts in accuracies, as plain data for :func:`sparsight.evaluation.questions.scores.task_scores`."""
+        asked = {"task": self.name, "sample": str(self.index), "run": 0, "answer": self.answer}
+        found: list[Answer] = []
+        if self.candidates > 1:  # with one there is nothing to choose
+            chosen = {"choice": self.likeliest, "choice_by_token": self.likeliest_by_token}
+            found.append(asked | {"method": "likelihood"} | chosen)
+        if self.generated_right is not None:
+            found.append(asked | {"method": "generation", "choice": self.answer if self.generated_right else None})
+        return found
+
 
 class TaskScores:
-    """Collects items, and answers accuracies from 0 to 1."""
+    """Collects items, and gives accuracies from 0 to 1."""
 
     def __init__(self) -> None:
         self.items: dict[int, Item] = {}
@@ -87,22 +132,28 @@ class TaskScores:
         Names are ``<kind>/<task>``, with kinds ``likelihood``, ``likelihood_by_token`` and ``generation``, and tasks
         ``visual`` and ``text``: means over tasks, so that a large task does not hide a small one.
         """
-        found: dict[str, float] = {}
-        for kind, right in KINDS.items():
-            by_task: dict[str, list[bool]] = {}
-            visual: dict[str, bool] = {}
-            for item in self.items.values():
-                outcome = right(item)
-                if outcome is not None:
-                    task = NAMES.get(item.task, item.task)
-                    by_task.setdefault(task, []).append(outcome)
-                    visual[task] = visual.get(task, False) or item.visual
-            means = {task: sum(outcomes) / len(outcomes) for task, outcomes in by_task.items()}
-            found |= {f"{kind}/{task}": value for task, value in means.items()}
-            for name, wanted in (("visual", True), ("text", False)):
-                group = [value for task, value in means.items() if visual[task] == wanted]
-                if group:
-                    found[f"{kind}/{name}"] = sum(group) / len(group)
+        return {name: each.value for name, each in self._named().items()}
+
+    def _named(self) -> dict[str, Estimate]:
+        """Estimates by the names of accuracies, without draws."""
+        found = self.estimates(resamples=0)
+        kinds = {pair: kind for kind, pair in KINDS.items()}
+        return {f"{kinds[key.method, key.metric]}/{key.name}": each for key, each in found.items()}
+
+    def estimates(self, *, resamples: int) -> dict[ScoreKey, Estimate]:
+        """Accuracies with draws of a bootstrap: of tasks, and of the groups of those with and without images."""
+        of_tasks = task_scores(
+            [answer for item in self.items.values() for answer in item.answers()], resamples=resamples
+        )
+        visual = {item.name for item in self.items.values() if item.visual}
+        found: dict[ScoreKey, Estimate] = {}
+        for method, metric in KINDS.values():
+            own = {key: each for key, each in of_tasks.items() if (key.method, key.metric) == (method, metric)}
+            found |= own
+            for group, wanted in zip(GROUPS, (True, False), strict=True):
+                members = [each for key, each in own.items() if (key.name in visual) == wanted]
+                if members:
+                    found[ScoreKey(method, "group", group, metric)] = mean_estimate(members)
         return found
 
     def kept(self, reference: TaskScores) -> dict[str, float | None]:
@@ -111,7 +162,7 @@ class TaskScores:
         Raises:
             ConfigurationError: The two have answered different items.
         """
-        own, other = self._questions(), reference._questions()
+        own, other = self.questions(), reference.questions()
         different = sorted(i for i in own.keys() | other.keys() if own.get(i) != other.get(i))
         if different:
             first = different[0]
@@ -120,10 +171,10 @@ class TaskScores:
                 f"{len(different)} differ, the first of them item {first}: {other.get(first, 'none')} there, "
                 f"{own.get(first, 'none')} here; let both answer the same split with the same data and data.limit"
             )
-        there = reference.accuracies()
-        return {n: value / there[n] if there[n] else None for n, value in self.accuracies().items() if n in there}
+        there = reference._named()
+        return {name: paired(each, there[name]).kept for name, each in self._named().items() if name in there}
 
-    def _questions(self) -> dict[int, str]:
+    def questions(self) -> dict[int, str]:
         """What was asked in each item, in words."""
         return {
             index: f"answer {item.answer} of {item.candidates}, task {item.task!r}"
@@ -155,31 +206,3 @@ class TaskScores:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no scores of version {VERSION}: {error!r}") from error
         return scores
-
-
-KINDS: Mapping[str, Any] = {
-    "likelihood": lambda item: None if item.candidates < 2 else item.likeliest == item.answer,
-    "likelihood_by_token": lambda item: None if item.candidates < 2 else item.likeliest_by_token == item.answer,
-    "generation": lambda item: item.generated_right,
-}
-
-
-def same_answer(written: str, right: str) -> bool:
-    """Whether a text begins with an answer, whatever its case, dress, punctuation, leading article or ``It is``.
-
-    Only whole words and numbers count: "no" is not in "nothing", nor 3 in 3.5. The letter "A" is no article where it
-    is the answer. "Yes and no" is neither.
-    """
-    said = undressed(written)
-    wanted = plain_words(undressed(right))
-    for words in (plain_words(said), plain_words(without_lead(said))):
-        for own, asked in ((words, wanted), (without_article(words), without_article(wanted))):
-            both = asked in (["yes"], ["no"]) and own[1:3] in (
-                ["and", "no"],
-                ["or", "no"],
-                ["and", "yes"],
-                ["or", "yes"],
-            )
-            if wanted and own[: len(asked)] == asked and not both:
-                return True
-    return False

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sparsight.evaluation.reform_eval.perturb import MARKS, Perturbation, Variant, variant
+from sparsight.evaluation.questions.variant import MARKS, Perturbation, Variant, variant
 
 ASKED: dict[str, Any] = {"seed": 0, "task": "t", "instructions": 5, "wordings": 2, "options": 4, "marks": "upper"}
 

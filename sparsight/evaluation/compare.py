@@ -1,0 +1,171 @@
+"""Two or more evaluations of the same samples, side by side: differences with paired bootstrap intervals."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sparsight.common.disk.files import write_text
+from sparsight.common.tables import json_text, markdown_table
+from sparsight.evaluation.questions.scores import Estimate, ScoreKey, paired
+from sparsight.evaluation.questions.task_scores import TaskScores
+from sparsight.evaluation.reform_eval.report import (
+    FILE,
+    LEVELS,
+    Scores,
+    numbers,
+    plot_scores,
+    read_report,
+    shown,
+    with_interval,
+)
+from sparsight.evaluation.reform_eval.scores import scores_of
+
+
+class Evaluation(NamedTuple):
+    """What was answered in one evaluation.
+
+    Args:
+        path: Where it was read.
+        name: What it is called unless the user says otherwise.
+        asked: What must be equal in evaluations that can be compared, by the names of its parts.
+        score: Gives its scores, with a number of bootstrap draws.
+    """
+
+    path: Path
+    name: str
+    asked: Mapping[str, Any]
+    score: Callable[[int], Scores]
+
+
+def read_evaluation(path: str | Path) -> Evaluation:
+    """A report of ReForm-Eval or the ``scores_*.json`` of a validation, from its file or a folder with one of them.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It holds something else, there are several, or it is not finished.
+    """
+    path = Path(path)
+    of_items = sorted(path.glob("scores_*.json")) if path.is_dir() and not (path / FILE).is_file() else []
+    if len(of_items) > 1:
+        raise ValueError(f"{path} holds {' and '.join(each.name for each in of_items)}: give one of these files")
+    file = of_items[0] if of_items else path
+    if file.name.startswith("scores_") and file.suffix == ".json":
+        scores = TaskScores.load(file)
+        if not scores.items:
+            raise ValueError(f"{file} holds no answers")
+        name = file.absolute().parent.name
+        return Evaluation(file, name, {"items": scores.questions()}, lambda draws: scores.estimates(resamples=draws))
+    report = read_report(path)
+    if not report["complete"]:
+        raise ValueError(
+            f"{path} is not finished ({report['answered']} of {report['asked']}): run the same command again"
+        )
+    about, answers = report["about"], report["answers"]
+    asked = {"tasks": about["tasks"], "protocol": about["protocol"]}
+    name = str(about["model"]["name"])
+    return Evaluation(path, name, asked, lambda draws: scores_of(answers, about["tasks"], resamples=draws))
+
+
+def compare_reports(
+    paths: Sequence[str | Path], *, output: str | Path, names: Sequence[str] | None = None, resamples: int = 2000
+) -> str:
+    """Compare evaluations with the first of them; writes ``comparison.md``, ``.json`` and ``.png``.
+
+    Args:
+        paths: Reports, or the ``scores_*.json`` of validations; or folders with one of them.
+        output: Folder for the comparison.
+        names: What the runs are called; the names of their models, or of the folders of validations, if not given.
+        resamples: Bootstrap draws.
+
+    Returns:
+        The table: every score, and behind it the difference to the first run with 95 % of its draws.
+
+    Raises:
+        FileNotFoundError: A report is missing.
+        ValueError: There are fewer than two, they are not finished, or they answer other questions.
+    """
+    if len(paths) < 2:
+        raise ValueError("a comparison needs two or more reports")
+    evaluations = [read_evaluation(path) for path in paths]
+    labels = _labels(evaluations) if names is None else list(names)
+    if len(labels) != len(evaluations) or len(set(labels)) < len(labels):
+        raise ValueError(f"names are {labels}: give a different one for each of {len(evaluations)} reports")
+    for each in evaluations:
+        _check(each, evaluations[0])
+    runs = {label: each.score(resamples) for label, each in zip(labels, evaluations, strict=True)}
+    text = _table(runs)
+    folder = Path(output)
+    write_text(folder / "comparison.md", text + "\n")
+    write_text(folder / "comparison.json", json_text(_plain(runs)))
+    plot_scores(runs, folder / "comparison.png")
+    return text
+
+
+def _labels(evaluations: Sequence[Evaluation]) -> list[str]:
+    names = [each.name for each in evaluations]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{number} {name}" for number, name in enumerate(names, start=1)]
+
+
+def _check(ours: Evaluation, first: Evaluation) -> None:
+    for name in {**first.asked, **ours.asked}:
+        if ours.asked.get(name) != first.asked.get(name):
+            raise ValueError(
+                f"{ours.path} and {first.path} differ in {name}: only answers to the same questions can be compared"
+            )
+
+
+def _table(runs: Mapping[str, Scores]) -> str:
+    first, *others = runs
+    lines = []
+    for key, base in runs[first].items():
+        line = {"": " ".join(part for part in (key.level, key.name) if part), "metric": key.metric, "by": key.method}
+        line[first] = shown(base, key)
+        line |= {label: f"{shown(runs[label][key], key)}; {_gap(runs[label][key], base, key)}" for label in others}
+        lines.append(line)
+    lines.sort(key=lambda line: LEVELS.index(line[""].partition(" ")[0]))
+    about = f"In brackets 95 % of bootstrap draws; behind the semicolon the difference to {first}, drawn in pairs."
+    return f"{about}\n\n{markdown_table(lines)}"
+
+
+def _gap(ours: Estimate, base: Estimate, key: ScoreKey) -> str:
+    found = paired(ours, base)
+    return with_interval(found.difference, found.between, key, sign="+")
+
+
+def _plain(runs: Mapping[str, Scores]) -> list[dict[str, Any]]:
+    first = next(iter(runs))
+    found = []
+    for label, scores in runs.items():
+        for key, each in scores.items():
+            beside = paired(each, runs[first][key])
+            found.append(
+                {"run": label, **key._asdict(), **numbers(each), "difference": beside.difference}
+                | {"difference_interval": beside.between, "share_of_draws_above": beside.higher}
+                | {"kept": beside.kept, "kept_interval": beside.kept_between}
+            )
+    return found
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The ``compare`` verb."""
+    parser = argparse.ArgumentParser(
+        prog="sparsight compare",
+        description="Compare evaluations of the same questions with the first of them: differences with paired "
+        "bootstrap intervals, as a table, JSON and a plot.",
+    )
+    parser.add_argument(
+        "reports", nargs="+", help="two or more report.json, or scores_*.json of validations; or their folders"
+    )
+    parser.add_argument("--output", required=True, help="folder for the comparison")
+    parser.add_argument("--names", nargs="+", help="what the runs are called; their models or folders if not given")
+    parser.add_argument("--resamples", type=int, default=2000, help="bootstrap draws")
+    given = parser.parse_args(arguments)
+    try:
+        print(compare_reports(given.reports, output=given.output, names=given.names, resamples=given.resamples))
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"sparsight: {error}") from error
