@@ -1,21 +1,20 @@
-"""What datamodules share: their place among the processes, and splits and loaders over record sources."""
+"""Splits and loaders over record sources, which most datamodules share."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import logging
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
+from datamodules.process import ProcessDataModule
 from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
 from datamodules.sampler import (
     GroupSampler,
@@ -23,61 +22,14 @@ from datamodules.sampler import (
     ResumableLoader,
     ResumableSampler,
     derive_seed,
-    epoch_batches,
     even_batch_size,
 )
 from datamodules.sources.identity import identity_of
 from datamodules.sources.records import RecordSource, unused_message
 from sparsight.common.errors import require
-from sparsight.common.plain import is_plain
 
 _log = logging.getLogger(__name__)
 _LOGGED_RECORDS = 20
-_MOST_WORKERS = 1024  # a mistyped number would start processes until the machine stands still
-
-
-class ProcessDataModule(LightningDataModule):
-    """A datamodule that knows which of how many processes it serves.
-
-    Args:
-        num_workers: Loader processes; 0 loads in the main process.
-    """
-
-    def __init__(self, *, num_workers: int) -> None:
-        super().__init__()
-        self._keep_options()
-        self.num_workers = num_workers
-        require(0 <= num_workers <= _MOST_WORKERS, "num_workers", num_workers, f"0 or more, up to {_MOST_WORKERS}")
-
-    def _keep_options(self) -> None:
-        """Let checkpoints hold the constructor's plain arguments, to be compared when a run goes on from them."""
-        frame = inspect.currentframe()
-        assert frame is not None
-        self.save_hyperparameters(frame=frame.f_back, logger=False)
-        not_plain = [name for name, value in self.hparams.items() if not is_plain(value)]
-        self.save_hyperparameters(ignore=not_plain, frame=frame.f_back, logger=False)
-
-    def check_paths(self) -> None:
-        """See that the files that sources name are there, without reading them.
-
-        Raises:
-            FileNotFoundError: One is not.
-        """
-
-    @property
-    def _world(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
-
-    @property
-    def _rank(self) -> int:
-        return 0 if self.trainer is None else self.trainer.global_rank
-
-    def _loader_options(self, collate: Callable[[Any], Any]) -> dict[str, Any]:
-        return {"num_workers": self.num_workers, "collate_fn": collate, "pin_memory": torch.cuda.is_available()}
-
-    def _limit_epochs(self, loader: ReportingLoader) -> None:
-        if self.trainer is not None:
-            loader.epoch_batches = epoch_batches(len(loader), self.trainer.limit_train_batches)
 
 
 class RecordsDataModule(ProcessDataModule):

@@ -36,7 +36,8 @@ ROOMS = (  # of sparsight and datamodules, each of which may import those before
     *("diffusion.measure", "diffusion.train", "diffusion.export"),
     *("lvlm.model", "lvlm.chat", "lvlm.scores", "lvlm.surgery", "lvlm.train", "lvlm.answer", "lvlm.export"),
     *("evaluation.images", "evaluation.texts", "evaluation.questions", "evaluation.reform_eval", "evaluation.compare"),
-    *("datamodules.sampler", "datamodules.sources", "datamodules.record_dataset", "datamodules.base"),
+    *("datamodules.sampler", "datamodules.sources", "datamodules.record_dataset"),
+    *("datamodules.process", "datamodules.base"),
     *("datamodules.images", "datamodules.conversations", "datamodules.evaluation", "datamodules.evaluation.tasks"),
     *("command", "__main__"),
 )

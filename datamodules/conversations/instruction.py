@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -43,7 +43,7 @@ class InstructionDataModule(RecordsDataModule):
     template writes otherwise, image tokens beyond ``max_length`` ...
 
     Args:
-        model: Folder or hub id of the model whose processor is used.
+        model: Folder or hub id of the model whose processor is used; in the command ``model.base`` if not given.
         train: Where training conversations come from; ``None`` if there is no training.
         val: Where validation items come from; ``None`` takes ``val_share`` of ``train``.
         test: Where test items come from.
@@ -75,13 +75,16 @@ class InstructionDataModule(RecordsDataModule):
         shortened: Records of each split that lost the end of their text, with the number of tokens.
 
     Raises:
-        ValueError: An option is out of range, or two of them contradict each other.
+        ValueError: No model, an option is out of range, or two of them contradict each other.
     """
+
+    follows: ClassVar[Mapping[str, str]] = {"model": "base"}
+    names: ClassVar[Sequence[str]] = ("model",)
 
     def __init__(
         self,
-        model: str,
-        train: RecordSource | None,
+        model: str | None = None,
+        train: RecordSource | None = None,
         val: RecordSource | None = None,
         test: RecordSource | None = None,
         val_share: float = 0.0,
@@ -118,7 +121,7 @@ class InstructionDataModule(RecordsDataModule):
         require(max_length is None or max_length >= 1, "max_length", max_length, "1 or more, or null")
         if packing and max_length is None:
             raise ValueError("packing fills rows of max_length tokens; set max_length")
-        self.model = model
+        self.model = self._named_model("model", model)
         self.template = QuestionTemplate(question, answer)
         self.max_length = max_length
         self.packing = packing

@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
-from datamodules.base import ProcessDataModule
 from datamodules.evaluation.check import Checked, Looked, check_samples
 from datamodules.evaluation.dataset import Asker, Protocol, ReformEvalDataset
 from datamodules.evaluation.settings import settings_of
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.evaluation.write import write_published
+from datamodules.process import ProcessDataModule
 from datamodules.sampler import ReportingLoader, ResumableSampler, derive_seed
 from datamodules.sources.records import digest
 from sparsight.common.errors import ConfigurationError, require

@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
 
-from datamodules.base import ProcessDataModule
 from datamodules.images.buckets import trained_model
 from datamodules.images.image import ImageDataModule
 from datamodules.images.image_dataset import ImageDataset
 from datamodules.images.latent_dataset import LatentDataset, LatentRows
 from datamodules.images.size_check import check_size
+from datamodules.process import ProcessDataModule
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader, ResumableLoader
 from sparsight.common.disk.sample_cache import NOT_MADE, SampleCache, Shard, fill_progress
@@ -51,7 +51,8 @@ class CachedLatentsDataModule(ProcessDataModule):
     ones are reported and made again.
 
     Args:
-        teacher: Pipeline folder, shipped model or hub id whose VAE and text encoders are used.
+        teacher: Pipeline folder, shipped model or hub id whose VAE and text encoders are used; in the command
+            ``model.teacher`` if not given.
         images: The images, with record sources, size, flips, buckets and batch size.
         cache_dir: Folder of caches.
         shard_size: Samples of a file.
@@ -66,13 +67,16 @@ class CachedLatentsDataModule(ProcessDataModule):
         trust_remote_code: Run code that comes with the teacher.
 
     Raises:
-        ValueError: An option is out of range.
+        ValueError: No teacher or images, or an option is out of range.
     """
+
+    follows: ClassVar[Mapping[str, str]] = {"teacher": "teacher"}
+    names: ClassVar[Sequence[str]] = ("teacher",)
 
     def __init__(
         self,
-        teacher: str,
-        images: ImageDataModule,
+        teacher: str | None = None,
+        images: ImageDataModule | None = None,
         *,
         cache_dir: str = "runs/latents",
         shard_size: int = 1024,
@@ -84,8 +88,10 @@ class CachedLatentsDataModule(ProcessDataModule):
         variant: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
+        if images is None:
+            raise ValueError("images is not given: it is the ImageDataModule whose images are encoded")
         super().__init__(num_workers=images.num_workers)
-        self.teacher = teacher
+        self.teacher = self._named_model("teacher", teacher)
         self.pretrained_options = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
         self.images = images
         images.encoded = True

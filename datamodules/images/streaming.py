@@ -6,13 +6,14 @@ import logging
 from collections.abc import Iterable
 from typing import Any, Literal
 
-from datamodules.base import ProcessDataModule, note_corrupt, too_many_unused
+from datamodules.base import note_corrupt, too_many_unused
 from datamodules.images.buckets import trained_model
 from datamodules.images.class_check import check_batch, check_classes, number_of_classes
 from datamodules.images.image import ImageDataModule
 from datamodules.images.image_dataset import Fit, ImageTransform
 from datamodules.images.size_check import check_size
 from datamodules.images.stream_dataset import StreamDataset, StreamLoader, place_of
+from datamodules.process import ProcessDataModule
 from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
 from datamodules.sampler import ReportingLoader
 from datamodules.sources.identity import identity_of

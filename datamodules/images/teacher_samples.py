@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 
-from datamodules.base import ProcessDataModule
+from datamodules.process import ProcessDataModule
 from datamodules.sampler import ResumableLoader, ResumableSampler, even_batch_size
 from sparsight.common.captions import read_captions
 from sparsight.common.disk.sample_cache import SampleCache, ShardReader, cache_key
@@ -16,6 +17,8 @@ from sparsight.common.errors import require
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.train.teacher_plan import TeacherPlan
 from sparsight.diffusion.train.teacher_samples import fill_cache
+
+GUIDANCE = 2.0  # where nothing says another
 
 
 class TeacherSamplesDataModule(ProcessDataModule):
@@ -35,12 +38,13 @@ class TeacherSamplesDataModule(ProcessDataModule):
     Finished shards are kept when a run is stopped or ``count`` grows; damaged ones are reported and made again.
 
     Args:
-        teacher: Pipeline folder, shipped model or hub id.
+        teacher: Pipeline folder, shipped model or hub id; in the command ``model.teacher`` if not given.
         mode: ``samples`` or ``trajectory``.
         count: Samples, or trajectories, to train on.
         val_count: Further ones to validate on.
         steps: Sampler steps.
-        guidance_scale: Guidance scale; 1 is none and halves the work.
+        guidance_scale: Guidance scale; 1 is none and halves the work. If not given, it is ``model.guidance_scale`` in
+            the command, and 2 in Python.
         states_per_trajectory: States kept of each trajectory, one from each of as many equal parts of it; over all
             trajectories every noise level is there. ``null`` keeps all.
         captions: Captions for text-to-image teachers: a list, or a text file with one in each line.
@@ -61,18 +65,23 @@ class TeacherSamplesDataModule(ProcessDataModule):
 
     Raises:
         FileNotFoundError: The caption file is missing.
-        ValueError: An option is out of range, options contradict each other, or there is less than one batch.
+        ValueError: No teacher, an option is out of range, options contradict each other, or there is less than one
+            batch.
     """
+
+    follows: ClassVar[Mapping[str, str]] = {"teacher": "teacher", "guidance_scale": "guidance_scale"}
+    names: ClassVar[Sequence[str]] = ("teacher",)
+    agrees: ClassVar[Sequence[str]] = ("teacher", "guidance_scale")
 
     def __init__(
         self,
-        teacher: str,
+        teacher: str | None = None,
         *,
         mode: Literal["samples", "trajectory"] = "trajectory",
         count: int = 256,
         val_count: int = 32,
         steps: int = 20,
-        guidance_scale: float = 2.0,
+        guidance_scale: float | None = None,
         states_per_trajectory: int | None = None,
         captions: list[str] | str | None = None,
         size: tuple[int, int] | None = None,
@@ -90,12 +99,12 @@ class TeacherSamplesDataModule(ProcessDataModule):
         trust_remote_code: bool = False,
     ) -> None:
         super().__init__(num_workers=num_workers)
-        self.teacher = teacher
+        self.teacher = self._named_model("teacher", teacher)
         self.pretrained_options = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
         self.plan = TeacherPlan(
             mode=mode,
             steps=steps,
-            guidance=guidance_scale,
+            guidance=GUIDANCE if guidance_scale is None else guidance_scale,
             states_per_trajectory=states_per_trajectory,
             captions=read_captions(captions),
             size=None if size is None else (size[0], size[1]),

@@ -25,6 +25,7 @@ from sparsight.command.mistakes import in_one_line
 from sparsight.command.parser import Parser
 from sparsight.command.quiet import quieten
 from sparsight.command.trainer import SparsightTrainer
+from sparsight.command.written_once import check_agreement, hand_over
 from sparsight.common.checkpoint.file import local
 from sparsight.common.checkpoint.find import options_in
 from sparsight.common.checkpoint.run_record import check_options
@@ -95,9 +96,10 @@ class SparsightCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
-        """Parse, and check what the configuration alone can tell."""
+        """Parse, let data follow the module, and check what the configuration alone can tell."""
         super().parse_arguments(parser, args)
         check_empty_keys(sys.argv[1:], self.config[self.config.subcommand])
+        hand_over(self.config[self.config.subcommand])
         check_early(self.config[self.config.subcommand], self.config.subcommand)
 
     def before_instantiate_classes(self) -> None:
@@ -112,6 +114,8 @@ class SparsightCLI(LightningCLI):
             data = parser.instantiate(Namespace(data=config.data)).data
             assert isinstance(data, FromFiles)
             data.check_paths()
+        if self.subcommand == "fit":
+            check_agreement(config)
 
     @staticmethod
     def _do_without_weights(config: Namespace) -> None:

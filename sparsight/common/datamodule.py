@@ -1,10 +1,25 @@
-"""The data of a run, asked of its trainer."""
+"""The data of a run: asked of its trainer, and what they take from the module."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from lightning.pytorch import Trainer
+
+
+class Follower:
+    """Base of data that need to know what the module of their run knows: it is written once, at the module.
+
+    Attributes:
+        follows: Options that the command takes from an option of the module where they are not given.
+        names: Those among them that name a model; its revision, variant and trust go with the name.
+        agrees: Those among them that may not differ from the module's while it trains.
+    """
+
+    follows: ClassVar[Mapping[str, str]] = {}
+    names: ClassVar[Sequence[str]] = ()
+    agrees: ClassVar[Sequence[str]] = ()
 
 
 def datamodule_of(trainer: Trainer | None) -> Any:

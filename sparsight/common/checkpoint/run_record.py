@@ -193,7 +193,9 @@ def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -
             f"files of the training data were changed, or copied, since {source} was saved. They are too many to be "
             "read whole; names, sizes, number and samples of their content are the same"
         )
-    moved = [key for key in known.keys() & options.keys() if _is_place(key) and not _same(known[key], options[key])]
+    moved = [
+        key for key in known.keys() & options.keys() if _is_place(key) and not same_value(known[key], options[key])
+    ]
     if moved and facts and before == now:
         told = ", ".join(f"{key} {known[key]!r}, now {options[key]!r}" for key in sorted(moved))
         rank_zero_warn(f"the data have moved, but their records are those of {source}: {told}")
@@ -246,7 +248,7 @@ def _differences(
         f"  {prefix}{key}: {known[key]!r} in the checkpoint, {given[key]!r} in the configuration"
         for key in sorted(known.keys() & given.keys())
         if key not in without
-        and not _same(known[key], given[key])
+        and not same_value(known[key], given[key])
         and key.removeprefix(WRAPPED).split(".")[0] not in skipped
     ]
 
@@ -260,7 +262,7 @@ def _is_place(key: str) -> bool:
     return names[0] not in DATA_WINS and names[-1] in PLACES
 
 
-def _same(one: Any, other: Any) -> bool:
+def same_value(one: Any, other: Any) -> bool:
     """Equal, or two spellings of one path or class."""
     if one == other:
         return True

@@ -1,0 +1,56 @@
+"""What a module says and its data need to know as well: written once, at the module."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from sparsight.common.checkpoint.run_record import same_value
+from sparsight.common.datamodule import Follower
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.names import named
+
+WITH_NAME = ("revision", "variant", "trust_remote_code")  # that belong to the name of a model
+
+
+def hand_over(config: Any) -> None:
+    """Give data those options of the module that they follow and were not given themselves.
+
+    Args:
+        config: Of a verb, as parsed; it is changed.
+    """
+    data, module = config.get("data"), config.model.get("init_args") or {}
+    kind = _kind(data)
+    for option, source in kind.follows.items():
+        if data.init_args.get(option) is None and module.get(source) is not None:
+            data.init_args[option] = module[source]
+            for each in WITH_NAME if option in kind.names else ():
+                if each in module and not data.init_args.get(each, True):
+                    data.init_args[each] = module[each]
+
+
+def check_agreement(config: Any) -> None:
+    """Refuse training data that say otherwise than the module in what must agree.
+
+    Args:
+        config: Of ``fit``, as parsed.
+
+    Raises:
+        ConfigurationError: An option differs; the message names both.
+    """
+    data, module = config.get("data"), config.model.get("init_args") or {}
+    kind = _kind(data)
+    for option in kind.agrees:
+        source = kind.follows[option]
+        given, wanted = data.init_args.get(option), module.get(source)
+        if None not in (given, wanted) and not same_value(given, wanted):
+            raise ConfigurationError(
+                f"data.{option} is {given!r}, but model.{source} is {wanted!r}: leave data.{option} out, and it is "
+                f"model.{source}"
+            )
+
+
+def _kind(data: Any) -> type[Follower]:
+    """The class of data; one that follows nothing where there are none, or they do not say."""
+    kind = named(data.class_path) if data else None
+    return kind if inspect.isclass(kind) and issubclass(kind, Follower) else Follower
