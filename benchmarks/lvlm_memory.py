@@ -12,16 +12,14 @@ from __future__ import annotations
 import argparse
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, PreTrainedConfig, Qwen3VLConfig
 
 from lightning_modules import SparseLayerTuning
-from sparsight.command.arguments import find_config
+from sparsight.command.arguments import read_config
 from sparsight.common.measure.memory_table import GIB, MemoryEstimate
 from sparsight.common.tables import markdown_table
 from sparsight.lvlm.model.load import DTYPES
@@ -160,8 +158,7 @@ def table(rows: Sequence[tuple[str, str, dict[str, Any]]] = tuple(ROWS)) -> str:
 
 def read(config: str) -> dict[str, Any]:
     """A config by name or file."""
-    content: dict[str, Any] = yaml.safe_load(Path(find_config(config)).read_text(encoding="utf-8"))
-    return content
+    return read_config(config)
 
 
 def main() -> None:

@@ -160,7 +160,7 @@ Done in {time.perf_counter() - start:.0f} s. Here it is:
 
 Next:
   look at   tensorboard --logdir {arguments.output}
-  your own model    sparsight fit --config experiment/sd15_24gb --model.teacher YOURS --data.teacher YOURS
+  your own model    sparsight fit --config experiment/sd15_24gb --model.teacher YOURS
                     where YOURS is a diffusers pipeline, a folder or a hub id; sdxl_24gb and pixart_sigma_24gb for
                     those, and experiment/quickstart for a DiT with class labels
   your own block    docs/your_own_block.md"""

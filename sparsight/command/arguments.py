@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from difflib import get_close_matches
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from sparsight.common.disk.yaml_files import read_yaml, yaml_value
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.near import closest, did_you_mean, suggestion
 
 OURS = ("export", "benchmark", "analyze", "inspect", "reformulate")  # verbs beside Lightning's
 VERBS = ("fit", "validate", "test", "predict", *OURS, "compare", "list")
 FILE_OPTIONS = ("-c", "--config")
 CONFIG_OPTIONS = (*FILE_OPTIONS, "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
 NAMED = ("last", "best", "hpc", "registry")  # checkpoints that are looked up
+INCLUDE = "include"  # the key of a config under which it names those that it is laid over
 _NEAR = 0.8  # of 1: names of configs share their folder, so that all of them are alike
 
 
@@ -30,11 +31,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     verb = arguments[0]
     if not verb.startswith("-") and verb not in VERBS:
         raise ConfigurationError(f"there is no verb {verb!r}{did_you_mean(verb, VERBS)}; verbs are {', '.join(VERBS)}")
-    for _, option, value in _config_options(arguments, CONFIG_OPTIONS):
-        if _is_file_name(option, value):
-            file = Path(find_config(value))
-            if option in FILE_OPTIONS:
-                read_yaml(file)
+    resolve_configs(arguments)
     for _, _, value in _config_options(arguments, ("--ckpt_path",)):
         check_checkpoint(value)
     if verb == "compare":
@@ -94,13 +91,62 @@ def find_config(name: str) -> str:
     raise FileNotFoundError(f"no config {name!r}; shipped are: {', '.join(known)}")
 
 
+def included(file: Path, *, above: tuple[Path, ...] = ()) -> list[Path]:
+    """The configs that a config is laid over, in the order in which they are read, each once.
+
+    Args:
+        file: The config. What it names under ``include`` lies beside it, or is found by :func:`find_config`.
+        above: Files that include this one.
+
+    Raises:
+        ConfigurationError: A file is no mapping of options in YAML, ``include`` is no list of names, or files include
+            each other in a circle.
+        FileNotFoundError: One is not there.
+    """
+    names = read_yaml(file).get(INCLUDE) or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigurationError(f"{file}: {INCLUDE} is {names!r}; allowed: a list of names of configs")
+    circle = [*above, file]
+    found: list[Path] = []
+    for name in names:
+        beside = [path for path in (file.parent / name, file.parent / f"{name}.yaml") if path.is_file()]
+        try:
+            part = beside[0] if beside else Path(find_config(name))
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{file}: {INCLUDE}: {error}") from error
+        if part.resolve() in [each.resolve() for each in circle]:
+            told = " includes ".join(str(each) for each in (*circle, part))
+            raise ConfigurationError(f"{told}: leave one of them out")
+        found += [each for each in (*included(part, above=tuple(circle)), part) if each not in found]
+    return found
+
+
 def resolve_configs(arguments: Sequence[str]) -> list[str]:
-    """Replace config names on the command line by the files they mean; class names and inline values stay."""
-    resolved = list(arguments)
-    for position, option, value in _config_options(arguments, CONFIG_OPTIONS):
-        if _is_file_name(option, value):
-            path = find_config(value)
-            resolved[position] = path if resolved[position] == value else f"{option}={path}"
+    """Replace config names on the command line by the files they mean, after those that these include.
+
+    Class names and inline values stay. What is included twice is laid below once, at the first place.
+
+    Raises:
+        ConfigurationError: A config file is no mapping of options in YAML, or files include each other in a circle.
+        FileNotFoundError: A config file is not there.
+    """
+    places = {position: (option, value) for position, option, value in _config_options(arguments, CONFIG_OPTIONS)}
+    resolved: list[str] = []
+    laid: set[Path] = set()
+    for position, argument in enumerate(arguments):
+        option, value = places.get(position, ("", ""))
+        if argument.partition("=")[0] == f"--{INCLUDE}":
+            raise ConfigurationError(f"{INCLUDE} stands in config files: on the command line give --config")
+        if not option or not _is_file_name(option, value):
+            resolved.append(argument)
+            continue
+        if argument == value:
+            resolved.pop()  # the option, which comes back with every file
+        path = find_config(value)
+        below = included(Path(path)) if option in FILE_OPTIONS else []
+        for file in [*(each for each in below if each.resolve() not in laid), Path(path)]:
+            resolved += [option, str(file)] if argument == value else [f"{option}={file}"]
+            laid.add(file.resolve())
     return resolved
 
 
@@ -131,22 +177,33 @@ def set_back(arguments: Sequence[str]) -> list[str]:
     return told
 
 
-def did_you_mean(name: str, known: Sequence[str], *, cutoff: float = 0.6) -> str:
-    """An addition to a message that names those of ``known`` that are nearly called so; empty if there are none."""
-    return suggestion(closest(name, known, cutoff=cutoff))
+def read_config(name: str) -> dict[str, Any]:
+    """What a config says together with those that it includes, as plain data.
+
+    Raises:
+        ConfigurationError: One of them is no mapping of options in YAML, or they include each other in a circle.
+        FileNotFoundError: One is not there.
+    """
+    file = Path(find_config(name))
+    content: dict[str, Any] = {}
+    for each in [*included(file), file]:
+        content = _laid_over(content, read_yaml(each))
+    content.pop(INCLUDE, None)
+    return content
 
 
-def closest(name: str, known: Sequence[str], *, cutoff: float = 0.6) -> list[str]:
-    """The two of ``known`` that are most nearly called so; letter case does not count."""
-    lower: dict[str, str] = {}
-    for each in known:
-        lower.setdefault(each.lower(), each)
-    return [lower[each] for each in get_close_matches(name.lower(), lower, n=2, cutoff=cutoff)]
-
-
-def suggestion(names: Sequence[str]) -> str:
-    """An addition to a message that names what may have been meant; empty if there is nothing."""
-    return f"; did you mean {' or '.join(names)}?" if names else ""
+def _laid_over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two configs as the command combines them: mappings by key, ``callbacks+`` appended, all else replaced."""
+    found = dict(below)
+    if "class_path" in above and above["class_path"] != below.get("class_path"):
+        found.pop("init_args", None)
+    for key, value in above.items():
+        there = found.get(key)
+        if key.endswith("+"):
+            found[key[:-1]] = [*found.get(key[:-1], []), *value]
+        else:
+            found[key] = _laid_over(there, value) if isinstance(value, dict) and isinstance(there, dict) else value
+    return found
 
 
 def _beside(name: str) -> list[str]:

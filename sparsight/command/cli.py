@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import signal
 import sys
+from argparse import SUPPRESS
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ import blocks  # noqa: F401  plug-ins are imported so that class_path may be the
 import callbacks
 import datamodules  # noqa: F401
 import lightning_modules  # noqa: F401
-from sparsight.command.arguments import OURS, resolve_configs, set_back
+from sparsight.command.arguments import INCLUDE, OURS, resolve_configs, set_back
 from sparsight.command.early_checks import WITHOUT_DATA, FromFiles, check_early, names_files
 from sparsight.command.empty_keys import check_empty_keys
 from sparsight.command.mistakes import in_one_line
@@ -94,6 +95,8 @@ class SparsightCLI(LightningCLI):
             default="high",
             help="torch.set_float32_matmul_precision",
         )
+        # was read before the parser sees the file; what has no help is not kept in a run's config.yaml either
+        parser.add_argument(f"--{INCLUDE}", type=list[str] | None, default=None, help=SUPPRESS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, let data follow the module, and check what the configuration alone can tell."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from sparsight.command.arguments import FILE_OPTIONS, did_you_mean
+from sparsight.command.arguments import FILE_OPTIONS
 from sparsight.common.disk.yaml_files import read_yaml, yaml_value
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.near import did_you_mean
 
 BELOW_CLASS = ("class_path", "init_args", "dict_kwargs")
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from sparsight.command.arguments import did_you_mean
 from sparsight.command.plugins import GROUPS, Plugin, known_plugins
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.near import did_you_mean
 
 NARROW, WIDE = 80, 120  # columns
 USAGE = f"""\

@@ -15,8 +15,8 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
-from sparsight.command.arguments import closest, did_you_mean, suggestion
 from sparsight.common.names import named
+from sparsight.common.near import closest, did_you_mean, suggestion
 
 KEY = re.compile(r'Parser key "(.+)":')
 CLASS = re.compile(r"Problem with given class_path '(.+)':")

@@ -20,6 +20,7 @@ CONFIGS = sorted(str(p.relative_to("configs").with_suffix("")) for p in Path("co
 BELOW = {  # what fragments are put on
     "experiment": [],
     "callbacks": ["--config", "experiment/quickstart"],
+    "shared": ["--config", "experiment/quickstart"],
     "reform_eval": ["--model", "LVLMEvaluation", "--model.base", "some/model"],
 }
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from sparsight.command.arguments import read_config
 from sparsight.command.cli import main
 from sparsight.diffusion.model.load import load_pipeline
 from sparsight.diffusion.surgery.sites import find_sites
@@ -25,7 +26,7 @@ CAPTIONS = ["rat", "ox"]
 
 def shrunk(name: str, folder: Path, **model: Any) -> Path:
     """What is laid over a recipe: another font and smaller numbers; nothing else is changed."""
-    callbacks = yaml.safe_load(Path(f"configs/experiment/{name}.yaml").read_text())["trainer"]["callbacks"]
+    callbacks = read_config(f"experiment/{name}")["trainer"]["callbacks"]
     for callback in callbacks:
         options = callback.get("init_args", {})
         fewer: dict[str, Any] = {"every_n_steps": 4, "every_n_train_steps": 2, "captions": CAPTIONS}
@@ -73,7 +74,7 @@ def joint(folder: Path, _: Callable[[str], Path]) -> Path:
 
 def student(folder: Path, exported: Callable[[str], Path]) -> Path:
     """Distilled from the teacher."""
-    stages = yaml.safe_load(Path("configs/experiment/emoji_student.yaml").read_text())["model"]["init_args"]["stages"]
+    stages = read_config("experiment/emoji_student")["model"]["init_args"]["stages"]
     fewer = [stage | {"steps": 2, "warmup_steps": 1} for stage in stages]
     options = {"stages": fewer, "init_samples": 2, "mixer": {"init_args": {"kernel_size": 3}}}
     small = shrunk("emoji_student", folder, teacher=str(exported("teacher")), **options)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from sparsight.command.arguments import read_config
 from sparsight.diffusion.model.load import load_pipeline
 from tests import tiny
 from tests.tiny_recipes import walk
@@ -19,7 +20,7 @@ TINY = {"num_attention_heads": 2, "attention_head_dim": 8, "num_layers": 2, "sam
 
 def shrunk(name: str, folder: Path, *, model: dict[str, Any], data: dict[str, Any]) -> Path:
     """What is laid over a recipe: another model and smaller numbers; nothing else is changed."""
-    callbacks = yaml.safe_load(Path(f"configs/experiment/{name}.yaml").read_text())["trainer"]["callbacks"]
+    callbacks = read_config(f"experiment/{name}")["trainer"]["callbacks"]
     for callback in callbacks:
         options = callback.get("init_args", {})
         fewer: dict[str, Any] = {"every_n_steps": 4, "every_n_train_steps": 2, "labels": [0, 1]}
@@ -41,7 +42,7 @@ def shrunk(name: str, folder: Path, *, model: dict[str, Any], data: dict[str, An
 
 def distillation(name: str, teacher: Path) -> dict[str, Any]:
     """Fewer steps of every stage, and a teacher of 4x4 tokens."""
-    stages = yaml.safe_load(Path(f"configs/experiment/{name}.yaml").read_text())["model"]["init_args"]["stages"]
+    stages = read_config(f"experiment/{name}")["model"]["init_args"]["stages"]
     fewer = [stage | {"steps": 2, "warmup_steps": 1} for stage in stages]
     mixer = {"init_args": {"kernel_size": 3}}
     return {"teacher": str(teacher), "stages": fewer, "mixer": mixer, "init_samples": 4, "sample_steps": 2}

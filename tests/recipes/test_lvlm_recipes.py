@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from benchmarks.visual_region_study import CONFIG, SCORES_FILE, fitted_and_judged
+from sparsight.command.arguments import read_config
 from sparsight.lvlm.export import reload
 from sparsight.lvlm.model.provenance import read_provenance
 from sparsight.lvlm.model.tower import find_parts
@@ -63,7 +64,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def shrunk(name: str, base: Path, data: Path, folder: Path, *, steps: Sequence[int]) -> Path:
     """What is laid over a recipe: another model and data, and smaller numbers; nothing else is changed."""
-    recipe = yaml.safe_load(Path(f"configs/experiment/{name}.yaml").read_text())
+    recipe = read_config(f"experiment/{name}")
     callbacks = recipe["trainer"]["callbacks"]
     for callback in callbacks:
         options = callback.get("init_args", {})
@@ -84,7 +85,7 @@ def shrunk(name: str, base: Path, data: Path, folder: Path, *, steps: Sequence[i
             "callbacks": callbacks,
         },
         "model": {"init_args": {"base": str(base), "stages": stages}},
-        "data": {"init_args": {"model": str(base), "batch_size": 2, "num_workers": 0} | sources(recipe, data)},
+        "data": {"init_args": {"batch_size": 2, "num_workers": 0} | sources(recipe, data)},
     }
     if "prune" in recipe["model"]["init_args"]:
         small["model"]["init_args"]["prune"] = {"batches": 2}

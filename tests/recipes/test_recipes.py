@@ -12,6 +12,7 @@ import torch
 import yaml
 from PIL import Image
 
+from sparsight.command.arguments import read_config
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from tests import tiny
 from tests.tiny_recipes import check_plain_diffusers_draws, command, without_export
@@ -40,7 +41,7 @@ def captioned_images(folder: Path, side: int) -> Path:
 
 def shrunk(name: str, teacher: Path, folder: Path) -> Path:
     """What is laid over a recipe: another teacher, smaller numbers, for most U-Nets fp32; nothing else changes."""
-    recipe = yaml.safe_load(Path(f"configs/experiment/{name}.yaml").read_text())
+    recipe = read_config(f"experiment/{name}")
     callbacks = recipe["trainer"]["callbacks"]
     for callback in callbacks:
         options = callback.get("init_args", {})
@@ -75,7 +76,7 @@ def shrunk(name: str, teacher: Path, folder: Path) -> Path:
         small["model"]["init_args"]["teacher_dtype"] = "float32"
     data: dict[str, Any] = {"batch_size": 2}
     if recipe["data"]["class_path"] == "datamodules.TeacherSamplesDataModule":
-        data |= {"teacher": str(teacher), "count": 2, "val_count": 2, "steps": 3, "device": "cpu"}
+        data |= {"count": 2, "val_count": 2, "steps": 3, "device": "cpu"}
         data |= {"cache_dir": str(folder / "cache"), "captions": CAPTIONS}
     else:
         images = captioned_images(folder / "images", model.sample_shape()[1] * model.pixels_per_cell)
