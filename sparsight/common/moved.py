@@ -14,6 +14,7 @@ from sparsight.common.names import named
 
 MODULES: dict[str, tuple[str, ...]] = {  # each name of an old module is in one of the new ones
     "sparsight.analysis.bootstrap": ("sparsight.common.bootstrap",),
+    "sparsight.cli": ("sparsight.command.cli",),
     "sparsight.diffusion.model": ("sparsight.diffusion.model.diffusion_model", "sparsight.diffusion.model.load"),
     "sparsight.distill.stages": ("sparsight.diffusion.train.stages",),
     "sparsight.evaluation.reform_eval.perturb": ("sparsight.evaluation.questions.variant",),

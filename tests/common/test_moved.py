@@ -21,6 +21,7 @@ def test_every_old_name_leads_to_modules_that_are_there(old: str) -> None:
     [
         ("sparsight.metrics", "FrechetDistance", "sparsight.evaluation.images.frechet"),
         ("sparsight.metrics", "BLEU", "sparsight.evaluation.texts.bleu"),
+        ("sparsight.cli", "SparsightCLI", "sparsight.command.cli"),
         ("sparsight.diffusion.model", "load_pipeline", "sparsight.diffusion.model.load"),
         ("sparsight.lvlm.selection", "Uniform", "sparsight.lvlm.surgery.selection"),
     ],

@@ -39,6 +39,7 @@ def renew_last(trainer: Trainer) -> None:
         except OSError:  # a file system without links
             shutil.copyfile(path, part)
     os.replace(part, last)
+    mine[0].last_model_path = str(last)  # or it would take the file for another run's, and write last-v1
 
 
 def _is_older(last: Path, path: Path) -> bool:

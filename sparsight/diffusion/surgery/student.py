@@ -75,7 +75,7 @@ class StudentAttention(OnGrid):
             ValueError: A mask, an encoder state or what a mixer knows nothing of is given, or the tokens do not fill
                 the grid.
         """
-        unknown = sorted(cross_attention_kwargs.keys() - OF_OTHERS)
+        unknown = [name for name in cross_attention_kwargs if name not in OF_OTHERS]
         if unknown:
             raise ValueError(f"{self.mixer.site.path} replaces a self-attention: it knows nothing of {unknown[0]}")
         if encoder_hidden_states is not None or attention_mask is not None:

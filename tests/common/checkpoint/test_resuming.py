@@ -342,6 +342,27 @@ def test_resume_takes_the_newest_whole_one(run: Path, recwarn: Any) -> None:
     assert any("passed over" in str(warning.message) for warning in recwarn)
 
 
+def test_a_run_killed_before_its_first_last_goes_on_with_one_last(tmp_path: Path) -> None:
+    """The checkpoint that training goes on from knows of no ``last`` yet."""
+    for steps in (1, 3):
+        saver = ModelCheckpoint(every_n_train_steps=1, save_top_k=-1, save_last=True, filename="{step}")
+        made = SparsightTrainer(
+            default_root_dir=tmp_path,
+            logger=False,
+            max_steps=steps,
+            callbacks=[saver],
+            accelerator="cpu",
+            limit_val_batches=0,
+            enable_progress_bar=False,
+        )
+        made.fit(Line(), datamodule=data(tmp_path), resume=True)
+        last = tmp_path / "checkpoints" / "last.ckpt"
+        assert read_header(last).step == steps
+        if steps == 1:
+            last.unlink()
+    assert [path.name for path in last.parent.glob("last*")] == ["last.ckpt"]
+
+
 def test_resume_says_when_nothing_is_whole_or_there(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     for path in (run / "checkpoints").iterdir():
         path.write_bytes(b"")
