@@ -63,10 +63,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         end_with_parent()
 
     from sparsight.command.arguments import check_arguments
+    from sparsight.command.checks.input_paths import check_inputs
     from sparsight.common.errors import ConfigurationError
 
     try:
         check_arguments(arguments)
+        check_inputs(arguments)
         if arguments[0] == "list":
             from sparsight.command.listing import main as list_plugins
 

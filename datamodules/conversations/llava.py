@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from datamodules.sources.files import existing, file_stamps, is_inside, need_file, need_folder
+from datamodules.sources.files import file_stamps, is_inside
 from datamodules.sources.identity import Part
 from datamodules.sources.records import (
     MAX_PIXELS,
@@ -24,6 +24,7 @@ from datamodules.sources.records import (
     decode_image,
     digest,
 )
+from sparsight.common.disk.inputs import existing, need_file, need_folder
 from sparsight.common.text import BadText, check_text, each_once, parse_json, read_lines, read_text
 from sparsight.lvlm.chat.conversation import IMAGE, Conversation, Role, Turn
 

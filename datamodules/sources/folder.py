@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from datamodules.sources.beside import caption_files, is_picture, refuse_missing, sort_out
-from datamodules.sources.files import FolderFiles, existing, file_stamps, is_inside, need_folder
+from datamodules.sources.files import FolderFiles, file_stamps, is_inside
 from datamodules.sources.identity import Part
 from datamodules.sources.labels import Labels, name_numbers, number_labels
 from datamodules.sources.metadata import (
@@ -31,6 +31,7 @@ from datamodules.sources.records import (
     digest,
     image_size,
 )
+from sparsight.common.disk.inputs import existing, need_folder
 from sparsight.common.text import BadText, check_text, clean_text, read_caption
 
 

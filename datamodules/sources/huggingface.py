@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from datamodules.sources.files import need_local
 from datamodules.sources.identity import Part
 from datamodules.sources.labels import Labels, name_numbers, number_labels, numbers_by_name
 from datamodules.sources.records import (
@@ -18,6 +17,7 @@ from datamodules.sources.records import (
     decode_image,
     image_size,
 )
+from sparsight.common.disk.inputs import need_local
 from sparsight.common.text import BadText, clean_text
 
 if TYPE_CHECKING:

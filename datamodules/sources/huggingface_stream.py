@@ -7,7 +7,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamodules.sources.files import FolderFiles, find_files, need_local
+from datamodules.sources.files import FolderFiles
 from datamodules.sources.huggingface import check_columns
 from datamodules.sources.identity import Part
 from datamodules.sources.labels import ClassNumbers, NotALabel, numbers_by_name, refuse_names
@@ -19,6 +19,7 @@ from datamodules.sources.records import (
     check_max_pixels,
     decode_image,
 )
+from sparsight.common.disk.inputs import find_files, need_local
 from sparsight.common.text import BadText, clean_text
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from PIL import Image
 
-from datamodules.sources.files import file_stamps, find_files
+from datamodules.sources.files import file_stamps
 from datamodules.sources.identity import Part
 from datamodules.sources.labels import ClassNumbers, NotALabel, refuse_names
 from datamodules.sources.records import (
@@ -28,6 +28,7 @@ from datamodules.sources.records import (
     image_size,
 )
 from datamodules.sources.tar_members import DamagedShard, Members, members_of, read_parts
+from sparsight.common.disk.inputs import find_files
 from sparsight.common.text import BadText, clean_text, decode_text, parse_json
 
 _LOOKED_AT = 16  # records

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
-from datamodules.sources.files import is_about_the_data, is_left_behind
+from datamodules.sources.files import is_about_the_data
 from datamodules.sources.records import IMAGE_SUFFIXES, CorruptRecord
+from sparsight.common.disk.inputs import is_left_behind
 
 MAX_BYTES = 1 << 28  # of one member; a picture of the most pixels takes less
 _PIECE = 1 << 20  # bytes

@@ -15,6 +15,7 @@ OURS = ("export", "benchmark", "analyze", "inspect", "reformulate")  # verbs bes
 VERBS = ("fit", "validate", "test", "predict", *OURS, "compare", "list")
 FILE_OPTIONS = ("-c", "--config")
 CONFIG_OPTIONS = (*FILE_OPTIONS, "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
+WITHOUT_DATA = ("export", "benchmark")  # verbs that open no data
 NAMED = ("last", "best", "hpc", "registry")  # checkpoints that are looked up
 INCLUDE = "include"  # the key of a config under which it names those that it is laid over
 _NEAR = 0.8  # of 1: names of configs share their folder, so that all of them are alike
@@ -32,7 +33,7 @@ def check_arguments(arguments: Sequence[str]) -> None:
     if not verb.startswith("-") and verb not in VERBS:
         raise ConfigurationError(f"there is no verb {verb!r}{did_you_mean(verb, VERBS)}; verbs are {', '.join(VERBS)}")
     resolve_configs(arguments)
-    for _, _, value in _config_options(arguments, ("--ckpt_path",)):
+    for _, _, value in given_options(arguments, ("--ckpt_path",)):
         check_checkpoint(value)
     if verb == "compare":
         for report in takewhile(lambda argument: not argument.startswith("-"), arguments[1:]):
@@ -130,7 +131,7 @@ def resolve_configs(arguments: Sequence[str]) -> list[str]:
         ConfigurationError: A config file is no mapping of options in YAML, or files include each other in a circle.
         FileNotFoundError: A config file is not there.
     """
-    places = {position: (option, value) for position, option, value in _config_options(arguments, CONFIG_OPTIONS)}
+    places = {position: (option, value) for position, option, value in given_options(arguments, CONFIG_OPTIONS)}
     resolved: list[str] = []
     laid: set[Path] = set()
     for position, argument in enumerate(arguments):
@@ -215,7 +216,7 @@ def _beside(name: str) -> list[str]:
     return [path.as_posix() for path in files]
 
 
-def _config_options(arguments: Sequence[str], options: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+def given_options(arguments: Sequence[str], options: Sequence[str]) -> Iterator[tuple[int, str, str]]:
     """Position, option and value where one of ``options`` is given a value."""
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")

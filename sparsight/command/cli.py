@@ -19,9 +19,9 @@ import blocks  # noqa: F401  plug-ins are imported so that class_path may be the
 import callbacks
 import datamodules  # noqa: F401
 import lightning_modules  # noqa: F401
-from sparsight.command.arguments import INCLUDE, OURS, resolve_configs, set_back
-from sparsight.command.early_checks import WITHOUT_DATA, FromFiles, check_early, names_files
-from sparsight.command.empty_keys import check_empty_keys
+from sparsight.command.arguments import INCLUDE, OURS, WITHOUT_DATA, resolve_configs, set_back
+from sparsight.command.checks.early_checks import FromFiles, check_early, names_files
+from sparsight.command.checks.empty_keys import check_empty_keys
 from sparsight.command.mistakes import in_one_line
 from sparsight.command.parser import Parser
 from sparsight.command.quiet import quieten

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparsight.command.arguments import find_config, resolve_configs, set_back
+from sparsight.command.checks.early_checks import check_early
 from sparsight.command.cli import SparsightCLI
-from sparsight.command.early_checks import check_early
 from sparsight.command.mistakes import in_one_line
 from sparsight.command.parser import Parser
 from sparsight.common.errors import ConfigurationError

@@ -12,7 +12,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from sparsight.command.arguments import check_checkpoint, check_there
+from sparsight.command.arguments import WITHOUT_DATA, check_checkpoint, check_there
+from sparsight.command.checks.input_paths import WHERE, check_need, needs_of
 from sparsight.command.config_keys import Place, parts_of
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.names import named
@@ -38,7 +39,6 @@ NOTHING = {  # options whose zero leaves a verb nothing to do, and what to do in
 }
 MOST_ON_CORES = 8  # processes, on a machine of fewer cores
 WRITTEN = ("default_root_dir", "dirpath", "save_dir", "output", "folder")  # folders that a run makes
-WITHOUT_DATA = ("export", "benchmark")  # verbs that open no data
 
 
 @runtime_checkable
@@ -78,8 +78,8 @@ def check_early(config: Any, verb: str) -> None:
         check_checkpoint(str(checkpoint))
     for part in parts_of(config):
         if part.key.split(".")[0] == "data":
-            for name, value in _input_paths(part) if verb not in WITHOUT_DATA else ():
-                check_there(f"{part.key}.{name}", value)
+            if verb not in WITHOUT_DATA:
+                _check_inputs(part)
         else:
             _check_outputs(part)
     output = config.get("output")
@@ -123,6 +123,16 @@ def _check_outputs(part: Place) -> None:
         value = part.options.get(name)
         if isinstance(value, (str, Path)) and str(value):
             _check_writable(f"{part.key}.{name}", str(value))
+
+
+def _check_inputs(part: Place) -> None:
+    """See that files of data are there: by what our classes say of their options, and users' annotate as paths."""
+    if part.kind.startswith(f"{WHERE}."):
+        for need in needs_of(part.kind):
+            check_need(part.key, part.options, need)
+    else:
+        for name, value in _input_paths(part):
+            check_there(f"{part.key}.{name}", value)
 
 
 def _input_paths(part: Place) -> Iterator[tuple[str, str]]:

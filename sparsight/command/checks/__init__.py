@@ -1,0 +1,1 @@
+"""What arguments and configuration alone can tell to be wrong."""
