@@ -86,6 +86,14 @@ class SparsightCLI(LightningCLI):
         ours: dict[str, set[str]] = {verb: {"model", "datamodule"} for verb in OURS}
         return LightningCLI.subcommands() | ours
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        """Lightning's parser of a verb; an empty one of verbs that were not asked for, as each takes a while to build."""
+        asked = sys.argv[1] if len(sys.argv) > 1 else ""
+        if subcommand == asked or asked not in self.subcommands():
+            return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        self._subcommand_method_arguments[subcommand] = []
+        return self.init_parser(**kwargs)
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Where predicted images go, and the precision of matrix products."""
         parser.add_lightning_class_args(callbacks.ImageWriter, "images")

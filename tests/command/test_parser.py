@@ -101,3 +101,18 @@ def test_one_batch_is_not_all_of_them(
 def test_messages_of_an_unknown_form_are_kept_whole() -> None:
     assert in_one_line("all\n  is - not\nwell") == "all is - not well"
     assert in_one_line('Parser key "a":\n  it is so\n  and so') == "a: it is so; and so"
+
+
+def test_options_are_gathered_for_the_verb_that_is_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    built: list[str] = []
+    add = SparsightCLI.add_arguments_to_parser
+    monkeypatch.setattr(
+        SparsightCLI, "add_arguments_to_parser", lambda cli, parser: (built.append(parser.prog), add(cli, parser))[1]
+    )
+    with pytest.raises(SystemExit):
+        main(["inspect", "--help"])
+    assert len(built) == 1
+    built.clear()
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert len(built) == len(SparsightCLI.subcommands())
