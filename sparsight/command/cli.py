@@ -87,7 +87,7 @@ class SparsightCLI(LightningCLI):
         return LightningCLI.subcommands() | ours
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        """Lightning's parser of a verb; an empty one of verbs that were not asked for, as each takes a while to build."""
+        """Lightning's parser of a verb; an empty one of a verb that was not asked for, as each takes long."""
         asked = sys.argv[1] if len(sys.argv) > 1 else ""
         if subcommand == asked or asked not in self.subcommands():
             return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)

@@ -201,11 +201,13 @@ def test_llava_15_13b_differs_in_its_layers(data: Path, tmp_path: Path) -> None:
     check_export(folder, layers=40, tuned=[0, 4, 8, 13, 17, 22, 26, 31, 35])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_a_model_and_data_of_ones_own(exported: Callable[[str], tuple[Path, Any]]) -> None:
     check_export(exported("own_tune")[0], layers=12, tuned=[0, 4, 8])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_a_model_of_ones_own_loses_layers(
     data: Path, exported: Callable[[str], tuple[Path, Any]], tmp_path: Path
@@ -259,6 +261,7 @@ def test_the_offline_demo(exported: Callable[[str], tuple[Path, Any]]) -> None:
     assert {item["visual"] for item in scores["items"]} == {True, False} and len(scores["items"]) == 11
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_the_offline_demo_loses_layers(data: Path, exported: Callable[[str], tuple[Path, Any]], tmp_path: Path) -> None:
     pruned, module = walk("lvlm_demo_prune", exported("lvlm_demo")[0], data, tmp_path)

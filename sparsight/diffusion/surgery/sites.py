@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -124,9 +125,23 @@ def meta_twin(denoiser: Any) -> Any:
         return plain_class(denoiser).from_config(denoiser.config)
 
 
+_probed: dict[tuple[object, ...], dict[str, Grid]] = {}  # a pass takes seconds at real size, and a run asks ten times
+
+
+def probe_grids(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Grid]:
+    """Grid of every site at ``size`` (height, width in model space), by a forward pass without memory.
+
+    Class, configuration and size settle the answer, so that one pass serves all denoisers that have them in common.
+    """
+    kind = plain_class(denoiser)
+    key = (kind, json.dumps(dict(denoiser.config), sort_keys=True, default=str), size)
+    if key not in _probed:
+        _probed[key] = _probe(denoiser, size)
+    return dict(_probed[key])
+
+
 @torch.no_grad()
-def probe_grids(denoiser: nn.Module, size: tuple[int, int] | None = None) -> dict[str, Grid]:
-    """Grid of every site at ``size`` (height, width in model space), by a forward pass without memory."""
+def _probe(denoiser: nn.Module, size: tuple[int, int] | None) -> dict[str, Grid]:
     twin = meta_twin(denoiser)
     grids: dict[str, Grid] = {}
     paths = {module: path for path, module in twin.named_modules()}

@@ -10,6 +10,7 @@ from torch.utils.checkpoint import CheckpointError
 
 from blocks import CoreMixer, DeltaConvBlock, FeatureMixer, Grid, NeighborhoodAttention, SoftmaxAttention
 from sparsight.diffusion.families.known import example_inputs
+from sparsight.diffusion.surgery import sites as finding
 from sparsight.diffusion.surgery.replace import finalize, replace, restore, set_mode, shells_of
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites
@@ -234,3 +235,17 @@ def test_user_mixers_of_both_kinds_fit() -> None:
         denoiser = tiny.unet().eval()
         set_mode(replace(denoiser, mixer).values(), Mode.STUDENT)
         assert run(denoiser, (8, 10)).isfinite().all()
+
+
+def test_grids_are_probed_once_for_a_configuration_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[tuple[int, int] | None] = []
+    probe = finding._probe
+    monkeypatch.setattr(finding, "_probed", {})
+    monkeypatch.setattr(finding, "_probe", lambda denoiser, size: (passes.append(size), probe(denoiser, size))[1])
+    small, large = tiny.unet(), tiny.unet(sample_size=32)
+    grids = [finding.probe_grids(denoiser) for denoiser in (small, tiny.unet(), large)]
+    assert grids[0] == grids[1] != grids[2]
+    assert finding.probe_grids(small, (8, 12)) != grids[0]
+    assert passes == [None, None, (8, 12)]
+    grids[0].clear()
+    assert finding.probe_grids(small) == grids[1]

@@ -254,6 +254,7 @@ def test_an_export_that_answers_otherwise_does_not_appear(tmp_path: Path, monkey
     assert not (tmp_path / "bad").exists()
 
 
+@pytest.mark.usefixtures("reload_here")
 def test_an_export_whose_configuration_counts_removed_layers_does_not_appear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
