@@ -8,6 +8,7 @@ Shape legend: B batch, N tokens (= H * W), C channels, h heads, d channels of a 
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,22 +17,56 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+AXES = ("frames", "height", "width")
+"""Names of a grid's axes; one with fewer has the last of them."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, init=False)
 class Grid:
-    """Height and width, in tokens, of the image that a token sequence was flattened from (row by row)."""
+    """Sides, in tokens, of the image or video that a token sequence was flattened from, last axis fastest.
 
-    height: int
-    width: int
+    ``Grid(4, 6)`` is ``Grid(height=4, width=6)``; video has ``Grid(frames, height, width)``, a line ``Grid(width)``.
 
-    def __post_init__(self) -> None:
-        if self.height < 1 or self.width < 1:
-            raise ValueError(f"a grid needs at least one row and one column, got {self.height}x{self.width}")
+    Raises:
+        ValueError: There is no side, more than three, or one below 1; or an axis has another name.
+    """
+
+    sizes: tuple[int, ...]
+
+    def __init__(self, *sizes: int, **named: int) -> None:
+        if named:
+            expected = AXES[-len(named) :]
+            if sizes or named.keys() != set(expected):
+                raise ValueError(f"a grid has sides without names, or {', '.join(expected)}; got {sizes} and {named}")
+            sizes = tuple(named[name] for name in expected)
+        if not 1 <= len(sizes) <= len(AXES):
+            raise ValueError(f"a grid has one to {len(AXES)} axes, got {len(sizes)}")
+        if any(size < 1 for size in sizes):
+            raise ValueError(f"every side of a grid has at least one token, got {'x'.join(map(str, sizes))}")
+        object.__setattr__(self, "sizes", sizes)
 
     @property
     def tokens(self) -> int:
         """Number of tokens N."""
-        return self.height * self.width
+        return math.prod(self.sizes)
+
+    @property
+    def height(self) -> int:
+        """Rows of each image."""
+        return self.sizes[-2] if len(self.sizes) > 1 else 1
+
+    @property
+    def width(self) -> int:
+        """Columns."""
+        return self.sizes[-1]
+
+    @property
+    def named(self) -> dict[str, int]:
+        """Sides by the name of their axis, as records hold them."""
+        return dict(zip(AXES[-len(self.sizes) :], self.sizes, strict=True))
+
+    def __str__(self) -> str:
+        return "x".join(map(str, self.sizes))
 
 
 @dataclass(frozen=True)

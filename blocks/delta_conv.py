@@ -173,10 +173,11 @@ class DeltaConvBlock(FeatureMixer):
         return merged.flatten(2).transpose(1, 2)
 
     def _stage(self, entry_BEHW: Tensor, conv: nn.Module, scale: float, grid: Grid) -> Tensor:
-        size, full = _stage_size(grid, scale), (grid.height, grid.width)
-        small = entry_BEHW if size == full else F.adaptive_avg_pool2d(entry_BEHW, size)
+        if scale == 1:  # not by comparing sizes, which would make a compiled graph of each answer
+            return self._gated(_within_range(conv(entry_BEHW)))
+        small = F.adaptive_avg_pool2d(entry_BEHW, _stage_size(grid, scale))
         gated = self._gated(_within_range(conv(small)))
-        return gated if size == full else F.interpolate(gated, full, mode="bilinear", align_corners=False)
+        return F.interpolate(gated, (grid.height, grid.width), mode="bilinear", align_corners=False)
 
     def _gated(self, x_BEHW: Tensor) -> Tensor:
         """One half times the other, computed in float32 at least: the product leaves float16's range first."""

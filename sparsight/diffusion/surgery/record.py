@@ -29,7 +29,7 @@ def _describe(mixer: TokenMixer) -> dict[str, Any]:
     return {
         "class_path": f"{type(mixer).__module__}.{type(mixer).__qualname__}",
         "options": _plain(mixer.options),
-        "site": asdict(mixer.site),
+        "site": asdict(mixer.site) | {"grid": mixer.site.grid.named},
     }
 
 

@@ -67,7 +67,7 @@ class AttentionShell(OnGrid):
             self._compare(hidden_states, output)
         if torch.is_grad_enabled() and output.requires_grad:
             grid = checked_grid(self.grid, hidden_states, self.student.mixer.site.path)
-            output = _Stamp.apply(output, int(self.mode), grid.height, grid.width)
+            output = _Stamp.apply(output, int(self.mode), *grid.sizes)
         self.output = None if self.mode is Mode.LAYERWISE else output
         return output
 
@@ -96,11 +96,12 @@ class _Stamp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, output: Tensor, mode: int, height: int, width: int) -> Tensor:
-        ctx.save_for_backward(output.new_empty((0, mode, height, width)))
+    def forward(ctx: Any, output: Tensor, mode: int, *sizes: int) -> Tensor:
+        ctx.save_for_backward(output.new_empty((0, mode, *sizes)))
+        ctx.axes = len(sizes)
         return output.view_as(output)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         _ = ctx.saved_tensors  # reading them is what triggers the comparison
-        return gradient, None, None, None
+        return gradient, None, *[None] * ctx.axes

@@ -22,13 +22,21 @@ OF_OTHERS = frozenset({"ip_adapter_masks", "ip_hidden_states", "scale"})
 class OnGrid(nn.Module):
     """A module that must know how its tokens are laid out.
 
-    Attributes:
-        grid: Written before every forward pass by the hook of the owning stack, :func:`deliver_grid`.
+    The sides are kept as an empty tensor's shape: as numbers, each size would be a compiled graph of its own.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.grid: Grid | None = None
+        self._sides: Tensor | None = None
+
+    @property
+    def grid(self) -> Grid | None:
+        """Written before every forward pass by the hook of the owning stack, :func:`deliver_grid`."""
+        return None if self._sides is None else Grid(*self._sides.shape[1:])
+
+    @grid.setter
+    def grid(self, grid: Grid) -> None:
+        self._sides = torch.empty(0, *grid.sizes)
 
 
 class StudentAttention(OnGrid):
