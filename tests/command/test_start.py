@@ -62,22 +62,21 @@ def test_help_lists_and_refusals_import_nothing_heavy(
     assert not modules.intersection(HEAVY)
 
 
-def test_looking_at_conversations_imports_nothing_of_the_other_wing(tmp_path: Path) -> None:
-    config = str(tuning_config(tmp_path))
-    _, output, modules = imported("-m", "sparsight", "inspect", "--config", config, folder=tmp_path)
-    assert "train record 0" in output, output[-2000:]
-    assert not modules.intersection(("diffusers", "peft", "datasets"))
-
-
-def test_the_command_imports_little_beside_torch_and_lightning(tmp_path: Path) -> None:
+def test_the_command_imports_little_and_looking_at_conversations_nothing_of_the_other_wing(tmp_path: Path) -> None:
     script = (
         "import sys, torch, lightning.pytorch; before = set(sys.modules); import sparsight.command.cli;"
-        "print(*(set(sys.modules) - before), sep='\\n')"
+        "print(*(set(sys.modules) - before)); from sparsight.__main__ import main; main(sys.argv[1:]);"
+        "print(); print(*sys.modules)"
     )
+    inspect = ["inspect", "--config", str(tuning_config(tmp_path))]
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, env=_environment(), check=True
+        [sys.executable, "-c", script, *inspect], cwd=tmp_path, capture_output=True, text=True, env=_environment()
     )
-    added = set(done.stdout.split())
+    assert done.returncode == 0 and "train record 0" in done.stdout, done.stderr[-2000:]
+    first, *_, last = done.stdout.splitlines()
+    added = set(first.split())
     assert "sparsight.command.cli" in added
     assert not added.intersection(WHERE_USED)
     assert len(added) < ENOUGH
+    assert "sparsight.lvlm.chat.show" in last.split()
+    assert not {"diffusers", "peft", "datasets"}.intersection(last.split())

@@ -70,7 +70,7 @@ def test_resuming_is_bitwise(folder: Path, lora: object) -> None:
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}}
     options: dict[str, Any] = {"stages": stages, "optimizer": optimizer, "lora": lora}
     whole = fit(folder, **options)
-    for step in (1, 2, 3):
+    for step in (1, 2, 3) if lora is None else (1,):
         run = f"again{step}"
         resume = ["--ckpt_path", str(checkpoint(folder, step)), f"--trainer.default_root_dir={folder / run}"]
         again = fit(folder, *resume, **options)

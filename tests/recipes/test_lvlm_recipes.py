@@ -69,7 +69,7 @@ def shrunk(name: str, base: Path, data: Path, folder: Path, *, steps: Sequence[i
     for callback in callbacks:
         options = callback.get("init_args", {})
         if "every_n_train_steps" in options:
-            options["every_n_train_steps"] = 2
+            options["every_n_train_steps"] = sum(steps) // 2
     accumulated = min(2, recipe["trainer"].get("accumulate_grad_batches", 1))
     stages = [
         stage | {"steps": count} for stage, count in zip(recipe["model"]["init_args"]["stages"], steps, strict=True)
@@ -80,7 +80,7 @@ def shrunk(name: str, base: Path, data: Path, folder: Path, *, steps: Sequence[i
             "default_root_dir": str(folder / name),
             "enable_progress_bar": False,
             "accumulate_grad_batches": accumulated,
-            "val_check_interval": 4 * accumulated,
+            "val_check_interval": sum(steps) * accumulated,
             "log_every_n_steps": 1,
             "callbacks": callbacks,
         },
@@ -119,16 +119,16 @@ def leaves(source: dict[str, Any]) -> list[dict[str, Any]]:
     return [leaf for part in inner for leaf in leaves(part)] if inner else [source]
 
 
-def walk(name: str, base: Path, data: Path, folder: Path, *, steps: Sequence[int] = (4,)) -> tuple[Path, Any]:
+def walk(name: str, base: Path, data: Path, folder: Path, *, steps: Sequence[int] = (2,)) -> tuple[Path, Any]:
     """Fit, resume from half-way, validate; the recipe's own export, and the module, are the answer."""
     small = shrunk(name, base, data, folder, steps=steps)
     run = folder / name / "lightning_logs"
     last = Path("checkpoints") / "last.ckpt"
-    command("fit", name, small, "--config", without_export(small), "--trainer.max_steps", "2")
+    command("fit", name, small, "--config", without_export(small), "--trainer.max_steps", str(sum(steps) // 2))
     half = torch.load(run / "version_0" / last, weights_only=True)
     fitted = command("fit", name, small, "--ckpt_path", str(run / "version_0" / last))
     whole = torch.load(run / "version_1" / last, weights_only=True)
-    assert half["global_step"] == 2 and whole["global_step"] == fitted.trainer.global_step == sum(steps)
+    assert 2 * half["global_step"] == whole["global_step"] == fitted.trainer.global_step == sum(steps)
     assert half["state_dict"].keys() == whole["state_dict"].keys() == fitted.model.trained_names()
     assert any(not torch.equal(whole["state_dict"][key], value) for key, value in half["state_dict"].items())
     again = command("validate", name, small, "--ckpt_path", str(run / "version_1" / last))
@@ -152,9 +152,9 @@ def check_export(folder: Path, *, layers: int, tuned: list[int]) -> dict[str, An
 
 # recipe, family and depth of the model that others go on from, steps of its stages
 FIRST: dict[str, tuple[str, int, tuple[int, ...]]] = {
-    "llava15_7b_region": ("llava", 32, (4,)),
-    "own_tune": ("llava_qwen2", 12, (4,)),
-    "lvlm_demo": ("fast_vlm", 30, (2, 2)),
+    "llava15_7b_region": ("llava", 32, (2,)),
+    "own_tune": ("llava_qwen2", 12, (2,)),
+    "lvlm_demo": ("fast_vlm", 30, (1, 1)),
 }
 
 
@@ -272,7 +272,7 @@ def test_the_offline_demo_loses_layers(data: Path, exported: Callable[[str], tup
 def test_a_study_run_broken_off_before_its_evaluation_is_judged(data: Path, tmp_path: Path) -> None:
     """All steps are done, so that Lightning's resumed fit ends at once and evaluates nothing."""
     base = save_tiny_lvlm(tmp_path / "base", "fast_vlm", num_hidden_layers=30)
-    small = shrunk("visual_region_study", base, data, tmp_path, steps=(4,))
+    small = shrunk("visual_region_study", base, data, tmp_path, steps=(2,))
     arguments, run = ["--config", CONFIG, "--config", str(small)], tmp_path / "visual_region_study"
     whole = fitted_and_judged(arguments, run)
     scores = Path(whole.trainer.log_dir, SCORES_FILE).read_text()

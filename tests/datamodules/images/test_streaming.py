@@ -136,7 +136,7 @@ def test_index_names_shard_and_position_and_flips_follow_the_pass() -> None:
 def test_a_resumed_loader_delivers_what_the_first_would_have(workers: int) -> None:
     options: dict[str, Any] = {"num_workers": workers, "batches_per_epoch": 5}
     whole = captions(loader_of(**options), 22)
-    for stop in (1, 4, 5, 9, 13):
+    for stop in (1, 4, 5, 9, 13) if workers == 0 else (4, 5, 13):  # within an epoch, at its end, passes later
         loader = loader_of(**options)
         assert captions(loader, stop) == whole[:stop]
         state = loader.state_dict()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,17 @@ SYSTEM = "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, train
 
 
 @pytest.fixture(scope="module")
-def text_model() -> Any:
+def read_once() -> Iterator[None]:
+    """Transformers reads all keys of a GGUF file for each thing that it wants of it, and all names for each tensor."""
+    gguf = pytest.importorskip("gguf")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("GGUFReader", "get_tensor_name_map"):
+            patch.setattr(gguf, name, cache(getattr(gguf, name)))
+        yield
+
+
+@pytest.fixture(scope="module")
+def text_model(read_once: None) -> Any:
     try:
         return load_text_model(find_text_model()).eval()
     except ImportError as error:
