@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from lightning_modules.lvlm import Evaluation, LVLMModule
+from lightning_modules.answering import Evaluation
+from lightning_modules.lvlm import LVLMModule
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.model.load import Dtype
+from sparsight.lvlm.model.load import Dtype, Loading
 from sparsight.lvlm.model.tower import PartNames
 
 
@@ -38,13 +39,8 @@ class LVLMEvaluation(LVLMModule):
     ) -> None:
         super().__init__(
             base=base,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
+            loading=Loading(dtype, attn_implementation, revision, trust_remote_code, parts),
             evaluation=evaluation,
-            prune=None,
-            parts=parts,
         )
         self.keep_hyperparameters()
 

@@ -149,7 +149,7 @@ def test_pictures_of_another_processor(verb: str, base: str, data: dict[str, Any
 
 def test_errors_of_others_keep_their_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What nobody wrote for a reader is a fault of the program, and needs one."""
-    monkeypatch.setattr("diffusers.optimization.get_scheduler", lambda *_, **__: int("no number"))
+    monkeypatch.setattr("transformers.get_scheduler", lambda *_, **__: int("no number"))
     config = tuning_config(folder)
     with pytest.raises(ValueError, match="no number"):
         main(["fit", "--config", str(config)])

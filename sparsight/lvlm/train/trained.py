@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -66,3 +66,29 @@ def trained_parameters(
         elif any(name == part or name.startswith(f"{part}.") for part in parts.projector):
             found[PROJECTOR][name] = parameter
     return found
+
+
+def require_gradients(
+    model: PreTrainedModel,
+    parts: Parts,
+    trained: Mapping[Part, Collection[str]],
+    *,
+    learning: Collection[Part],
+    layers: Collection[int],
+) -> None:
+    """Let some parameters learn, and no others; those lose their gradients.
+
+    Args:
+        model: It.
+        parts: Its parts.
+        trained: Names of the parameters that ever learn, by part.
+        learning: Parts that learn now.
+        layers: Decoder layers that learn where that part does.
+    """
+    active = tuple(f"{parts.layer_name(index)}." for index in layers)
+    for part, names in trained.items():
+        for name in names:
+            on = part in learning and (part != LAYERS or name.startswith(active))
+            parameter = model.get_parameter(name).requires_grad_(on)
+            if not on:
+                parameter.grad = None

@@ -1,0 +1,63 @@
+"""What would fail while a tuning runs, refused before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from sparsight.common.datamodule import datamodule_of
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.training.ddp import check_training_may_change
+from sparsight.common.training.schedule import Retiring
+from sparsight.lvlm.train.stages import TuningStage
+
+
+@runtime_checkable
+class Packing(Protocol):
+    """Data that can put several samples into a row."""
+
+    packing: bool
+
+
+def check_tuning(
+    trainer: Trainer,
+    stages: Sequence[TuningStage],
+    *,
+    frozen: torch.dtype,
+    loses_layers: bool,
+    heals: bool,
+) -> None:
+    """Refuse what does not go together; warn of pruning without a schedule.
+
+    Args:
+        trainer: It, with its data.
+        stages: What is trained.
+        frozen: Precision of what is never trained.
+        loses_layers: Whether layers may leave.
+        heals: Whether hidden states are compared.
+
+    Raises:
+        ConfigurationError: Frozen and trained weights differ in precision, and nothing brings them together; the stages
+            train different parts under a strategy that cannot; or layers are to be scored, or hidden states compared,
+            on packed rows.
+    """
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    if loses_layers and not any(isinstance(callback, Retiring) for callback in callbacks):
+        rank_zero_warn("`prune` is set, but no callback PruningSchedule: no layer will leave")
+    data = datamodule_of(trainer)
+    if isinstance(data, Packing) and data.packing and (loses_layers or heals):
+        raise ConfigurationError(
+            "prune scores layers, and distill compares hidden states, on training batches with a sample a row: set "
+            "data.packing to false"
+        )
+    if len({frozenset(stage.train) for stage in stages}) > 1:
+        check_training_may_change(trainer)
+    if frozen != torch.float32 and trainer.precision in ("32", "32-true", 32):
+        raise ConfigurationError(
+            f"dtype {frozen} of the frozen parts needs mixed precision, as trained parts are in float32: set "
+            "trainer.precision to bf16-mixed, or dtype to float32"
+        )
