@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
 from dataclasses import asdict, is_dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
@@ -15,16 +14,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from callbacks.drawing import DrawsTeacher, check_drawable
+from callbacks.measured import check_metrics, check_numbers, drawing_protocol, share_extractors, write_values
 from sparsight.common.captions import read_captions
-from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.tables import json_text
 from sparsight.common.training.processes import refuse_together
-from sparsight.evaluation.images import FeatureExtractor, GenerationMetric, KernelDistance, Samples
+from sparsight.evaluation.images import GenerationMetric, Samples
 from sparsight.evaluation.images.draws import Draw, OwnDraws
 from sparsight.evaluation.images.images import resized
 from sparsight.evaluation.images.set_distance import SetDistance
-from sparsight.publish.facts import Metric
 
 
 @runtime_checkable
@@ -83,46 +80,22 @@ class GenerationMetrics(Callback):
         self.batch_size = batch_size
         self.every_n_steps = every_n_steps
         self.measured_at = 0
-        self._check_options(labels, captions)
-        self._share_extractors()
-        self._sets = [metric for metric in metrics if isinstance(metric, SetDistance)]
-        self._stage = ""
-        self._wanted = self._measuring = False
-        self._draws = OwnDraws(num_samples, processes=1, rank=0)
-
-    def _check_options(self, labels: object, captions: object) -> None:
-        least: dict[str, tuple[int | None, int]] = {
-            "num_samples": (self.num_samples, 1),
-            "batch_size": (self.batch_size, 1),
-            "every_n_steps": (self.every_n_steps, 0),
-            "compare_size": (self.compare_size, 1),
-        }
-        for name, (value, minimum) in least.items():
-            if value is not None and value < minimum:
-                raise ValueError(f"{name} is {value}; allowed: {minimum} or more")
-        if not self.metrics:
-            raise ValueError("metrics is empty: name one or more, e.g. sparsight.evaluation.images.TeacherError")
+        check_numbers(
+            num_samples=(num_samples, 1),
+            batch_size=(batch_size, 1),
+            every_n_steps=(every_n_steps, 0),
+            compare_size=(compare_size, 1),
+        )
         if labels is not None and captions is not None:
             raise ValueError("give labels or captions, and not both")
         if self.conditions is not None and not self.conditions:
             raise ValueError("labels or captions are empty: leave them out to draw those of the data")
-        if self.column == "label" and any(metric.needs_captions for metric in self.metrics):
-            raise ValueError("labels are drawn, but a metric needs captions: give captions, or leave the metric out")
-        for metric in self.metrics:
-            if isinstance(metric, KernelDistance) and metric.subset_size > self.num_samples:
-                raise ValueError(f"num_samples is {self.num_samples}, fewer than subset_size={metric.subset_size}")
-            file = metric.reference if isinstance(metric, SetDistance) else None
-            if self.references == "teacher" and file is not None:
-                raise ValueError(
-                    f"references is 'teacher', but {type(metric).__name__} has the file {file.file}: leave one of them "
-                    "out"
-                )
-
-    def _share_extractors(self) -> None:
-        known: dict[str, FeatureExtractor] = {}
-        for metric in self.metrics:
-            if metric.extractor is not None:
-                metric.extractor = known.setdefault(metric.extractor.identity, metric.extractor)
+        check_metrics(metrics, samples=num_samples, column=self.column, references=references)
+        share_extractors(metrics)
+        self._sets = [metric for metric in metrics if isinstance(metric, SetDistance)]
+        self._stage = ""
+        self._wanted = self._measuring = False
+        self._draws = OwnDraws(num_samples, processes=1, rank=0)
 
     # -- when --------------------------------------------------------------------------------------------------------
 
@@ -281,7 +254,9 @@ class GenerationMetrics(Callback):
             values |= {self._name(name): (float(value), metric.protocol) for name, value in computed.items()}
             metric.reset()
         module.log_dict({name: value for name, (value, _) in values.items()}, sync_dist=True)
-        self._write(trainer, module, values)
+        against = "the teacher's samples of the same ids" if self.references == "teacher" else None
+        protocol = drawing_protocol(trainer, module, self.num_samples, size=self.compare_size, against=against)
+        write_values(trainer, self._stage, values, protocol=protocol)
 
     def _draw(self, trainer: Trainer, module: Any, draws: Sequence[Draw]) -> None:
         column = self.column or module.diffusion.conditioner.column
@@ -326,18 +301,3 @@ class GenerationMetrics(Callback):
         count = f"{self.num_samples // 1000}k" if self.num_samples % 1000 == 0 else str(self.num_samples)
         size = "" if self.compare_size is None else f"_{self.compare_size}px"
         return f"{self._stage}/{name}{size}_{count}"
-
-    def _write(self, trainer: Trainer, module: Any, values: Mapping[str, tuple[float, str]]) -> None:
-        drawn = (
-            f"{self.num_samples} samples, seed {module.seed}, {module.sample_steps} sampler steps, guidance "
-            f"{module.guidance_scale}, precision {trainer.precision}, training step {module.steps_taken}"
-        )
-        if self.compare_size is not None:
-            drawn += f", compared at {self.compare_size} px"
-        against = ", the teacher's samples of the same ids as reference" if self.references == "teacher" else ""
-        measured = [
-            asdict(Metric(name, value, f"{drawn}{against}; {protocol}")) for name, (value, protocol) in values.items()
-        ]
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "metrics"
-        if trainer.is_global_zero:
-            write_text(folder / f"{self._stage}_step_{trainer.global_step:07d}.json", json_text(measured))

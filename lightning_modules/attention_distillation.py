@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatch
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,8 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from blocks.base import Site, TokenMixer
-from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
+from lightning_modules.beside_teacher import BesideTeacher
+from lightning_modules.diffusion import compile_blocks
 from lightning_modules.in_stages import SAVED, InStages
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError, require
@@ -28,23 +28,20 @@ from sparsight.diffusion.measure.report import replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.surgery.record import record_of
-from sparsight.diffusion.surgery.replace import replace, set_mode
+from sparsight.diffusion.surgery.replace import replace
 from sparsight.diffusion.surgery.shell import Mode
-from sparsight.diffusion.surgery.site_error import mean_squares
 from sparsight.diffusion.surgery.sites import SiteSelection
 from sparsight.diffusion.surgery.training_free import is_training_free
 from sparsight.diffusion.train.capture import capture_site
 from sparsight.diffusion.train.distiller import Distiller
-from sparsight.diffusion.train.relative_errors import RelativeErrors
-from sparsight.diffusion.train.stages import Stage, site_weight
-from sparsight.diffusion.train.start import start_from_teacher
+from sparsight.diffusion.train.relative_errors import RecentErrors
+from sparsight.diffusion.train.stages import Stage, check_weights, site_weight
+from sparsight.diffusion.train.start import start_alike, start_from_teacher
 
-RECENT = 0.95  # share of the running mean of site errors that a step keeps
-OUTPUT = "output"  # beside the sites' paths
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class AttentionDistillation(InStages[Stage], DiffusionModule):
+class AttentionDistillation(InStages[Stage], BesideTeacher):
     """Layer-wise and end-to-end distillation of self-attention (Dong et al., arXiv 2504.21292), in one ``fit``.
 
     Args:
@@ -120,7 +117,7 @@ class AttentionDistillation(InStages[Stage], DiffusionModule):
         self.diffusion.cast_frozen(DTYPES[teacher_dtype])
         self.shells = replace(self.denoiser, mixer, sites, train_projections=train_projections)
         self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
-        _check_weights(site_weights or {}, self.site_weights)
+        check_weights(site_weights or {}, self.site_weights)
         self.distiller = Distiller(self.denoiser, self.shells, self.site_weights, self.diffusion.process)
         self.optimizer = optimizer
         self.init_samples = init_samples
@@ -131,8 +128,7 @@ class AttentionDistillation(InStages[Stage], DiffusionModule):
             compile_blocks(self.denoiser)
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
         self._restored = False
-        self._relative_errors = RelativeErrors()
-        self._recent_errors: dict[str, Tensor] = {}
+        self.recent_errors = RecentErrors()
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -161,7 +157,7 @@ class AttentionDistillation(InStages[Stage], DiffusionModule):
         checkpoint[SAVED] = self._plan() | {
             "teacher_hash": self.teacher_hash,
             "handed_over": [path for path, shell in self.shells.items() if shell.handed_over],
-            "recent_errors": {path: error.cpu() for path, error in self._recent_errors.items()},
+            "recent_errors": self.recent_errors.state(),
         }
         super().on_save_checkpoint(checkpoint)
 
@@ -182,8 +178,7 @@ class AttentionDistillation(InStages[Stage], DiffusionModule):
             raise ValueError("the checkpoint holds other mixers than the configuration asks for")
         self.take_stage(checkpoint)
         # checkpoints from before sites could wait have neither
-        recent = saved.get("recent_errors", {})
-        self._recent_errors = {path: error.to(self.device) for path, error in recent.items()}
+        self.recent_errors.take(saved.get("recent_errors", {}), self.device)
         self.retire(saved.get("handed_over", self.sites()))
         self._restored = True
 
@@ -202,7 +197,7 @@ class AttentionDistillation(InStages[Stage], DiffusionModule):
 
     def score(self) -> dict[str, float]:
         """Relative L2 error of every mixer over the last steps of training, on all processes alike."""
-        return {path: float(error) for path, error in self._recent_errors.items()}
+        return self.recent_errors.by_site()
 
     def retire(self, names: Sequence[str]) -> None:
         """Let mixers answer at these sites, and attention at all others; all of them until this is first called."""
@@ -247,10 +242,8 @@ class AttentionDistillation(InStages[Stage], DiffusionModule):
         """Let mixers start from the teacher, unless training was begun before."""
         if not self._restored and self.init_samples > 0:
             self.initialise_mixers(iter(datamodule_of(self.trainer).train_dataloader()))
-            if self.trainer.world_size > 1 and not is_sharded(self.denoiser):  # the same up to rounding: now to the bit
-                for shell in self.shells.values():
-                    for tensor in shell.student.mixer.state_dict().values():
-                        torch.distributed.broadcast(tensor, src=0)
+            if self.trainer.world_size > 1 and not is_sharded(self.denoiser):
+                start_alike(self.shells.values())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Go on to the stage of this step.
@@ -291,70 +284,8 @@ class AttentionDistillation(InStages[Stage], DiffusionModule):
         self.guard.note(terms, batch)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         self.log_dict({"train/loss": loss.detach()} | {f"train/{k}": v.detach() for k, v in terms.items()})
-        self._note_errors({path: error.sqrt() for path, error in self.distiller.errors.items()})
+        errors = {path: error.sqrt() for path, error in self.distiller.errors.items()}
+        self.log_dict({f"train/relative_l2/{path}": error for path, error in errors.items()})
+        self.recent_errors.update(errors)
         self.log("train/stage", float(self._stage_index))
         return loss
-
-    def _note_errors(self, errors: Mapping[str, Tensor]) -> None:
-        self.log_dict({f"train/relative_l2/{path}": error for path, error in errors.items()})
-        for path, error in errors.items():
-            recent = self._recent_errors.get(path, error)
-            recent = torch.where(recent.isfinite(), recent, error)
-            # a step that is left out says nothing about its sites
-            self._recent_errors[path] = torch.where(error.isfinite(), torch.lerp(error, recent, RECENT), recent)
-
-    # -- evaluation ------------------------------------------------------------------------------------------------
-
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Compare output and sites with the teacher's, at draws that are the same in every validation."""
-        self._evaluate(batch)
-
-    def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Compare output and sites with the teacher's on the test data, at draws that are the same in every test."""
-        self._evaluate(batch)
-
-    def on_validation_epoch_end(self) -> None:
-        """Relative L2 error of the output and of every site, over all batches and processes."""
-        self._log_errors("val")
-
-    def on_test_epoch_end(self) -> None:
-        """Relative L2 error of the output and of every site on the test data."""
-        self._log_errors("test")
-
-    def _evaluate(self, batch: Mapping[str, Any]) -> None:
-        noised = self.noised(batch, step=STREAM_OFFSET_EVAL, condition_dropout=0.0)
-        squares = self.distiller.compare_sites(noised)
-        wanted = self.distiller.predict(noised, Mode.TEACHER)
-        squares[OUTPUT] = mean_squares(self.distiller.predict(noised, Mode.STUDENT), wanted)
-        self._relative_errors.update(squares, len(batch["index"]))
-
-    def _log_errors(self, prefix: str) -> None:
-        errors = self._relative_errors.compute()
-        output = errors.pop(OUTPUT)
-        self.log_dict({f"{prefix}/relative_l2/{path}": error for path, error in errors.items()})
-        self.log(f"{prefix}/site_relative_l2", sum(errors.values()) / len(errors), prog_bar=True)
-        self.log(f"{prefix}/output_relative_l2", output, prog_bar=True)
-        if self.trainer.state.fn != TrainerFn.FITTING and self.untrained() is not None:
-            self.log(f"{prefix}/untrained", 1.0)
-
-    def draw_latents(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
-        """The student's samples in model space."""
-        set_mode(self.shells.values(), Mode.STUDENT)
-        return super().draw_latents(batch, index)
-
-    def draw_teacher(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
-        """The teacher's images, from the same starting noise."""
-        return self.diffusion.decode(self.draw_teacher_latents(batch, index))
-
-    def draw_teacher_latents(self, batch: Mapping[str, Any], index: Tensor) -> Tensor:
-        """The teacher's samples in model space, from the same starting noise."""
-        set_mode(self.shells.values(), Mode.TEACHER)
-        return super().draw_latents(batch, index)
-
-
-def _check_weights(given: Mapping[str, float], weights: Mapping[str, float]) -> None:
-    """Refuse patterns of no site, and weights with which no site learns."""
-    for pattern in given:
-        if not any(fnmatch(path, pattern) for path in weights):
-            raise ConfigurationError(f"site_weights.{pattern} matches no site; sites are {', '.join(weights)}")
-    require(any(weights.values()), "site_weights", dict(given), "a weight above 0 for one site at least")

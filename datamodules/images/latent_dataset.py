@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 
 from datamodules.images.image_dataset import ImageDataset, flips
 from datamodules.sources.records import array_digest
-from sparsight.common.disk.sample_cache import SampleCache, Shard, ShardReader, cut
+from sparsight.common.disk.sample_cache import SampleCache, Shard, cut
+from sparsight.common.disk.shard_reader import ShardReader
 from sparsight.diffusion.families.conditioning import map_condition, nest_condition
 from sparsight.diffusion.model.encoding import COND, text_of
 

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from datamodules.process import ProcessDataModule
 from datamodules.sampler import ResumableLoader, ResumableSampler, even_batch_size
 from sparsight.common.captions import read_captions
-from sparsight.common.disk.sample_cache import SampleCache, ShardReader, cache_key
+from sparsight.common.disk.sample_cache import SampleCache, cache_key
+from sparsight.common.disk.shard_reader import ShardReader
 from sparsight.common.errors import require
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.train.teacher_plan import TeacherPlan

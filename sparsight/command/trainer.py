@@ -1,18 +1,17 @@
-"""The Trainer whose methods are the command's verbs."""
+"""The Trainer whose methods are the command's verbs: training and sampling here, the others in :mod:`verbs`."""
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.connectors.accelerator_connector import _PRECISION_INPUT
 from lightning.pytorch.utilities import rank_zero_info
 
-from sparsight.command.store import store_tasks
+from sparsight.command.verbs import Verbs
 from sparsight.common.checkpoint.connector import CheckpointConnector
 from sparsight.common.checkpoint.find import newest_whole
 from sparsight.common.checkpoint.folder import write_in_parts, writes_parts
@@ -21,15 +20,9 @@ from sparsight.common.checkpoint.io import link_checkpoint, with_whole_files
 from sparsight.common.checkpoint.monitors import CheckMonitors
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.training.precision import precision_that_pays
-from sparsight.diffusion.measure.benchmark import TOKENS, Settings, benchmark_model
-from sparsight.lvlm.chat.show import show_records
-from sparsight.lvlm.export.write import processor_of
-from sparsight.lvlm.scores import LayerScore
-from sparsight.lvlm.scores.analyze import Split, analyze_module, default_scores
-from sparsight.publish.export import export_and_push
 
 
-class SparsightTrainer(Trainer):
+class SparsightTrainer(Verbs):
     """Lightning's Trainer; its further methods are the command's further verbs.
 
     Checkpoints are whole files with a hash of themselves, compared with the run that loads them whatever names them,
@@ -137,62 +130,6 @@ class SparsightTrainer(Trainer):
                 next(arguments, None)
         return shlex.join(["sparsight", *kept, "--ckpt_path", str(checkpoint)])
 
-    def _found(self, named: str | None) -> str | None:
-        return None if named is None else str(self._checkpoint_connector.find(named))
-
-    def export(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule | None = None,
-        ckpt_path: str | None = None,
-        output: str | None = None,
-        weights: Literal["ema", "raw"] = "ema",
-        fp16: bool = True,
-        overwrite: bool = False,
-        untrained: bool = False,
-        metrics: str | None = None,
-        licence: str | None = None,
-        push_to_hub: str | None = None,
-        private: bool = True,
-        dry_run: bool = False,
-    ) -> Path:
-        """Write a trained model as a Hugging Face folder, and compare its answers after loading it again.
-
-        Args:
-            model: The module that was trained.
-            datamodule: Tells the processor of an image-text model; not used otherwise.
-            ckpt_path: Checkpoint to export. Without one the module is exported as it is, which is refused where it has
-                parameters that should have been trained.
-            output: Folder to make; ``export`` in the trainer's root folder if not given.
-            weights: The checkpoint's moving average (``ema``, needs TrainableEMA in the run) or its last weights.
-            fp16: Write half-precision weights as well.
-            overwrite: Replace an earlier export.
-            untrained: Export parameters that were never trained; the card says so.
-            metrics: JSON file of measured values for the model card: a list of objects with name, value and protocol.
-            licence: Identifier of the licence on the hub, e.g. apache-2.0; that of the base model if not given.
-            push_to_hub: Repository id to upload the folder to. A folder that holds what looks like a secret is not.
-            private: Make a new repository private.
-            dry_run: Upload nothing, and list the files that would go, with their sizes.
-
-        Returns:
-            The folder.
-        """
-        return export_and_push(
-            model,
-            Path(self.default_root_dir, "export") if output is None else Path(output),
-            checkpoint=self._found(ckpt_path),
-            weights=weights,
-            metrics=metrics,
-            repo=push_to_hub,
-            private=private,
-            dry_run=dry_run,
-            fp16=fp16,
-            overwrite=overwrite,
-            untrained=untrained,
-            licence=licence,
-            processor=processor_of(datamodule),
-        )
-
     def predict(
         self,
         model: LightningModule | None = None,
@@ -228,98 +165,3 @@ class SparsightTrainer(Trainer):
             ckpt_path=ckpt_path,
             weights_only=weights_only,
         )
-
-    def benchmark(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule | None = None,
-        tokens: Sequence[int] = TOKENS,
-        dtypes: Sequence[Literal["float32", "bfloat16", "float16"]] = ("float32",),
-        batch: int = 1,
-        backward: bool = True,
-        runs: int = 20,
-        max_seconds: float = 20.0,
-        output: str | None = None,
-    ) -> None:
-        """Measure FLOPs, time and memory of mixers and student against the untouched model.
-
-        Args:
-            model: A module whose denoiser has mixers, such as AttentionDistillation.
-            datamodule: Not used; configurations of other verbs have one.
-            tokens: Sizes: tokens of a site, and of the whole denoiser's largest site.
-            dtypes: Precisions of weights and inputs.
-            batch: Samples.
-            backward: Measure forward and backward pass together too, not forward alone.
-            runs: Timed runs of each candidate, taken in turn.
-            max_seconds: Time for all runs of one candidate at one size. Sizes at which one run takes more than a
-                quarter of it are skipped.
-            output: Folder for the table, CSV, JSON and plot; ``benchmark`` in the trainer's root folder if not given.
-        """
-        settings = Settings(tokens, dtypes, batch=batch, backward=backward, runs=runs, max_seconds=max_seconds)
-        folder = Path(self.default_root_dir, "benchmark") if output is None else Path(output)
-        if self.is_global_zero:
-            benchmark_model(model, settings, device=self.strategy.root_device, folder=folder)
-
-    def analyze(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule | None = None,
-        scores: list[LayerScore] | None = None,
-        batches: int = 16,
-        split: Split = "train",
-        ckpt_path: str | None = None,
-        output: str | None = None,
-    ) -> None:
-        """Score the decoder layers of an image-text model on calibration data, to choose which to tune or prune.
-
-        Args:
-            model: A module with decoder layers to score, such as SparseLayerTuning.
-            datamodule: Calibration data.
-            scores: What to measure; block influence, plain and multimodal, and angular distance of the last and of
-                all tokens if not given. Higher means more important.
-            batches: Number of calibration batches.
-            split: Where they come from: train or val. Scores by loss need answers, which training batches have.
-            ckpt_path: Checkpoint to analyse; the module as it starts if not given.
-            output: Folder for JSON, CSV and plot; ``scores`` in the trainer's root folder if not given.
-        """
-        analyze_module(
-            self,
-            model,
-            datamodule,
-            scores=default_scores() if scores is None else scores,
-            batches=batches,
-            split=split,
-            checkpoint=self._found(ckpt_path),
-            folder=Path(self.default_root_dir, "scores") if output is None else Path(output),
-        )
-
-    def inspect(
-        self,
-        model: LightningModule,
-        datamodule: LightningDataModule,
-        split: Literal["train", "val", "test"] = "train",
-        index: int = 0,
-        count: int = 1,
-    ) -> None:
-        """Print conversations as the model will see them, with what carries the loss, before anything is trained.
-
-        Args:
-            model: Not used; the command does not load it.
-            datamodule: One that can describe its records, such as InstructionDataModule.
-            split: train, val or test.
-            index: Position of the first record in the source of the split.
-            count: Number of records.
-        """
-        if self.is_global_zero:
-            show_records(datamodule, split=split, index=index, count=count)
-
-    def reformulate(self, model: LightningModule, datamodule: LightningDataModule, output: str) -> None:
-        """Write the tasks of an evaluation as files in ReForm-Eval's format, so that questions and options are stored.
-
-        Args:
-            model: Not used; the command does not load it.
-            datamodule: A ReformEvalDataModule.
-            output: Folder for one JSON file of each task; ``datamodules.PublishedTask`` reads them.
-        """
-        if self.is_global_zero:
-            store_tasks(datamodule, Path(output))

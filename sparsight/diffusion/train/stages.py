@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
 
-from sparsight.common.errors import require
+from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.training.lr_schedules import SCHEDULES
 
 
@@ -96,3 +97,19 @@ class Stage:
 def site_weight(weights: dict[str, float], path: str) -> float:
     """Weight of a site's loss: that of the first pattern that its path matches, else 1."""
     return next((weight for pattern, weight in weights.items() if fnmatch(path, pattern)), 1.0)
+
+
+def check_weights(given: Mapping[str, float], weights: Mapping[str, float]) -> None:
+    """Refuse patterns of no site, and weights with which no site learns.
+
+    Args:
+        given: Weights by pattern.
+        weights: Weights by path of a site.
+
+    Raises:
+        ConfigurationError: A pattern matches none, or all weights are 0.
+    """
+    for pattern in given:
+        if not any(fnmatch(path, pattern) for path in weights):
+            raise ConfigurationError(f"site_weights.{pattern} matches no site; sites are {', '.join(weights)}")
+    require(any(weights.values()), "site_weights", dict(given), "a weight above 0 for one site at least")

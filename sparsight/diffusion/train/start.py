@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+import torch
 
 from blocks.base import AttentionWeights, SiteSamples
 from sparsight.common.training.sharding import fill, is_sharded, whole
@@ -35,3 +37,10 @@ def start_from_teacher(shell: AttentionShell, samples: Sequence[SiteSamples]) ->
     started = twin.state_dict()
     for name, parameter in mixer.state_dict().items():
         fill(parameter, started[name])
+
+
+def start_alike(shells: Iterable[AttentionShell]) -> None:
+    """Let mixers, which are equal up to rounding on all processes, be equal to the bit."""
+    for shell in shells:
+        for tensor in shell.student.mixer.state_dict().values():
+            torch.distributed.broadcast(tensor, src=0)
