@@ -178,8 +178,8 @@ def save_sd_pipeline(folder: Path, **options: Any) -> Path:
     denoiser = unet(**options)
     StableDiffusionPipeline(
         vae=vae(),
-        text_encoder=CLIPTextModel(_clip_config(denoiser.config.cross_attention_dim)),
-        tokenizer=_clip_tokenizer(),
+        text_encoder=CLIPTextModel(clip_config(denoiser.config.cross_attention_dim)),
+        tokenizer=clip_tokenizer(),
         unet=denoiser,
         scheduler=DDIMScheduler(beta_schedule="scaled_linear", clip_sample=False, steps_offset=1),
         safety_checker=None,
@@ -198,10 +198,10 @@ def save_sdxl_pipeline(folder: Path, **options: Any) -> Path:
     width = denoiser.config.cross_attention_dim // 2  # the encoders' embeddings stand side by side
     StableDiffusionXLPipeline(
         vae=vae(force_upcast=True),
-        text_encoder=CLIPTextModel(_clip_config(width)),
-        text_encoder_2=CLIPTextModelWithProjection(_clip_config(width, projection_dim=width)),
-        tokenizer=_clip_tokenizer(),
-        tokenizer_2=_clip_tokenizer(),
+        text_encoder=CLIPTextModel(clip_config(width)),
+        text_encoder_2=CLIPTextModelWithProjection(clip_config(width, projection_dim=width)),
+        tokenizer=clip_tokenizer(),
+        tokenizer_2=clip_tokenizer(),
         unet=denoiser,
         scheduler=EulerDiscreteScheduler(beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1),
         add_watermarker=False,
@@ -255,13 +255,13 @@ def vae(**options: Any) -> Any:
 CLIP_LETTERS = [*ascii_lowercase, *(f"{letter}</w>" for letter in ascii_lowercase), "<|startoftext|>", "<|endoftext|>"]
 
 
-def _clip_tokenizer() -> Any:
+def clip_tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer(vocab={token: i for i, token in enumerate(CLIP_LETTERS)}, merges=[], model_max_length=8)
 
 
-def _clip_config(width: int, **options: Any) -> Any:
+def clip_config(width: int, **options: Any) -> Any:
     from transformers import CLIPTextConfig
 
     start, end = len(CLIP_LETTERS) - 2, len(CLIP_LETTERS) - 1
@@ -299,40 +299,6 @@ def image_data(
         channels=channels,
         batch_size=batch_size,
     )
-
-
-def save_clip(folder: Path) -> Path:
-    """A CLIP of 8 features with tokenizer and image processor; it sees 16x16 pixels and reads 8 letters."""
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {**sizes, "image_size": 16, "patch_size": 4}
-    config = CLIPConfig(text_config=_clip_config(16).to_dict(), vision_config=vision, projection_dim=8)
-    CLIPModel(config).save_pretrained(folder)
-    _clip_tokenizer().save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}).save_pretrained(folder)
-    return folder
-
-
-def save_alexnet(file: Path) -> Path:
-    """AlexNet as torchvision saves it, with random weights and without its 58 M classifier weights."""
-    import torchvision
-
-    torch.manual_seed(0)
-    features = torchvision.models.alexnet(weights=None).features
-    torch.save({f"features.{name}": value for name, value in features.state_dict().items()}, file)
-    return file
-
-
-def save_timm(file: Path, model: str = "test_vit") -> Path:
-    """Random weights of one of timm's test models (64 features, 160x160 pixels), as safetensors."""
-    import timm
-    from safetensors.torch import save_file
-
-    torch.manual_seed(0)
-    save_file(timm.create_model(model, pretrained=False).state_dict(), file)
-    return file
 
 
 def run(denoiser: nn.Module, size: tuple[int, int], batch: int = 2) -> torch.Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sparsight.lvlm.model.answers import IGNORED, answer_losses
 from sparsight.lvlm.model.tower import find_parts
-from tests.tiny_lvlm import IMAGE, PAD, tiny_inputs
+from tests.tiny_lvlm import tiny_inputs
+from tests.tiny_tokens import IMAGE, PAD
 
 FAMILIES = ("llava", "llava_qwen2", "fast_vlm", "gemma3", "qwen2_5_vl")
 TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")

@@ -28,7 +28,9 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageP
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from tests.tiny_lvlm import CHATML, PATCH, QWENS, SIDE, TEXT, tiny_processor, tiny_tokenizer
+from tests.tiny_families import PATCH, QWENS, SIDE, TEXT
+from tests.tiny_lvlm import tiny_processor
+from tests.tiny_tokens import CHATML, tiny_tokenizer
 
 SQUARE = {"height": SIDE, "width": SIDE}
 PINPOINTS = [[SIDE, 2 * SIDE], [2 * SIDE, SIDE]]

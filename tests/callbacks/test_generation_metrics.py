@@ -36,7 +36,7 @@ from sparsight.evaluation.images import (
 )
 from sparsight.evaluation.images.images import resized
 from sparsight.publish.facts import read_metrics
-from tests import tiny
+from tests import tiny, tiny_networks
 from tests.tiny_distillation import distillation_config
 from tests.tiny_features import Quarters
 from tests.tiny_processes import run_command
@@ -124,7 +124,7 @@ def test_the_teacher_as_reference(teacher: str, tmp_path: Path) -> None:
 
 
 def test_captions_of_text_models_reach_the_clip_score(tmp_path: Path) -> None:
-    pipeline, clip = tiny.save_sd_pipeline(tmp_path / "sd"), str(tiny.save_clip(tmp_path / "clip"))
+    pipeline, clip = tiny.save_sd_pipeline(tmp_path / "sd"), str(tiny_networks.save_clip(tmp_path / "clip"))
     captions = ["a cat", "a hat"]
     (tmp_path / "captions.txt").write_text("\n".join(captions) + "\n")
     data = TeacherSamplesDataModule(
@@ -271,7 +271,7 @@ def test_trajectories_give_each_of_their_conditions_before_any_twice(teacher: st
 def test_two_processes_of_the_command_measure_what_one_does(tmp_path: Path) -> None:
     """Seven samples, of which neither processes nor batches get equal shares, of labels that come from the data."""
     config = distillation_config(tmp_path)
-    weights = str(tiny.save_timm(tmp_path / "vit.safetensors"))
+    weights = str(tiny_networks.save_timm(tmp_path / "vit.safetensors"))
     extractor = {"class_path": "TimmFeatures", "init_args": {"model": "test_vit", "weights": weights, "size": 32}}
     metrics = [
         {"class_path": "FrechetDistance", "init_args": {"extractor": extractor}},
@@ -321,7 +321,7 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
 
 
 def test_metrics_that_cannot_be_fed_are_refused(teacher: str, tmp_path: Path) -> None:
-    clip = CLIPScore(str(tiny.save_clip(tmp_path / "clip")))
+    clip = CLIPScore(str(tiny_networks.save_clip(tmp_path / "clip")))
     with pytest.raises(ValueError, match="a metric needs captions"):
         GenerationMetrics([clip], 4, labels=[1])
     with pytest.raises(FileNotFoundError, match="no file nowhere"):

@@ -11,8 +11,9 @@ import yaml
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsight.command.cli import main
-from tests.tiny_lvlm import VICUNA_CHAT, save_tiny_lvlm, tiny_lvlm, tiny_processor
+from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm, tiny_processor
 from tests.tiny_processors import family_processor
+from tests.tiny_tokens import VICUNA_CHAT
 from tests.tiny_tuning import SCORE, STAGE, pruning, tuning_config, with_callback
 
 TALK = {"conversations": [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "A bag."}]}

@@ -29,11 +29,13 @@ from sparsight.command.arguments import read_config
 from sparsight.lvlm.export import reload
 from sparsight.lvlm.model.provenance import read_provenance
 from sparsight.lvlm.model.tower import find_parts
+from tests.tiny_families import SIDE, TEXT, VISION
 from tests.tiny_files import write_idx
-from tests.tiny_lvlm import SIDE, TEXT, VISION, save_tiny_lvlm, tiny_lvlm, tiny_tokenizer
+from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm
 from tests.tiny_pages import code_blocks
 from tests.tiny_processors import family_processor
 from tests.tiny_recipes import command, without_export
+from tests.tiny_tokens import tiny_tokenizer
 
 KINDS = ["bag", "coat", "shoe"]
 

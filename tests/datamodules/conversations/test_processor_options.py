@@ -15,8 +15,10 @@ from datamodules import InstructionDataModule
 from sparsight.command.cli import main
 from sparsight.lvlm.model.processor import load_processor
 from tests.tiny_chats import Talks, picture, talk_data
-from tests.tiny_lvlm import CHATML, SIDE, tiny_lvlm
+from tests.tiny_families import SIDE
+from tests.tiny_lvlm import tiny_lvlm
 from tests.tiny_processors import QWEN, family_processor
+from tests.tiny_tokens import CHATML
 from tests.tiny_tuning import checkpoint, tuning_config
 
 PIXELS = {"min_pixels": 64, "max_pixels": 128}

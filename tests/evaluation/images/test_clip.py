@@ -14,14 +14,14 @@ from transformers import AutoModel, CLIPModel
 
 from sparsight.evaluation.images import CLIPFeatures, CLIPScore, Samples
 from sparsight.evaluation.images.images import to_uint8
-from tests import tiny
+from tests import tiny_networks
 
 START, END = 52, 53
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(tiny.save_clip(tmp_path_factory.mktemp("models") / "Tiny-CLIP"))
+    return str(tiny_networks.save_clip(tmp_path_factory.mktemp("models") / "Tiny-CLIP"))
 
 
 def letters(caption: str) -> list[int]:
@@ -104,7 +104,7 @@ def test_models_that_are_no_clip_are_refused(tmp_path: Path, clip: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"no CLIP model with tokenizer and processor at '\./nowhere'"):
         CLIPFeatures("./nowhere")
     folder = tmp_path / "vision"
-    tiny.save_clip(folder)
+    tiny_networks.save_clip(folder)
     AutoModel.from_pretrained(clip).vision_model.save_pretrained(folder)
     with pytest.raises(ValueError, match="has no features of images and texts"):
         CLIPFeatures(str(folder))

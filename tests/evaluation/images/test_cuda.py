@@ -15,7 +15,7 @@ from sparsight.evaluation.images import (
     TeacherError,
     TeacherSimilarity,
 )
-from tests import tiny
+from tests import tiny_networks
 from tests.tiny_features import Quarters
 from tests.tiny_metrics_pair import real, share
 
@@ -41,7 +41,7 @@ def measured(device: str, clip: str) -> dict[str, float]:
 @pytest.mark.gpu
 @pytest.mark.filterwarnings("ignore:CLIP score")
 def test_a_gpu_measures_what_a_cpu_does(tmp_path: Path) -> None:
-    clip = str(tiny.save_clip(tmp_path / "clip"))
+    clip = str(tiny_networks.save_clip(tmp_path / "clip"))
     expected = measured("cpu", clip)
     found = measured("cuda", clip)
     assert found == {name: pytest.approx(value, rel=1e-2, abs=1e-3) for name, value in expected.items()}

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from sparsight.evaluation.images import EfficientNetLite0Features, InceptionFeatures, TimmFeatures
-from tests import tiny
+from tests import tiny_networks
 from tests.tiny_features import Quarters
 
 
@@ -76,7 +76,7 @@ def test_clean_inception_sees_what_pillow_resizes(inception: tuple[RandomIncepti
 
 @pytest.mark.parametrize("model", ["test_vit", "test_efficientnet"])
 def test_timm_features_are_those_of_timm(model: str, tmp_path: Path) -> None:
-    weights = tiny.save_timm(tmp_path / "weights.safetensors", model)
+    weights = tiny_networks.save_timm(tmp_path / "weights.safetensors", model)
     extractor = TimmFeatures(model, weights=str(weights))
     network = timm.create_model(model, pretrained=False, num_classes=0).eval()
     network.load_state_dict(load_file(weights), strict=False)
@@ -90,14 +90,14 @@ def test_timm_features_are_those_of_timm(model: str, tmp_path: Path) -> None:
 
 
 def test_timm_transformers_take_another_size(tmp_path: Path) -> None:
-    weights = str(tiny.save_timm(tmp_path / "weights.safetensors"))
+    weights = str(tiny_networks.save_timm(tmp_path / "weights.safetensors"))
     small = TimmFeatures("test_vit", weights=weights, size=64, name="mine")
     assert small.name == "mine" and small(pictures(side=20)).shape == (2, 64)
     assert small.identity != TimmFeatures("test_vit", weights=weights).identity
 
 
 def test_wrong_or_missing_weights_are_refused(tmp_path: Path) -> None:
-    other = str(tiny.save_timm(tmp_path / "other.safetensors", "test_resnet"))
+    other = str(tiny_networks.save_timm(tmp_path / "other.safetensors", "test_resnet"))
     with pytest.raises(ValueError, match=r"cannot make 'test_vit'.*other\.safetensors"):
         TimmFeatures("test_vit", weights=other)
     with pytest.raises(ValueError, match="no_such_model"):

@@ -13,7 +13,7 @@ from torchmetrics.functional.image.lpips import _LPIPS
 
 from sparsight.evaluation.images import Samples, TeacherError, TeacherLPIPS, TeacherSimilarity
 from sparsight.evaluation.images.images import to_uint8
-from tests import tiny
+from tests import tiny_networks
 from tests.tiny_features import Quarters
 
 
@@ -80,7 +80,7 @@ def test_what_the_teacher_did_not_draw_is_asked_for() -> None:
 
 @pytest.fixture(scope="module")
 def alexnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.save_alexnet(tmp_path_factory.mktemp("lpips") / "alexnet.pth")
+    return tiny_networks.save_alexnet(tmp_path_factory.mktemp("lpips") / "alexnet.pth")
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ import torch
 
 from sparsight.evaluation import images, texts
 from sparsight.evaluation.images import FrechetDistance, in_batches
-from tests import tiny
+from tests import tiny_networks
 
 PAGE = (Path(__file__).parents[3] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
@@ -20,7 +20,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path) -> None:
     for code in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
         exec(code, names)
     real, student, teacher = torch.rand(3, 20, 3, 32, 32)
-    values = names["judge"](real, student, teacher, str(tiny.save_timm(tmp_path / "vit.safetensors")))
+    values = names["judge"](real, student, teacher, str(tiny_networks.save_timm(tmp_path / "vit.safetensors")))
     assert set(values) == {"kid_test_vit", "kid_test_vit_std", "fidelity_pixel_rmse", "fidelity_pixel_psnr"}
     colours = FrechetDistance(names["Colours"]()).with_reference(in_batches(real))
     assert colours.extractor.num_features == 12

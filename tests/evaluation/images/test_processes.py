@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import tiny
+from tests import tiny_networks
 from tests.tiny_metrics_pair import main, measure
 from tests.tiny_processes import together
 
 
 @pytest.mark.filterwarnings("ignore:CLIP score")
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
-    clip = str(tiny.save_clip(tmp_path / "clip"))
-    alexnet = str(tiny.save_alexnet(tmp_path / "alexnet.pth"))
+    clip = str(tiny_networks.save_clip(tmp_path / "clip"))
+    alexnet = str(tiny_networks.save_alexnet(tmp_path / "alexnet.pth"))
     expected = measure(0, 1, tmp_path, clip, alexnet)
     assert len(expected) == 17 and expected["fidelity_lpips_alex"] > 0
     assert all(expected[name] for name in ("BLEU", "CIDEr", "RougeL", "WordAccuracy", "ChoiceAccuracy", "TurnSlope"))

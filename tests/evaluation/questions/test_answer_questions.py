@@ -15,7 +15,8 @@ from sparsight.evaluation.questions.answer import answer_questions
 from sparsight.evaluation.questions.question import Question
 from sparsight.evaluation.questions.task_scores import Item, TaskScores
 from tests.tiny_batches import alone, alone_log_likelihoods, left_padded
-from tests.tiny_lvlm import SPECIAL, VOCABULARY, tiny_inputs, tiny_lvlm, tiny_tokenizer
+from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
+from tests.tiny_tokens import SPECIAL, VOCABULARY, tiny_tokenizer
 from tests.tiny_tuning import tuning_config
 
 LENGTHS = [[1, 4, 2, 3], [2, 2, 2]]  # tokens of the candidates of two questions

@@ -12,7 +12,9 @@ from sparsight.lvlm.answer import likelihood
 from sparsight.lvlm.answer.likelihood import candidate_log_likelihoods
 from sparsight.lvlm.answer.whole_texts import whole_log_likelihoods
 from tests.tiny_batches import TOKENS, alone_log_likelihoods, left_padded
-from tests.tiny_lvlm import FAMILIES, SPECIAL, VOCABULARY, tiny_inputs, tiny_lvlm
+from tests.tiny_families import FAMILIES
+from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
+from tests.tiny_tokens import SPECIAL, VOCABULARY
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,7 +10,8 @@ import torch
 from tokenizers import AddedToken
 
 from sparsight.lvlm.answer.write import Written, write_answers
-from tests.tiny_lvlm import CHAT_END, tiny_lvlm, tiny_tokenizer
+from tests.tiny_lvlm import tiny_lvlm
+from tests.tiny_tokens import CHAT_END, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

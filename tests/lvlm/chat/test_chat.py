@@ -14,8 +14,9 @@ from sparsight.lvlm.chat.chat_template import UnusableConversation
 from sparsight.lvlm.chat.conversation import Conversation, Turn
 from tests import tiny_processors
 from tests.tiny_chats import ITEM, dialogue, picture
-from tests.tiny_lvlm import CHATML, SPECIAL, VICUNA_CHAT, tiny_processor, tiny_tokenizer
+from tests.tiny_lvlm import tiny_processor
 from tests.tiny_processors import PROCESSORS, family_processor
+from tests.tiny_tokens import CHATML, SPECIAL, VICUNA_CHAT, tiny_tokenizer
 
 SAID = ("<image>\nWhat is this?", " A red coat.\n\nReally ", "And\n<image>\nthis one?", "bag")
 TALK = dialogue(*SAID, images=(picture(20, 30), picture(20, 31)))

@@ -11,7 +11,8 @@ from PIL import Image
 from sparsight.lvlm.chat.chat import ChatFormat, EncodedChat
 from sparsight.lvlm.chat.chat_template import UnusableConversation
 from sparsight.lvlm.chat.conversation import Conversation, Turn
-from tests.tiny_lvlm import CHATML, tiny_processor
+from tests.tiny_lvlm import tiny_processor
+from tests.tiny_tokens import CHATML
 
 BODY = (
     "{% if m['content'] is string %}{{ m['content'] }}{% else %}{% for p in m['content'] %}"

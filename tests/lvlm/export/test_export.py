@@ -22,8 +22,9 @@ from sparsight.lvlm.model.lora import merge_lora
 from sparsight.lvlm.model.provenance import FILE, read_provenance
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.surgery.remove import remove_layers
-from tests.tiny_lvlm import VOCABULARY, tiny_inputs, tiny_lvlm, tiny_processor
+from tests.tiny_lvlm import tiny_inputs, tiny_lvlm, tiny_processor
 from tests.tiny_processors import PROCESSORS, family_processor
+from tests.tiny_tokens import VOCABULARY
 from tests.tiny_tuning import SCORE, STAGE, adapted_module, checkpoint, pruning, tuning_config, with_callback
 
 LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}

@@ -14,8 +14,9 @@ from sparsight.lvlm.export import adapters
 from sparsight.lvlm.export.rehearsal import check_removal, rehearse_export, skeleton
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.publish.export import check_destination
-from tests.tiny_lvlm import VOCABULARY, tiny_lvlm
+from tests.tiny_lvlm import tiny_lvlm
 from tests.tiny_processors import family_processor
+from tests.tiny_tokens import VOCABULARY
 from tests.tiny_tuning import adapted_module
 
 

@@ -9,7 +9,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from sparsight.lvlm.model.answers import answer_logits, answer_losses
 from tests.tiny_batches import labels_of
-from tests.tiny_lvlm import FAMILIES, tiny_inputs, tiny_lvlm
+from tests.tiny_families import FAMILIES
+from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 
 
 @pytest.mark.parametrize("family", FAMILIES)

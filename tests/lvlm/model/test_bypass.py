@@ -8,7 +8,8 @@ import torch
 from sparsight.lvlm.model.bypass import bypassed
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.surgery.remove import remove_layers
-from tests.tiny_lvlm import FAMILIES, tiny_inputs, tiny_lvlm
+from tests.tiny_families import FAMILIES
+from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 
 
 @pytest.mark.parametrize("family", FAMILIES)

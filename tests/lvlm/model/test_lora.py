@@ -11,7 +11,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from sparsight.lvlm.model.lora import LoRA, add_lora, describe, is_adapter, merge_lora
 from sparsight.lvlm.model.tower import find_parts
-from tests.tiny_lvlm import IMAGE, QWEN_VISION, SIDE, TEXT, VIDEO, VISION_END, VISION_START, tiny_lvlm
+from tests.tiny_families import QWEN_VISION, SIDE, TEXT
+from tests.tiny_lvlm import tiny_lvlm
+from tests.tiny_tokens import IMAGE, VIDEO, VISION_END, VISION_START
 
 EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 

@@ -14,7 +14,8 @@ from sparsight.lvlm.chat.conversation import Conversation
 from sparsight.lvlm.model.answers import answer_losses
 from sparsight.lvlm.model.packing import MODELS, TEXT_MODELS, check_packable
 from tests.tiny_chats import ITEM, dialogue, picture
-from tests.tiny_lvlm import FAMILIES, tiny_lvlm
+from tests.tiny_families import FAMILIES
+from tests.tiny_lvlm import tiny_lvlm
 from tests.tiny_processors import PROCESSORS, family_processor
 
 ONE = picture(20, 21)

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.tiny_lvlm import EOS, FAMILIES, IMAGE, save_tiny_lvlm, tiny_inputs, tiny_lvlm, tiny_processor
+from tests.tiny_families import FAMILIES
+from tests.tiny_lvlm import save_tiny_lvlm, tiny_inputs, tiny_lvlm, tiny_processor
+from tests.tiny_tokens import EOS, IMAGE
 
 
 @pytest.mark.parametrize("family", FAMILIES)

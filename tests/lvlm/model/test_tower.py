@@ -14,7 +14,8 @@ from sparsight.lvlm.model.lora import LoRA, add_lora, is_adapter, merge_lora
 from sparsight.lvlm.model.tower import PartNames, find_parts, name_parts
 from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, trained_parameters
 from tests.tiny_batches import labels_of
-from tests.tiny_lvlm import FAMILIES, TEXT, tiny_inputs, tiny_lvlm
+from tests.tiny_families import FAMILIES, TEXT
+from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 
 CHOSEN = [0, 2]
 # names in each family's own model code: vision tower, what makes its output fit for the decoder, decoder layers

@@ -14,7 +14,9 @@ from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import ImageAttention, attention, score_layers
 from sparsight.lvlm.scores.attention_tap import Attending, tapped
 from tests.tiny_batches import Batch, batch_of, one_by_one, padded_left, text_only
-from tests.tiny_lvlm import FAMILIES, HYBRIDS, IMAGE, SIGLIP, TEXT, tiny_lvlm
+from tests.tiny_families import FAMILIES, HYBRIDS, SIGLIP, TEXT
+from tests.tiny_lvlm import tiny_lvlm
+from tests.tiny_tokens import IMAGE
 
 ROWS = [ImageAttention("text"), ImageAttention("last")]
 

@@ -15,7 +15,8 @@ from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import AngularDistance, BlockInfluence, MultimodalBlockInfluence, score_layers
 from sparsight.lvlm.scores.geometry import Directions
 from tests.tiny_batches import FAMILIES, Batch, batch_of, one_by_one, padded_left, text_only
-from tests.tiny_lvlm import IMAGE, tiny_lvlm
+from tests.tiny_lvlm import tiny_lvlm
+from tests.tiny_tokens import IMAGE
 
 SHARED = [
     BlockInfluence(),

@@ -12,7 +12,8 @@ from sparsight.lvlm.model.bypass import bypassed, replaced_forward
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import LayerContribution, score_layers
 from tests.tiny_batches import FAMILIES, Batch, batch_of, one_by_one, padded_left
-from tests.tiny_lvlm import IMAGE, tiny_lvlm
+from tests.tiny_lvlm import tiny_lvlm
+from tests.tiny_tokens import IMAGE
 
 BOTH = [LayerContribution("image"), LayerContribution("text")]
 

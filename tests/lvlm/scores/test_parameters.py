@@ -83,7 +83,8 @@ def test_fused_projections_are_linear_layers_like_others(tmp_path: Path) -> None
     """Phi-3 has one weight for queries, keys and values, and one for gate and up."""
     from transformers import LlavaConfig, LlavaForConditionalGeneration
 
-    from tests.tiny_lvlm import CLIP, IMAGE, TEXT
+    from tests.tiny_families import CLIP, TEXT
+    from tests.tiny_tokens import IMAGE
 
     text = {**TEXT, "model_type": "phi3"}
     config = LlavaConfig(text_config=text, vision_config=dict(CLIP), image_token_index=IMAGE)

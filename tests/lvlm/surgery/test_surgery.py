@@ -17,7 +17,9 @@ from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import AngularDistance
 from sparsight.lvlm.surgery.remove import attention_layers, check_removable, remove_layers
 from sparsight.lvlm.surgery.retire import LayerPruning, removable_layers
-from tests.tiny_lvlm import FAMILIES, HYBRIDS, IMAGE, SIDE, SIGLIP, TEXT, tiny_inputs, tiny_lvlm
+from tests.tiny_families import FAMILIES, HYBRIDS, SIDE, SIGLIP, TEXT
+from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
+from tests.tiny_tokens import IMAGE
 
 REMOVED = [2, 4]  # behind the layers to which Qwen3-VL adds image features
 
