@@ -63,9 +63,7 @@ def test_evaluation_batch_holds_prompts_and_candidates(model: str, stage: str) -
     batches = list(loader)
     assert indices(loader) == list(range(9))
     first = batches[0]
-    assert set(first) == {
-        *("inputs", "index", "image_keys", "candidates", "texts", "answer", "task", "prompt_length"),
-    }
+    assert set(first) == {"inputs", "index", "image_keys", "candidates", "questions", "prompt_length"}
     mask = first["inputs"]["attention_mask"]
     assert mask[:, -1].all() and mask.sum(1).tolist() == first["prompt_length"].tolist(), "padded on the left"
     decode = datamodule.chat.tokenizer.decode  # type: ignore[union-attr]

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig
 
 from datamodules.conversations.instruction_batch import collate_chats, collate_questions, first_fit
+from sparsight.evaluation.questions.question import Question
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.conversation import Conversation
 from sparsight.lvlm.model.answers import answer_losses
@@ -102,7 +103,7 @@ def test_left_padded_prompts_give_what_they_give_alone(family: str) -> None:
     made = []
     for number, item in enumerate((ITEM, dialogue("Say yes.", "yes"), TALKS[2])):
         question = chat.encode_question(item)
-        facts = {"texts": ["a"], "answer": 0, "task": "t", "index": number, "image_keys": [], "corrupt": {}, "cut": 0}
+        facts = {"question": Question("t", str(number)), "index": number, "image_keys": [], "corrupt": {}, "cut": 0}
         made.append({"inputs": question.inputs, "candidates": question.continuations, **facts})
     together = collate_questions(made, **options)
     ids = together["inputs"]["input_ids"]
