@@ -76,7 +76,7 @@ def quality(images: dict[str, Tensor]) -> list[dict[str, Any]]:
     return rows
 
 
-def picture(images: dict[str, Tensor], path: Path) -> None:
+def side_by_side(images: dict[str, Tensor], path: Path) -> None:
     """Teacher, untrained student and student below each other, one column a class."""
     names = ("teacher", "untrained student", "student")
     figure, axes = plt.subplots(len(names), 1, figsize=(9, 3.2))
@@ -135,7 +135,7 @@ def main() -> None:
 
     images = draw_all(module, arguments.samples)
     rows = quality(images)
-    picture(images, arguments.output / "side_by_side.png")
+    side_by_side(images, arguments.output / "side_by_side.png")
     latencies = list(benchmark_sites(module.denoiser, Settings(backward=False, runs=5, max_seconds=8.0), module.device))
     text = "\n\n".join(
         [summary(module, rows, arguments.samples), "One site, mixer against attention:", table(latencies)]

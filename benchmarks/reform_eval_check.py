@@ -69,8 +69,8 @@ def write_questions(path: Path) -> None:
         names = list(COLOURS) if number < COUNT else WORDS
         options = [names[place] for place in rng.permutation(len(names))[:4]]
         answer = int(rng.integers(4))
-        picture = Image.new("RGB", (224, 224), "white")
-        draw = ImageDraw.Draw(picture)
+        canvas = Image.new("RGB", (224, 224), "white")
+        draw = ImageDraw.Draw(canvas)
         if number < COUNT:
             left, top = (int(value) for value in rng.integers(10, 110, 2))
             draw.rectangle((left, top, left + 100, top + 100), fill=COLOURS[options[answer]])
@@ -79,7 +79,7 @@ def write_questions(path: Path) -> None:
             draw.text((20, int(rng.integers(20, 170))), options[answer], "black", font=ImageFont.load_default(40))
             question = "Which word is written here?"
         stream = io.BytesIO()
-        picture.save(stream, "PNG")
+        canvas.save(stream, "PNG")
         image = base64.b64encode(stream.getvalue()).decode()
         entries.append({"question_id": f"q{number}", "image": image, "question": question})
         entries[-1] |= {"answer_options": options, "answer": answer}
@@ -159,7 +159,7 @@ def differences(plain: Plain, report: dict[str, Any], questions: Path) -> dict[s
         entry = entries[answer["sample"]]
         image = Image.open(io.BytesIO(base64.b64decode(entry["image"])))
         options, method = entry["answer_options"], answer["method"]
-        instruction = own_instructions("SingleChoice", method, pictures=True)[answer["instruction"]]
+        instruction = own_instructions("SingleChoice", method, with_images=True)[answer["instruction"]]
         choice: int | None
         if method == "likelihood":
             question = f"{instruction}\n{entry['question']}"

@@ -1,4 +1,4 @@
-"""What every token mixer is told and must answer: the grid, the site, and two small base classes.
+"""What every token mixer is told and must return: the grid, the site, and two small base classes.
 
 Only torch is imported here, so that exported models can carry this file's text as it is.
 
@@ -108,7 +108,7 @@ class AttentionWeights:
 
 @dataclass(frozen=True)
 class SiteSamples:
-    """What a teacher attention saw and answered on one batch: both (B, N, C), on one grid."""
+    """What a teacher attention saw and returned on one batch: both (B, N, C), on one grid."""
 
     inputs: Tensor
     outputs: Tensor
@@ -153,7 +153,7 @@ class CoreMixer(TokenMixer):
 
     @abstractmethod
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
-        """Mix tokens: ``q``, ``k``, ``v`` are (B, h, N, d), and so is the answer; ``scale`` is the teacher's."""
+        """Mix tokens: ``q``, ``k``, ``v`` are (B, h, N, d), and so is the result; ``scale`` is the teacher's."""
 
 
 class FeatureMixer(TokenMixer):

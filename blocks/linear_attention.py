@@ -65,7 +65,7 @@ class LinearAttention(FeatureMixer):
         return self.out(mixed_BhNd.transpose(1, 2).flatten(2))
 
     def _heads(self, x_BNC: Tensor) -> Tensor:
-        """(B, h, N, d) view of what a projection answers."""
+        """(B, h, N, d) view of what a projection returns."""
         return x_BNC.unflatten(-1, (self.site.heads, -1)).transpose(1, 2)
 
     @torch.no_grad()

@@ -38,7 +38,7 @@ class Evaluation:
 
 
 @runtime_checkable
-class Pictured(Protocol):
+class Illustrated(Protocol):
     """Data with pictures."""
 
     def example(self) -> dict[str, Any] | None:

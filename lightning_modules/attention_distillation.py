@@ -61,7 +61,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         compile: Compile every transformer block.
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sample_steps: Sampler steps of ``predict`` and sample grids.
-        guidance_scale: Guidance of the same.
+        guidance_scale: Guidance of ``predict`` and sample grids.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
         revision: Git revision of a hub teacher.
         variant: Weight variant of the teacher, e.g. ``fp16``.
@@ -140,8 +140,8 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         """Mixers that are on at their sites, have parameters, and were changed by no optimiser step."""
         if self.has_learned:
             return None
-        answering = [shell.student.mixer for shell in self.shells.values() if shell.handed_over]
-        kinds = sorted({type(mixer).__name__ for mixer in answering if not is_training_free(mixer)})
+        computing = [shell.student.mixer for shell in self.shells.values() if shell.handed_over]
+        kinds = sorted({type(mixer).__name__ for mixer in computing if not is_training_free(mixer)})
         return f"the student is untrained: no optimiser step has changed its {' and '.join(kinds)}" if kinds else None
 
     def train(self, mode: bool = True) -> AttentionDistillation:
@@ -200,7 +200,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         return self.recent_errors.by_site()
 
     def retire(self, names: Sequence[str]) -> None:
-        """Let mixers answer at these sites, and attention at all others; all of them until this is first called."""
+        """Let mixers compute at these sites, and attention at all others; all of them until this is first called."""
         for path, shell in self.shells.items():
             shell.handed_over = path in names
 

@@ -55,7 +55,7 @@ class DenoiserTraining(DiffusionModule):
         compile: Compile every transformer block.
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sample_steps: Sampler steps of ``predict`` and sample grids.
-        guidance_scale: Guidance of the same.
+        guidance_scale: Guidance of ``predict`` and sample grids.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
         variant: Weight variant of the pipeline, e.g. ``fp16``; what is trained is in fp32 all the same.
         trust_remote_code: Run code that comes with the pipeline; of a student, import mixers that it alone names.

@@ -35,7 +35,7 @@ class DiffusionModule(TrainedPartsModule):
     Args:
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sample_steps: Sampler steps of ``predict``, grids and metrics.
-        guidance_scale: Guidance of the same.
+        guidance_scale: Guidance of ``predict``, grids and metrics.
         max_skipped_steps: How many steps that are not finite are left out before the run ends.
     """
 

@@ -53,7 +53,7 @@ class FiniteGuard:
 
         Args:
             parameters: What the optimiser trains, with gradients.
-            named: Gives the same by name, for messages.
+            named: Gives these parameters by name, for messages.
             where: Step and stage, for messages.
             scaler: That of fp16 training.
 

@@ -8,18 +8,18 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from lightning_modules.answering import Answering, Evaluation, Pictured
+from lightning_modules.answering import Answering, Evaluation, Illustrated
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import state_hash
 from sparsight.common.training.processes import averaged, everywhere
 from sparsight.common.training.sharding import is_sharded, shard_parts, split_again
 from sparsight.lvlm.chat.chat import ChatFormat
+from sparsight.lvlm.model.images import check_images
 from sparsight.lvlm.model.load import DTYPES, Loading, load_lvlm
-from sparsight.lvlm.model.pictures import check_pictures
 from sparsight.lvlm.model.processor import load_processor
 from sparsight.lvlm.model.provenance import read_provenance
-from sparsight.lvlm.model.spare_picture import always_read_a_picture
+from sparsight.lvlm.model.spare_image import always_read_an_image
 from sparsight.lvlm.model.tower import find_parts, name_parts
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
 from sparsight.lvlm.surgery.retire import LayerPruning, RetiredLayers, measurement, removable_layers
@@ -78,7 +78,7 @@ class LVLMModule(Answering):
         self.retired = RetiredLayers(self.model, self.parts)
         self.removals: list[dict[str, Any]] = []
         self._measured: dict[str, Any] | None = None  # what the next removal is chosen by
-        self._pictures_fit = False
+        self._images_fit = False
 
     def configure_model(self) -> None:
         """Split layers, vision towers and the rest over the processes of a ModelParallelStrategy (FSDP2)."""
@@ -101,30 +101,30 @@ class LVLMModule(Answering):
 
     def on_fit_start(self) -> None:
         """Refuse what would fail later: pictures, a reference that answered other items, a validation that fails."""
-        self._check_pictures()
+        self._check_images()
         super().on_fit_start()
 
     def on_validation_start(self) -> None:
         """Refuse pictures that would fail later, where nothing was trained before."""
         super().on_validation_start()
-        self._check_pictures()
+        self._check_images()
 
     def on_test_start(self) -> None:
         """Refuse pictures that would fail later, where nothing was trained before."""
         super().on_test_start()
-        self._check_pictures()
+        self._check_images()
 
-    def _check_pictures(self) -> None:
+    def _check_images(self) -> None:
         """Let the model read a picture of the data, once; all processes read the same, and keep it if they need it."""
         data = datamodule_of(self.trainer)
-        inputs = data.example() if isinstance(data, Pictured) and not self._pictures_fit else None
-        self._pictures_fit = True
+        inputs = data.example() if isinstance(data, Illustrated) and not self._images_fit else None
+        self._images_fit = True
         if inputs is not None:
             with self.trainer.precision_plugin.forward_context():
-                check_pictures(self.model, self.parts, inputs)
+                check_images(self.model, self.parts, inputs)
             if is_sharded(self.model):
                 split_again(self.model)
-                always_read_a_picture(self.model, self.parts, inputs)
+                always_read_an_image(self.model, self.parts, inputs)
 
     # -- layers ----------------------------------------------------------------------------------------------------
 
@@ -132,7 +132,7 @@ class LVLMModule(Answering):
         """Score the decoder layers on calibration batches."""
         for batch in batches:
             if any(batch["image_keys"]):
-                check_pictures(self.model, self.parts, batch["inputs"])
+                check_images(self.model, self.parts, batch["inputs"])
                 break
         return score_layers(self.model, batches, scores, base=self.base, base_hash=self.base_hash)
 

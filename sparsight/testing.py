@@ -221,13 +221,13 @@ def _check_determinism(mixer: TokenMixer, grid: Grid) -> None:
 
 @torch.no_grad()
 def _check_copies(mixer: TokenMixer, other: TokenMixer, grid: Grid) -> None:
-    """A deep copy and a mixer with the loaded state answer alike, and a copy shares no memory."""
+    """A deep copy and a mixer with the loaded state compute alike, and a copy shares no memory."""
     inputs = random_inputs(mixer, grid)
     expected = apply_mixer(mixer, inputs, grid)
     other.load_state_dict(mixer.state_dict())
     assert torch.equal(apply_mixer(other, inputs, grid), expected), "loading the state dict gives another mixer"
     twin = copy.deepcopy(mixer)
-    assert torch.equal(apply_mixer(twin, inputs, grid), expected), "a deep copy answers differently"
+    assert torch.equal(apply_mixer(twin, inputs, grid), expected), "a deep copy computes something else"
     for parameter in twin.parameters():
         parameter.zero_()
     assert torch.equal(apply_mixer(mixer, inputs, grid), expected), "a deep copy shares memory with the original"

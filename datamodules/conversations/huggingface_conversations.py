@@ -52,8 +52,8 @@ class HuggingFaceConversations(HuggingFaceRecords):
         try:
             if not isinstance(found, (list, dict, type(None))):
                 raise ValueError(f"column {self.images_column!r} holds no pictures")
-            pictures = [self._picture(value) for value in (found if isinstance(found, list) else [found]) if value]
-            images = tuple(decode_image(picture, max_pixels=self.max_pixels) for picture in pictures)
+            encoded = [self._image(value) for value in (found if isinstance(found, list) else [found]) if value]
+            images = tuple(decode_image(each, max_pixels=self.max_pixels) for each in encoded)
             conversation = make_conversation(row, self._turns(row), images)
         except ValueError as error:  # a corrupt picture, too, is one
             raise CorruptRecord(f"row {index} of {self.path}: {error}") from error
@@ -69,7 +69,7 @@ class HuggingFaceConversations(HuggingFaceRecords):
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of the first picture."""
-        image = self[index].picture
+        image = self[index].needed_image
         return image.height, image.width
 
     def label_of(self, index: int) -> None:

@@ -198,8 +198,8 @@ class InstructionDataModule(RecordsDataModule):
     def example(self) -> dict[str, Any] | None:
         """Model inputs of a sample with a picture, the same on all processes; none if no split has any that serves."""
         for dataset in self.datasets.values():
-            pictures = (index for index in _spread(dataset.indices) if _extent(dataset.source, index)[0] > 0)
-            for index in islice(pictures, _TRIES):
+            images = (index for index in _spread(dataset.indices) if _extent(dataset.source, index)[0] > 0)
+            for index in islice(images, _TRIES):
                 with suppress(CorruptRecord):
                     inputs: dict[str, Any] = dataset.sample(index)["inputs"]
                     return inputs

@@ -90,7 +90,7 @@ class ConversationRecords(RecordSource):
         """Parse a conversation and decode its pictures."""
         try:
             entry = self._entry(index)
-            images = tuple(self._picture(name) for name in _image_names(entry))
+            images = tuple(self._image(name) for name in _image_names(entry))
             conversation = make_conversation(entry, _turns(entry), images)
         except ValueError as error:  # a corrupt picture, too, is one
             raise CorruptRecord(f"{self.where(index)}: {error}") from error
@@ -107,13 +107,13 @@ class ConversationRecords(RecordSource):
     def fingerprint(self) -> str:
         """Covers every conversation, and name, size and time of change of every picture."""
         self.open()
-        return digest([*self._entries, *file_stamps(filter(os.path.isfile, self._pictures()))])
+        return digest([*self._entries, *file_stamps(filter(os.path.isfile, self._images()))])
 
     def content(self) -> Iterator[object]:
         """Every conversation, and the pictures."""
         self.open()
         yield from self._entries
-        for path in self._pictures():
+        for path in self._images():
             yield Part.of_file(existing(path), name=path.name)
 
     def where(self, index: int) -> str:
@@ -121,7 +121,7 @@ class ConversationRecords(RecordSource):
         self.open()
         return f"{self.file.name} {'line' if self._is_lines else 'entry'} {self._places[index]}"
 
-    def _pictures(self) -> list[Path]:
+    def _images(self) -> list[Path]:
         names: set[str] = set()
         for index in range(len(self._entries)):
             with suppress(ValueError):  # what is wrong is said when the entry is read
@@ -142,7 +142,7 @@ class ConversationRecords(RecordSource):
                 raise ValueError(f"{name!r} is not read: name it {name.strip().casefold()!r}")
         return entry
 
-    def _picture(self, name: str) -> Image.Image:
+    def _image(self, name: str) -> Image.Image:
         if self.images is None:
             raise ValueError(f"it names image {name!r}, but no folder `images` is given")
         check_text(name)

@@ -32,7 +32,7 @@ class LabelledQuestions(RecordSource):
     - ``naming``: what is shown; candidates are all class names.
     - ``yes_no``: whether a class is shown; half the answers are yes.
     - ``choice``: which of four classes is shown.
-    - ``lettered_choice``: the same with options (A) to (D); the answer is a letter.
+    - ``lettered_choice``: which of four classes is shown, with options (A) to (D); the answer is a letter.
     - ``comparison``: of two pictures: whether they show the same class, or which of them shows a class; half and half,
       and so are the answers.
 
@@ -111,7 +111,9 @@ class LabelledQuestions(RecordSource):
         task, question = self._question(index)
         record = self.source[index // self.per_record]
         images = (
-            (record.picture,) if question.second is None else (record.picture, self.source[question.second].picture)
+            (record.needed_image,)
+            if question.second is None
+            else (record.needed_image, self.source[question.second].needed_image)
         )
         text = (IMAGE if question.second is None else _TWO) + question.text
         turns = (Turn("user", text), Turn("assistant", question.candidates[question.answer]))
@@ -188,11 +190,11 @@ class LabelledQuestions(RecordSource):
         label = int(self._labels_N[record])
         if rng.integers(2):
             no = int(rng.integers(2))
-            second = self._picture(rng, self._other(rng, record) if no else label, but=record)
+            second = self._image(rng, self._other(rng, record) if no else label, but=record)
             return _Question(self._word(rng, SAME), ("yes", "no"), no, second)
         other, answer = self._other(rng, record), int(rng.integers(2))
         text = self._word(rng, WHICH).format(self._names[other if answer else label])
-        return _Question(text, ("first", "second"), answer, self._picture(rng, other, but=record))
+        return _Question(text, ("first", "second"), answer, self._image(rng, other, but=record))
 
     def _word(self, rng: np.random.Generator, wordings: Sequence[str]) -> str:
         return wordings[int(rng.integers(len(wordings)))] if self.vary else wordings[0]
@@ -210,7 +212,7 @@ class LabelledQuestions(RecordSource):
         order = rng.permutation(len(numbers))
         return [self._names[numbers[place]] for place in order], int(np.flatnonzero(order == 0)[0])
 
-    def _picture(self, rng: np.random.Generator, label: int, *, but: int) -> int:
+    def _image(self, rng: np.random.Generator, label: int, *, but: int) -> int:
         members = self._members[label]
         place = int(rng.integers(len(members)))
         if members[place] == but:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch.utils.data import DataLoader, Dataset
 
 from datamodules.conversations.instruction_dataset import image_key
-from datamodules.evaluation.dataset import Asker, Place, shown_pictures
+from datamodules.evaluation.dataset import Asker, Place, shown_images
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.sources.records import CorruptRecord, digest
 from sparsight.common.training.processes import everywhere, own_share
@@ -117,8 +117,8 @@ class _Samples(Dataset):
 
 
 def _content(task: EvaluationTask, sample: Sample) -> str:
-    pictures = [image_key(image) for image in shown_pictures(sample)]
-    return digest([task.formulation, task.instructions, replace(sample, images=()), pictures])
+    keys = [image_key(image) for image in shown_images(sample)]
+    return digest([task.formulation, task.instructions, replace(sample, images=()), keys])
 
 
 def _as_it_is(found: Any) -> Any:

@@ -64,9 +64,9 @@ class Asked(NamedTuple):
     candidates: list[list[int]]
 
 
-def instructions_of(task: EvaluationTask, method: Method, *, pictures: bool) -> Sequence[str]:
+def instructions_of(task: EvaluationTask, method: Method, *, with_images: bool) -> Sequence[str]:
     """The sentences that may open the prompts of a task: its own, or those of its formulation."""
-    return task.instructions or own_instructions(task.formulation, method, pictures=pictures)
+    return task.instructions or own_instructions(task.formulation, method, with_images=with_images)
 
 
 class Asker:
@@ -95,7 +95,7 @@ class Asker:
         """
         try:
             question, prompt = self.put(place, sample)
-            images = shown_pictures(sample)
+            images = shown_images(sample)
             if place.method == "generation":
                 return Asked(question, self.chat.encode_prompt(prompt.turns, images, begun=prompt.begun), [])
             assert sample.answer is not None
@@ -108,7 +108,7 @@ class Asker:
     def put(self, place: Place, sample: Sample) -> tuple[Question, Prompt]:
         """A sample as it is put in one run."""
         task, protocol = self.tasks[place.task], self.protocol
-        instructions = instructions_of(task, place.method, pictures=bool(sample.images))
+        instructions = instructions_of(task, place.method, with_images=bool(sample.images))
         put = variant(
             seed=protocol.seed,
             task=task.name,
@@ -239,7 +239,7 @@ class ReformEvalDataset(Asker, Dataset):
         return "\n".join(lines)
 
 
-def shown_pictures(sample: Sample) -> tuple[Image.Image, ...]:
+def shown_images(sample: Sample) -> tuple[Image.Image, ...]:
     """Pictures of a sample as every model gets them, of three channels.
 
     Raises:

@@ -114,7 +114,7 @@ def read_sample(
     )
 
 
-def read_pictures(entry: Mapping[str, Any], layout: Layout) -> list[bytes]:
+def read_images(entry: Mapping[str, Any], layout: Layout) -> list[bytes]:
     """The pictures of an entry as they are encoded.
 
     Raises:
@@ -122,16 +122,16 @@ def read_pictures(entry: Mapping[str, Any], layout: Layout) -> list[bytes]:
     """
     name = _SAME_IMAGE.get(layout.image, layout.image)
     found = find_field(entry, name if name in entry and layout.image not in entry else layout.image)
-    pictures = []
+    images = []
     for number, text in enumerate(found if isinstance(found, list) else [found]):
         where = f"`{layout.image}`" + (f" {number}" if isinstance(found, list) else "")
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"{where} is {text!r}, not a picture in base64")
         try:
-            pictures.append(base64.b64decode(text))
+            images.append(base64.b64decode(text))
         except (binascii.Error, ValueError) as error:
             raise ValueError(f"{where} is not base64: {error}") from error
-    return pictures
+    return images
 
 
 def read_boxes(entry: Mapping[str, Any], layout: Layout, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:

@@ -18,7 +18,7 @@ from datamodules.evaluation.layout import (
     read_boxes,
     read_dialogue,
     read_id,
-    read_pictures,
+    read_images,
     read_round,
     read_sample,
 )
@@ -144,7 +144,7 @@ class PublishedTask(EvaluationTask):
             sample = read_sample(
                 entry, self.layout, id=name, formulation=self.formulation, pool=self._pool, seed=self.seed
             )
-            images = tuple(self._decoded(data, entry) for data in read_pictures(entry, self.layout))
+            images = tuple(self._decoded(data, entry) for data in read_images(entry, self.layout))
             if self._is_published and not images:  # other files may hold questions about nothing but text
                 raise ValueError(f"`{self.layout.image}` holds no picture")
             sample = replace(sample, images=images)

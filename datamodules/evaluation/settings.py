@@ -21,7 +21,7 @@ def settings_of(task: EvaluationTask, methods: Iterable[Method]) -> dict[str, An
     """
     instructions = {
         method: {
-            name: list(instructions_of(task, method, pictures=has))
+            name: list(instructions_of(task, method, with_images=has))
             for name, has in (("with_pictures", True), ("without_pictures", False))
         }
         for method in methods

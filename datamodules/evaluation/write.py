@@ -59,10 +59,10 @@ def write_published(task: EvaluationTask, path: str | Path, *, source: str, seed
 
 
 def _entry(sample: Sample) -> dict[str, Any]:
-    pictures = [_encoded(image) for image in sample.images]
+    encoded = [_encoded(image) for image in sample.images]
     entry: dict[str, Any] = {
         "question_id": sample.id,
-        "image": pictures[0] if len(pictures) == 1 else pictures,
+        "image": encoded[0] if len(encoded) == 1 else encoded,
         "question": sample.questions[0] if len(sample.questions) == 1 else list(sample.questions),
     }
     if sample.options:

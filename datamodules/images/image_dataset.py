@@ -147,7 +147,7 @@ class ImageDataset(RecordDataset):
             value = record.label if name == "label" else record.caption
             if (value is not None) != self._has[name]:
                 raise CorruptRecord(f"it has {'a' if value is not None else 'no'} {name}, unlike the others")
-        image = self.transforms[group](record.picture)
+        image = self.transforms[group](record.needed_image)
         if self.flip_seed is not None and flips(self.flip_seed, self.epoch, index):
             image = image.flip(-1)
         return {"image": image, "label": record.label, "caption": record.caption}

@@ -117,7 +117,7 @@ class CachedLatentsDataModule(ProcessDataModule):
         return self.images.identity()
 
     def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
-        """As ImageDataModule's."""
+        """Samples a batch, their height and width in a model's space."""
         return self.images.batch_shape(model)
 
     def check_paths(self) -> None:

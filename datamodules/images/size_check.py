@@ -25,4 +25,4 @@ def check_size(transform: ImageTransform, model: DiffusionModel) -> None:
     fits = not (transform.height % cell or transform.width % cell)
     require(fits, "image_size", size, f"multiples of {cell}, the pixels of a patch of the model")
     square = not family_of(model.denoiser).square_only or transform.height == transform.width
-    require(square, "image_size", size, "a single number, as this model (DiT) answers squares alone")
+    require(square, "image_size", size, "a single number, as this model (DiT) takes squares alone")

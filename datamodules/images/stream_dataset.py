@@ -99,7 +99,7 @@ class StreamDataset(IterableDataset):
                     raise raw
                 unused += self.stream.left_out(raw)
                 record = self.stream.decode(raw)
-                image = self.transform(record.picture)
+                image = self.transform(record.needed_image)
             except CorruptRecord as error:
                 where, reason = self.stream.where(*place_of(index)), str(error)
                 corrupt[index] = reason if where in reason else f"{where}: {reason}"

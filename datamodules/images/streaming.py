@@ -124,7 +124,7 @@ class StreamingImageDataModule(ProcessDataModule):
         return self._identity
 
     def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
-        """As ImageDataModule's."""
+        """Samples a batch, their height and width in a model's space."""
         return self.evaluated.batch_shape(model)
 
     def check_paths(self) -> None:

@@ -29,7 +29,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
 
     - ``mode: samples``: ``"sample": float32 (B, C, H, W)``, finished samples in model space, to be noised again;
     - ``mode: trajectory``: ``"xt": float32 (B, C, H, W)`` with ``"timestep": (B,)``, what the denoiser is asked about
-      while sampling. There is no clean sample and so no target besides the teacher's own answer.
+      while sampling. There is no clean sample and so no target besides the teacher's own output.
 
     With guidance the denoiser meets every state both with and without its condition; batches carry the condition, the
     training module's ``condition_dropout`` takes it away. Classes are equally frequent, captions are dealt in turn.

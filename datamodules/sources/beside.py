@@ -12,7 +12,7 @@ from datamodules.sources.records import IMAGE_SUFFIXES
 CAPTION_SUFFIXES = (".txt", ".caption")
 
 
-def is_picture(name: str) -> bool:
+def is_image(name: str) -> bool:
     """Whether the suffix of a file is that of a picture."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
@@ -29,10 +29,10 @@ def caption_files(root: Path, names: Sequence[str], files: Sequence[str]) -> lis
         ValueError: A picture has two.
     """
     texts: dict[str, Path] = {}
-    pictures = {_stem(name) for name in names}
+    images = {_stem(name) for name in names}
     for name in files:
         stem = _stem(name)
-        if stem in pictures and name.lower().endswith(CAPTION_SUFFIXES):
+        if stem in images and name.lower().endswith(CAPTION_SUFFIXES):
             if stem in texts:
                 raise ValueError(f"{texts[stem]} and {name} are captions of one picture; keep one of them")
             texts[stem] = root / name
@@ -59,7 +59,7 @@ def sort_out(files: Sequence[str], used: Sequence[str]) -> tuple[list[str], list
     names = {posixpath.normpath(name) for name in used}
     stems = {_stem(name) for name in names}
     left = [name for name in files if name not in names and not is_about_the_data(name)]
-    beside = {name for name in left if _stem(name) in stems and not is_picture(name)}
+    beside = {name for name in left if _stem(name) in stems and not is_image(name)}
     shown = ", ".join(ascii(name) for name in sorted(beside)[:3])
     told = [f"{len(beside)} files beside pictures of their names are not read: {shown}"] if beside else []
     return [name for name in left if name not in beside], told

@@ -29,7 +29,7 @@ class EmojiRecords(RecordSource):
     def __init__(self, font: str | Path = DEBIAN_FONT) -> None:
         self.font = Path(font)
         self._codes: list[int] = []
-        self._pictures: list[bytes] = []
+        self._images: list[bytes] = []
 
     @property
     def classes(self) -> None:
@@ -44,7 +44,7 @@ class EmojiRecords(RecordSource):
     def __getitem__(self, index: int) -> Record:
         """The picture and name of one emoji; its id is the code point, e.g. ``1f602``."""
         self.open()
-        image = decode_image(self._pictures[index], max_pixels=MAX_PIXELS)
+        image = decode_image(self._images[index], max_pixels=MAX_PIXELS)
         return Record(id=f"{self._codes[index]:x}", image=image, caption=self.caption_of(index))
 
     def caption_of(self, index: int) -> str:
@@ -55,13 +55,13 @@ class EmojiRecords(RecordSource):
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""
         self.open()
-        return image_size(self._pictures[index])
+        return image_size(self._images[index])
 
     def fingerprint(self) -> str:
         """Covers every code point, name and picture."""
         self.open()
         names = [unicodedata.name(chr(code)) for code in self._codes]
-        return digest(zip(self._codes, names, self._pictures, strict=True))
+        return digest(zip(self._codes, names, self._images, strict=True))
 
     def content(self) -> Iterator[str]:
         """Every code point, name and picture."""
@@ -79,18 +79,18 @@ class EmojiRecords(RecordSource):
         self.check_paths()
         try:
             with TTFont(self.font, lazy=True) as font:
-                pictures = _pictures(font)
+                images = _images(font)
         except Exception as error:  # a parser may raise anything on a damaged font
             raise ValueError(f"{self.font} is no TrueType font that can be read: {error}") from error
-        if not pictures:
+        if not images:
             raise ValueError(
                 f"font {self.font} has no colour bitmaps (table CBDT) of named code points: take Noto Color Emoji, "
                 "which the Debian package fonts-noto-color-emoji installs"
             )
-        self._codes, self._pictures = list(pictures), list(pictures.values())
+        self._codes, self._images = list(images), list(images.values())
 
 
-def _pictures(font: Any) -> dict[int, bytes]:
+def _images(font: Any) -> dict[int, bytes]:
     """PNG files by code point, of the font's largest pictures; none if it has no such table."""
     if "CBDT" not in font:
         return {}

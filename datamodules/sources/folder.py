@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from datamodules.sources.beside import caption_files, is_picture, refuse_missing, sort_out
+from datamodules.sources.beside import caption_files, is_image, refuse_missing, sort_out
 from datamodules.sources.files import FolderFiles, file_stamps, is_inside
 from datamodules.sources.identity import Part
 from datamodules.sources.labels import Labels, name_numbers, number_labels
@@ -137,8 +137,8 @@ class FolderRecords(RecordSource):
         rows = [(entry.name, entry.label, _text(entry.caption), entry.bad) for entry in self._entries]
         texts = [entry.caption for entry in self._entries if isinstance(entry.caption, Path)]
         named = (self.root / entry.name for entry in self._entries if not entry.bad)
-        pictures = [path for path in named if os.path.isfile(path)]
-        return digest([*rows, *file_stamps(pictures), *file_stamps(texts)])
+        images = [path for path in named if os.path.isfile(path)]
+        return digest([*rows, *file_stamps(images), *file_stamps(texts)])
 
     def content(self) -> Iterator[object]:
         """Names, labels, captions and files."""
@@ -240,7 +240,7 @@ class FolderRecords(RecordSource):
     # -------------------------------------------------------------------------------------------------------- files
     def _from_files(self) -> list[_Entry]:
         files = FolderFiles(self.root)
-        names = [name for name in files.names if is_picture(name)]
+        names = [name for name in files.names if is_image(name)]
         captions = caption_files(self.root, names, files.names)
         read = [path.relative_to(self.root).as_posix() for path in captions if path is not None]
         self._unused, notes = sort_out([*files.names, *files.skipped], [*names, *read])

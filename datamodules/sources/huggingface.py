@@ -94,7 +94,7 @@ class HuggingFaceRecords(RecordSource):
         row = self._row(index)
         caption = self._caption(row)
         label = self.label_of(index)
-        image = decode_image(self._picture(row[self.image_column]), max_pixels=self.max_pixels)
+        image = decode_image(self._image(row[self.image_column]), max_pixels=self.max_pixels)
         return Record(id=str(index), image=image, label=label, caption=caption)
 
     def where(self, index: int) -> str:
@@ -114,7 +114,7 @@ class HuggingFaceRecords(RecordSource):
 
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""
-        return image_size(self._picture(self._row(index)[self.image_column]))
+        return image_size(self._image(self._row(index)[self.image_column]))
 
     def fingerprint(self) -> str:
         """The fingerprint that ``datasets`` keeps of the chosen columns."""
@@ -137,10 +137,10 @@ class HuggingFaceRecords(RecordSource):
     def _parts(self, value: Any) -> Iterator[object]:
         """A value of Arrow: pictures, which stay where they are in memory or on disk, or anything else."""
         inner = getattr(value.type, "value_type", None)  # Arrow's lists have one, of several classes
-        if inner is not None and _is_picture(inner):
+        if inner is not None and _is_image(inner):
             for each in value.values or ():
                 yield from self._parts(each)
-        elif not _is_picture(value.type) or not value.is_valid:
+        elif not _is_image(value.type) or not value.is_valid:
             yield value.as_py()
         elif value["bytes"].is_valid:
             data = value["bytes"].as_buffer()
@@ -222,7 +222,7 @@ class HuggingFaceRecords(RecordSource):
         self._labels = name_numbers(labels) if isinstance(feature, ClassLabel) else labels
         self._classes = self._labels.classes
 
-    def _picture(self, value: dict[str, Any] | None) -> Path | bytes:
+    def _image(self, value: dict[str, Any] | None) -> Path | bytes:
         if not isinstance(value, dict) or (value["bytes"] is None and value["path"] is None):
             raise CorruptRecord(f"column {self.image_column!r} is empty")
         if value["bytes"] is not None:
@@ -286,6 +286,6 @@ def check_columns(features: Mapping[str, Any], source: Columns) -> None:
             raise ValueError(f"{where}, not one label a row: class labels, whole numbers, names, true and false")
 
 
-def _is_picture(kind: Any) -> bool:
+def _is_image(kind: Any) -> bool:
     """Whether a type of Arrow is that of encoded pictures."""
     return {kind.field(number).name for number in range(kind.num_fields)} == {"bytes", "path"}

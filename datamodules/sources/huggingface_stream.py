@@ -170,8 +170,8 @@ class HuggingFaceStream(RecordStream):
     def decode(self, raw: tuple[str, dict[str, Any]]) -> Record:
         """Decode one row."""
         key, row = raw
-        picture = row[self.image_column]
-        if not isinstance(picture, dict) or picture["bytes"] is None:
+        encoded = row[self.image_column]
+        if not isinstance(encoded, dict) or encoded["bytes"] is None:
             raise CorruptRecord(f"column {self.image_column!r} holds no picture's bytes")
         label = self._label_of(row)
         try:
@@ -179,7 +179,7 @@ class HuggingFaceStream(RecordStream):
             caption = None if column is None else clean_text(row[column], what=f"column {column!r}")
         except BadText as error:
             raise CorruptRecord(str(error)) from error
-        image = decode_image(picture["bytes"], max_pixels=self.max_pixels)
+        image = decode_image(encoded["bytes"], max_pixels=self.max_pixels)
         return Record(id=key, image=image, label=label, caption=caption)
 
 

@@ -69,8 +69,8 @@ class Record:
                 raise CorruptRecord(f"caption: {error}") from error
 
     @property
-    def picture(self) -> Image.Image:
-        """The picture, for those who cannot do without.
+    def needed_image(self) -> Image.Image:
+        """The image, for those who cannot do without.
 
         Raises:
             CorruptRecord: If there is none.
@@ -78,6 +78,12 @@ class Record:
         if self.image is None:
             raise CorruptRecord(f"record {self.id!r} has no image, only text; a data set of images needs one")
         return self.image
+
+    @property
+    def picture(self) -> Image.Image:
+        """The old name of :attr:`needed_image`, for one release."""
+        warnings.warn("Record.picture is called needed_image now", FutureWarning, stacklevel=2)
+        return self.needed_image
 
 
 class Records(ABC):
@@ -186,7 +192,7 @@ class RecordSource(Records):
         Raises:
             CorruptRecord: If this record cannot be read.
         """
-        image = self[index].picture
+        image = self[index].needed_image
         return image.height, image.width
 
     def label_of(self, index: int) -> int | None:

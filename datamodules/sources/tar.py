@@ -40,7 +40,7 @@ class TarFields:
 
     Args:
         caption: Part with the caption: a suffix such as ``txt``, or ``json.NAME`` for an entry of the json part.
-        label: The same for the class: its number, or its name where ``classes`` are given.
+        label: Part with the class, named likewise: its number, or its name where ``classes`` are given.
         classes: Names of the classes in the order of their numbers.
         max_pixels: Pictures with more pixels are refused.
     """
@@ -67,7 +67,7 @@ class TarFields:
         Raises:
             CorruptRecord: There is none, or it cannot be decoded; the message names the member.
         """
-        part = _picture(parts)
+        part = _image_part(parts)
         try:
             return decode_image(parts[part], max_pixels=self.max_pixels)
         except CorruptRecord as error:
@@ -112,8 +112,8 @@ class TarFields:
     def used(self, parts: Iterable[str]) -> list[str]:
         """Which of a record's parts are read, in the order of their names."""
         wanted = {"json" if name.startswith("json.") else name for name in (self.caption, self.label) if name}
-        picture = next((part for part in parts if f".{part}" in IMAGE_SUFFIXES), None)
-        return sorted(part for part in parts if part in wanted or part == picture)
+        image = next((part for part in parts if f".{part}" in IMAGE_SUFFIXES), None)
+        return sorted(part for part in parts if part in wanted or part == image)
 
     @cached_property
     def number_of(self) -> ClassNumbers:
@@ -127,7 +127,7 @@ def _part(name: str | None) -> str | None:
     return plain if plain is None or plain.startswith("json.") else plain.lower()
 
 
-def _picture(parts: Mapping[str, bytes]) -> str:
+def _image_part(parts: Mapping[str, bytes]) -> str:
     found = next((part for part in parts if f".{part}" in IMAGE_SUFFIXES), None)
     if found is None:
         raise CorruptRecord(f"no picture among its parts {sorted(parts)}")
@@ -151,7 +151,7 @@ class TarRecords(RecordSource):
     Args:
         files: Path, pattern (``data/*.tar``, ``data/{000..012}.tar``), or a list of them; not compressed.
         caption: Part with the caption: a suffix such as ``txt``, or ``json.NAME`` for an entry of the json part.
-        label: The same for the class, ``cls`` by custom: its number, or its name where ``classes`` are given.
+        label: Part with the class, ``cls`` by custom: its number, or its name where ``classes`` are given.
         classes: Names of the classes in the order of their numbers.
         max_pixels: Pictures with more pixels are refused.
     """
@@ -225,7 +225,7 @@ class TarRecords(RecordSource):
     def size(self, index: int) -> tuple[int, int]:
         """Height and width of a picture, from its header."""
         parts = self._read(index)
-        return image_size(parts[_picture(parts)])
+        return image_size(parts[_image_part(parts)])
 
     def label_of(self, index: int) -> int | None:
         """Class number of a record, without its picture being decoded."""

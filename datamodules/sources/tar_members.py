@@ -45,12 +45,12 @@ class Members:
 
     def add(self, part: str, member: tarfile.TarInfo) -> None:
         """Add a member; pictures beyond the one that is read are not used."""
-        is_picture = _is_picture(part)
+        is_image = _is_image(part)
         if part in self.parts:
             self.bad = self.bad or f"member {member.name!r} is there twice; {_RULE}"
-        elif is_picture and "." in part and any("." in other and _is_picture(other) for other in self.parts):
+        elif is_image and "." in part and any("." in other and _is_image(other) for other in self.parts):
             self.bad = self.bad or f"member {member.name!r} and others have one key; {_RULE}"
-        if is_picture and (self.bad or any(map(_is_picture, self.parts))):
+        if is_image and (self.bad or any(map(_is_image, self.parts))):
             self.unused.append(member.name)
         self.parts.setdefault(part, (member.offset_data, member.size))
 
@@ -66,7 +66,7 @@ def members_of(path: Path) -> Iterator[Members]:
     for member in _headers(path):
         name = PurePosixPath(member.name)
         stem, _, part = name.name.partition(".")
-        about = is_about_the_data(member.name) and not _is_picture(part)
+        about = is_about_the_data(member.name) and not _is_image(part)
         if is_left_behind(member.name.lstrip("/")) or member.isdir() or about:
             continue
         if not member.isreg() or member.sparse is not None or not stem or not part:
@@ -140,5 +140,5 @@ def read_parts(file: BinaryIO, members: Members) -> dict[str, bytes]:
     return contents
 
 
-def _is_picture(part: str) -> bool:
+def _is_image(part: str) -> bool:
     return f".{part.rpartition('.')[2].lower()}" in IMAGE_SUFFIXES

@@ -32,9 +32,9 @@ class SparsightTrainer(Verbs):
         precision: As Lightning's, or ``auto``: ``bf16-mixed`` where the hardware computes in bfloat16,
             ``32-true`` elsewhere.
         limit_train_batches: As Lightning's, as are the others: a number of batches, or a share of all from 0 to 1.
-        limit_val_batches: The same in validation.
-        limit_test_batches: The same in tests.
-        limit_predict_batches: The same in prediction.
+        limit_val_batches: Of validation.
+        limit_test_batches: Of tests.
+        limit_predict_batches: Of prediction.
         kwargs: As Lightning's.
 
     Attributes:

@@ -36,7 +36,7 @@ class Comparison(NamedTuple):
 
 
 def seed_of(name: str, *, seed: int = 0) -> int:
-    """A seed of its own for everything that is drawn independently, e.g. each task; the same on every machine."""
+    """A seed of its own for everything that is drawn independently, e.g. each task; equal on every machine."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "big")
 
 

@@ -93,7 +93,7 @@ def export(
         ConfigurationError: Nothing was trained although something has to be, and ``untrained`` is not set.
         ValueError: ``output`` exists, a mixer cannot travel, no site was handed over to its mixer yet, or the module
             has no model to export.
-        RuntimeError: The folder does not load, or its answers differ; nothing is left at ``output``.
+        RuntimeError: The folder does not load, or its outputs differ; nothing is left at ``output``.
     """
     _check_exportable(module)
     destination = check_destination(output, overwrite=overwrite)

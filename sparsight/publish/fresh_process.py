@@ -41,7 +41,7 @@ def run_fresh(script: str, arguments: Sequence[str], *, scratch: str, refused: I
         raise RuntimeError(f"the export does not load in a fresh process:\n{process.stderr[-3000:]}")
 
 
-def relative_l2(answer: Tensor, expected: Tensor) -> float:
+def relative_l2(output: Tensor, expected: Tensor) -> float:
     """Norm of the difference over the norm of what is expected; the plain norm if that is zero."""
-    difference, scale = torch.linalg.vector_norm(answer.float() - expected), torch.linalg.vector_norm(expected)
+    difference, scale = torch.linalg.vector_norm(output.float() - expected), torch.linalg.vector_norm(expected)
     return float(difference / scale) if scale > 0 else float(difference)

@@ -41,19 +41,19 @@ def composed(placed: Iterable[tuple[Image.Image, tuple[int, int]]], *, size: int
         CorruptRecord: A picture has more than 8 bits a channel.
     """
     canvas = Image.new("RGB", (size, size), "white")
-    for picture, (left, top) in placed:
-        scaled = _scaled(picture, side)
+    for image, (left, top) in placed:
+        scaled = _scaled(image, side)
         at = left + (side - scaled.width) // 2, top + (side - scaled.height) // 2
         canvas.paste(scaled, at, scaled)
     return canvas
 
 
-def _scaled(picture: Image.Image, side: int) -> Image.Image:
-    if not picture.has_transparency_data:
-        picture = flatten_image(picture, channels=3, background=0)
-    factor = side / max(picture.size)
-    width, height = (max(1, round(factor * length)) for length in picture.size)
-    return picture.convert("RGBA").resize((width, height), Image.Resampling.LANCZOS)
+def _scaled(image: Image.Image, side: int) -> Image.Image:
+    if not image.has_transparency_data:
+        image = flatten_image(image, channels=3, background=0)
+    factor = side / max(image.size)
+    width, height = (max(1, round(factor * length)) for length in image.size)
+    return image.convert("RGBA").resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _cells(size: int, side: int) -> int:

@@ -42,4 +42,4 @@ class CaptioningTask(NamedTask):
 
     def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
         references = (self._name_of(position),)
-        return Sample(record.id, self._questions(), (record.picture,), references=references)
+        return Sample(record.id, self._questions(), (record.needed_image,), references=references)

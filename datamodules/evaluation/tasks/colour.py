@@ -95,37 +95,37 @@ class ColourTask(ReformulatedTask):
             )
 
     def _usable(self, position: int) -> bool:
-        right, wrong = self._sorted_out(self.source[position].picture)
+        right, wrong = self._sorted_out(self.source[position].needed_image)
         return right is not None and len(wrong) >= self.options - 1
 
     def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
-        right, wrong = self._sorted_out(record.picture)
+        right, wrong = self._sorted_out(record.needed_image)
         assert right is not None  # it was usable
         drawn = [wrong[place] for place in rng.permutation(len(wrong))[: self.options - 1]]
         options, answer = arranged(right, drawn, rng=rng)
-        return Sample(record.id, self._questions(), (record.picture,), options, answer)
+        return Sample(record.id, self._questions(), (record.needed_image,), options, answer)
 
-    def _sorted_out(self, picture: Image.Image) -> tuple[str | None, list[str]]:
+    def _sorted_out(self, image: Image.Image) -> tuple[str | None, list[str]]:
         """The colour that dominates, if one does, and those that may be offered beside it."""
-        shares = colour_shares(picture)
-        if picture.has_transparency_data:
+        shares = colour_shares(image)
+        if image.has_transparency_data:
             del shares["white"]
         right = max(shares, key=lambda name: shares[name])
         wrong = [name for name, share in shares.items() if share <= self.trace and name not in {right, *NEAR[right]}]
         return (right if shares[right] >= self.dominance else None), wrong
 
 
-def colour_shares(picture: Image.Image) -> dict[str, float]:
+def colour_shares(image: Image.Image) -> dict[str, float]:
     """Share of the opaque pixels (alpha of a half and more) that each colour holds; the rest has no name.
 
     Raises:
         CorruptRecord: The picture has more than 8 bits a channel.
     """
-    flat = flatten_image(picture, channels=3, background=BACKGROUND)
+    flat = flatten_image(image, channels=3, background=BACKGROUND)
     hsv_HW3 = np.asarray(flat.convert("HSV"), dtype=np.float32) * (360 / 256, 100 / 255, 100 / 255)
     opaque_HW = np.full(hsv_HW3.shape[:2], True)
-    if picture.has_transparency_data:
-        opaque_HW = np.asarray(picture.convert("RGBA").getchannel("A")) >= 128
+    if image.has_transparency_data:
+        opaque_HW = np.asarray(image.convert("RGBA").getchannel("A")) >= 128
     hue_N, saturation_N, value_N = hsv_HW3[opaque_HW].T
     total = max(1, len(hue_N))
     shares = {}

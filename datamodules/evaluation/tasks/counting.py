@@ -80,8 +80,10 @@ class CountingTask(NamedTask):
         row = range(first, first + self.options)
         count = row[int(rng.integers(len(row)))]
         others = self._other_names(name, int(rng.integers(1, self.others + 1)), rng)
-        pictures = [record.picture] * count + [self.source[self._position_of(other, rng)].picture for other in others]
-        places = canvas.scattered(len(pictures), size=self.canvas_size, side=self.side, rng=rng)
-        image = canvas.composed(zip(pictures, places, strict=True), size=self.canvas_size, side=self.side)
+        images = [record.needed_image] * count + [
+            self.source[self._position_of(other, rng)].needed_image for other in others
+        ]
+        places = canvas.scattered(len(images), size=self.canvas_size, side=self.side, rng=rng)
+        image = canvas.composed(zip(images, places, strict=True), size=self.canvas_size, side=self.side)
         options, answer = arranged(str(count), [str(number) for number in row if number != count], rng=rng)
         return Sample(record.id, self._questions(name=name), (image,), options, answer)

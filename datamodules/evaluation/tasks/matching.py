@@ -58,7 +58,7 @@ class MatchingTask(NamedTask):
         self._need_names(2 if self.kind == "yes_no" else self.options)
 
     def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
-        name, images = self._name_of(position), (record.picture,)
+        name, images = self._name_of(position), (record.needed_image,)
         if self.kind == "choice":
             options, answer = arranged(name, self._other_names(name, self.options - 1, rng), rng=rng)
             return Sample(record.id, self._questions(), images, options, answer)

@@ -44,4 +44,4 @@ class NamingTask(NamedTask):
     def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
         name = self._name_of(position)
         options, answer = arranged(name, self._other_names(name, self.options - 1, rng), rng=rng)
-        return Sample(record.id, self._questions(), (record.picture,), options, answer)
+        return Sample(record.id, self._questions(), (record.needed_image,), options, answer)

@@ -77,17 +77,17 @@ class PositionTask(NamedTask):
         name = self._name_of(position)
         places = CORNERS if self.layout == "corners" else (SIDES, ENDS)[int(rng.integers(2))]
         others = self._other_names(name, len(places) - 1, rng)
-        pictures = [record.picture, *(self.source[self._position_of(other, rng)].picture for other in others)]
+        images = [record.needed_image, *(self.source[self._position_of(other, rng)].needed_image for other in others)]
         order = [list(places)[number] for number in rng.permutation(len(places))]
-        image = self._composed(pictures, [places[place] for place in order])
+        image = self._composed(images, [places[place] for place in order])
         if self.kind == "where":
             options, answer = arranged(order[0], order[1:], rng=rng)
             return Sample(record.id, self._questions(name=name), (image,), options, answer)
         options, answer = arranged(name, others, rng=rng)
         return Sample(record.id, self._questions(place=order[0]), (image,), options, answer)
 
-    def _composed(self, pictures: list[Any], places: list[tuple[float, float]]) -> Any:
+    def _composed(self, images: list[Any], places: list[tuple[float, float]]) -> Any:
         side = self.canvas_size * 2 // 5
         free = self.canvas_size - side - 2 * canvas.GAP
         corners = [(canvas.GAP + round(free * x), canvas.GAP + round(free * y)) for x, y in places]
-        return canvas.composed(zip(pictures, corners, strict=True), size=self.canvas_size, side=side)
+        return canvas.composed(zip(images, corners, strict=True), size=self.canvas_size, side=side)

@@ -58,7 +58,7 @@ class ReadingTask(NamedTask):
             self._need_names(self.options)
 
     def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
-        text, images = self._name_of(position), (record.picture,)
+        text, images = self._name_of(position), (record.needed_image,)
         if self.formulation == "OCROpenEnded":
             return Sample(record.id, self._questions(), images, references=(text,))
         wrong = distractors(text, self._members, self.options - 1, rng=rng, similar=self._similarity)

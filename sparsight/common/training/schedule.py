@@ -15,7 +15,7 @@ EXPONENTIAL_RATE = 5.0  # all but e^-5 of the way would be left undone without t
 
 @runtime_checkable
 class Prunable(Protocol):
-    """What a LightningModule answers so that a schedule can retire its sites one after the other."""
+    """What a LightningModule gives so that a schedule can retire its sites one after the other."""
 
     scores_before_training: bool  # whether ``score`` knows something before the first optimiser step
 

@@ -1,4 +1,4 @@
-"""Run as a script, in a process without this project: loads an export and answers the questions put to it.
+"""Run as a script, in a process without this project: loads an export and computes its outputs for given inputs.
 
     python reload.py FOLDER PART QUESTIONS ANSWERS CODE
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 
-def main(folder: str, part: str, questions: str, answers: str, code: str) -> None:
+def main(folder: str, part: str, given: str, outputs: str, code: str) -> None:
     """Load in every promised way, run, and write what came out."""
     import json
 
@@ -25,7 +25,7 @@ def main(folder: str, part: str, questions: str, answers: str, code: str) -> Non
     from safetensors.torch import save_file
 
     inputs: dict[str, Any] = {}
-    with safe_open(questions, framework="pt") as file:
+    with safe_open(given, framework="pt") as file:
         named = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
         named |= dict.fromkeys(json.loads(file.metadata()["none"]))
     for name, value in named.items():
@@ -33,17 +33,17 @@ def main(folder: str, part: str, questions: str, answers: str, code: str) -> Non
         (inputs.setdefault(group, {}) if group else inputs)[key] = value
 
     @torch.no_grad()
-    def answer(denoiser: Any) -> torch.Tensor:
+    def computed(denoiser: Any) -> torch.Tensor:
         return denoiser(**inputs, return_dict=False)[0].contiguous()
 
     options = {"trust_remote_code": True} if code == "1" else {}
     pipeline = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    results = {"pipeline": answer(pipeline.components[part])}
-    results["model"] = answer(AutoModel.from_pretrained(folder, subfolder=part, **options))
+    results = {"pipeline": computed(pipeline.components[part])}
+    results["model"] = computed(AutoModel.from_pretrained(folder, subfolder=part, **options))
     if any(".fp16." in path.name for path in Path(folder, part).iterdir()):
         half = AutoModel.from_pretrained(folder, subfolder=part, variant="fp16", torch_dtype=torch.float32, **options)
-        results["fp16"] = answer(half)
-    save_file(results, answers)
+        results["fp16"] = computed(half)
+    save_file(results, outputs)
 
 
 if __name__ == "__main__":

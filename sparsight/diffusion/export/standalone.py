@@ -64,16 +64,16 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def reference_answer(denoiser: Any) -> tuple[dict[str, Any], Tensor]:
-    """Fixed inputs (batch 2, the denoiser's own size), and what the student in memory answers to them."""
+def reference_output(denoiser: Any) -> tuple[dict[str, Any], Tensor]:
+    """Fixed inputs (batch 2, the denoiser's own size), and what the student in memory returns for them."""
     parameter = next(denoiser.parameters())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         inputs = example_inputs(denoiser, batch=2, dtype=compute_dtype(denoiser))
     inputs["timestep"] = torch.tensor([100, 900])
-    with _answering_as_student(denoiser), torch.compiler.set_stance("force_eager"):
-        answer = denoiser(**_on(parameter.device, inputs), return_dict=False)[0]
-    return inputs, answer.float().cpu()
+    with _as_student(denoiser), torch.compiler.set_stance("force_eager"):
+        output = denoiser(**_on(parameter.device, inputs), return_dict=False)[0]
+    return inputs, output.float().cpu()
 
 
 def _on(device: torch.device, inputs: Any) -> Any:
@@ -83,7 +83,7 @@ def _on(device: torch.device, inputs: Any) -> Any:
 
 
 @contextmanager
-def _answering_as_student(denoiser: nn.Module) -> Iterator[None]:
+def _as_student(denoiser: nn.Module) -> Iterator[None]:
     """Eval mode, students at the sites, full precision; afterwards everything is as it was."""
     shells = list(shells_of(denoiser).values())
     modes = [shell.mode for shell in shells]

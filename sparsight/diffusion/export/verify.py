@@ -1,4 +1,4 @@
-"""Loading an export where this project is not, and comparing its answers with those of the student in memory."""
+"""Loading an export where this project is not, and comparing its outputs with those of the student in memory."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ def verify(
         Relative L2 difference of the ``pipeline``'s denoiser, the ``model`` alone and its ``fp16`` weights.
 
     Raises:
-        RuntimeError: The folder does not load, or its answers differ.
+        RuntimeError: The folder does not load, or its outputs differ.
     """
     with tempfile.TemporaryDirectory() as scratch:
-        questions, answers = Path(scratch, "questions.safetensors"), Path(scratch, "answers.safetensors")
-        write_questions(inputs, questions)
+        given, outputs = Path(scratch, "inputs.safetensors"), Path(scratch, "outputs.safetensors")
+        write_questions(inputs, given)
         run_fresh(
             reload.__file__,
-            [str(folder.resolve()), part, str(questions), str(answers), str(int(has_code))],
+            [str(folder.resolve()), part, str(given), str(outputs), str(int(has_code))],
             scratch=scratch,
             refused={*REFUSED, *(name.split(".")[0] for name in mixers)},
         )
-        errors = {name: relative_l2(answer, expected) for name, answer in load_file(answers).items()}
+        errors = {name: relative_l2(output, expected) for name, output in load_file(outputs).items()}
     for name, error in errors.items():
         allowed = EXACT if exact and name != "fp16" else ROUNDED
         if not error <= allowed:  # catches nan as well

@@ -9,7 +9,7 @@ from typing import Any
 from sparsight.diffusion.export.card import Model, write_card
 from sparsight.diffusion.export.delta import write_delta
 from sparsight.diffusion.export.folder import write_pipeline
-from sparsight.diffusion.export.standalone import reference_answer, student_state
+from sparsight.diffusion.export.standalone import reference_output, student_state
 from sparsight.diffusion.export.verify import is_exact, verify
 from sparsight.diffusion.families.conditioning import ClassLabels
 from sparsight.diffusion.families.known import family_of
@@ -45,7 +45,7 @@ def write_diffusion(
 
     Raises:
         ValueError: A mixer cannot travel, or no site was handed over to its mixer yet.
-        RuntimeError: The folder does not load, or its answers differ.
+        RuntimeError: The folder does not load, or its outputs differ.
     """
     with without_idle(module.diffusion.denoiser):
         write_pipeline(module.diffusion, folder, fp16=fp16)
@@ -68,7 +68,7 @@ def _write_delta(module: Any, base: Base, folder: Path) -> None:
 
 
 def _verified(model: DiffusionModel, folder: Path) -> dict[str, float]:
-    inputs, expected = reference_answer(model.denoiser)
+    inputs, expected = reference_output(model.denoiser)
     sites = record_of(model.denoiser)["sites"].values()
     return verify(
         folder,

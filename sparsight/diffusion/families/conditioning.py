@@ -1,7 +1,7 @@
 """Conditioners: from labels or captions in a batch to the keyword arguments of a denoiser; families have their own.
 
-Every conditioner answers with the same nested dictionary for a batch and for "no condition", so that condition dropout
-and guidance are one element-wise choice between the two.
+Every conditioner returns nested dictionaries of equal keys for a batch and for "no condition", so that condition
+dropout and guidance are one element-wise choice between the two.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ def spread(denoiser: Any) -> None:
 
 
 def close(*layers: Any) -> None:
-    """Let layers answer zero."""
+    """Let layers return zero."""
     for layer in layers:
         nn.init.zeros_(layer.weight)
         nn.init.zeros_(layer.bias)

@@ -47,7 +47,7 @@ class ReplacementReport:
         parameters_before: Of the untouched denoiser.
         parameters_after: Of the student, without the teachers that stand beside it in training.
         flops_before: Counted by torch for the untouched denoiser.
-        flops_after: The same, with every replaced site's formula in the place of its attention's.
+        flops_after: Those before, with every replaced site's formula in the place of its attention's.
         flops_after_counted: Counted by torch for the student. It differs from ``flops_after`` where a mixer computes
             more than its method needs, such as neighbourhood attention in its dense reference form.
     """

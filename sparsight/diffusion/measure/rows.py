@@ -23,7 +23,7 @@ class Row:
         channels: Of the site.
         tokens: Of the site, or of the denoiser's largest one.
         height: In tokens for a site, in model space for a denoiser.
-        width: The same.
+        width: In tokens for a site, in model space for a denoiser.
         batch: Samples.
         dtype: Precision of weights and inputs.
         direction: ``forward`` or ``forward+backward``.

@@ -62,14 +62,14 @@ def verify(mixer: TokenMixer, *, dtype: torch.dtype, device: torch.device, grids
         for grid in grids:
             inputs = [part.to(dtype) for part in random_inputs(mixer, grid)]
             moved, exact = [part.to(device) for part in inputs], [part.double() for part in inputs]
-            answer = _attempt(partial(apply_mixer, fast, moved, grid))
-            if isinstance(answer, str):
-                return Verdict(against, float("inf"), f"does not run in {dtype} on {device.type}: {answer}")
+            output = _attempt(partial(apply_mixer, fast, moved, grid))
+            if isinstance(output, str):
+                return Verdict(against, float("inf"), f"does not run in {dtype} on {device.type}: {output}")
             expected = _attempt(partial(_reference, slow, exact, grid))
             if isinstance(expected, str):
                 remedy = "give it a `reference` method that runs in float64 on a CPU"
                 return Verdict("nothing", float("inf"), f"unverified, {remedy}: {expected}")
-            errors.append(_error(answer, expected))
+            errors.append(_error(output, expected))
         at_limit = [_error_at_exact_limit(mixer, grid, dtype, device) for grid in grids]
     declared = [error for error in at_limit if error is not None]
     against += " and softmax at its exact limit" if declared else ""
@@ -79,7 +79,7 @@ def verify(mixer: TokenMixer, *, dtype: torch.dtype, device: torch.device, grids
 
 
 def _attempt(call: Callable[[], Tensor]) -> Tensor | str:
-    """The answer, or the first line of the error."""
+    """The output, or the first line of the error."""
     try:
         return call()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
@@ -109,6 +109,6 @@ def _error_at_exact_limit(mixer: TokenMixer, grid: Grid, dtype: torch.dtype, dev
     return _error(apply_mixer(exact.to(device, dtype), [part.to(device) for part in inputs], grid), expected)
 
 
-def _error(answer: Tensor, expected: Tensor) -> float:
-    """Relative L2 error, infinite where the answer is not finite, so that it never passes."""
-    return relative_l2(answer.cpu(), expected) if answer.isfinite().all() else float("inf")
+def _error(output: Tensor, expected: Tensor) -> float:
+    """Relative L2 error, infinite where the output is not finite, so that it never passes."""
+    return relative_l2(output.cpu(), expected) if output.isfinite().all() else float("inf")

@@ -146,7 +146,7 @@ def _cast(condition: Condition, dtype: torch.dtype) -> Condition:
 
 
 def predict(denoiser: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
-    """One denoiser call; a learned variance (second half of the channels) is left out. (B, C, H, W) to the same."""
+    """One denoiser call; a learned variance (second half of the channels) is left out. (B, C, H, W) to (B, C, H, W)."""
     dtype = compute_dtype(denoiser)
     output = denoiser(sample.to(dtype), timestep=timestep, return_dict=False, **_cast(cond, dtype))[0]
     return output[:, : sample.shape[1]].float()

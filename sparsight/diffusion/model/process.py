@@ -96,7 +96,7 @@ class NoiseProcess:
         return _expand(self._alpha_T[level_B], sample) * sample + _expand(self._sigma_T[level_B], sample) * noise
 
     def target(self, sample: Tensor, noise: Tensor, level_B: Tensor) -> Tensor:
-        """What a perfect denoiser answers at x_t, (B, C, H, W)."""
+        """What a perfect denoiser returns at x_t, (B, C, H, W)."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":

@@ -21,7 +21,7 @@ class Scaling:
     Args:
         factor: Of all channels.
         mean: Of each channel, or one for all.
-        deviation: The same.
+        deviation: Of each channel, or one for all.
     """
 
     factor: float

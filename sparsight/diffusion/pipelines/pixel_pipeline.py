@@ -58,7 +58,7 @@ class PixelPipeline(DiffusionPipeline):
             generator: Source of the starting noise.
             latents: Starting noise (B, C, H, W) to use instead.
             output_type: ``pil``, ``np`` (B, H, W, C) or ``pt`` (B, C, H, W), values in [0, 1].
-            return_dict: Answer with an ImagePipelineOutput rather than a tuple.
+            return_dict: Return an ImagePipelineOutput rather than a tuple.
         """
         device, config = self._execution_device, denoiser.config
         rows = len(next(iter(conditions.values())))
@@ -122,7 +122,7 @@ class PixelDiTPipeline(PixelPipeline):
             generator: Source of the starting noise.
             latents: Starting noise (B, C, H, W) to use instead.
             output_type: ``pil``, ``np`` (B, H, W, C) or ``pt`` (B, C, H, W), values in [0, 1].
-            return_dict: Answer with an ImagePipelineOutput rather than a tuple.
+            return_dict: Return an ImagePipelineOutput rather than a tuple.
 
         Raises:
             ValueError: A class is unknown.
@@ -174,7 +174,7 @@ class PixelCaptionPipeline(PixelPipeline):
             generator: Source of the starting noise.
             latents: Starting noise (B, C, H, W) to use instead.
             output_type: ``pil``, ``np`` (B, H, W, C) or ``pt`` (B, C, H, W), values in [0, 1].
-            return_dict: Answer with an ImagePipelineOutput rather than a tuple.
+            return_dict: Return an ImagePipelineOutput rather than a tuple.
         """
         captions = [prompt] if isinstance(prompt, str) else list(prompt)
         if guidance_scale != 1.0:

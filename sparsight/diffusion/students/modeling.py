@@ -137,7 +137,7 @@ class {kind}(ExportedPipeline, {kind}):
 
 
 def load_class(code: CodeFile, folder: Path) -> type:
-    """Write the file to ``folder``, run it, and answer with its class; what is saved of that class needs the file."""
+    """Write the file to ``folder``, run it, and return its class; what is saved of that class needs the file."""
     path = code.write(folder)
     module = ModuleType(code.stem)
     module.__file__ = str(path)

@@ -27,7 +27,7 @@ def replace(
 ) -> dict[str, AttentionShell]:
     """Put a shell with a new mixer at every chosen site; everything but the mixers is frozen and in eval mode.
 
-    The denoiser still answers as before: shells begin in teacher mode.
+    The denoiser still computes what it did before: shells begin in teacher mode.
 
     Args:
         denoiser: A UNet2DConditionModel, DiTTransformer2DModel or PixArtTransformer2DModel; changed in place.
@@ -100,12 +100,12 @@ def attention_weights(attention: Any) -> AttentionWeights:
 
 
 def set_mode(shells: Iterable[AttentionShell], mode: Mode, *, idle: Mode = Mode.TEACHER) -> None:
-    """Let teacher, student or both answer at these sites from the next forward pass on.
+    """Let teacher, student or both compute at these sites from the next forward pass on.
 
     Args:
         shells: The sites.
-        mode: Who answers.
-        idle: Who answers instead of the student at sites that have not been handed over to it.
+        mode: Who computes.
+        idle: Who computes instead of the student at sites that have not been handed over to it.
     """
     for shell in shells:
         shell.mode = idle if mode is Mode.STUDENT and not shell.handed_over else mode

@@ -16,26 +16,26 @@ from sparsight.diffusion.surgery.student import OnGrid, StudentAttention, checke
 
 
 class Mode(IntEnum):
-    """Who answers at a site."""
+    """Who computes at a site."""
 
     TEACHER = 0
     STUDENT = 1
     LAYERWISE = 2
-    """The teacher answers, and the student is compared with it on the same input, which gets no gradient from that."""
+    """The teacher computes, and the student is compared with it on the same input, which gets no gradient from that."""
 
 
 class AttentionShell(OnGrid):
     """Takes the place of a self-attention and keeps its forward signature.
 
     Args:
-        teacher: The original attention, frozen; the same object, not a copy.
+        teacher: The base's attention itself, frozen, no copy.
         student: What will replace it.
 
     Attributes:
-        mode: Who answers; written by :func:`sparsight.diffusion.surgery.replace.set_mode`.
+        mode: Who computes; written by :func:`sparsight.diffusion.surgery.replace.set_mode`.
         handed_over: Whether the student has the site for good; while not, it learns beside the teacher.
-        output: (B, N, C) that the site last answered in teacher or student mode.
-        squares: Mean square of the student's error and of the teacher's answer, from the last layer-wise pass.
+        output: (B, N, C) that the site last returned in teacher or student mode.
+        squares: Mean square of the student's error and of the teacher's output, from the last layer-wise pass.
     """
 
     def __init__(self, teacher: nn.Module, student: StudentAttention) -> None:
@@ -57,7 +57,7 @@ class AttentionShell(OnGrid):
         """Map (B, N, C) to (B, N, C) as the mode says.
 
         Raises:
-            ValueError: The student answers, and refuses what it is given; or the tokens do not fill the grid.
+            ValueError: The student computes, and refuses what it is given; or the tokens do not fill the grid.
         """
         if self.mode is Mode.STUDENT:
             output = self.student(hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs)
@@ -72,13 +72,13 @@ class AttentionShell(OnGrid):
         return output
 
     def take_output(self) -> Tensor:
-        """The last answer in teacher or student mode, (B, N, C); the shell lets go of it."""
+        """The last output in teacher or student mode, (B, N, C); the shell lets go of it."""
         assert self.output is not None, "no forward pass has reached this site"
         output, self.output = self.output, None
         return output
 
     def take_squares(self) -> tuple[Tensor, Tensor]:
-        """Mean squares of the last layer-wise pass: the student's error, with gradients, and the teacher's answer."""
+        """Mean squares of the last layer-wise pass: the student's error, with gradients, and the teacher's output."""
         assert self.squares is not None, "no layer-wise pass has reached this site"
         squares, self.squares = self.squares, None
         return squares

@@ -1,4 +1,4 @@
-"""How far a student's answer at a site is from its teacher's.
+"""How far a student's output at a site is from its teacher's.
 
 Shape legend: B batch, N tokens, C channels.
 """

@@ -43,7 +43,7 @@ class StudentAttention(OnGrid):
     """A mixer behind the signature of a diffusers attention.
 
     Core mixers stand between query, key, value and output projections; feature mixers are alone. What keeps a
-    precision of its own (mixers, fp32 while training) gets the hidden state cast to it; the answer is of the input's.
+    precision of its own (mixers, fp32 while training) gets the hidden state cast to it; the output is of the input's.
 
     Args:
         mixer: What mixes the tokens.

@@ -1,4 +1,4 @@
-"""Recording what a teacher attention sees and answers."""
+"""Recording what a teacher attention sees and returns."""
 
 from __future__ import annotations
 

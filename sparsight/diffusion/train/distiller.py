@@ -22,7 +22,7 @@ from sparsight.diffusion.train.residual import ResidualTaps
 from sparsight.diffusion.train.stages import Objective
 
 Squares = dict[str, tuple[Tensor, Tensor]]
-"""By site: mean square of the student's error, with gradients, and of the teacher's answer."""
+"""By site: mean square of the student's error, with gradients, and of the teacher's output."""
 
 
 class Distiller:
@@ -49,7 +49,7 @@ class Distiller:
         self.errors: dict[str, Tensor] = {}
 
     def predict(self, noised: Mapping[str, Any], mode: Mode, *, idle: Mode = Mode.TEACHER) -> Tensor:
-        """What the denoiser answers (B, C, H, W) with its sites in ``mode``; see :func:`set_mode`."""
+        """What the denoiser returns (B, C, H, W) with its sites in ``mode``; see :func:`set_mode`."""
         set_mode(self.shells.values(), mode, idle=idle)
         return predict(self.denoiser, noised["xt"], noised["timestep"], noised["cond"])
 
@@ -99,8 +99,8 @@ class Distiller:
             with self.taps.listening() as streams:
                 return self.predict(noised, mode, idle=Mode.LAYERWISE), streams
         output = self.predict(noised, mode, idle=Mode.LAYERWISE)
-        answering = {path: shell for path, shell in self.shells.items() if shell.mode is not Mode.LAYERWISE}
-        return output, {path: shell.take_output() for path, shell in answering.items()}
+        computing = {path: shell for path, shell in self.shells.items() if shell.mode is not Mode.LAYERWISE}
+        return output, {path: shell.take_output() for path, shell in computing.items()}
 
     def _output_loss(self, student: Tensor, wanted: Tensor, noised: Mapping[str, Any], objective: Objective) -> Tensor:
         error_B = (student - wanted).square().flatten(1).mean(1)

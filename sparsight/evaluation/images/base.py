@@ -13,7 +13,7 @@ from sparsight.evaluation.images.samples import Samples
 
 
 class GenerationMetric(Metric, ABC):
-    """A torchmetrics metric that is fed with samples and answers with named values.
+    """A torchmetrics metric that is fed with samples and returns named values.
 
     States are summed or concatenated over processes, so that any number of them gives the value of one.
     """

@@ -101,7 +101,7 @@ def save_reference(reference: Reference, statistics: Mapping[str, Tensor], told:
 
 
 def load_reference(reference: Reference, wanted: Mapping[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read statistics that were made from the same.
+    """Read statistics that were made from what is wanted.
 
     Args:
         reference: File, data set and number of images, and their transform if that is demanded.

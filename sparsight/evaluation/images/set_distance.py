@@ -58,7 +58,7 @@ class SetDistance(GenerationMetric, WrapperMetric):
 
     @abstractmethod
     def statistics(self) -> Metric:
-        """A metric that gathers features of images and answers with what is kept of them."""
+        """A metric that gathers features of images and returns what is kept of them."""
 
     @abstractmethod
     def distance(self, drawn: Statistics, reference: Statistics) -> dict[str, Tensor]:

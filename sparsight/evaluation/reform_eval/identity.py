@@ -64,9 +64,9 @@ def suite_hash() -> str:
 
 def _prompts() -> list[object]:
     made: list[object] = []
-    for formulation, method, pictures, marks in product(get_args(Formulation), get_args(Method), (0, 1), MARKS):
-        sample = Sample("0", ("Which?",), (Image.new("L", (1, 1)),) * pictures, _OPTIONS, 0)
-        for number, text in enumerate(own_instructions(formulation, method, pictures=bool(pictures))):
+    for formulation, method, images, marks in product(get_args(Formulation), get_args(Method), (0, 1), MARKS):
+        sample = Sample("0", ("Which?",), (Image.new("L", (1, 1)),) * images, _OPTIONS, 0)
+        for number, text in enumerate(own_instructions(formulation, method, with_images=bool(images))):
             put = Variant(number, 0, (2, 0, 1), marks)
             made.append(
                 make_prompt(sample, put, instruction=text, formulation=formulation, method=method, example=True)

@@ -75,18 +75,18 @@ class Prompt:
     begun: str = ""
 
 
-def own_instructions(formulation: Formulation, method: Method, *, pictures: bool) -> tuple[str, ...]:
+def own_instructions(formulation: Formulation, method: Method, *, with_images: bool) -> tuple[str, ...]:
     """The five instructions of a formulation; ``{form}`` stands for a mark in brackets.
 
     Args:
         formulation: The form of the questions.
         method: Whether the answer is written or weighed.
-        pictures: Whether there are any to speak of.
+        with_images: Whether there are any to speak of.
     """
     if formulation == "SingleChoice" and method == "generation":
-        return _CHOOSE if pictures else _CHOOSE_IN_TEXT
+        return _CHOOSE if with_images else _CHOOSE_IN_TEXT
     if formulation == "SingleChoice":
-        return _ANSWER if pictures else _ANSWER_IN_TEXT
+        return _ANSWER if with_images else _ANSWER_IN_TEXT
     return _DESCRIBE if formulation == "Generation" else _READ
 
 
@@ -109,9 +109,9 @@ def make_prompt(
         question = f"{question.rstrip()} {_listed(variant.shown(sample.options))}"
     turns = [*sample.history, Turn("user", question)]
     opening = instruction.replace("{form}", f"({MARKS[variant.marks][0]})") + "\n" if instruction else ""
-    pictures = "" if IMAGE in question else IMAGE * len(sample.images)
+    places = "" if IMAGE in question else IMAGE * len(sample.images)
     first = next(number for number, turn in enumerate(turns) if turn.role == "user")
-    turns[first] = Turn("user", pictures + opening + turns[first].text)
+    turns[first] = Turn("user", places + opening + turns[first].text)
     shown = _example(variant.marks) if choose and example else ()
     return Prompt((*shown, *turns), CUE if choose else "")
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module answer with another function; hooks, parameters and name stay, and the old answer comes back."""
+    """Let another function stand in for a module's forward, which comes back; hooks, parameters and name stay."""
     own = module.__dict__.get("forward")  # accelerate puts its own there
     module.__dict__["forward"] = forward
     try:
@@ -28,7 +28,7 @@ def bypassed(layers: Sequence[nn.Module] | nn.ModuleList, indices: Iterable[int]
     """Let decoder layers pass their hidden states on unchanged, at no cost; gradients flow through.
 
     Only for calls with ``use_cache=False``: a layer that is off writes no keys and values, on which generation counts.
-    Layers answer with the bare tensor, as those of transformers 5 do.
+    Layers return the bare tensor, as those of transformers 5 do.
 
     Args:
         layers: All decoder layers.

@@ -1,4 +1,4 @@
-"""Answers of a frozen vision tower, kept in main memory by the images' content."""
+"""Outputs of a frozen vision tower, kept in main memory by the images' content."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class VisionCache:
     Of its hidden states only those are kept that the model's ``vision_feature_layer`` names.
 
     Args:
-        model: Its vision tower answers one row for each image.
+        model: Its vision tower returns one row for each image.
         parts: Its parts.
         gib: Main memory in GiB; images beyond that are computed every time.
 
@@ -50,7 +50,7 @@ class VisionCache:
 
     @contextmanager
     def serving(self, keys: Sequence[Sequence[str]], *, tower: nn.Module | None = None) -> Iterator[None]:
-        """The tower answers from here while a batch passes.
+        """The tower returns what is kept here while a batch passes.
 
         Args:
             keys: Hash of every image's content, for each sample.
@@ -63,7 +63,7 @@ class VisionCache:
         tower = self.tower if tower is None else tower
         compute = tower.forward
 
-        def answer(*args: Any, **kwargs: Any) -> Any:
+        def kept(*args: Any, **kwargs: Any) -> Any:
             if not flat:  # a spare picture, for which processes wait
                 return compute(*args, **kwargs)
             pixels: Tensor = args[0] if args else kwargs.pop("pixel_values")
@@ -81,7 +81,7 @@ class VisionCache:
                 self._keep(fresh)
             return self._joined([fresh[key] if key in fresh else self.kept[key] for key in flat], pixels.device)
 
-        with replaced_forward(tower, answer):
+        with replaced_forward(tower, kept):
             yield
 
     def _row(self, output: Any, place: int) -> Row:

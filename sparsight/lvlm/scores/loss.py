@@ -1,4 +1,4 @@
-"""Scores by what the loss on the answers becomes when layers are switched off."""
+"""Scores by what the loss on the answers becomes when layers are retired."""
 
 from __future__ import annotations
 
@@ -100,13 +100,13 @@ def losses_without(
     *,
     removed: Iterable[int] = (),
 ) -> tuple[float, list[float]]:
-    """Mean loss of all answer tokens: of the model as it is, and with each candidate switched off besides.
+    """Mean loss of all answer tokens: of the model as it is, and with each candidate retired besides.
 
     Args:
         model: In eval mode, without gradients.
         parts: Its parts.
         batches: With labels.
-        candidates: Layers, each of which is switched off alone.
+        candidates: Layers, each of which is retired alone.
         removed: Layers that are off all the time.
 
     Raises:
@@ -135,9 +135,9 @@ def with_each_changed(
     run: Callable[[], Tensor],
     changed: Callable[[int], AbstractContextManager[None]],
 ) -> tuple[Tensor, list[Tensor]]:
-    """What a forward pass answers as it is, and with each layer changed in turn.
+    """What a forward pass returns as it is, and with each layer changed in turn.
 
-    Images are encoded once, and passes begin at the changed layer: what lies before answers as it did.
+    Images are encoded once, and passes begin at the changed layer: what lies before returns what it did.
 
     Args:
         parts: Parts of the model.

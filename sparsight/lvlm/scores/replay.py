@@ -1,4 +1,4 @@
-"""Giving again what modules answered before, when only what comes after them has changed."""
+"""Giving again what modules returned before, when only what comes after them has changed."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ class Replay:
 
     @contextmanager
     def replay(self, modules: Iterable[nn.Module]) -> Iterator[None]:
-        """Let these modules, all of them recorded, answer a forward pass inside without computing."""
+        """Let these modules, all of them recorded, return in a forward pass inside without computing."""
         with ExitStack() as stack:
             for module in modules:
-                answers = iter(self.outputs[module])
-                stack.enter_context(replaced_forward(module, _answering(answers)))
+                outputs = iter(self.outputs[module])
+                stack.enter_context(replaced_forward(module, _returning(outputs)))
             yield
 
 
-def _answering(answers: Iterator[Any]) -> Callable[..., Any]:
-    return lambda *_, **__: _container_copied(next(answers))
+def _returning(outputs: Iterator[Any]) -> Callable[..., Any]:
+    return lambda *_, **__: _container_copied(next(outputs))
 
 
 def _container_copied(output: Any) -> Any:

@@ -96,7 +96,7 @@ def shared_pass(
 
 @contextmanager
 def watched(layers: nn.ModuleList, look_on: Callable[[LayerPass], None]) -> Iterator[None]:
-    """Call ``look_on`` whenever a layer has answered."""
+    """Call ``look_on`` whenever a layer has returned."""
 
     def hook_of(index: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:

@@ -155,7 +155,7 @@ def explain(chosen: StepCost, everything: StepCost, *, projector: bool, lowest: 
         everything: Of one that trains all layers.
         projector: Whether the projector is trained.
         lowest: Lowest trained layer.
-        cached: Whether both were counted with the vision tower's answers at hand.
+        cached: Whether both were counted with the vision tower's outputs at hand.
     """
     named = {"frozen": "vision tower", "passed_on": "activation gradients", "weights": "weight gradients"}
     shares = {named.get(kind, kind): flops / everything.total for kind, flops in asdict(chosen).items()}

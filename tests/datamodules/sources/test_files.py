@@ -98,7 +98,7 @@ def test_pictures_of_all_usual_suffixes_are_read(tmp_path: Path, suffix: str) ->
     mode = "1" if suffix == ".pbm" else "L"
     Image.new(mode, (4, 4)).save(tmp_path / "cat" / f"0{suffix}", kinds[suffix.lower()])
     source = FolderRecords(tmp_path)
-    assert source[0].picture.size == (4, 4) and source.classes == ["cat"]
+    assert source[0].needed_image.size == (4, 4) and source.classes == ["cat"]
 
 
 def test_files_that_are_not_used_are_told_and_limited(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

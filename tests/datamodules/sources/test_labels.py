@@ -125,7 +125,7 @@ def test_every_source_keeps_numbers(tmp_path: Path) -> None:
     stream = HuggingFaceStream("parquet", str(tmp_path / "coded.parquet"), label_column="label")
     stream.open()
     streamed = [stream.decode(raw) for raw in stream.read(0, 0)]
-    assert {record.picture.getpixel((0, 0)): record.label for record in streamed} == {n: n for n in range(12)}
+    assert {record.needed_image.getpixel((0, 0)): record.label for record in streamed} == {n: n for n in range(12)}
     assert stream.classes == [str(number) for number in range(12)]
     write_files(tmp_path / "folders", {"01/b.png": png()})
     with pytest.raises(ValueError, match="has folders of one number"):

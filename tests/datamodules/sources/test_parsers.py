@@ -286,7 +286,7 @@ def test_rows_of_data_sets(count: int) -> None:
     def check(picture: Any, label: Any, text: Any, messages: Any) -> None:
         with suppress(CorruptRecord):
             record = stream.decode(("0", {"image": picture, "label": label, "text": text}))
-            assert record.label is not None and record.caption is not None and record.picture
+            assert record.label is not None and record.caption is not None and record.needed_image
         with suppress(ValueError):
             assert all(isinstance(turn.text, str) for turn in talks._turns({"messages": messages}))
 

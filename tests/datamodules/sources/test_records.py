@@ -288,7 +288,7 @@ def test_local_folder_goes_through_load_dataset(tmp_path: Path, monkeypatch: pyt
     assert source.classes == ["cat", "dog"] and source[1].label == 1
     secret = write_files(tmp_path, {"secret.png": png()}) / "secret.png"
     with pytest.raises(CorruptRecord, match="outside the data set"):
-        source._picture({"bytes": None, "path": str(secret)})
+        source._image({"bytes": None, "path": str(secret)})
 
 
 def test_data_set_that_is_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

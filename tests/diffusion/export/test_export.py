@@ -26,7 +26,7 @@ from sparsight.command.trainer import SparsightTrainer
 from sparsight.diffusion.export import write as exporting
 from sparsight.diffusion.export.delta import mount
 from sparsight.diffusion.export.folder import write_pipeline
-from sparsight.diffusion.export.standalone import reference_answer
+from sparsight.diffusion.export.standalone import reference_output
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.load import load_pipeline
 from sparsight.diffusion.students.load import load_student
@@ -119,7 +119,7 @@ def test_the_run_exports_itself_and_stays_as_it_is(folder: Any) -> None:
     assert not list(root.glob(".student.*")), "nothing unfinished may stay"
     set_mode(module.shells.values(), Mode.LAYERWISE)
     module.train()
-    inputs, expected = reference_answer(module.denoiser)
+    inputs, expected = reference_output(module.denoiser)
     for shell in module.shells.values():
         assert shell.mode is Mode.LAYERWISE and shell.output is None and shell.student.mixer.training
         assert all(p.requires_grad and p.dtype == torch.float32 for p in shell.student.parameters())
@@ -159,7 +159,7 @@ def test_the_card_says_what_was_done(folder: Any) -> None:
 
 def test_mounting_the_delta_gives_the_student(folder: Any) -> None:
     root, module = folder
-    inputs, expected = reference_answer(module.denoiser)
+    inputs, expected = reference_output(module.denoiser)
     delta = root / "student" / "delta"
     names = set(load_file(delta / "mixers.safetensors"))
     assert "transformer_blocks.0.attn1.mixer.strength" in names, "buffers are part of it"
@@ -226,7 +226,7 @@ def test_a_student_that_is_trained_on_stays_a_student(folder: Any, tmp_path: Pat
     with torch.no_grad():
         module.denoiser.transformer_blocks[0].attn1.mixer.linear.weight.add_(1.0)
     write_pipeline(module.diffusion, tmp_path / "polished", fp16=False)
-    inputs, expected = reference_answer(module.denoiser)
+    inputs, expected = reference_output(module.denoiser)
     polished = load_pipeline(str(tmp_path / "polished")).transformer
     torch.testing.assert_close(answer(polished, inputs), expected)
     before = load_pipeline(str(folder[0] / "student")).transformer
@@ -266,10 +266,10 @@ def test_checkpoints_that_do_not_fit_are_refused(folder: Any, tmp_path: Path) ->
 @pytest.mark.usefixtures("reload_here")
 def test_a_mismatch_leaves_nothing_behind(folder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def slightly_wrong(denoiser: Any) -> tuple[dict[str, Any], torch.Tensor]:
-        inputs, expected = reference_answer(denoiser)
+        inputs, expected = reference_output(denoiser)
         return inputs, expected * 1.001
 
-    monkeypatch.setattr(exporting, "reference_answer", slightly_wrong)
+    monkeypatch.setattr(exporting, "reference_output", slightly_wrong)
     with pytest.raises(RuntimeError, match="answers differently after reloading"):
         export(folder[1], tmp_path / "out", fp16=False)
     assert not list(tmp_path.iterdir())
@@ -307,7 +307,7 @@ def test_plain_diffusers_loads_all_of_it(folder: Any, monkeypatch: pytest.Monkey
     write_pipeline(trained.diffusion, root / "teacher", fp16=False)
     expected = {}
     for name, denoiser in {"student": distilled.denoiser, "sd": stable.denoiser, "teacher": trained.denoiser}.items():
-        inputs, wanted = reference_answer(denoiser)
+        inputs, wanted = reference_output(denoiser)
         expected |= {f"{name}.{key}": value.contiguous() for key, value in inputs.items()} | {f"{name}.answer": wanted}
         own = load_pipeline(str(root / name))
         torch.testing.assert_close(answer(getattr(own, "transformer", None) or own.unet, inputs), wanted)

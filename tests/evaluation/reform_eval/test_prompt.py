@@ -76,7 +76,7 @@ def test_without_pictures_there_is_nothing_in_their_place() -> None:
 @pytest.mark.parametrize("method", ["generation", "likelihood"])
 @pytest.mark.parametrize("pictures", [True, False])
 def test_every_formulation_has_five_instructions(formulation: Any, method: Any, pictures: bool) -> None:
-    found = own_instructions(formulation, method, pictures=pictures)
+    found = own_instructions(formulation, method, with_images=pictures)
     assert len(set(found)) == 5
     shows_form = formulation == "SingleChoice" and method == "generation"
     assert all(("{form}" in text) == shows_form for text in found)

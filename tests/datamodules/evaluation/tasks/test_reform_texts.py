@@ -66,7 +66,7 @@ def test_words_are_legible_and_vary() -> None:
     boxes, grounds = set(), set()
     for index in range(60):
         record = records[index]
-        pixels_HW3 = np.asarray(record.picture, dtype=int)
+        pixels_HW3 = np.asarray(record.needed_image, dtype=int)
         assert record.caption == records.words[index] == records.caption_of(index)
         ground = pixels_HW3[0, 0]
         rows, columns = np.nonzero(np.abs(pixels_HW3 - ground).sum(axis=2))

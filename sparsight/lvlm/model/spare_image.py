@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def always_read_a_picture(model: PreTrainedModel, parts: Parts, inputs: Mapping[str, Any]) -> None:
+def always_read_an_image(model: PreTrainedModel, parts: Parts, inputs: Mapping[str, Any]) -> None:
     """Let every forward pass of prompts that have no picture read a spare one, to no effect; changes the model.
 
     Args:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 REMEDY = "set data.model to model.base, and correct or leave out data.processor_options"
 
 
-def check_pictures(model: PreTrainedModel, parts: Parts, inputs: Mapping[str, Any]) -> None:
+def check_images(model: PreTrainedModel, parts: Parts, inputs: Mapping[str, Any]) -> None:
     """Let a model read one sample with pictures.
 
     Args:
