@@ -20,6 +20,12 @@ from tests.tiny_reload import read_back_here
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 300.0  # seconds; processes that have not ended by then wait for each other
+WHERE_USED = (  # imported where they are used, which is in each process
+    "timm",
+    "torch.utils.tensorboard",
+    "transformers.models.fast_vlm.modeling_fast_vlm",
+    "transformers.optimization",
+)
 SHARDED = {
     "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
     "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": False},
@@ -32,7 +38,7 @@ def server() -> ForkServerContext:
     if str(ROOT) not in path:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *path]))
     context: Any = get_context("forkserver")
-    context.set_forkserver_preload(["tests.tiny_processors", "tests.tiny_kills", "tests.tiny"])
+    context.set_forkserver_preload(["tests.tiny_processors", "tests.tiny_kills", "tests.tiny", *WHERE_USED])
     return context
 
 
