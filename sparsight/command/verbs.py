@@ -42,7 +42,7 @@ class Verbs(Trainer):
         private: bool = True,
         dry_run: bool = False,
     ) -> Path:
-        """Write a trained model as a Hugging Face folder, and compare its answers after loading it again.
+        """Write a trained model as a Hugging Face folder, and compare its outputs after loading it again.
 
         Args:
             model: The module that was trained.
