@@ -27,6 +27,7 @@ from sparsight.common.training.stage_clock import StageClock
 from sparsight.diffusion.measure.report import replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.surgery.plan import PlanEntry, plan_from
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import replace
 from sparsight.diffusion.surgery.shell import Mode
@@ -49,6 +50,8 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         mixer: What replaces self-attention; class and options, the site is filled in for every place.
         stages: What is optimised, in this order, each with a fresh optimiser.
         sites: Which self-attentions are replaced; all if not given.
+        plan: Several mixers, in place of ``mixer`` and ``sites``: entries of sites and a mixer, or null to keep attention
+            there. The first entry that matches a site counts; where none does, attention stays.
         site_weights: Weight of a site's loss by pattern of its path; the first match counts, others weigh 1.
         optimizer: Optimiser class and options; every stage makes one with its own learning rate.
         train_projections: Train copies of the query, key, value and output projections of core mixers as well.
@@ -68,7 +71,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         trust_remote_code: Run code that comes with the teacher.
 
     Raises:
-        ValueError: No stage, unknown sites, or sites that cannot be replaced.
+        ValueError: No stage, no mixer or a plan beside one, unknown sites, or sites that cannot be replaced.
     """
 
     scores_before_training = False  # mixers have no errors yet
@@ -77,9 +80,10 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
     def __init__(
         self,
         teacher: str,
-        mixer: Callable[[Site], TokenMixer],
-        stages: Sequence[Stage],
+        mixer: Callable[[Site], TokenMixer] | None = None,
+        stages: Sequence[Stage] = (),
         sites: SiteSelection | None = None,
+        plan: Sequence[PlanEntry] | None = None,
         site_weights: dict[str, float] | None = None,
         optimizer: Callable[[Iterable[torch.nn.Parameter], float], torch.optim.Optimizer] = torch.optim.AdamW,
         train_projections: bool = False,
@@ -107,6 +111,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         for pattern, weight in (site_weights or {}).items():
             require(0 <= weight < math.inf, f"site_weights.{pattern}", weight, "0 or more")
         require(0 <= condition_dropout <= 1, "condition_dropout", condition_dropout, "0 to 1")
+        entries = plan_from(mixer=mixer, sites=sites, plan=plan)
         self.clock = StageClock(stages)
         self.teacher, self.revision = teacher, revision
         self.diffusion = DiffusionModel.from_pretrained(
@@ -115,7 +120,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         self.denoiser: Any = self.diffusion.denoiser
         self.teacher_hash = state_hash(self.denoiser.state_dict())
         self.diffusion.cast_frozen(DTYPES[teacher_dtype])
-        self.shells = replace(self.denoiser, mixer, sites, train_projections=train_projections)
+        self.shells = replace(self.denoiser, entries, train_projections=train_projections)
         self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
         check_weights(site_weights or {}, self.site_weights)
         self.distiller = Distiller(self.denoiser, self.shells, self.site_weights, self.diffusion.process)

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from blocks.base import AttentionWeights, CoreMixer, Site, TokenMixer
+from blocks.base import AttentionWeights, CoreMixer, TokenMixer
 from sparsight.diffusion.families.known import family_of
+from sparsight.diffusion.surgery.plan import MixerFactory, PlanEntry, assign, plan_from
 from sparsight.diffusion.surgery.shell import AttentionShell, Mode
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, refuse_unsupported
 from sparsight.diffusion.surgery.student import StudentAttention, deliver_grid, install_grid_hooks, transformer_stacks
 
-MixerFactory = Callable[[Site], TokenMixer]
-
 
 def replace(
     denoiser: nn.Module,
-    mixer: MixerFactory,
+    mixer: MixerFactory | Sequence[PlanEntry],
     sites: SiteSelection | None = None,
     *,
     train_projections: bool = False,
@@ -31,8 +30,8 @@ def replace(
 
     Args:
         denoiser: A UNet2DConditionModel, DiTTransformer2DModel or PixArtTransformer2DModel; changed in place.
-        mixer: Makes the mixer of a site.
-        sites: Which sites; all of them if not given.
+        mixer: Makes the mixer of a site; or a plan, which says for every site what makes its mixer.
+        sites: Which sites; all of them if not given. A plan has its own.
         train_projections: Give core mixers trainable copies of the query, key, value and output projections instead
             of the teacher's own, frozen ones.
 
@@ -40,18 +39,21 @@ def replace(
         Shells by path.
 
     Raises:
-        ValueError: The denoiser is not supported, a site cannot be replaced, or something is replaced already.
+        ValueError: The denoiser is not supported, a site cannot be replaced, something is replaced already, or the plan
+            has an entry without effect.
     """
     if any(isinstance(module, (AttentionShell, StudentAttention)) for module in denoiser.modules()):
         raise ValueError("this denoiser has mixers already: restore it first")
-    chosen = (sites or SiteSelection()).choose(find_sites(denoiser))
-    for site in chosen:
+    whole = isinstance(mixer, Sequence)
+    plan = plan_from(mixer=None if whole else mixer, sites=sites, plan=mixer if whole else None)
+    chosen = assign(plan, find_sites(denoiser))
+    for site, _ in chosen:
         refuse_unsupported(site.path, denoiser.get_submodule(site.path))
     denoiser.requires_grad_(False).eval()
     shells = {}
-    for site in chosen:
+    for site, factory in chosen:
         attention = denoiser.get_submodule(site.path)
-        made = mixer(site)
+        made = factory(site)
         if not isinstance(made, TokenMixer):
             raise ValueError(f"{type(made).__name__} is no TokenMixer: derive it from CoreMixer or FeatureMixer")
         made.to(next(attention.parameters()).device)
