@@ -21,7 +21,8 @@ from sparsight.diffusion.families.known import example_inputs, published
 from sparsight.diffusion.measure import candidates
 from sparsight.diffusion.measure.flops import attention_flops, count_flops, mixer_flops
 from sparsight.diffusion.measure.verify import Verdict, verify
-from sparsight.diffusion.surgery.replace import MixerFactory, finalize, make_student, replace
+from sparsight.diffusion.surgery.plan import MixerFactory
+from sparsight.diffusion.surgery.replace import finalize, make_student, replace
 from sparsight.diffusion.surgery.sites import find_sites, probe_grids, students
 
 PIXELS_PER_LATENT = 8  # of the autoencoders of all models here

@@ -28,7 +28,7 @@ from sparsight.diffusion.measure.report import replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.surgery.plan import PlanEntry, plan_from
-from sparsight.diffusion.surgery.record import record_of
+from sparsight.diffusion.surgery.record import differing, record_of
 from sparsight.diffusion.surgery.replace import replace
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import SiteSelection
@@ -50,8 +50,8 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         mixer: What replaces self-attention; class and options, the site is filled in for every place.
         stages: What is optimised, in this order, each with a fresh optimiser.
         sites: Which self-attentions are replaced; all if not given.
-        plan: Several mixers, in place of ``mixer`` and ``sites``: entries of sites and a mixer, or null to keep attention
-            there. The first entry that matches a site counts; where none does, attention stays.
+        plan: Several mixers, in place of ``mixer`` and ``sites``: entries of sites and a mixer, or null to keep
+            attention there. The first entry that matches a site counts; where none does, attention stays.
         site_weights: Weight of a site's loss by pattern of its path; the first match counts, others weigh 1.
         optimizer: Optimiser class and options; every stage makes one with its own learning rate.
         train_projections: Train copies of the query, key, value and output projections of core mixers as well.
@@ -179,8 +179,10 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
                 f"the checkpoint was made from another teacher than {self.teacher!r}: weights hash "
                 f"{str(saved.get('teacher_hash'))[:12]}, not {self.teacher_hash[:12]}"
             )
-        if saved["record"] != record_of(self.denoiser):
-            raise ValueError("the checkpoint holds other mixers than the configuration asks for")
+        here = record_of(self.denoiser)
+        if saved["record"] != here:
+            told = differing(saved["record"], here)
+            raise ValueError(f"the checkpoint holds other mixers than the configuration asks for: {told}")
         self.take_stage(checkpoint)
         # checkpoints from before sites could wait have neither
         self.recent_errors.take(saved.get("recent_errors", {}), self.device)

@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -38,6 +38,7 @@ NOISE = re.compile(
     r"Not a valid subclass|Subclass types expect|a class path \(str\)|a dict with"
 )
 NOT_GIVEN = ("LightningModule", "LightningDataModule")  # classes that stand for none
+MADE = "Namespace(class_path="  # begins what an entry of a list was made into
 _MOST_OPTIONS = 12  # of a class, to list them all
 
 
@@ -79,7 +80,7 @@ def in_one_line(message: str, known: Iterable[str] = ()) -> str:
         remedy = "; give a --config that has them" if REQUIRED.match(message) else ""
         return " ".join(message.split()) + close + remedy
     first = complaints[0]
-    key = ".".join(first.keys).replace("init_args.", "")
+    key = ".".join(_with_position(message, first)).replace("init_args.", "")
     if found := OPTION.match(first.text):
         return f"{key}.{found[1]}: {_no_option(found[1], first)}"
     if found := OTHER_KIND.match(first.text):
@@ -96,6 +97,33 @@ def in_one_line(message: str, known: Iterable[str] = ()) -> str:
         value = next((match[2] for match in expected if match and match[2]), first.value)
         return f"{key}: expected {types}, got {value!r}{did_you_mean(value, CHOICE.findall(types))}"
     return f"{key}: {'; '.join(complaint.text for complaint in complaints)}"
+
+
+def _with_position(message: str, complaint: _Complaint) -> list[str]:
+    """The keys that lead to what is wrong, with its position where it lies in a list of dataclasses.
+
+    jsonargparse goes through a list in order and puts what it has made of an entry in its place, so that those before
+    the wrong one are namespaces when it shows the list.
+    """
+    kinds = [kind for kind in complaint.kinds if is_dataclass(named(kind))]
+    keys = []
+    for key in complaint.keys:
+        keys.append(key)
+        found = re.search(rf"'{re.escape(key)}': \[(?=\{{|{re.escape(MADE)})", message)
+        if found and kinds:
+            inside = _up_to_closing(message[found.end() :])
+            keys.append(str(max(inside.count(f"{MADE}'{kind}'") for kind in kinds)))
+    return keys
+
+
+def _up_to_closing(text: str) -> str:
+    """Text up to the bracket that closes the one before it."""
+    depth = 1
+    for position, letter in enumerate(text):
+        depth += (letter == "[") - (letter == "]")
+        if depth == 0:
+            return text[:position]
+    return text
 
 
 def help_option(message: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sparsight.common.disk.files import write_text
 from sparsight.diffusion.export.card import Model, write_card
 from sparsight.diffusion.export.delta import write_delta
 from sparsight.diffusion.export.folder import write_pipeline
@@ -14,10 +15,12 @@ from sparsight.diffusion.export.verify import is_exact, verify
 from sparsight.diffusion.families.conditioning import ClassLabels
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, learns_variance
-from sparsight.diffusion.surgery.record import record_of
+from sparsight.diffusion.surgery.record import plan_config, record_of
 from sparsight.diffusion.surgery.replace import shells_of, without_idle
 from sparsight.diffusion.surgery.sites import find_sites, meta_twin
 from sparsight.publish.facts import Base, Run
+
+PLAN = "plan.yaml"  # a config that asks for the mixers of this student
 
 
 def write_diffusion(
@@ -49,6 +52,9 @@ def write_diffusion(
     """
     with without_idle(module.diffusion.denoiser):
         write_pipeline(module.diffusion, folder, fp16=fp16)
+        record = record_of(module.denoiser)
+        if record["sites"]:
+            write_text(folder / PLAN, plan_config(record))
         if base is not None and shells_of(module.denoiser):
             _write_delta(module, base, folder / "delta")
         reloaded = _verified(module.diffusion, folder)

@@ -46,7 +46,7 @@ def plan_from(
         return [PlanEntry(sites or SiteSelection(), mixer)]
     for name, value in {"mixer": mixer, "sites": sites}.items():
         if value is not None:
-            raise ConfigurationError(f"plan is given together with {name}: set model.{name} to null, or model.plan")
+            raise ConfigurationError(f"plan and {name} are both given: set {name} to null, or leave the plan out")
     return list(plan)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+import yaml
 from torch import nn
 
 from blocks.base import Grid, Site, TokenMixer
@@ -23,6 +24,48 @@ def record_of(denoiser: nn.Module) -> dict[str, Any]:
         "format": FORMAT,
         "sites": {path: _describe(student.mixer) for path, student in students(denoiser).items()},
     }
+
+
+def plan_in(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The plan that a record came from, as plain data in the form of YAML: an entry for each mixer and its options.
+
+    ``AttentionDistillation`` takes it as ``plan``. Sites are told by their paths, whatever pattern chose them; those
+    that keep attention are in no entry.
+    """
+    entries: list[dict[str, Any]] = []
+    for path, site in record["sites"].items():
+        mixer = {"class_path": site["class_path"], "init_args": site["options"]}
+        same = next((entry for entry in entries if entry["mixer"] == mixer), None)
+        if same is None:
+            entries.append({"sites": [path], "mixer": mixer})
+        else:
+            same["sites"].append(path)
+    return entries
+
+
+def plan_config(record: Mapping[str, Any]) -> str:
+    """A config file that lays a record's plan over any distillation, given as a further ``--config``."""
+    options = {"mixer": None, "sites": None, "plan": plan_in(record)}
+    model = {"class_path": "lightning_modules.AttentionDistillation", "init_args": options}
+    return yaml.safe_dump({"model": model}, sort_keys=False)
+
+
+def differing(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """In words, the first site at which two records of one denoiser say otherwise; empty if there is none."""
+    old, new = saved["sites"], here["sites"]
+    path = next((path for path in (*new, *old) if old.get(path) != new.get(path)), None)
+    return (
+        ""
+        if path is None
+        else f"{path} has {_in_words(old.get(path))} in the checkpoint, {_in_words(new.get(path))} now"
+    )
+
+
+def _in_words(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return "its attention"
+    options = ", ".join(f"{name}={value!r}" for name, value in entry["options"].items())
+    return f"{entry['class_path'].rpartition('.')[2]}({options})"
 
 
 def _describe(mixer: TokenMixer) -> dict[str, Any]:

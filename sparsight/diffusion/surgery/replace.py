@@ -44,8 +44,10 @@ def replace(
     """
     if any(isinstance(module, (AttentionShell, StudentAttention)) for module in denoiser.modules()):
         raise ValueError("this denoiser has mixers already: restore it first")
-    whole = isinstance(mixer, Sequence)
-    plan = plan_from(mixer=None if whole else mixer, sites=sites, plan=mixer if whole else None)
+    if isinstance(mixer, Sequence):
+        plan = plan_from(mixer=None, sites=sites, plan=mixer)
+    else:
+        plan = plan_from(mixer=mixer, sites=sites, plan=None)
     chosen = assign(plan, find_sites(denoiser))
     for site, _ in chosen:
         refuse_unsupported(site.path, denoiser.get_submodule(site.path))

@@ -1,0 +1,249 @@
+"""Plans of several mixers: which entry counts, what is refused, and the form in which they are written."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from blocks import DeltaConvBlock, LinearAttention, NeighborhoodAttention
+from callbacks import TrainableEMA
+from datamodules import ImageDataModule
+from lightning_modules import AttentionDistillation
+from sparsight.command.cli import main
+from sparsight.command.trainer import SparsightTrainer
+from sparsight.common.errors import ConfigurationError
+from sparsight.diffusion.export.delta import mount
+from sparsight.diffusion.measure.report import replacement_report
+from sparsight.diffusion.model.load import load_pipeline
+from sparsight.diffusion.surgery.plan import PlanEntry, assign
+from sparsight.diffusion.surgery.record import plan_config, plan_in, record_of
+from sparsight.diffusion.surgery.replace import replace
+from sparsight.diffusion.surgery.sites import SiteSelection, find_sites
+from sparsight.diffusion.train.stages import Stage
+from tests import tiny
+from tests.tiny_distillation import distillation_config
+from tests.tiny_files import save_images
+
+DELTA = partial(DeltaConvBlock, kernel_size=3)
+NEAR = partial(NeighborhoodAttention, kernel_size=3)
+STAGES = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, warmup_steps=1)]
+BLOCKS = [f"transformer_blocks.{number}.attn1" for number in range(4)]
+
+
+def plan_of(paths: list[str]) -> list[PlanEntry]:
+    """Three mixers, each at one site, attention kept at another, and the first mixer at all others."""
+    return [
+        PlanEntry(paths[0], NEAR),
+        PlanEntry([paths[1]], LinearAttention),
+        PlanEntry(SiteSelection(include=[paths[2]]), None),
+        PlanEntry("*", DELTA),
+    ]
+
+
+def kinds(denoiser: torch.nn.Module) -> dict[str, str]:
+    return {path: entry["class_path"].rpartition(".")[2] for path, entry in record_of(denoiser)["sites"].items()}
+
+
+def test_the_first_entry_that_matches_counts_and_other_sites_keep_attention() -> None:
+    denoiser = tiny.dit(num_layers=5)
+    plan = [PlanEntry(BLOCKS[0], NEAR), PlanEntry(BLOCKS[1:2], None), PlanEntry("*.[0123].*", DELTA)]
+    shells = replace(denoiser, plan)
+    assert kinds(denoiser) == {
+        BLOCKS[0]: "NeighborhoodAttention",
+        BLOCKS[2]: "DeltaConvBlock",
+        BLOCKS[3]: "DeltaConvBlock",
+    }
+    assert list(shells) == [BLOCKS[0], BLOCKS[2], BLOCKS[3]], "in the order of the denoiser"
+    report = replacement_report(denoiser)
+    assert report.kept == 2 and [site.mixer for site in report.sites] == list(kinds(denoiser).values())
+
+
+def test_a_predicate_and_tokens_choose_too() -> None:
+    sites = find_sites(tiny.unet())
+    widest = max(site.channels for site in sites)
+    wide = SiteSelection(predicate=lambda site: site.channels == widest)
+    chosen = assign([PlanEntry(wide, NEAR), PlanEntry(SiteSelection(min_tokens=1), DELTA)], sites)
+    assert [site.path for site, _ in chosen] == [site.path for site in sites]
+    assert all((factory is NEAR) == (site.channels == widest) for site, factory in chosen)
+    assert {factory is NEAR for _, factory in chosen} == {True, False}
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ([], "plan replaces nothing, as it has no entries"),
+        ([PlanEntry("*", None)], "plan replaces nothing, as all of its 1 entries keep attention"),
+        (
+            [PlanEntry("*", DELTA), PlanEntry("up*", NEAR)],
+            r"plan\.1\.sites: no self-attention matches 'up\*'; there are: transformer_blocks\.0\.attn1, ",
+        ),
+        ([PlanEntry("*", DELTA), PlanEntry([], NEAR)], r"plan\.1\.sites: .* leaves no self-attention"),
+        (
+            [PlanEntry("*.0.*", DELTA), PlanEntry(SiteSelection(min_tokens=17), NEAR)],
+            r"plan\.1\.sites: .*min_tokens=17.* leaves no self-attention",
+        ),
+        (
+            [PlanEntry("*.1.*", DELTA), PlanEntry("*.0.*", None), PlanEntry("*", NEAR)],
+            r"plan\.2 is never reached: plan\.0, plan\.1, .* all that it matches \(transformer_blocks\.0\.attn1, ",
+        ),
+        ([PlanEntry("*", None), PlanEntry("*.0.*", NEAR)], r"plan\.1 is never reached: plan\.0, "),
+    ],
+)
+def test_entries_without_effect_are_refused_by_name(plan: list[PlanEntry], message: str) -> None:
+    denoiser = tiny.dit()
+    before = [type(module) for module in denoiser.modules()]
+    with pytest.raises(ConfigurationError, match=message):
+        replace(denoiser, plan)
+    assert [type(module) for module in denoiser.modules()] == before
+
+
+def test_plan_and_mixer_together_or_neither_are_refused(tmp_path: Path) -> None:
+    plan = [PlanEntry("*", DELTA)]
+    with pytest.raises(ConfigurationError, match="plan and mixer are both given"):
+        AttentionDistillation("nowhere", DELTA, STAGES, plan=plan)
+    with pytest.raises(ConfigurationError, match="plan and sites are both given"):
+        AttentionDistillation("nowhere", stages=STAGES, plan=plan, sites=SiteSelection())
+    with pytest.raises(ConfigurationError, match="plan and sites are both given"):
+        replace(tiny.dit(), plan, SiteSelection())
+    with pytest.raises(ConfigurationError, match="mixer is missing"):
+        AttentionDistillation("nowhere", stages=STAGES)
+
+
+def test_one_mixer_with_sites_is_a_plan_of_one_entry() -> None:
+    old, new = tiny.dit(num_layers=4), tiny.dit(num_layers=4)
+    sites = SiteSelection(exclude=[BLOCKS[1]])
+    replace(old, DELTA, sites)
+    replace(new, [PlanEntry(sites, DELTA)])
+    assert record_of(old) == record_of(new)
+    mixer = {
+        "class_path": "blocks.delta_conv.DeltaConvBlock",
+        "init_args": record_of(old)["sites"][BLOCKS[0]]["options"],
+    }
+    assert plan_in(record_of(old)) == [{"sites": [BLOCKS[0], BLOCKS[2], BLOCKS[3]], "mixer": mixer}]
+
+
+def data_of(family: str, folder: Path) -> ImageDataModule:
+    if family == "dit":
+        return tiny.image_data(folder)
+    from datamodules import FolderRecords
+
+    if not (folder / "images").exists():
+        save_images(folder / "images")
+    records = FolderRecords(str(folder / "images"), caption_column="text")
+    return ImageDataModule(train=records, val=records, image_size=16, batch_size=2)
+
+
+@pytest.mark.parametrize("family", ["dit", "unet"])
+def test_three_mixers_train_resume_export_reload_and_mount(family: str, tmp_path: Path, reload_here: Any) -> None:
+    save = {"dit": partial(tiny.save_pixel_pipeline, num_layers=4), "unet": tiny.save_pixel_unet_pipeline}[family]
+    teacher = str(save(tmp_path / "teacher"))
+    paths = [site.path for site in find_sites(load_pipeline(teacher).components[part(family)])]
+
+    def run(steps: int, checkpoint: str | None = None) -> tuple[AttentionDistillation, SparsightTrainer]:
+        torch.manual_seed(0)
+        module = AttentionDistillation(
+            teacher, stages=STAGES, plan=plan_of(paths), init_samples=4, site_weights={paths[0]: 2.0}
+        )
+        saver = ModelCheckpoint(tmp_path / f"at_{steps}", save_top_k=-1, every_n_train_steps=1, filename="{step}")
+        quiet = dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False)
+        trainer = SparsightTrainer(
+            default_root_dir=tmp_path,
+            accelerator="cpu",
+            max_steps=steps,
+            max_epochs=-1,
+            limit_val_batches=1,
+            callbacks=[TrainableEMA(0.5), saver],
+            **quiet,
+        )
+        trainer.fit(module, data_of(family, tmp_path), ckpt_path=checkpoint)
+        return module, trainer
+
+    whole, trainer = run(4)
+    begun, _ = run(3)
+    resumed, _ = run(4, str(tmp_path / "at_3" / "step=3.ckpt"))
+    assert sorted(set(kinds(whole.denoiser).values())) == ["DeltaConvBlock", "LinearAttention", "NeighborhoodAttention"]
+    assert paths[2] not in kinds(whole.denoiser) and len(kinds(whole.denoiser)) == len(paths) - 1
+    mine, other = whole.state_dict(), resumed.state_dict()
+    assert all(torch.equal(value, other[name]) for name, value in mine.items())
+    assert any(not torch.equal(value, begun.state_dict()[name]) for name, value in mine.items())
+
+    trainer.export(whole, output=str(tmp_path / "student"))
+    written = yaml.safe_load((tmp_path / "student" / "plan.yaml").read_text())["model"]["init_args"]
+    assert written["plan"] == plan_in(record_of(whole.denoiser))
+    read: Any = load_pipeline(str(tmp_path / "student")).components[part(family)]
+    mounted: Any = mount(load_pipeline(teacher), tmp_path / "student" / "delta").components[part(family)]
+    assert kinds(read) == kinds(mounted) == kinds(whole.denoiser)
+    size = (8, 8) if family == "dit" else (16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(tiny.run(read, size), tiny.run(mounted, size))
+
+
+@pytest.mark.parametrize("form", ["config", "list"])
+def test_a_written_plan_is_taken_by_fit(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    denoiser = tiny.dit()
+    replace(denoiser, [PlanEntry(BLOCKS[0], NEAR), PlanEntry("*", DELTA)])
+    config, plan = distillation_config(tmp_path), tmp_path / "plan.yaml"
+    record = record_of(denoiser)
+    if form == "config":
+        plan.write_text(plan_config(record))
+        arguments = ["--config", str(plan)]
+    else:
+        plan.write_text(yaml.safe_dump(plan_in(record)))
+        arguments = ["--model.plan", str(plan), "--model.mixer", "null"]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config), *arguments, "--print_config"])
+    parsed = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["plan"]
+    assert [entry["sites"] for entry in parsed] == [[BLOCKS[0]], [BLOCKS[1]]]
+    for entry, wanted in zip(parsed, plan_in(record), strict=True):
+        assert entry["mixer"]["init_args"].items() >= wanted["mixer"]["init_args"].items()
+        assert entry["mixer"]["class_path"].rpartition(".")[2] == wanted["mixer"]["class_path"].rpartition(".")[2]
+
+
+MIXER = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3}}
+WRONG: dict[str, tuple[Any, str]] = {
+    "class": (
+        {"sites": "*", "mixer": {"class_path": "DeltaConvBlok"}},
+        r"1\.mixer: there is no class .*DeltaConvBlock\?",
+    ),
+    "option": (
+        {"sites": "*", "mixer": MIXER | {"init_args": {"kernl_size": 3}}},
+        r"1\.mixer\.kernl_size: DeltaConvBlock has no such option; did you mean kernel_size\?",
+    ),
+    "value": (
+        {"sites": "*", "mixer": MIXER | {"init_args": {"kernel_size": "x"}}},
+        r"1\.mixer\.kernel_size: expected .*, got 'x'",
+    ),
+    "selection": (
+        {"sites": {"includ": ["*"]}, "mixer": MIXER},
+        r"1\.sites\.includ: SiteSelection has no such option; did you mean include",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_mistakes_in_an_entry_are_told_with_its_position(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    entry, message = WRONG[kind]
+    config = distillation_config(tmp_path, mixer=None, plan=[{"sites": BLOCKS[0], "mixer": MIXER}, entry])
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config)])
+    assert re.match(rf"sparsight fit: model\.plan\.{message}", capsys.readouterr().err)
+
+
+def test_what_mixers_refuse_is_told_with_the_position_of_their_entry(tmp_path: Path) -> None:
+    even = MIXER | {"init_args": {"kernel_size": -3}}
+    plan = [{"sites": BLOCKS[0], "mixer": MIXER}, {"sites": "*", "mixer": even}]
+    with pytest.raises(SystemExit, match=r"^sparsight: model\.plan\.1\.mixer\.kernel_size .* got -3$"):
+        main(["fit", "--config", str(distillation_config(tmp_path, mixer=None, plan=plan))])
+
+
+def part(family: str) -> str:
+    return "unet" if family == "unet" else "transformer"
