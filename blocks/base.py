@@ -120,8 +120,8 @@ class TokenMixer(nn.Module, ABC):
 
     Subclass :class:`CoreMixer` or :class:`FeatureMixer`, take a :class:`Site` as the only positional argument and
     plain-data keyword options after it, and keep each option in an attribute of its name: they are written to YAML,
-    checkpoints and exports. The file of a mixer may import torch and ``blocks.base`` only, so that it can travel inside
-    an exported model.
+    checkpoints and exports. The file of a mixer may import torch, ``blocks`` and plain files beside it, which travel
+    inside an exported model with it.
     """
 
     def __init__(self, site: Site) -> None:

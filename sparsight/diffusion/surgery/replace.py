@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
-from blocks.base import AttentionWeights, CoreMixer, TokenMixer
+from blocks.base import AttentionWeights, TokenMixer
 from sparsight.diffusion.families.known import family_of
+from sparsight.diffusion.surgery.place import make_student, put
 from sparsight.diffusion.surgery.plan import MixerFactory, PlanEntry, assign, plan_from
 from sparsight.diffusion.surgery.shell import AttentionShell, Mode
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, refuse_unsupported
@@ -64,27 +64,6 @@ def replace(
         put(denoiser, site.path, shells[site.path])
     install_grid_hooks(denoiser, family_of(denoiser).stacks)
     return shells
-
-
-def make_student(attention: Any, mixer: TokenMixer, *, own_projections: bool) -> StudentAttention:
-    """The student of one attention; core mixers share its projections or own trainable copies."""
-    names = ("to_q", "to_k", "to_v", "to_out") if isinstance(mixer, CoreMixer) else ()
-    projections = {name: attention.get_submodule(name) for name in names}
-    if own_projections:
-        projections = {name: _trainable_copy(module) for name, module in projections.items()}
-    return StudentAttention(
-        mixer,
-        projections,
-        scale=attention.scale,
-        rescale_output_factor=attention.rescale_output_factor,
-        residual_connection=attention.residual_connection,
-    )
-
-
-def _trainable_copy(module: nn.Module) -> nn.Module:
-    """In float32 at least: half precision swallows small updates."""
-    own = copy.deepcopy(module).requires_grad_()
-    return own if all(p.dtype.itemsize > 2 for p in own.parameters()) else own.float()
 
 
 def attention_weights(attention: Any) -> AttentionWeights:
@@ -155,9 +134,3 @@ def without_idle(denoiser: nn.Module) -> Iterator[None]:
 def shells_of(denoiser: nn.Module) -> dict[str, AttentionShell]:
     """Shells by path."""
     return {path: module for path, module in denoiser.named_modules() if isinstance(module, AttentionShell)}
-
-
-def put(root: nn.Module, path: str, module: nn.Module) -> None:
-    """Set the submodule at ``path``."""
-    parent, _, name = path.rpartition(".")
-    setattr(root.get_submodule(parent), name, module)

@@ -50,6 +50,10 @@ def student(name: str, part: str, base: type) -> None:
     assert type(first) is type(second) is type(loaded) and isinstance(first, base)
     for denoiser in (first, second, loaded, copy.deepcopy(first), pickle.loads(pickle.dumps(first))):
         check(denoiser, name)
+    by_hand = DiffusionPipeline.from_pretrained(
+        ROOT / name, trust_remote_code=True, device_map="balanced", **{part: first}
+    )
+    assert getattr(by_hand, part) is first
     half = DiffusionPipeline.from_pretrained(
         ROOT / name, trust_remote_code=True, variant="fp16", torch_dtype=torch.float16
     )

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import pickle
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -18,9 +21,11 @@ from blocks import (
     SoftmaxAttention,
     TokenMixer,
 )
+from sparsight.diffusion.export.standalone import standalone
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
-from sparsight.diffusion.students.modeling import load_class, pipeline_file, student_file
+from sparsight.diffusion.students.carried import CarriedFiles
+from sparsight.diffusion.students.modeling import CodeFile, load_class, pipeline_file, student_file
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import finalize, replace
 from sparsight.testing import SITE
@@ -53,11 +58,21 @@ def define(folder: Path, name: str, text: str) -> type[TokenMixer]:
     """A mixer class defined by a file of its own."""
     path = folder / f"{name.lower()}.py"
     path.write_text(text)
+    return vars(define_module(path))[name]
+
+
+def define_module(path: Path) -> Any:
     module = ModuleType(path.stem)
     module.__file__ = str(path)
     sys.modules[path.stem] = module
-    exec(compile(text, str(path), "exec"), module.__dict__)
-    return getattr(module, name)
+    exec(compile(path.read_text(), str(path), "exec"), module.__dict__)
+    return module
+
+
+def carried(code: CodeFile, folder: Path) -> CarriedFiles:
+    """The files of a code file that was run."""
+    load_class(code, folder)
+    return sys.modules[code.stem].FILES
 
 
 def test_the_shipped_mixers_fit_in_one_file_that_needs_no_other(tmp_path: Path) -> None:
@@ -65,10 +80,10 @@ def test_the_shipped_mixers_fit_in_one_file_that_needs_no_other(tmp_path: Path) 
     code = student_file(mixers, "UNet2DConditionModel")
     assert code == student_file(list(reversed(mixers)), "UNet2DConditionModel")
     assert code.stem != student_file(mixers[:2], "UNet2DConditionModel").stem
-    found = [line for line in code.text.splitlines() if line.startswith(("import ", "from "))]
+    found = [line for line in code.text.splitlines() if line.lstrip().startswith(("import ", "from "))]
     packages = {line.split()[1].split(".")[0] for line in found}
-    assert packages <= sys.stdlib_module_names | {"torch", "diffusers"}
-    assert found.count("from diffusers import UNet2DConditionModel") == 1
+    assert packages <= sys.stdlib_module_names | {"diffusers"}, "diffusers asks for every package that it finds"
+    assert found.count("from diffusers import ModelMixin, UNet2DConditionModel") == 1
 
 
 @pytest.mark.parametrize("mixer", [NeighborhoodAttention, LinearAttention])
@@ -86,6 +101,17 @@ def test_the_travelling_class_answers_like_the_original(tmp_path: Path, mixer: t
         torch.testing.assert_close(model.eval()(**inputs).sample, denoiser(**inputs).sample)
 
 
+def test_a_student_is_saved_with_its_code_after_the_file_is_gone(tmp_path: Path) -> None:
+    denoiser = tiny.dit().eval()
+    replace(denoiser, NeighborhoodAttention)
+    model = standalone(denoiser, tmp_path / "cache")
+    (code,) = (tmp_path / "cache").iterdir()
+    text = code.read_bytes()
+    code.unlink()
+    model.save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / code.name).read_bytes() == text
+
+
 @pytest.mark.parametrize("kind", PIXEL_PIPELINES)
 def test_running_the_file_again_leaves_what_exists_alone(tmp_path: Path, kind: str) -> None:
     code = pipeline_file(kind)
@@ -100,10 +126,123 @@ def test_running_the_file_again_leaves_what_exists_alone(tmp_path: Path, kind: s
 def test_a_users_mixer_travels(tmp_path: Path) -> None:
     mixer = define(tmp_path, "Wave", MIXER.format(name="Wave"))
     code = student_file([mixer], "DiTTransformer2DModel")
-    assert "'wave.Wave': Wave" in code.text and str(tmp_path) not in code.text
-    load_class(code, tmp_path / "out")
-    travelled = sys.modules[code.stem].Wave(SITE)
-    assert torch.equal(travelled(torch.ones(1, 64, 16), Grid(8, 8)), torch.full((1, 64, 16), 2.0))
+    assert "'wave.Wave': FILES" in code.text and str(tmp_path) not in code.text
+    travelled = carried(code, tmp_path / "out").get("wave.Wave")
+    assert torch.equal(travelled(SITE)(torch.ones(1, 64, 16), Grid(8, 8)), torch.full((1, 64, 16), 2.0))
+
+
+def test_carried_files_are_modules_that_can_be_read_and_pickled(tmp_path: Path) -> None:
+    files = carried(student_file([NeighborhoodAttention], "DiTTransformer2DModel"), tmp_path)
+    travelled = files.get("blocks.neighborhood_attention.NeighborhoodAttention")
+    assert travelled is not NeighborhoodAttention and not issubclass(travelled, TokenMixer)
+    assert inspect.getsource(travelled.mix) == inspect.getsource(NeighborhoodAttention.mix)
+    site = files.get("blocks.base.Site")("", 16, 2, 8, files.get("blocks.base.Grid")(8, 8))
+    assert type(pickle.loads(pickle.dumps(travelled(site)))) is travelled
+    with pytest.raises(ValueError, match="kernel_size") as error:
+        travelled(site, kernel_size=0)
+    assert "raise ValueError" in str(error.traceback[-1].statement)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from blocks.neighborhood_attention import NeighborhoodAttention as Other",
+        "import blocks.neighborhood_attention",
+        "import blocks.neighborhood_attention as other",
+        "from blocks import neighborhood_attention",
+        "from blocks import NeighborhoodAttention",
+        "from blocks.base import *",
+        "import helpers_of_late",
+        "from helpers_of_late import double",
+        "from package_of_late import part",
+        "from package_of_late.part import triple",
+        "import package_of_late.part as p",
+    ],
+)
+def test_what_a_file_imports_of_blocks_and_beside_it_travels(tmp_path: Path, line: str) -> None:
+    (tmp_path / "helpers_of_late.py").write_text(
+        "from package_of_late.part import triple\ndef double(x): return 2 * x\n"
+    )
+    (tmp_path / "package_of_late").mkdir()
+    (tmp_path / "package_of_late" / "__init__.py").write_text("raise RuntimeError('not needed')\n")
+    (tmp_path / "package_of_late" / "part.py").write_text("from .other import *\ndef triple(x): return 3 * x\n")
+    (tmp_path / "package_of_late" / "other.py").write_text("import blocks.base\nbase = blocks.base.Grid\n")
+    late, top = ("pass", line) if "*" in line else (line, "")  # stars are for the top of a file
+    text = f"{MIXER.format(name='Late')}\n\ndef late():\n    {late}\n    return locals()\n\n\n{top}\n"
+    mixer = define(tmp_path, "Late", text)
+    files = carried(student_file([mixer], "DiTTransformer2DModel"), tmp_path / "out")
+    for found in files.get("late.late")().values():
+        name = found.__name__ if inspect.ismodule(found) else found.__module__
+        assert f"{name}.".startswith(f"{files.package}."), f"{name} is the installed one"
+
+
+def test_files_of_one_name_and_other_content_live_side_by_side(tmp_path: Path) -> None:
+    """Versions of a helper that registers an operation, as this process knows it and as exports carry it."""
+    text = """
+import torch
+from torch import Tensor
+from blocks.ops.names import op_name
+
+NAME = op_name(__name__, "times")
+
+@torch.library.custom_op(NAME, mutates_args=())
+def times(x: Tensor) -> Tensor:
+    return x * {factor}
+"""
+    use = "from factor_op import times\n" + MIXER.format(name="Scaled").replace("2 * x", "times(x)")
+    use = use.replace("from factor_op import times\n", "", 1).replace(
+        "from torch", "from factor_op import times\nfrom torch", 1
+    )
+    answers, names = [], []
+    for factor in (3, 5, 3):
+        folder = tmp_path / f"of_{factor}_{len(answers)}"
+        folder.mkdir()
+        (folder / "factor_op.py").write_text(text.format(factor=factor))
+        own = define_module(folder / "factor_op.py")
+        mixer = define(folder, "Scaled", use)
+        files = carried(student_file([mixer], "DiTTransformer2DModel"), folder / "out")
+        travelled, grid = files.get("scaled.Scaled"), Grid(8, 8)
+        answers.append((float(mixer(SITE)(torch.ones(1), grid)), float(travelled(SITE)(torch.ones(1), grid))))
+        names.append((own.NAME, files.get("factor_op.NAME")))
+        if len(names) == 1:
+            first = travelled
+    assert answers == [(3, 3), (5, 5), (3, 3)]
+    assert float(first(SITE)(torch.ones(1), grid)) == 3
+    assert len({*names[0], *names[1]}) == 4 and names[2] == names[0]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'torch.library.custom_op("mine::scan", mutates_args=())(helper)',
+        'torch.library.define("mine::scan", "(Tensor x) -> Tensor")',
+        'torch.library.Library("mine", "DEF")',
+    ],
+)
+def test_operations_under_fixed_names_are_refused(tmp_path: Path, line: str) -> None:
+    mixer = define(tmp_path, "Fixed", good := MIXER.format(name="Fixed"))
+    (tmp_path / "fixed.py").write_text(f"import torch\n{good}\n\ndef register():\n    {line}\n")
+    with pytest.raises(ValueError, match=r"fixed\.py registers 'mine.*op_name"):
+        student_file([mixer], "DiTTransformer2DModel")
+
+
+def test_an_optional_kernel_travels_and_falls_back_with_one_warning(tmp_path: Path) -> None:
+    text = """
+from blocks.ops.optional import optional_package
+
+try:
+    import kernel_that_nobody_has
+except ImportError:
+    kernel_that_nobody_has = None
+""" + MIXER.format(name="Fast").replace(
+        "2 * x", "2 * x if optional_package('kernel_of_nobody') is None else x"
+    ).replace("from __future__ import annotations", "")
+    mixer = define(tmp_path, "Fast", text + "\n\ndef fast(x):\n    import numpy, kernel_of_nobody\n")
+    travelled = carried(student_file([mixer], "DiTTransformer2DModel"), tmp_path / "out").get("fast.Fast")(SITE)
+    with pytest.warns(UserWarning, match="without kernel_of_nobody the slower form") as warned:
+        for _ in range(2):
+            assert float(travelled(torch.ones(1), Grid(8, 8))) == 2
+    assert len(warned) == 1
 
 
 @pytest.mark.parametrize(
@@ -111,28 +250,48 @@ def test_a_users_mixer_travels(tmp_path: Path) -> None:
     [
         "import numpy as np",
         "from torchvision.ops import nms",
-        "from blocks import DeltaConvBlock",
-        "from blocks.softmax_attention import SoftmaxAttention",
-        "from blocks.base import Site as Place",
-        "from .helpers import something",
-        "import blocks.base",
+        "from .nothing_there import something",
+        "import sparsight.testing",
+        "from callbacks import ExportAtEnd",
+        "if True: import numpy",
+        "try: import numpy\nexcept ValueError: pass",
+        "try: pass\nexcept ImportError: import numpy",
+        "class Inner:\n    import numpy",
+        "def late():\n    import sparsight.testing",
     ],
 )
 def test_other_imports_are_refused_by_name(tmp_path: Path, line: str) -> None:
     good = MIXER.format(name="Carrier")
     mixer = define(tmp_path, "Carrier", good)
-    (tmp_path / "carrier.py").write_text(f"{good}\n\ndef late() -> None:\n    {line}\n")
-    with pytest.raises(ValueError, match=rf"carrier\.py imports {line.split()[1]} .*may import the standard library"):
+    (tmp_path / "carrier.py").write_text(f"{good}\n\n{line}\n")
+    with pytest.raises(
+        ValueError, match=r"carrier\.py imports (numpy|torchvision|nothing|sparsight|callbacks).*may import"
+    ):
         student_file([mixer], "DiTTransformer2DModel")
 
 
-def test_equal_names_in_two_files_are_refused(tmp_path: Path) -> None:
-    first, second = (define(tmp_path, name, MIXER.format(name=name)) for name in ("First", "Second"))
-    with pytest.raises(ValueError, match=r"first\.py and second\.py both define 'helper'"):
-        student_file([first, second], "DiTTransformer2DModel")
-    shadowing = define(tmp_path, "Place", MIXER.format(name="Place") + "\n\ndef put() -> None: ...\n")
-    with pytest.raises(ValueError, match=r"place\.py and sparsight/diffusion/surgery/replace\.py both define 'put'"):
-        student_file([shadowing], "DiTTransformer2DModel")
+def test_equal_names_in_two_files_are_two_things(tmp_path: Path) -> None:
+    first, second = (
+        define(tmp_path, name, MIXER.format(name=name).replace("2 * x", f"{factor} * x"))
+        for name, factor in (("First", 4), ("Second", 7))
+    )
+    files = carried(student_file([first, second], "DiTTransformer2DModel"), tmp_path / "out")
+    for name, factor in (("first.First", 4), ("second.Second", 7)):
+        assert float(files.get(name)(SITE)(torch.ones(1), Grid(8, 8))) == factor
+
+
+def test_two_files_for_one_module_are_refused(tmp_path: Path) -> None:
+    mixers = []
+    for folder in (tmp_path / "a", tmp_path / "b"):
+        folder.mkdir()
+        (folder / "shared_helper.py").write_text("")
+        mixers.append(
+            define(folder, folder.name.upper(), "import shared_helper\n" * 0 + MIXER.format(name=folder.name.upper()))
+        )
+        file = folder / f"{folder.name}.py"
+        file.write_text(file.read_text() + "\n\ndef late():\n    import shared_helper\n")
+    with pytest.raises(ValueError, match="both the module shared_helper"):
+        student_file(mixers, "DiTTransformer2DModel")
 
 
 def test_classes_without_a_file_of_their_own_are_refused() -> None:

@@ -1,0 +1,1 @@
+"""Operations that mixers share: one file each, or a folder where one has several forms."""

@@ -1,0 +1,23 @@
+"""Packages with fast kernels, which may or may not be there."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from importlib import import_module
+from types import ModuleType
+
+
+@functools.cache
+def optional_package(name: str) -> ModuleType | None:
+    """A package, or ``None`` with one warning if it is missing or broken; ask for it outside of compiled code.
+
+    Args:
+        name: What is imported, e.g. ``natten``.
+    """
+    try:
+        return import_module(name)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # binaries for another torch or device
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        warnings.warn(f"without {name} the slower form in plain torch is used: {reason[0]}", stacklevel=2)
+        return None
