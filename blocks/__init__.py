@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from blocks.base import AttentionWeights, CoreMixer, FeatureMixer, Grid, Site, SiteSamples, TokenMixer
+from blocks.base import (
+    AttentionWeights,
+    CoreMixer,
+    FeatureMixer,
+    Grid,
+    Site,
+    SiteSamples,
+    SoftmaxMixer,
+    TokenMixer,
+)
 from blocks.delta_conv import DeltaConvBlock
 from blocks.linear_attention import LinearAttention
 from blocks.neighborhood_attention import NeighborhoodAttention
@@ -21,5 +30,6 @@ __all__ = [
     "Site",
     "SiteSamples",
     "SoftmaxAttention",
+    "SoftmaxMixer",
     "TokenMixer",
 ]

@@ -156,6 +156,19 @@ class CoreMixer(TokenMixer):
         """Mix tokens: ``q``, ``k``, ``v`` are (B, h, N, d), and so is the result; ``scale`` is the teacher's."""
 
 
+class SoftmaxMixer(CoreMixer):
+    """A core mixer whose weights are one softmax over keys that it chooses or makes: it can be merged with others."""
+
+    @abstractmethod
+    def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> tuple[Tensor, Tensor]:
+        """Mix as :meth:`mix` does, and tell the mass of the keys.
+
+        Returns:
+            Output (B, h, N, d), and the log-sum-exp of each query's logits (B, h, N, 1) in fp32: minus infinity where a
+            query sees no key. See :func:`blocks.ops.partial.merge`.
+        """
+
+
 class FeatureMixer(TokenMixer):
     """A mixer of the normalised hidden state itself; it uses none of the teacher's projections."""
 

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blocks.base import CoreMixer, Grid, Site
+from blocks.base import Grid, Site, SoftmaxMixer
+from blocks.ops.partial import Partial, attend
 
 
-class NeighborhoodAttention(CoreMixer):
+class NeighborhoodAttention(SoftmaxMixer):
     """Softmax attention over the window of ``kernel_size`` tokens a side around each query.
 
     Args:
@@ -46,6 +47,10 @@ class NeighborhoodAttention(CoreMixer):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """Neighbourhood attention of (B, h, N, d) tensors; memory grows with N^2."""
         return F.scaled_dot_product_attention(q, k, v, attn_mask=self.mask(grid, q.device), scale=scale)
+
+    def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
+        """Neighbourhood attention with its log-sum-exp; memory grows with N^2."""
+        return attend(q, k, v, scale, self.mask(grid, q.device))
 
     def mask(self, grid: Grid, device: torch.device | None = None) -> Tensor:
         """Which keys (second axis) each query (first axis) attends to: boolean (N, N), row-major tokens."""

@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from blocks.base import CoreMixer, Grid, Site
+from blocks.base import Grid, Site, SoftmaxMixer
+from blocks.ops.partial import Partial, attend
 
 
-class SoftmaxAttention(CoreMixer):
+class SoftmaxAttention(SoftmaxMixer):
     """Full softmax attention over all tokens of the grid; equal to the teacher up to rounding."""
 
     @classmethod
@@ -26,3 +27,7 @@ class SoftmaxAttention(CoreMixer):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """Softmax attention of (B, h, N, d) tensors."""
         return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+    def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
+        """Full softmax attention with its log-sum-exp; memory grows with N^2."""
+        return attend(q, k, v, scale)

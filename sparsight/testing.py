@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blocks.base import AttentionWeights, CoreMixer, FeatureMixer, Grid, Site, SiteSamples, TokenMixer
+from blocks.base import AttentionWeights, CoreMixer, FeatureMixer, Grid, Site, SiteSamples, SoftmaxMixer, TokenMixer
 
 SITE = Site("transformer_blocks.0.attn1", channels=16, heads=2, head_dim=8, grid=Grid(8, 8))
 GRIDS = (Grid(8, 8), Grid(5, 9), Grid(7, 3), Grid(1, 6), Grid(1, 1))
@@ -57,6 +57,7 @@ def check_mixer(
             if transposable:
                 _check_transposition(mixer, grid, tolerance)
             _check_exact_limit(mixer, grid, tolerance)
+            _check_mass(mixer, grid, tolerance)
         _check_gradients(mixer, grids[0])
         _check_determinism(mixer, grids[0])
         _check_copies(mixer, factory(site), grids[0])
@@ -176,6 +177,24 @@ def _transpose(tokens: Tensor, grid: Grid) -> Tensor:
     return tokens.unflatten(-2, (grid.height, grid.width)).transpose(-2, -3).flatten(-3, -2)
 
 
+def _check_mass(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
+    """What is told of a softmax's mass belongs to its weights: its gradient in a query is scale times the mean key."""
+    if not isinstance(mixer, SoftmaxMixer):
+        return
+    q, k, v = random_inputs(mixer, grid)
+    q.requires_grad_()
+    scale = mixer.site.head_dim**-0.5
+    output, lse = mixer.partial(q, k, v, grid, scale)
+    expected = (*output.shape[:-1], 1)
+    assert lse.shape == expected, f"{grid}: log-sum-exp of shape {tuple(lse.shape)}, {expected} is needed"
+    assert lse.dtype == torch.float32, f"{grid}: log-sum-exp in {lse.dtype}, float32 is needed"
+    error = relative_l2(output, mixer.mix(q, k, v, grid, scale))
+    assert error <= tolerance, f"{grid}: partial and mix differ (relative L2 {error:.2e})"
+    (gradient,) = torch.autograd.grad(lse.sum(), q)
+    error = relative_l2(gradient, scale * mixer.partial(q, k, k, grid, scale)[0])
+    assert error <= tolerance, f"{grid}: the log-sum-exp is not that of the weights (relative L2 {error:.2e})"
+
+
 @torch.no_grad()
 def _check_exact_limit(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
     """At the declared exact limit the mixer is the teacher's attention."""
@@ -193,6 +212,12 @@ def _check_exact_limit(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
         inputs, expected = [samples.inputs], samples.outputs
     error = relative_l2(apply_mixer(exact, inputs, grid), expected)
     assert error <= tolerance, f"{grid}: not the teacher at its exact limit {options} (relative L2 {error:.2e})"
+    if isinstance(exact, SoftmaxMixer):
+        scale = mixer.site.head_dim**-0.5
+        q, k, v = inputs
+        mass = exact.partial(q, k, v, grid, scale)[1]
+        error = relative_l2(mass, (q @ k.mT * scale).logsumexp(-1, keepdim=True))
+        assert error <= tolerance, f"{grid}: not the teacher's log-sum-exp at its exact limit (relative L2 {error:.2e})"
 
 
 def _check_gradients(mixer: TokenMixer, grid: Grid) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import pytest
@@ -118,6 +119,24 @@ class ClaimsToBeExact(CoreMixer):
         return v + 0 * (q + k)
 
 
+class TellsNoMass(SoftmaxAttention):
+    def partial(self, q, k, v, grid, scale):
+        output, lse = super().partial(q, k, v, grid, scale)
+        return output, torch.zeros_like(lse) + 0 * lse
+
+
+class TellsTwiceTheKeys(SoftmaxAttention):
+    def partial(self, q, k, v, grid, scale):
+        output, lse = super().partial(q, k, v, grid, scale)
+        return output, lse + math.log(2)
+
+
+class MixesOtherwiseInParts(SoftmaxAttention):
+    def partial(self, q, k, v, grid, scale):
+        output, lse = super().partial(q, k, v, grid, 2 * scale)
+        return output, lse
+
+
 BROKEN = {
     MixesBatch: "mixed with each other",
     DropsOut: "differ in train mode",
@@ -127,6 +146,9 @@ BROKEN = {
     CountsConstantFlops: "flops do not grow",
     LooksAtColumnsOnly: "transposed image",
     ClaimsToBeExact: "exact limit",
+    TellsNoMass: "log-sum-exp is not that of the weights|teacher's log-sum-exp",
+    TellsTwiceTheKeys: "teacher's log-sum-exp",
+    MixesOtherwiseInParts: "partial and mix differ|teacher's log-sum-exp",
 }
 
 
