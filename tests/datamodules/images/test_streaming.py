@@ -15,7 +15,6 @@ import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from PIL import Image
-from torch import multiprocessing as mp
 
 from datamodules import (
     CorruptRecord,
@@ -30,6 +29,7 @@ from datamodules.images.stream_dataset import SHARD_BITS, Position, StreamLoader
 from datamodules.record_dataset import TooManyCorruptRecords
 from sparsight.common.errors import ConfigurationError
 from tests.tiny_files import png, write_parquet, write_shard, write_tar
+from tests.tiny_processes import together
 
 
 class MemoryStream(RecordStream):
@@ -192,24 +192,16 @@ def test_training_resumes_with_the_next_batch(tmp_path: Path, workers: int) -> N
         assert first + rest == whole
 
 
-def _state_of_a_process(rank: int, port: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{port}", rank=rank, world_size=2)
+def _state_of_a_process(rank: int, folder: Path) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder / 'rendezvous'}", rank=rank, world_size=2)
     loader = loader_of(2, rank)
     before = captions(loader, 3)
     state = loader.state_dict()  # what process 0 writes must serve both
-    torch.save((before, captions(loader, 3), state), Path(folder) / f"{rank}.pt")
-    dist.destroy_process_group()
+    torch.save((before, captions(loader, 3), state), folder / f"{rank}.pt")
 
 
 def test_a_checkpoint_of_process_0_resumes_all_processes_and_others_start_the_next_pass(tmp_path: Path) -> None:
-    context = mp.get_context("fork")
-    arguments = (str(tmp_path / "rendezvous"), str(tmp_path))
-    processes = [context.Process(target=_state_of_a_process, args=(rank, *arguments)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
+    together(_state_of_a_process, tmp_path)
     saved = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     state = saved[0][2]
     for rank in range(2):
