@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
 
 # Read when the libraries are imported, so they are set before any test module is.
@@ -68,3 +69,10 @@ def _same_random_numbers() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled_before() -> None:
+    """A class that other tests compiled for other models has a graph for each, and `fullgraph` refuses the ninth."""
+    if "torch._dynamo" in sys.modules:
+        torch._dynamo.reset()
