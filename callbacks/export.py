@@ -129,4 +129,4 @@ def _config_of(trainer: Trainer) -> str | None:
     """The run's configuration, if the command made the trainer."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     saver = next((callback for callback in callbacks if isinstance(callback, SaveConfigCallback)), None)
-    return None if saver is None else saver.parser.dump(saver.config, skip_none=False)
+    return None if saver is None else saver.parser.dump(saver.config, skip_unset=False)

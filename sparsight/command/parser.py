@@ -55,6 +55,20 @@ class Parser(LightningArgumentParser):
         sys.stderr.write(f"{prog}: {in_one_line(message, known)}\nsee {prog} {help_option(message)}\n")
         self.exit(2)
 
+    def dump(self, *args: Any, **options: Any) -> str:
+        """A configuration as text; it is not checked again, as that was done when it was parsed and takes long."""
+        return super().dump(*args, **_without_check(options))
+
+    def save(self, *args: Any, **options: Any) -> None:
+        """A configuration as a file; it is not checked again, as that was done when it was parsed and takes long."""
+        super().save(*args, **_without_check(options))
+
+
+def _without_check(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of writing by their names of today; Lightning gives an older one."""
+    renamed = {"skip_unset" if name == "skip_none" else name: value for name, value in options.items()}
+    return {"skip_validation": True} | renamed
+
 
 @dataclass
 class _Complaint:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, Literal
 
@@ -397,11 +399,9 @@ def test_weights_alone_are_nothing_to_go_on_from(run: Path) -> None:
 
 
 def test_what_killed_processes_left_is_removed(run: Path) -> None:
-    process = os.fork()
-    if process == 0:
-        os._exit(0)
-    os.waitpid(process, 0)
-    left = run / "checkpoints" / f".last.{process}.part.ckpt"
+    ended = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    ended.wait()
+    left = run / "checkpoints" / f".last.{ended.pid}.part.ckpt"
     left.write_bytes(b"half")
     trainer(run, max_steps=4).fit(Line(), datamodule=data(run), resume=True)
     assert not left.exists()

@@ -13,7 +13,6 @@ import torch
 from lightning.pytorch import Trainer
 from PIL import Image
 from torch import Tensor
-from torch import multiprocessing as mp
 
 from datamodules import AspectBuckets, CachedLatentsDataModule, FolderRecords, IdxRecords, ImageDataModule
 from datamodules.images import latents
@@ -25,6 +24,7 @@ from sparsight.diffusion.model.encoding import encode_batches, text_of, text_ten
 from sparsight.diffusion.model.load import load_pipeline
 from tests import tiny
 from tests.tiny_files import save_images
+from tests.tiny_processes import server, together
 
 SIDE = 16
 FAMILIES = {
@@ -311,37 +311,29 @@ def test_a_run_that_was_killed_goes_on_and_damage_is_mended(
         assert_same(batch, expected)
 
 
-def _encode_in_a_process(teacher: str, folder: str, cache: str, together: Any, number: int) -> None:
-    torch.set_num_threads(1)
+def _encode_in_a_process(rank: int, teacher: str, folder: Path, cache: Path, barrier: Any) -> None:
     made: list[int] = []
 
     def counting(model: Any, batches: Any, **options: Any) -> dict[str, Tensor]:
         kept = list(batches)
         made.extend(int(index) for batch in kept for index in batch["index"])
         if len(made) == len(kept):
-            together.wait(300)  # neither has finished anything when the other begins
+            barrier.wait(300)  # neither has finished anything when the other begins
         return encode_batches(model, kept, **options)
 
     latents.encode_batches = counting
-    ready(teacher, images(Path(folder)), Path(cache), shard_size=1)
-    (Path(cache) / f"made_{number}.json").write_text(json.dumps(made))
+    ready(teacher, images(folder), cache, shard_size=1)
+    (cache / f"made_{rank}.json").write_text(json.dumps(made))
 
 
 def test_processes_that_start_together_share_the_work(teachers: dict[str, str], folder: Path, tmp_path: Path) -> None:
     (tmp_path / "cache").mkdir()
-    context = mp.get_context("fork")  # half a minute faster than importing everything anew
-    arguments = (teachers["sd"], str(folder), str(tmp_path / "cache"), context.Barrier(2))
-    processes = [context.Process(target=_encode_in_a_process, args=(*arguments, number)) for number in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(300)
-        assert process.exitcode == 0
+    together(_encode_in_a_process, teachers["sd"], folder, tmp_path / "cache", server().Barrier(2))
     made = [json.loads((tmp_path / "cache" / f"made_{number}.json").read_text()) for number in range(2)]
     assert sorted(made[0] + made[1]) == list(range(10)) and all(made)
-    together = ready(teachers["sd"], images(folder), tmp_path / "cache", shard_size=1)
+    shared = ready(teachers["sd"], images(folder), tmp_path / "cache", shard_size=1)
     alone = ready(teachers["sd"], images(folder), tmp_path / "alone", shard_size=1)
-    for batch, expected in zip(epochs(together.train_dataloader()), epochs(alone.train_dataloader()), strict=True):
+    for batch, expected in zip(epochs(shared.train_dataloader()), epochs(alone.train_dataloader()), strict=True):
         assert_same(batch, expected)
 
 
