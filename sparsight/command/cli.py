@@ -22,6 +22,7 @@ import lightning_modules  # noqa: F401
 from sparsight.command.arguments import INCLUDE, OURS, WITHOUT_DATA, resolve_configs, set_back
 from sparsight.command.checks.early_checks import FromFiles, check_early, names_files
 from sparsight.command.checks.empty_keys import check_empty_keys
+from sparsight.command.checks.plan_entries import check_plans
 from sparsight.command.mistakes import in_one_line
 from sparsight.command.parser import Parser
 from sparsight.command.quiet import quieten
@@ -108,6 +109,7 @@ class SparsightCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Parse, let data follow the module, and check what the configuration alone can tell."""
+        check_plans(sys.argv[1:])
         super().parse_arguments(parser, args)
         check_empty_keys(sys.argv[1:], self.config[self.config.subcommand])
         hand_over(self.config[self.config.subcommand])

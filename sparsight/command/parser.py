@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -32,6 +32,8 @@ CHOICE = re.compile(r"'([^']+)'")
 UNKNOWN = re.compile(r"unrecognized arguments: ([^\s=]+)|accept option '(.+?)'|invalid choice: '(.+?)'")
 CALLABLE = re.compile(r"Type (.+) expects a function or a callable class: (.+)")
 ITS_CLASS = re.compile(r"\.+ Got value: (?:Namespace\(|\{)'?class_path'?[=:] ?'(.+?)'.*$")
+MISSING = re.compile(r"the following arguments are required: (\w+)")
+BRACKET_OR_TEXT = re.compile(r"'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"|[\[\](){},]")
 REQUIRED = re.compile(r"the following arguments are required: \w+\.(data|model)")
 NOISE = re.compile(
     r"$|Does not validate|Errors:|Given value type|Expected a <class 'NoneType'>|Expected a path but|"
@@ -97,6 +99,8 @@ def in_one_line(message: str, known: Iterable[str] = ()) -> str:
     key = ".".join(_with_position(message, first)).replace("init_args.", "")
     if found := OPTION.match(first.text):
         return f"{key}.{found[1]}: {_no_option(found[1], first)}"
+    if found := MISSING.match(first.text):
+        return f"{key}.{found[1]} is missing"
     if found := OTHER_KIND.match(first.text):
         return f"{key}: {found[1]} is no {found[2]}"
     if found := NO_CLASS.match(first.text):
@@ -114,30 +118,40 @@ def in_one_line(message: str, known: Iterable[str] = ()) -> str:
 
 
 def _with_position(message: str, complaint: _Complaint) -> list[str]:
-    """The keys that lead to what is wrong, with its position where it lies in a list of dataclasses.
+    """The keys that lead to what is wrong, with its position where it lies in a list of objects.
 
     jsonargparse goes through a list in order and puts what it has made of an entry in its place, so that those before
     the wrong one are namespaces when it shows the list.
     """
-    kinds = [kind for kind in complaint.kinds if is_dataclass(named(kind))]
+    missing = MISSING.match(complaint.text)
     keys = []
     for key in complaint.keys:
         keys.append(key)
-        found = re.search(rf"'{re.escape(key)}': \[(?=\{{|{re.escape(MADE)})", message)
-        if found and kinds:
-            inside = _up_to_closing(message[found.end() :])
-            keys.append(str(max(inside.count(f"{MADE}'{kind}'") for kind in kinds)))
+        name = re.escape(key)
+        shown = [rf"'{name}': ", rf"key='{name}', val=", rf"\b{name}="] + (
+            ["Given value: "] if len(complaint.keys) == 1 else []
+        )
+        found = re.search(rf"(?:{'|'.join(shown)})\[(?=\{{|{re.escape(MADE)})", message)
+        entries = _entries(message[found.end() :]) if found else []
+        wrong = (
+            missing and re.search(rf"\b{missing[1]}=None\b", entry) if entry.startswith(MADE) else True
+            for entry in entries
+        )
+        keys += [str(position) for position, is_wrong in enumerate(wrong) if is_wrong][:1]
     return keys
 
 
-def _up_to_closing(text: str) -> str:
-    """Text up to the bracket that closes the one before it."""
-    depth = 1
-    for position, letter in enumerate(text):
-        depth += (letter == "[") - (letter == "]")
-        if depth == 0:
-            return text[:position]
-    return text
+def _entries(text: str) -> list[str]:
+    """Entries of a list as Python shows it, from behind its opening bracket."""
+    depth, start, entries = 0, 0, []
+    for found in BRACKET_OR_TEXT.finditer(text):
+        depth += (found[0] in "([{") - (found[0] in ")]}")
+        if depth < 0 or (depth == 0 and found[0] == ","):
+            entries.append(text[start : found.start()].strip())
+            start = found.end()
+        if depth < 0:
+            break
+    return entries
 
 
 def help_option(message: str) -> str:

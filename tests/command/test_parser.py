@@ -37,7 +37,7 @@ TUNING = "lightning_modules.SparseLayerTuning"
             None,
         ),
         (["fit", *DEMO, "--model.layers.ratio", "x"], "model.layers.ratio: expected float, got 'x'", None),
-        (["fit", *DEMO, "--model.stages", "[{steps: x}]"], "model.stages.steps: expected int, got 'x'", None),
+        (["fit", *DEMO, "--model.stages", "[{steps: x}]"], "model.stages.0.steps: expected int, got 'x'", None),
         (
             ["fit", *DEMO, "--trainer.callbacks+=callbacks.Foo"],
             "trainer.callbacks: there is no class 'callbacks.Foo'$",

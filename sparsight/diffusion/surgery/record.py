@@ -101,9 +101,20 @@ def apply_record(denoiser: nn.Module, record: Mapping[str, Any], *, trust_remote
     recorded = record.get("sites")
     if not (isinstance(recorded, Mapping) and recorded):
         raise ValueError("the record of mixers is damaged: it has no sites")
-    made = {path: mixer_from(entry, trust_remote_code=trust_remote_code) for path, entry in recorded.items()}
+    made = {path: _mixer_at(path, entry, trust_remote_code=trust_remote_code) for path, entry in recorded.items()}
     replace(denoiser, lambda site: made[site.path], SiteSelection(include=list(recorded)))
     finalize(denoiser)
+
+
+def _mixer_at(path: str, entry: Any, *, trust_remote_code: bool) -> TokenMixer:
+    wanted = ("class_path", "options", "site")
+    keys = entry.keys() if isinstance(entry, Mapping) else ()
+    wrong = [f"no {key}" for key in wanted if key not in keys] + [
+        f"an unknown {key}" for key in keys if key not in wanted
+    ]
+    if wrong:
+        raise ValueError(f"the record of mixers is damaged: its entry for {path} has {', '.join(wrong)}")
+    return mixer_from(entry, trust_remote_code=trust_remote_code)
 
 
 def mixer_from(entry: Mapping[str, Any], *, trust_remote_code: bool = False) -> TokenMixer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,8 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.export.delta import mount
 from sparsight.diffusion.measure.report import replacement_report
 from sparsight.diffusion.model.load import load_pipeline
-from sparsight.diffusion.surgery.plan import PlanEntry, assign
-from sparsight.diffusion.surgery.record import plan_config, plan_in, record_of
+from sparsight.diffusion.surgery.plan import PlanEntry, assign, check_entry
+from sparsight.diffusion.surgery.record import apply_record, plan_config, plan_in, record_of
 from sparsight.diffusion.surgery.replace import replace
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites
 from sparsight.diffusion.train.stages import Stage
@@ -227,15 +228,95 @@ WRONG: dict[str, tuple[Any, str]] = {
 }
 
 
+@pytest.mark.parametrize("form", ["config", "option"])
 @pytest.mark.parametrize("kind", WRONG)
 def test_mistakes_in_an_entry_are_told_with_its_position(
-    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    kind: str, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entry, message = WRONG[kind]
-    config = distillation_config(tmp_path, mixer=None, plan=[{"sites": BLOCKS[0], "mixer": MIXER}, entry])
+    plan = [{"sites": BLOCKS[0], "mixer": MIXER}, entry]
+    config = distillation_config(tmp_path, mixer=None, **({"plan": plan} if form == "config" else {}))
     with pytest.raises(SystemExit):
-        main(["fit", "--config", str(config)])
+        main(["fit", "--config", str(config), *([] if form == "config" else ["--model.plan", json.dumps(plan)])])
     assert re.match(rf"sparsight fit: model\.plan\.{message}", capsys.readouterr().err)
+
+
+HALF: dict[str, tuple[Any, str]] = {
+    "no mixer": ({"sites": "*"}, r"\.mixer is missing.* `mixer: null` to keep attention"),
+    "no sites": ({"mixer": None}, r"\.sites is missing.* a pattern"),
+    "nothing": ({}, r"\.sites is missing"),
+    "other key": ({"sites": "*", "mixer": MIXER, "weight": 2}, r"\.weight.*: an entry has sites and mixer"),
+    "misspelt mixer": ({"sites": "*", "mixr": MIXER}, r"\.mixr.*; did you mean mixer\?"),
+    "misspelt sites": ({"site": "*", "mixer": MIXER}, r"\.site.*; did you mean sites\?"),
+    "a text": ("DeltaConvBlock", r" is 'DeltaConvBlock'.*: an entry is a mapping"),
+    "a list": (["*", MIXER], r" is \['\*', .*: an entry is a mapping"),
+    "null": (None, r" is None.*: an entry is a mapping"),
+    "empty mixer": ({"sites": "*", "mixer": {}}, r"\.mixer is \{\}.*: give a class by class_path"),
+    "empty name": ({"sites": "*", "mixer": ""}, r"\.mixer is ''.*: give a class by class_path"),
+    "no class": ({"sites": "*", "mixer": {"init_args": {}}}, r"\.mixer is \{'init_args'.*: give a class"),
+    "several": ({"sites": "*", "mixer": [MIXER]}, r"\.mixer is \[.*: give a class by class_path"),
+    "misspelt options": ({"sites": "*", "mixer": {"class_path": "NoMixing", "init_arg": {}}}, r"\.mixer\.init_arg.*"),
+    "no such sites": ({"sites": 3, "mixer": MIXER}, r"\.sites is 3.*: give a pattern"),
+    "null sites": ({"sites": None, "mixer": MIXER}, r"\.sites is None.*: give a pattern"),
+    "empty sites": ({"sites": {}, "mixer": MIXER}, r"\.sites is \{\}.*: give a pattern"),
+    "sites in sites": ({"sites": [["*"]], "mixer": MIXER}, r"\.sites is \[\['\*'\]\].*: give a pattern"),
+}
+
+
+@pytest.mark.parametrize("kind", HALF)
+def test_an_entry_says_both_sites_and_mixer(kind: str) -> None:
+    entry, message = HALF[kind]
+    with pytest.raises(ConfigurationError, match=rf"^plan\.1{message}"):
+        check_entry(entry, "plan.1")
+
+
+@pytest.mark.parametrize("form", ["config", "later config", "option", "appended", "file", "model"])
+def test_a_mixer_left_out_is_refused_wherever_a_plan_is_written(form: str, tmp_path: Path) -> None:
+    whole, half = {"sites": BLOCKS[0], "mixer": MIXER}, {"sites": "*"}
+    plan = [whole, half]
+    model = {"class_path": "AttentionDistillation", "init_args": {"plan": plan}}
+    file = tmp_path / "plan.yaml"
+    config = distillation_config(tmp_path, mixer=None, plan=plan if form == "config" else [whole, whole])
+    more: list[str] = {
+        "config": [],
+        "later config": ["--config", str(file)],
+        "option": [f"--model.plan={json.dumps(plan)}"],
+        "appended": ["--model.plan+", json.dumps(half)],
+        "file": ["--model.plan", str(file)],
+        "model": ["--model", json.dumps(model)],
+    }[form]
+    file.write_text(yaml.safe_dump({"model": model} if form == "later config" else plan))
+    name = r"plan\+" if form == "appended" else r"plan\.1"
+    with pytest.raises(SystemExit, match=rf"^sparsight: model\.{name}\.mixer is missing in .*`mixer: null`"):
+        main(["fit", "--config", str(config), *more, "--print_config"])
+
+
+def test_attention_is_kept_where_an_entry_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = [{"sites": BLOCKS[0], "mixer": None}, {"sites": "*", "mixer": "NoMixing"}]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(distillation_config(tmp_path, mixer=None, plan=plan)), "--print_config"])
+    parsed = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["plan"]
+    assert parsed[0]["mixer"] is None and parsed[1]["mixer"]["class_path"].endswith("NoMixing")
+
+
+def test_entries_made_in_python_are_checked_too() -> None:
+    with pytest.raises(ConfigurationError, match=r"^plan\.1 is \{.*\}, not a PlanEntry"):
+        replace(tiny.dit(), [PlanEntry("*", DELTA), {"sites": "*", "mixer": DELTA}])  # type: ignore[list-item]
+    for sites, mixer in ((None, DELTA), ("*", "DeltaConvBlock"), ("*", {})):
+        with pytest.raises(ConfigurationError, match="of a plan's entry"):
+            PlanEntry(sites, mixer)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("broken", [{"mixr": 1}, {"options": ...}, {"class_path": ...}, "NoMixing", None])
+def test_a_damaged_entry_of_a_record_is_told_with_its_site(broken: Any) -> None:
+    denoiser = tiny.dit()
+    replace(denoiser, DELTA)
+    record = record_of(denoiser)
+    whole = record["sites"][BLOCKS[1]]
+    entry = {k: v for k, v in (whole | broken).items() if v is not ...} if isinstance(broken, dict) else broken
+    record["sites"][BLOCKS[1]] = entry
+    with pytest.raises(ValueError, match=rf"damaged: its entry for {re.escape(BLOCKS[1])} has "):
+        apply_record(tiny.dit(), record)
 
 
 def test_what_mixers_refuse_is_told_with_the_position_of_their_entry(tmp_path: Path) -> None:
