@@ -9,6 +9,7 @@ Shape legend: B batch, T tokens, N answer tokens of the batch, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 IGNORED = -100
+_LABELS: ContextVar[Tensor | None] = ContextVar("labels", default=None)
+
+
+def labels_now() -> Tensor | None:
+    """Labels (B, T) of the pass that is being computed, which models do not get; none outside :func:`answer_losses`."""
+    return _LABELS.get()
 
 
 def answer_logits(model: PreTrainedModel, inputs: Mapping[str, Any], wanted_BT: Tensor) -> Tensor:
@@ -72,6 +79,10 @@ def answer_losses(model: PreTrainedModel, inputs: Mapping[str, Any], labels_BT: 
     """
     next_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)  # the logits of a token speak of the next one
     wanted_BT = next_BT != IGNORED
-    logits_NV = answer_logits(model, inputs, wanted_BT)
+    told = _LABELS.set(labels_BT)
+    try:
+        logits_NV = answer_logits(model, inputs, wanted_BT)
+    finally:
+        _LABELS.reset(told)
     losses_N = F.cross_entropy(logits_NV, next_BT[wanted_BT], reduction="none")
     return losses_N, torch.nonzero(wanted_BT)[:, 0]

@@ -1,0 +1,97 @@
+"""What does not go together: methods with each other, with a model, or with a way to generate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from blocks.edits.base import HeadEdit, MaskProgram
+from blocks.tokens.base import Edit, FeatureReducer, LayerPolicy
+from sparsight.common.plain import setting
+from sparsight.lvlm.methods.guard import RECURRENT
+from sparsight.lvlm.methods.kernels import KERNELS
+
+ONCE = {"num_beams": 1, "num_return_sequences": 1, "penalty_alpha": None, "prompt_lookup_num_tokens": None}
+
+
+def name_of(method: Edit) -> str:
+    """A method's name."""
+    return type(method).__name__
+
+
+def check_together(methods: Sequence[Edit]) -> None:
+    """See that methods can work together on any model.
+
+    Raises:
+        ValueError: Two exclude each other.
+    """
+    reducers = [method for method in methods if isinstance(method, FeatureReducer)]
+    policies = [method for method in methods if isinstance(method, LayerPolicy)]
+    if len(reducers) > 1:
+        raise ValueError(f"{' and '.join(map(name_of, reducers))} both reduce images: choose one")
+    for program in methods:
+        if isinstance(program, MaskProgram) and program.needs_grid and any(edit.merges for edit in reducers):
+            raise ValueError(f"{name_of(program)} needs the grid that {name_of(reducers[0])} merges away")
+    if len({policy.positions for policy in policies}) > 1:
+        told = ", ".join(f"{name_of(policy)} {policy.positions}" for policy in policies)
+        raise ValueError(f"policies count positions in different ways ({told}): set `positions` of all to one of them")
+    if any(policy.positions == "renumber" for policy in policies) and any(r.positions == "keep" for r in reducers):
+        raise ValueError(
+            f"{name_of(policies[0])} numbers positions anew, {name_of(reducers[0])} keeps gaps: set `positions` of "
+            "both to one of them"
+        )
+
+
+def check_model(methods: Sequence[Edit], config: Any, depth: int) -> None:
+    """See that methods can work on a model.
+
+    Args:
+        methods: All of a recipe.
+        config: Of its text model.
+        depth: Number of decoder layers.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    kernel = config._attn_implementation
+    if kernel not in KERNELS:
+        raise ValueError(f"recipes do not serve the attention kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
+    kinds = setting(config, "layer_types") or [""] * depth
+    for method in methods:
+        layers = [layer for layer in range(depth) if method.at(layer, depth)]
+        if not layers:
+            raise ValueError(f"{name_of(method)} is about none of the {depth} layers")
+        for layer in layers:
+            read = layer - 1 if isinstance(method, LayerPolicy) else layer
+            if read < 0:
+                raise ValueError(f"{name_of(method)} drops tokens before layer 0, before which there is no attention")
+            if isinstance(method, (LayerPolicy, HeadEdit)) and kinds[read] in RECURRENT:
+                raise ValueError(f"{name_of(method)} needs attention in layer {read}, which is of kind {kinds[read]}")
+    by_layer: dict[int, list[str]] = {}
+    for policy in (method for method in methods if isinstance(method, LayerPolicy)):
+        for layer in range(depth):
+            if policy.at(layer, depth):
+                by_layer.setdefault(layer, []).append(name_of(policy))
+    for layer, names in by_layer.items():
+        if len(names) > 1:
+            raise ValueError(f"{' and '.join(names)} both drop tokens before layer {layer}: give one another layer")
+
+
+def check_generation(options: Mapping[str, Any], config: Any) -> None:
+    """See that answers are generated one token after the other, behind a cache.
+
+    Args:
+        options: Of ``generate``.
+        config: What counts besides.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if options.get("use_cache", setting(config, "use_cache")) is False:
+        raise ValueError("methods would decide anew at every step: generate with use_cache=True under a recipe")
+    if options.get("assistant_model") is not None:
+        raise ValueError("assisted decoding takes tokens back, which a recipe does not follow")
+    for name, value in ONCE.items():
+        found = options.get(name, setting(config, name))
+        if found not in (None, value):
+            raise ValueError(f"a recipe follows one answer a prompt, token by token: leave {name} at {value}")

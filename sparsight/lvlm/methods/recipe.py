@@ -1,0 +1,107 @@
+"""Methods that work together in a model, which is left as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
+from typing import Any
+from weakref import WeakSet
+
+from torch import nn
+
+from blocks.edits.base import AttentionEdit, HeadEdit, MaskProgram
+from blocks.tokens.base import Edit, FeatureReducer, LayerPolicy
+from sparsight.lvlm.methods.conflicts import check_generation, check_model, check_together, name_of
+from sparsight.lvlm.methods.families import family_of
+from sparsight.lvlm.methods.installed import Installed
+from sparsight.lvlm.methods.kernels import around_kernel
+from sparsight.lvlm.model.bypass import replaced_forward
+from sparsight.lvlm.model.tower import find_parts
+
+ORDER = (FeatureReducer, MaskProgram, LayerPolicy, AttentionEdit, HeadEdit)
+_BUSY: WeakSet[nn.Module] = WeakSet()  # models with a recipe
+
+
+class Recipe:
+    """A list of methods, which work in the order of ``ORDER`` whatever their order in the list.
+
+    Images are reduced at the decoder's entrance; each layer then gets its mask, loses tokens, attends, and has its
+    heads changed. Several of a kind work in the order of the list.
+
+    Args:
+        methods: Of ``blocks.tokens`` and ``blocks.edits``, or of your own.
+
+    Raises:
+        ValueError: Two exclude each other.
+    """
+
+    def __init__(self, methods: Sequence[Edit]) -> None:
+        for method in methods:
+            if not isinstance(method, ORDER):
+                raise ValueError(f"{name_of(method)} is of none of the kinds {', '.join(k.__name__ for k in ORDER)}")
+        check_together(methods)
+        self.methods = sorted(methods, key=lambda method: next(n for n, k in enumerate(ORDER) if isinstance(method, k)))
+
+    def check(self, model: Any) -> None:
+        """See that the methods can work in a model.
+
+        Raises:
+            ValueError: Its family or attention kernel is not served, or a method needs what it does not have.
+        """
+        family_of(model.config)
+        parts = find_parts(model)
+        check_model(self.methods, model.config.get_text_config(decoder=True), len(parts.layers))
+
+    @contextmanager
+    def on(self, model: Any) -> Iterator[None]:
+        """Let a model work with the methods inside: forward, backward, and ``generate`` with a cache.
+
+        Labels, given to the model or to :func:`sparsight.lvlm.model.answers.answer_losses`, tell where the answer
+        begins; without them the whole text is the prompt. Outputs have the shape that they have without the methods.
+
+        Raises:
+            ValueError: As :meth:`check`, or the model has a recipe already.
+        """
+        if model in _BUSY:
+            raise ValueError("the model has a recipe already: put all methods into one")
+        self.check(model)
+        parts = find_parts(model)
+        work = Installed(self.methods, model, parts)
+        kernels = {config._attn_implementation for config in (work.config, *work.tower_configs)}
+        with ExitStack() as stack:
+            _BUSY.add(model)
+            stack.callback(_BUSY.discard, model)
+            stack.enter_context(work.pictures.watched())
+            stack.enter_context(_careful_generation(model))
+            stack.enter_context(_around(model, work.model))
+            stack.enter_context(_around(parts.decoder, work.decoder))
+            for number, layer in enumerate(parts.layers):
+                stack.enter_context(_around(layer, partial(work.layer, number)))
+            for kernel in kernels:
+                stack.enter_context(around_kernel(kernel, work.attend))
+            yield
+
+
+@contextmanager
+def _around(module: nn.Module, work: Callable[..., Any]) -> Iterator[None]:
+    """Let ``work(forward, ...)`` stand in for a module's forward."""
+    forward = module.forward
+    with replaced_forward(module, wraps(forward)(partial(work, forward))):
+        yield
+
+
+@contextmanager
+def _careful_generation(model: Any) -> Iterator[None]:
+    generate = model.generate
+
+    @wraps(generate)
+    def careful(*args: Any, **options: Any) -> Any:
+        check_generation(options, options.get("generation_config") or model.generation_config)
+        return generate(*args, **options)
+
+    vars(model)["generate"] = careful
+    try:
+        yield
+    finally:
+        del vars(model)["generate"]

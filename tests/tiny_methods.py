@@ -1,0 +1,54 @@
+"""Methods of recipes on the tiny image-text models: one of each, and what they are tried with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+from blocks.edits import HeadAblation, ModalityMutualAttention, VisualAttentionRedistribution
+from blocks.tokens import DivPrune, Edit, FasterVLM, FastV, PyramidDrop, RandomTokens, UniformTokens, VisionZip
+from tests.tiny_batches import alone
+from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
+
+SERVED = (
+    *("llava", "llava_qwen2", "llava_next", "llava_onevision", "fast_vlm", "paligemma", "gemma3", "internvl"),
+    *("qwen2_5_vl", "qwen3_vl", "qwen3_5", "lfm2_vl", "smolvlm", "idefics3"),
+)
+LOOKING = {"faster_vlm", "vision_zip"}  # into the vision tower
+PATCHWISE = ("llava", "llava_qwen2", "llava_next", "llava_onevision", "paligemma")  # a patch for each image token
+RENUMBERING = {"renumbered", "pyramid_drop"}
+SEVERAL_AXES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")  # of positions
+
+METHODS: dict[str, Callable[[], list[Edit]]] = {
+    "random": lambda: [RandomTokens()],
+    "renumbered": lambda: [UniformTokens(positions="renumber")],
+    "div_prune": lambda: [DivPrune(0.5)],
+    "faster_vlm": lambda: [FasterVLM(0.5)],
+    "vision_zip": lambda: [VisionZip(0.25, 0.25)],
+    "fast_v": lambda: [FastV(layer=3)],
+    "pyramid_drop": lambda: [PyramidDrop(layers=[3])],
+    "aki": lambda: [ModalityMutualAttention()],
+    "var": lambda: [VisualAttentionRedistribution([0, 3], tau=1.5, image=0.05, rho=0.1)],
+    "heads": lambda: [HeadAblation({2: [1, 3], 5: [0]})],
+    "five": lambda: [
+        HeadAblation({2: [1]}),
+        VisualAttentionRedistribution([0, 3], tau=1.5, image=0.05, rho=0.1),
+        FastV(layer=3),
+        ModalityMutualAttention(),
+        DivPrune(0.5),
+    ],
+}
+
+
+def is_served(family: str, name: str) -> bool:
+    """Whether a family has what a method needs."""
+    return (name not in LOOKING or family in PATCHWISE) and (name not in RENUMBERING or family not in SEVERAL_AXES)
+
+
+@cache
+def tried(family: str) -> tuple[Any, list[dict[str, Any]]]:
+    """A model, and two single samples of different lengths with an image each."""
+    model = tiny_lvlm(family)
+    inputs = tiny_inputs(family, model)
+    return model, [alone(inputs, row) for row in range(2)]
