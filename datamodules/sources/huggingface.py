@@ -173,6 +173,7 @@ class HuggingFaceRecords(RecordSource):
         from datasets import Image
 
         rows = self._load()
+        _check_words_are_kept(Path(self.path), [c for c in (self.caption_column, self.label_column) if c is not None])
         check_columns(rows.features, self)
         columns = [c for c in (self.image_column, self.caption_column, self.label_column) if c is not None]
         rows = rows.select_columns(list(dict.fromkeys(columns)))
@@ -181,12 +182,12 @@ class HuggingFaceRecords(RecordSource):
         self._read_labels(rows)
 
     def _load(self) -> Dataset:
-        from datasets import Dataset, load_dataset, load_from_disk  # slow to import: only when it is used
+        from datasets import Dataset, load_from_disk  # slow to import: only when it is used
 
         folder = Path(self.path)
         if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
             try:
-                return load_dataset(self.path, self.name, split=self.split, revision=self.revision)
+                return load_rows(self.path, self.name, split=self.split, revision=self.revision)
             except (ConnectionError, FileNotFoundError) as error:
                 raise FileNotFoundError(
                     f"data set {self.path!r} was found neither as a folder with data nor on the hub: {error}"
@@ -239,6 +240,44 @@ class HuggingFaceRecords(RecordSource):
         if Path(self.path).is_dir():
             return [Path(self.path).resolve()]
         return [Path(config.HF_DATASETS_CACHE).resolve(), Path(HF_HUB_CACHE).resolve()]
+
+
+def load_rows(path: str, name: str | None, *, revision: str | None, files: list[str] | None = None, **more: Any) -> Any:
+    """``datasets.load_dataset``, but that in CSV files only a blank cell is missing: ``NA`` and ``null`` may be names.
+
+    Args:
+        path: Hub id, folder, or kind of file.
+        name: Configuration of a data set that has several.
+        revision: Branch, tag or commit of a hub data set.
+        files: Files of that kind.
+        more: What else ``load_dataset`` takes, such as ``split``.
+    """
+    from datasets import load_dataset, load_dataset_builder
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    where: dict[str, Any] = {"data_files": files, "revision": revision}
+    if isinstance(load_dataset_builder(path, name, **where).config, CsvConfig):
+        more |= {"keep_default_na": False, "na_values": [""]}
+    return load_dataset(path, name, **where, **more)
+
+
+def _check_words_are_kept(folder: Path, columns: list[str]) -> None:
+    """Refuse words that ``datasets`` takes for missing in the tables beside pictures, where it has no option for it.
+
+    Raises:
+        ValueError: A table holds one in these columns.
+    """
+    import pandas
+
+    for table in sorted(folder.rglob("metadata.csv")) if folder.is_dir() else ():
+        given = pandas.read_csv(table, dtype=str, keep_default_na=False, na_values=[""])
+        missing = pandas.read_csv(table, dtype=str).isna()
+        for column in (each for each in columns if each in given):
+            if len(lost := given[column][missing[column]].dropna()):
+                raise ValueError(
+                    f"{table}: column {column!r} holds {lost.iloc[0]!r}, which datasets reads as missing: use "
+                    "FolderRecords, or write metadata.jsonl"
+                )
 
 
 class Columns(Protocol):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamodules.sources.files import FolderFiles
-from datamodules.sources.huggingface import check_columns
+from datamodules.sources.huggingface import check_columns, load_rows
 from datamodules.sources.identity import Part
 from datamodules.sources.labels import ClassNumbers, NotALabel, numbers_by_name, refuse_names
 from datamodules.sources.records import (
@@ -94,7 +94,7 @@ class HuggingFaceStream(RecordStream):
             find_files(self.files, what="files")
 
     def _open(self) -> None:
-        from datasets import Image, load_dataset  # slow to import: only when it is used
+        from datasets import Image  # slow to import: only when it is used
 
         found: list[str] | None = None
         if self.files is not None:
@@ -104,8 +104,8 @@ class HuggingFaceStream(RecordStream):
             names = FolderFiles(Path(self.path), refuse_outside=False).names
             self._files = [(name, Path(self.path, name)) for name in names]
         try:
-            rows = load_dataset(
-                self.path, self.name, data_files=found, split=self.split, revision=self.revision, streaming=True
+            rows = load_rows(
+                self.path, self.name, files=found, split=self.split, revision=self.revision, streaming=True
             )
         except (ConnectionError, FileNotFoundError) as error:
             raise FileNotFoundError(

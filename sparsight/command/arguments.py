@@ -54,8 +54,9 @@ def check_there(key: str, value: str) -> None:
     """See that a file or folder is there.
 
     Raises:
-        ConfigurationError: It is not; the message names those beside it that are nearly called so.
+        ConfigurationError: None is named, or it is not; the message names those beside it that are nearly called so.
     """
+    check_given(key, value)
     path = Path(value).expanduser()
     try:
         if path.exists():
@@ -65,6 +66,16 @@ def check_there(key: str, value: str) -> None:
         raise ConfigurationError(f"{key}: {value!r} cannot be read: {error.strerror}") from error
     close = [str(path.with_name(name)) for name in closest(path.name, beside)]
     raise ConfigurationError(f"{key}: {value!r} does not exist{suggestion(close)}")
+
+
+def check_given(key: str, value: str) -> None:
+    """Refuse a blank where a path is expected, such as what a shell makes of a variable that is not set.
+
+    Raises:
+        ConfigurationError: It is one, which would stand for the current folder, or be passed over.
+    """
+    if not value.strip():
+        raise ConfigurationError(f"{key} is empty: give a path, or leave it out")
 
 
 def config_folders() -> list[Path]:

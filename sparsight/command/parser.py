@@ -41,6 +41,10 @@ NOISE = re.compile(
 )
 NOT_GIVEN = ("LightningModule", "LightningDataModule")  # classes that stand for none
 MADE = "Namespace(class_path="  # begins what an entry of a list was made into
+CONTAINERS = {  # by the name of a type, however it is imported
+    "a list": ("list", "tuple", "set", "frozenset", "sequence", "collection", "iterable", "abstractset"),
+    "a mapping": ("dict", "mapping", "mutablemapping"),
+}
 _MOST_OPTIONS = 12  # of a class, to list them all
 
 
@@ -286,4 +290,7 @@ def _subclasses(base: Any) -> Iterator[type]:
 
 def _plain(kind: str) -> str:
     named = TYPE.match(kind)
-    return named[1] if named else kind.removeprefix("typing.")
+    name, space, rest = (named[1] if named else kind.removeprefix("typing.")).partition(" ")
+    last = name.rpartition(".")[2].lower()
+    words = next((words for words, kinds in CONTAINERS.items() if last in kinds), name)
+    return f"{words}{space}{rest}"

@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import Namespace
 
+from sparsight.command.arguments import check_arguments
+from sparsight.command.checks.early_checks import check_early
 from sparsight.command.checks.input_paths import check_inputs, needs_of
+from sparsight.common.errors import ConfigurationError
 from tests.tiny_files import png, write_files
 
 Config = dict[str, Any]
@@ -35,6 +39,8 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 GONE: list[tuple[Config, str]] = [
     (images(train=of("FolderRecords", root="ther")), r"^data\.train\.root: 'ther' does not exist; did you mean there"),
+    (images(train=of("FolderRecords", root="")), r"^data\.train\.root is empty: give a path, or leave it out"),
+    (images(train=of("TarRecords", files=["there.tar", " "])), r"^data\.train\.files is empty"),
     (images(train=of("FolderRecords", root="there.tar")), r"^data\.train\.root: there\.tar is a file; give a folder"),
     (images(train=of("TarRecords", files=["there.tar", "gone*"])), r"^data\.train\.files: there is no file gone\*"),
     (
@@ -57,6 +63,29 @@ GONE: list[tuple[Config, str]] = [
 def test_what_is_not_there_is_refused_by_its_key(data: Config, message: str) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         check_inputs(["fit", "--config", write("run.yaml", data)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key"),
+    [
+        (["fit", "--ckpt_path", ""], "ckpt_path"),
+        (["validate", "--ckpt_path= "], "ckpt_path"),
+        (["compare", "", "there.json"], "compare"),
+    ],
+)
+def test_a_blank_is_no_path(arguments: list[str], key: str) -> None:
+    """It is what a shell makes of a variable that is not set, and was passed over, or stood for the current folder."""
+    with pytest.raises(ConfigurationError, match=f"^{key} is empty: give a path, or leave it out"):
+        check_arguments(arguments)
+
+
+@pytest.mark.parametrize("key", ["ckpt_path", "output", "trainer.default_root_dir"])
+def test_a_blank_in_a_config_is_none_either(key: str) -> None:
+    config = Namespace(trainer=Namespace(default_root_dir="runs"), model=None, data=None)
+    check_early(config, "export")
+    config[key] = ""
+    with pytest.raises(ConfigurationError, match=f"^{key} is empty"):
+        check_early(config, "export")
 
 
 def test_it_may_stand_in_a_config_that_is_included() -> None:

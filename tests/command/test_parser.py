@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Union
 
 import pytest
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Trainer
 
 from sparsight.command.cli import SparsightCLI, main
@@ -101,6 +103,38 @@ def test_one_batch_is_not_all_of_them(
 def test_messages_of_an_unknown_form_are_kept_whole() -> None:
     assert in_one_line("all\n  is - not\nwell") == "all is - not well"
     assert in_one_line('Parser key "a":\n  it is so\n  and so') == "a: it is so; and so"
+
+
+class Containers:
+    """Options that hold several values."""
+
+    def __init__(
+        self,
+        tokens: Sequence[int] = (),
+        names: Collection[str] = (),
+        pair: tuple[int, int] | None = None,
+        sizes: Mapping[str, int] | None = None,
+        table: dict[str, int] | None = None,
+    ) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("--m.tokens=5", "m.tokens: expected a list, got '5'"),
+        ("--m.names=5", "m.names: expected a list, got '5'"),
+        ("--m.pair=[1, 2, 3]", "m.pair: expected a list with 2 elements, got '[1, 2, 3]'"),
+        ("--m.sizes=5", "m.sizes: expected a mapping, got '5'"),
+        ("--m.table=[1]", "m.table: expected a mapping, got '[1]'"),
+        ("--m.tokens=[one]", "m.tokens: expected int, got 'one'"),
+    ],
+)
+def test_lists_and_mappings_are_called_so(given: str, message: str) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Containers, "m")
+    with pytest.raises(ArgumentError) as error:
+        parser.parse_args([given])
+    assert in_one_line(str(error.value)) == message
 
 
 def test_options_are_gathered_for_the_verb_that_is_asked_for_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ from lightning.pytorch import Callback, Trainer
 
 from lightning_modules import SparseLayerTuning
 from sparsight.command.cli import main
+from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.model.load import load_lvlm
 from sparsight.lvlm.model.provenance import FILE, provenance, read_provenance
 from sparsight.lvlm.surgery.remove import remove_layers
+from sparsight.lvlm.train.unpruned import unpruned_model
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_processor
 from tests.tiny_tuning import SCORE, STAGE, checkpoint, pruning, tuning_config, with_callback
 
@@ -31,6 +34,14 @@ def folder(base: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def plain(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A run without options, whose checkpoints lie in ``folder``."""
+    folder = tmp_path_factory.mktemp("plain")
+    (folder / "base").symlink_to(base)
+    return SimpleNamespace(folder=folder, command=fit(folder))
+
+
 def fit(folder: Path, *arguments: str, **model: Any) -> Any:
     return main(["fit", "--config", str(tuning_config(folder, **model)), *arguments])
 
@@ -40,8 +51,8 @@ def changed(cli: Any, base: Path) -> set[str]:
     return {name for name, value in cli.model.model.state_dict().items() if not torch.equal(value, before[name])}
 
 
-def test_chosen_layers_and_projector_move_and_nothing_else(folder: Path, base: Path) -> None:
-    cli = fit(folder)
+def test_chosen_layers_and_projector_move_and_nothing_else(plain: Any, base: Path) -> None:
+    cli = plain.command
     moved = changed(cli, base)
     assert {name.split(".")[3] for name in moved if ".language_model." in name} == {"1", "4"}
     assert {name.split(".")[1] for name in moved} == {"language_model", "multi_modal_projector"}
@@ -49,10 +60,9 @@ def test_chosen_layers_and_projector_move_and_nothing_else(folder: Path, base: P
     assert set(cli.trainer.callback_metrics) >= {"train/loss", "val/loss", "val/visual", "val/text"}
 
 
-def test_checkpoints_hold_what_was_trained_and_say_of_which_model(folder: Path) -> None:
-    cli = fit(folder)
-    saved = torch.load(checkpoint(folder, 4), weights_only=True)
-    assert set(saved["state_dict"]) == cli.model.trained_names()
+def test_checkpoints_hold_what_was_trained_and_say_of_which_model(plain: Any, folder: Path) -> None:
+    saved = torch.load(checkpoint(plain.folder, 4), weights_only=True)
+    assert set(saved["state_dict"]) == plain.command.model.trained_names()
     assert saved["hyper_parameters"]["selected_layers"] == saved["sparsight"]["layers"] == [1, 4]
     other = save_tiny_lvlm(folder / "other", "fast_vlm", rms_norm_eps=1e-3)
     weights = load_lvlm(str(other))
@@ -61,7 +71,7 @@ def test_checkpoints_hold_what_was_trained_and_say_of_which_model(folder: Path) 
     weights.save_pretrained(other)
     config = str(tuning_config(folder, base=str(other)))
     with pytest.raises(SystemExit, match="another model"):
-        main(["validate", "--config", config, "--ckpt_path", str(checkpoint(folder, 4))])
+        main(["validate", "--config", config, "--ckpt_path", str(checkpoint(plain.folder, 4))])
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.5}], ids=["full", "dropout"])
@@ -70,7 +80,7 @@ def test_resuming_is_bitwise(folder: Path, lora: object) -> None:
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}}
     options: dict[str, Any] = {"stages": stages, "optimizer": optimizer, "lora": lora}
     whole = fit(folder, **options)
-    for step in (1, 2, 3) if lora is None else (1,):
+    for step in (2, 3) if lora is None else (1,):  # between the stages, and inside of each
         run = f"again{step}"
         resume = ["--ckpt_path", str(checkpoint(folder, step)), f"--trainer.default_root_dir={folder / run}"]
         again = fit(folder, *resume, **options)
@@ -80,10 +90,13 @@ def test_resuming_is_bitwise(folder: Path, lora: object) -> None:
 
 def test_a_stage_trains_its_parts_with_their_learning_rates(folder: Path, base: Path) -> None:
     first = STAGE | {"steps": 2, "train": ["projector"], "projector_lr": 0.5}
-    cli = fit(folder, "--trainer.max_steps=2", stages=[first, STAGE | {"projector_lr": 0.01}])
-    assert {name.split(".")[1] for name in changed(cli, base)} == {"multi_modal_projector"}
-    assert [group["lr"] for group in cli.trainer.optimizers[0].param_groups] == [0.5]
     cli = fit(folder, stages=[first, STAGE | {"projector_lr": 0.01}])
+    early = torch.load(checkpoint(folder, 1), weights_only=True)
+    before = load_lvlm(str(base)).state_dict()
+    kept = {name.removeprefix("model."): value for name, value in early["state_dict"].items()}
+    moved = {name.split(".")[1] for name, value in kept.items() if not torch.equal(value, before[name])}
+    assert moved == {"multi_modal_projector"}
+    assert [group["lr"] for group in early["optimizer_states"][0]["param_groups"]] == [0.5]
     groups = {group["name"]: group["lr"] for group in cli.trainer.optimizers[0].param_groups}
     assert groups == {"layers": 0.05, "projector": 0.01}
     assert cli.trainer.global_step == 6
@@ -116,6 +129,7 @@ def test_no_backward_pass_below_the_lowest_tuned_layer(folder: Path, caplog: pyt
     with caplog.at_level("INFO"):
         cli = fit(folder, "--trainer.max_steps=1", stages=[STAGE | {"train": ["layers"]}])
     assert "nothing is trained below layer 1" in caplog.text
+    assert "(vision tower " in caplog.text  # of the predicted step, as no features are kept
     seen = []
     for index in (0, 1, 2):
         cli.model.parts.layers[index].register_forward_hook(lambda _m, _i, out: seen.append(out.requires_grad))
@@ -134,15 +148,11 @@ def test_low_precision_of_the_frozen_part_needs_mixed_precision(folder: Path) ->
     assert {dtype for name, dtype in kinds.items() if name not in cli.model.trained_names()} == {torch.bfloat16}
 
 
-def test_kept_vision_features_change_nothing(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level("INFO"):
-        plain = fit(folder)
-    assert "(vision tower " in caplog.text  # of the predicted step
-    caplog.clear()
+def test_kept_vision_features_change_nothing(plain: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         cached = fit(folder, f"--trainer.default_root_dir={folder / 'cached'}", vision_cache_gib=0.1)
     assert "predicted step" in caplog.text and "(vision tower " not in caplog.text
-    for name, value in plain.model.state_dict().items():
+    for name, value in plain.command.model.state_dict().items():
         torch.testing.assert_close(cached.model.state_dict()[name], value)
     assert cached.model.vision_cache.kept
 
@@ -176,11 +186,14 @@ def test_layers_outside_the_region_leave_and_the_rest_heals(folder: Path, base: 
     assert "train/hidden_difference" in cli.trainer.callback_metrics
     saved = torch.load(checkpoint(folder, 4), weights_only=True)
     assert saved["sparsight"]["retired"] == retired
+    assert len(cli.model.parts.layers) == 6  # taken out for evaluation alone
+    if rescore:
+        return
     again = main(["validate", "--config", str(config), "--ckpt_path", str(checkpoint(folder, 4))])
     assert again.model.retired.indices == retired
     wanted, got = (m.trainer.callback_metrics["val/loss"] for m in (cli, again))
     torch.testing.assert_close(got, wanted)
-    assert len(again.model.parts.layers) == 6  # taken out for evaluation alone
+    assert len(again.model.parts.layers) == 6
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.5}], ids=["full", "lora"])
@@ -225,13 +238,15 @@ def pruned_folder(folder: Path, removed: list[int], *, source: Path, earlier: di
 def test_a_pruned_model_heals_beside_what_it_was(folder: Path, base: Path) -> None:
     pruned = pruned_folder(folder / "pruned", [2], source=base)
     more = pruned_folder(folder / "more", [1], source=pruned, earlier=read_provenance(pruned))
-    chain: list[tuple[Path, Path]] = [(pruned, base), (more, base), (more, pruned)]
-    for student, teacher in chain:
-        options: dict[str, Any] = {"base": str(student), "distill": 1.0, "distill_from": str(teacher)}
-        options["layers"] = {"class_path": "Explicit", "init_args": {"layers": [0]}}
-        cli = fit(folder, "--trainer.max_steps=1", f"--data.model={student}", **options)
-        assert cli.trainer.callback_metrics["train/hidden_difference"] > 0
-        assert cli.model.unpruned.depth > cli.model.depth
+    for student, teacher in ((pruned, base), (more, base)):
+        given = load_lvlm(str(student))
+        unpruned = unpruned_model(str(teacher), base=str(student), student=given, dtype=torch.float32)
+        assert unpruned.depth == 6
+    options: dict[str, Any] = {"base": str(more), "distill": 1.0, "distill_from": str(pruned)}
+    options["layers"] = {"class_path": "Explicit", "init_args": {"layers": [0]}}
+    cli = fit(folder, "--trainer.max_steps=1", f"--data.model={more}", **options)
+    assert cli.trainer.callback_metrics["train/hidden_difference"] > 0
+    assert (cli.model.unpruned.depth, cli.model.depth) == (5, 4)
     wanted = load_lvlm(str(pruned)).state_dict()
     assert all(torch.equal(value, wanted[name]) for name, value in cli.model.unpruned.model.state_dict().items())
 
@@ -241,16 +256,18 @@ def test_a_teacher_that_cannot_have_been_the_model_is_refused(folder: Path, base
     other = pruned_folder(folder / "other", [3], source=base)
     wide = save_tiny_lvlm(folder / "wide", "fast_vlm", hidden_size=48)
     deep = save_tiny_lvlm(folder / "deep", "fast_vlm", num_hidden_layers=7)
-    options: dict[str, Any] = {"base": str(pruned), "distill": 1.0}
+    student = load_lvlm(str(pruned))
     for teacher, message in (
         (None, "layers left model.base .*/pruned before"),
         (other, r"layers \[0, 1, 2, 4, 5\] of a model of 6, the other \[0, 1, 3, 4, 5\] of a model of 6"),
         (wide, "hidden_size 48, not 32"),
         (deep, r"a model of 7, the other .* of a model of 6"),
-        (pruned, "none has left or leaves"),
     ):
-        with pytest.raises(SystemExit, match=message):
-            fit(folder, distill_from=None if teacher is None else str(teacher), **options)
+        source = None if teacher is None else str(teacher)
+        with pytest.raises(ConfigurationError, match=message):
+            unpruned_model(source, base=str(pruned), student=student, dtype=torch.float32)
+    with pytest.raises(SystemExit, match="none has left or leaves"):
+        fit(folder, base=str(pruned), distill=1.0, distill_from=str(pruned))
     with pytest.raises(SystemExit, match="none has left or leaves"):
         fit(folder, distill=1.0)
     with pytest.raises(SystemExit, match="distill, the weight, is 0"):

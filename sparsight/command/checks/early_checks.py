@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from sparsight.command.arguments import WITHOUT_DATA, check_checkpoint, check_there
+from sparsight.command.arguments import WITHOUT_DATA, check_checkpoint, check_given, check_there
 from sparsight.command.checks.input_paths import WHERE, check_need, needs_of
 from sparsight.command.config_keys import Place, parts_of
 from sparsight.common.errors import ConfigurationError, require
@@ -74,7 +74,7 @@ def check_early(config: Any, verb: str) -> None:
     _check_work(config, verb)
     _check_devices(config.get("trainer.devices"))
     checkpoint = config.get("ckpt_path")
-    if checkpoint:
+    if checkpoint is not None:
         check_checkpoint(str(checkpoint))
     for part in parts_of(config):
         if part.key.split(".")[0] == "data":
@@ -83,6 +83,8 @@ def check_early(config: Any, verb: str) -> None:
         else:
             _check_outputs(part)
     output = config.get("output")
+    if output is not None:
+        check_given("output", str(output))
     if verb == "export":
         output = output or os.path.join(config.trainer.default_root_dir, "export")
         check_destination(output, overwrite=config.get("overwrite", False))
@@ -121,7 +123,8 @@ def _check_devices(devices: Any) -> None:
 def _check_outputs(part: Place) -> None:
     for name in WRITTEN:
         value = part.options.get(name)
-        if isinstance(value, (str, Path)) and str(value):
+        if isinstance(value, (str, Path)):
+            check_given(f"{part.key}.{name}", str(value))
             _check_writable(f"{part.key}.{name}", str(value))
 
 

@@ -15,7 +15,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sparsight.command.arguments import FILE_OPTIONS, WITHOUT_DATA, check_there, given_options, resolve_configs
+from sparsight.command.arguments import (
+    FILE_OPTIONS,
+    WITHOUT_DATA,
+    check_given,
+    check_there,
+    given_options,
+    resolve_configs,
+)
 from sparsight.command.plugins import HOME
 from sparsight.common.disk.inputs import find_files, need_file, need_folder, need_local
 from sparsight.common.disk.yaml_files import read_yaml
@@ -109,8 +116,10 @@ def check_need(key: str, options: Mapping[str, Any], need: Need) -> None:
     """
     value, key = options.get(need.option), f"{key}.{need.option}"
     texts = value if isinstance(value, list) and need.rule == find_files.__name__ else [value]
-    if not value or not all(isinstance(each, str) for each in texts):
+    if value is None or not all(isinstance(each, str) for each in texts):
         return
+    for each in texts:
+        check_given(key, each)
     if need.rule in (need_file.__name__, need_folder.__name__):
         check_there(key, value)
     with suppress(ValueError):  # braces that stand for too many names, which are refused with all other mistakes

@@ -54,7 +54,7 @@ class CheckpointConnector(_CheckpointConnector):
         self, state_fn: TrainerFn, ckpt_path: PathLike | None, model_provided: bool, model_connected: bool
     ) -> PathLike | None:
         """Choose the checkpoint, and compare it with the module before data are made."""
-        named = self.find(ckpt_path) if ckpt_path and not self._keeps_best(ckpt_path) else ckpt_path
+        named = self.find(ckpt_path) if ckpt_path is not None and not self._keeps_best(ckpt_path) else ckpt_path
         chosen = super()._select_ckpt_path(
             state_fn, named, model_provided=model_provided, model_connected=model_connected
         )

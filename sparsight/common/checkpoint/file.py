@@ -65,8 +65,10 @@ def local(path: str | os.PathLike[str]) -> Path:
     """A checkpoint's path, if it is one on this machine.
 
     Raises:
-        CheckpointError: It is an address.
+        CheckpointError: It is an address, or empty.
     """
+    if not str(path).strip():
+        raise CheckpointError("the checkpoint's name is empty: give a file, last or best, or leave it out")
     if _ADDRESS.match(str(path)) and not Path(path).exists():
         scheme = str(path).partition(":")[0]
         raise CheckpointError(

@@ -413,6 +413,12 @@ def test_checkpoints_are_loaded_by_class_without_code_or_addresses(run: Path) ->
         Line.load_from_checkpoint("http://127.0.0.1/last.ckpt")
 
 
+@pytest.mark.parametrize("option", ["ckpt_path", "resume"])
+def test_a_checkpoint_without_a_name_is_refused(run: Path, option: str) -> None:
+    with pytest.raises(CheckpointError, match="name is empty: give a file, last or best, or leave it out"):
+        trainer(run).fit(Line(), datamodule=data(run), **{option: ""})
+
+
 def test_the_users_own_way_of_writing_stays() -> None:
     own = WholeCheckpointIO()
     assert SparsightTrainer(plugins=[own], accelerator="cpu", logger=False).strategy.checkpoint_io is own

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from datamodules import ConversationRecords, CorruptRecord, FolderRecords, TarRecords
+from datamodules import ConversationRecords, CorruptRecord, FolderRecords, HuggingFaceRecords, TarRecords
+from datamodules.sources.huggingface import load_rows
 from tests.tiny_files import png, write_files, write_tar
 
 PICTURES: dict[str, bytes | str] = {f"{number}.png": png(number) for number in range(2)}
@@ -141,3 +142,35 @@ def test_parts_of_shards_may_be_named_as_files_are(tmp_path: Path) -> None:
     shard = str(write_tar(tmp_path / "0.tar", {"0.PNG": png(), "0.CLS": b"2", "0.TXT": b"two"}))
     record = TarRecords(shard, caption=".TXT", label="CLS")[0]
     assert (record.caption, record.label) == ("two", 2)
+
+
+WORDS = ["NA", "nan", "null", "None", "n/a"]  # pandas takes them for missing
+NAMED = "file_name,text,label\n" + "".join(f"{place}.png,{word},{word}\n" for place, word in enumerate(WORDS))
+SHOWN: dict[str, bytes | str] = {f"{place}.png": png(place) for place in range(len(WORDS))}
+
+
+def test_words_for_nothing_are_texts_and_names_like_others_beside_a_folder(tmp_path: Path) -> None:
+    source = FolderRecords(write_files(tmp_path, SHOWN | {"metadata.csv": NAMED}))
+    assert [source[place].caption for place in range(5)] == WORDS and source.classes == sorted(WORDS)
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("streaming", [False, True])
+def test_words_for_nothing_are_texts_in_data_sets_of_csv_files(tmp_path: Path, streaming: bool) -> None:
+    write_files(tmp_path / "rows", {"train.csv": f"{NAMED}5.png,,\n"})
+    more: dict[str, Any] = {"split": "train", "revision": None, "streaming": streaming}
+    files = [str(tmp_path / "rows" / "train.csv")]
+    for rows in (load_rows(str(tmp_path / "rows"), None, **more), load_rows("csv", None, files=files, **more)):
+        assert [row["label"] for row in rows] == [*WORDS, None]  # only a blank cell is missing
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize(("option", "column"), [("caption_column", "text"), ("label_column", "label")])
+def test_words_that_datasets_loses_are_refused(tmp_path: Path, option: str, column: str) -> None:
+    root = str(write_files(tmp_path / "set", SHOWN | {"metadata.csv": NAMED}))
+    options: dict[str, Any] = {option: column}
+    with pytest.raises(ValueError, match=rf"metadata\.csv: column '{column}' holds 'NA', .*: use FolderRecords"):
+        HuggingFaceRecords(root, **options).open()
+    HuggingFaceRecords(root).open()
+    write_files(tmp_path / "set", {"metadata.csv": "file_name,text,label\n0.png,a,b\n1.png,,\n"})
+    assert HuggingFaceRecords(root, **options)[0].id == "0"
