@@ -119,7 +119,7 @@ def check_need(key: str, options: Mapping[str, Any], need: Need) -> None:
     if value is None or not all(isinstance(each, str) for each in texts):
         return
     for each in texts:
-        check_given(key, each)
+        check_given(key, str(each))
     if need.rule in (need_file.__name__, need_folder.__name__):
         check_there(key, value)
     with suppress(ValueError):  # braces that stand for too many names, which are refused with all other mistakes
