@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from datamodules.sources.identity import Part
 from datamodules.sources.labels import Labels, name_numbers, number_labels, numbers_by_name
+from datamodules.sources.metadata import Row, read_rows
 from datamodules.sources.records import (
     MAX_PIXELS,
     CorruptRecord,
@@ -24,6 +26,10 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _TEXTS = ("string", "large_string", "string_view")
+_LOST = {  # cells that pandas, with which datasets reads tables, takes for missing
+    *("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
+    *("NULL", "NaN", "None", "n/a", "nan", "null"),
+}
 _LABELS = ("bool", "float", "int", "uint", *_TEXTS)  # beginnings of names of types
 
 
@@ -267,17 +273,17 @@ def _check_words_are_kept(folder: Path, columns: list[str]) -> None:
     Raises:
         ValueError: A table holds one in these columns.
     """
-    import pandas
-
     for table in sorted(folder.rglob("metadata.csv")) if folder.is_dir() else ():
-        given = pandas.read_csv(table, dtype=str, keep_default_na=False, na_values=[""])
-        missing = pandas.read_csv(table, dtype=str).isna()
-        for column in (each for each in columns if each in given):
-            if len(lost := given[column][missing[column]].dropna()):
-                raise ValueError(
-                    f"{table}: column {column!r} holds {lost.iloc[0]!r}, which datasets reads as missing: use "
-                    "FolderRecords, or write metadata.jsonl"
-                )
+        rows: list[Row] = []
+        with suppress(ValueError):  # what reads less strictly may still read it
+            rows = read_rows(table)
+        for row in rows:
+            for column in columns:
+                if row.values.get(column) in _LOST:
+                    raise ValueError(
+                        f"{table}: column {column!r} holds {row.values[column]!r} in line {row.line}, which datasets "
+                        "reads as missing: use FolderRecords, or write metadata.jsonl"
+                    )
 
 
 class Columns(Protocol):

@@ -169,7 +169,9 @@ def test_words_for_nothing_are_texts_in_data_sets_of_csv_files(tmp_path: Path, s
 def test_words_that_datasets_loses_are_refused(tmp_path: Path, option: str, column: str) -> None:
     root = str(write_files(tmp_path / "set", SHOWN | {"metadata.csv": NAMED}))
     options: dict[str, Any] = {option: column}
-    with pytest.raises(ValueError, match=rf"metadata\.csv: column '{column}' holds 'NA', .*: use FolderRecords"):
+    with pytest.raises(
+        ValueError, match=rf"metadata\.csv: column '{column}' holds 'NA' in line 2, .*: use FolderRecords"
+    ):
         HuggingFaceRecords(root, **options).open()
     HuggingFaceRecords(root).open()
     write_files(tmp_path / "set", {"metadata.csv": "file_name,text,label\n0.png,a,b\n1.png,,\n"})
