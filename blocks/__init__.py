@@ -1,4 +1,7 @@
-"""Token mixers: what can stand in for a self-attention. One file each; `blocks.base` says what a mixer must do."""
+"""Token mixers, which can stand in for a self-attention, and methods of recipes for image-text models. One file each.
+
+`blocks.base` says what a mixer must do, `blocks.tokens.base` and `blocks.edits.base` what a method may.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +16,57 @@ from blocks.base import (
     TokenMixer,
 )
 from blocks.delta_conv import DeltaConvBlock
+from blocks.edits import (
+    AttentionEdit,
+    HeadAblation,
+    HeadEdit,
+    MaskProgram,
+    ModalityMutualAttention,
+    VisualAttentionRedistribution,
+)
 from blocks.linear_attention import LinearAttention
 from blocks.neighborhood_attention import NeighborhoodAttention
 from blocks.no_mixing import NoMixing
 from blocks.softmax_attention import SoftmaxAttention
+from blocks.tokens import (
+    DivPrune,
+    FasterVLM,
+    FastV,
+    FeatureReducer,
+    LayerPolicy,
+    PyramidDrop,
+    RandomTokens,
+    UniformTokens,
+    VisionZip,
+)
 
 __all__ = [
+    "AttentionEdit",
     "AttentionWeights",
     "CoreMixer",
     "DeltaConvBlock",
+    "DivPrune",
+    "FastV",
+    "FasterVLM",
     "FeatureMixer",
+    "FeatureReducer",
     "Grid",
+    "HeadAblation",
+    "HeadEdit",
+    "LayerPolicy",
     "LinearAttention",
+    "MaskProgram",
+    "ModalityMutualAttention",
     "NeighborhoodAttention",
     "NoMixing",
+    "PyramidDrop",
+    "RandomTokens",
     "Site",
     "SiteSamples",
     "SoftmaxAttention",
     "SoftmaxMixer",
     "TokenMixer",
+    "UniformTokens",
+    "VisionZip",
+    "VisualAttentionRedistribution",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ from sparsight.evaluation.questions.answer import Answered, answer_questions
 from sparsight.evaluation.questions.question import Method
 from sparsight.evaluation.questions.task_scores import GROUPS, Item, TaskScores
 from sparsight.evaluation.reform_eval.answer import plain_answers
+from sparsight.lvlm.methods.recipe import Recipe
 from sparsight.lvlm.model.processor import load_processor
 from sparsight.lvlm.surgery.retire import RetiredLayers
 
@@ -65,12 +67,14 @@ class Answering(TrainedPartsModule):
         base: Folder or hub id that it came from.
         source: Revision and trust that go with that.
         retired: Layers that are passed by.
+        recipe: Methods that work whenever the model does, if any.
     """
 
     model: Any
     base: str
     source: dict[str, Any]
     retired: RetiredLayers
+    recipe: Recipe | None = None
 
     def __init__(self, *, evaluation: Evaluation | None, max_skipped_steps: int) -> None:
         super().__init__(max_skipped_steps=max_skipped_steps)
@@ -147,8 +151,12 @@ class Answering(TrainedPartsModule):
         methods: list[Method] = ["likelihood", "generation"] if new_tokens else ["likelihood"]
         if "method" in batch:
             methods = [batch["method"]]
-        with self.retired.taken_out():
+        with self.retired.taken_out(), self.edited():
             return answer_questions(self.model, self._own_tokenizer(), batch, methods=methods, new_tokens=new_tokens)
+
+    def edited(self) -> AbstractContextManager[None]:
+        """The model with the methods of its recipe."""
+        return nullcontext() if self.recipe is None else self.recipe.on(self.model)
 
     def _own_tokenizer(self) -> Any:
         if self._tokenizer is None:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
+from blocks.tokens import Edit
 from lightning_modules.answering import Answering, Evaluation, Illustrated
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
@@ -15,6 +16,7 @@ from sparsight.common.hashes import state_hash
 from sparsight.common.training.processes import averaged, everywhere
 from sparsight.common.training.sharding import is_sharded, shard_parts, split_again
 from sparsight.lvlm.chat.chat import ChatFormat
+from sparsight.lvlm.methods.recipe import Recipe
 from sparsight.lvlm.model.images import check_images
 from sparsight.lvlm.model.load import DTYPES, Loading, load_lvlm
 from sparsight.lvlm.model.processor import load_processor
@@ -46,6 +48,7 @@ class LVLMModule(Answering):
         evaluation: How evaluation items are answered.
         prune: Which layers may be removed.
         max_skipped_steps: How many steps that are not finite are left out before the run ends.
+        recipe: Methods that work whenever the model is trained or evaluated.
 
     Attributes:
         tuned_layers: Decoder layers that any stage tunes.
@@ -63,7 +66,11 @@ class LVLMModule(Answering):
         evaluation: Evaluation | None = None,
         prune: LayerPruning | None = None,
         max_skipped_steps: int = 0,
+        recipe: Sequence[Edit] | None = None,
     ) -> None:
+        if recipe and prune is not None:
+            raise ValueError("recipe names layers by their numbers, which prune changes: leave one of them out")
+        methods = Recipe(recipe) if recipe else None  # refused before weights are loaded
         super().__init__(evaluation=evaluation, max_skipped_steps=max_skipped_steps)
         self.base, self.revision, self.source = base, loading.revision, loading.source
         self.frozen_dtype = DTYPES[loading.dtype]
@@ -72,6 +79,9 @@ class LVLMModule(Answering):
         self.earlier = read_provenance(base)
         self.parts = find_parts(name_parts(self.model, loading.parts))
         self.depth = len(self.parts.layers)
+        self.recipe = methods
+        if self.recipe is not None:
+            self.recipe.check(self.model)
         self.tuned_layers: list[int] = []
         self.prune = prune
         self.export_name = "tuned" if prune is None else "pruned"
@@ -129,7 +139,13 @@ class LVLMModule(Answering):
     # -- layers ----------------------------------------------------------------------------------------------------
 
     def analyze(self, scores: Sequence[LayerScore], batches: Sequence[Mapping[str, Any]]) -> ScoreTable:
-        """Score the decoder layers on calibration batches."""
+        """Score the decoder layers on calibration batches.
+
+        Raises:
+            ConfigurationError: There is a recipe, under which layers are not scored.
+        """
+        if self.recipe is not None:
+            raise ConfigurationError("layers are scored as they are: leave model.recipe out for `analyze`")
         for batch in batches:
             if any(batch["image_keys"]):
                 check_images(self.model, self.parts, batch["inputs"])

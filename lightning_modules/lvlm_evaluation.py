@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+from blocks.tokens import Edit
 from lightning_modules.answering import Evaluation
 from lightning_modules.lvlm import LVLMModule
 from sparsight.common.errors import ConfigurationError
@@ -22,9 +24,10 @@ class LVLMEvaluation(LVLMModule):
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
         parts: Where text model, vision towers and projector are, by qualified name; found if not given.
+        recipe: Methods that work while the model answers.
 
     Raises:
-        ValueError: It is no image-text model, or its parts cannot be told apart.
+        ValueError: It is no image-text model, its parts cannot be told apart, or the recipe cannot work in it.
     """
 
     def __init__(
@@ -36,11 +39,13 @@ class LVLMEvaluation(LVLMModule):
         revision: str | None = None,
         trust_remote_code: bool = False,
         parts: PartNames | None = None,
+        recipe: Sequence[Edit] | None = None,
     ) -> None:
         super().__init__(
             base=base,
             loading=Loading(dtype, attn_implementation, revision, trust_remote_code, parts),
             evaluation=evaluation,
+            recipe=recipe,
         )
         self.keep_hyperparameters()
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
+from blocks.tokens import Edit
 from lightning_modules.answering import Evaluation
 from lightning_modules.tuned_layers import TunedLayers
 from sparsight.common.measure.announce_memory import announce_memory
@@ -60,13 +61,15 @@ class SparseLayerTuning(TunedLayers):
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
         parts: Where text model, vision towers and projector of ``base`` are, by qualified name; found if not given.
+        recipe: Methods that work while the model trains and answers; what is exported is the model without them.
 
     Attributes:
         predicted_share: FLOPs of a step of the current stage over those of one that trains all layers.
 
     Raises:
-        ValueError: No stage, the model's parts cannot be told apart, layers that it does not have, or a negative
-            number.
+        ValueError: No stage, the model's parts cannot be told apart, layers that it does not have, a negative
+            number, or a recipe that cannot work in the model, or not with ``prune``, ``distill`` or
+            ``gradient_checkpointing``.
     """
 
     def __init__(
@@ -88,15 +91,25 @@ class SparseLayerTuning(TunedLayers):
         revision: str | None = None,
         trust_remote_code: bool = False,
         parts: PartNames | None = None,
+        recipe: Sequence[Edit] | None = None,
     ) -> None:
         if not (0 <= distill < math.inf and 0 <= vision_cache_gib < math.inf):
             raise ValueError(f"distill and vision_cache_gib are 0 or more, got {distill} and {vision_cache_gib}")
+        if recipe and gradient_checkpointing:
+            raise ValueError("under a recipe layers cannot be computed again: set gradient_checkpointing to false")
+        if recipe and distill > 0:
+            raise ValueError("under a recipe hidden states are those of other tokens: set distill to 0")
         loading = Loading(dtype, attn_implementation, revision, trust_remote_code, parts)
         healing = Healing(distill, distill_from, loading)
         rule = layers or Uniform(ratio=0.25)
         rule.record()  # scores of layers that are no numbers are refused before weights are loaded
         super().__init__(
-            base=base, loading=loading, evaluation=evaluation, prune=prune, max_skipped_steps=max_skipped_steps
+            base=base,
+            loading=loading,
+            evaluation=evaluation,
+            prune=prune,
+            max_skipped_steps=max_skipped_steps,
+            recipe=recipe,
         )
         self.keep_hyperparameters()
         self.healing = healing
@@ -192,7 +205,7 @@ class SparseLayerTuning(TunedLayers):
         def run() -> None:
             answer_losses(self.model, batch["inputs"], batch["labels"])
 
-        with self.trainer.precision_plugin.forward_context(), self._cached_vision(batch):
+        with self.trainer.precision_plugin.forward_context(), self._cached_vision(batch), self.edited():
             if self.vision_cache is not None:
                 with torch.no_grad():
                     run()
@@ -220,7 +233,7 @@ class SparseLayerTuning(TunedLayers):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the answer tokens of the whole batch, over all processes."""
-        with self._cached_vision(batch), self.healing.watching(self.parts, self._depth_now) as hidden:
+        with self._cached_vision(batch), self.edited(), self.healing.watching(self.parts, self._depth_now) as hidden:
             losses, _ = answer_losses(self.model, batch["inputs"], batch["labels"])
         everywhere = summed(torch.tensor(float(losses.numel()), device=losses.device))
         self.log("train/loss", summed(losses.sum()) / everywhere, prog_bar=True)

@@ -32,6 +32,15 @@ def test_rules_and_scores_of_layers_that_the_page_lists_are_those_that_there_are
     assert {name for pair in listed for name in pair if name} == rules | measures
 
 
+def test_methods_that_the_page_lists_are_those_that_there_are() -> None:
+    import blocks
+    from blocks.tokens import Edit
+
+    table = [line for line in (DOCS / "methods.md").read_text().splitlines() if line.startswith("| ")]
+    listed = {name for line in table for name in re.findall(r"`(\w+)`", line)}
+    assert listed == {name for name, method in vars(blocks).items() if _is_concrete(method, Edit)}
+
+
 def _is_concrete(thing: object, base: type) -> bool:
     return isinstance(thing, type) and issubclass(thing, base) and not getattr(thing, "__abstractmethods__", None)
 

@@ -9,12 +9,14 @@ from typing import Any
 from blocks.edits import HeadAblation, ModalityMutualAttention, VisualAttentionRedistribution
 from blocks.tokens import DivPrune, Edit, FasterVLM, FastV, PyramidDrop, RandomTokens, UniformTokens, VisionZip
 from tests.tiny_batches import alone
+from tests.tiny_families import HYBRIDS
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 
 SERVED = (
     *("llava", "llava_qwen2", "llava_next", "llava_onevision", "fast_vlm", "paligemma", "gemma3", "internvl"),
     *("qwen2_5_vl", "qwen3_vl", "qwen3_5", "lfm2_vl", "smolvlm", "idefics3"),
 )
+NEAR = {family: 3e-4 if family in HYBRIDS else 2e-5 for family in SERVED}  # largest difference of logits
 LOOKING = {"faster_vlm", "vision_zip"}  # into the vision tower
 PATCHWISE = ("llava", "llava_qwen2", "llava_next", "llava_onevision", "paligemma")  # a patch for each image token
 RENUMBERING = {"renumbered", "pyramid_drop"}

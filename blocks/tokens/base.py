@@ -6,7 +6,7 @@ Shape legend: B batch, T tokens, N tokens of a crop, K kept, h heads, d channels
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -22,6 +22,10 @@ class Edit(ABC):  # noqa: B024 - kinds of methods say what must be written
     def at(self, layer: int, depth: int) -> bool:
         """Whether it is about a layer of a decoder that has ``depth`` of them."""
         return True
+
+    def record(self) -> dict[str, Any]:
+        """The method and its options as plain data."""
+        return {"method": type(self).__name__, "options": dict(vars(self))}
 
 
 class Crop(NamedTuple):

@@ -19,6 +19,7 @@ ROLE = re.compile(r":\w+:`(?:[\w.]*\.)?(\w+)`")  # of Sphinx, before a name
 LAYERS = re.compile(r"\bnn\.(?!Module\b|functional\b)[A-Z]\w*\(")  # what has parameters, and what holds such
 LOGGED = ("scores", "image_metrics", "text_metrics")
 LOGGING = ("compute", "distance")  # methods whose keys are what is logged
+METHOD = re.compile(r"blocks\.(?:tokens|edits)\.base\.(\w+)")  # a kind of methods
 LIGHTNING = r"(lightning|pytorch_lightning)\.(\w+\.)*"
 
 
@@ -39,6 +40,11 @@ class Group:
 
 GROUPS = {
     "mixers": Group("token mixers, in the place of a self-attention", r"blocks\.base\.TokenMixer", ("blocks",)),
+    "methods": Group(
+        "methods inside an image-text model, for --model.recipe",
+        r"blocks\.tokens\.base\.Edit",
+        ("blocks",),
+    ),
     "families": Group(
         "families of denoisers that are served",
         r"sparsight\.diffusion\.families\.family\.Family",
@@ -162,6 +168,9 @@ def _papers(text: str) -> tuple[str, ...]:
 def _properties(path: str, sources: Sources, group: str) -> tuple[str, ...]:
     if group == "families":
         return (f"for {sources.constant(path, 'name')}",)
+    if group == "methods":
+        kinds = (METHOD.fullmatch(base) for base in sources.ancestors(path))
+        return tuple(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind[1]).lower() for kind in kinds if kind)[:1]
     if group != "mixers":
         return ()
     kind = "core" if "blocks.base.CoreMixer" in sources.ancestors(path) else "feature"

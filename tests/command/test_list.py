@@ -14,6 +14,7 @@ import pytest
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
 from blocks import CoreMixer, Grid, Site, TokenMixer
+from blocks.tokens import Edit
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.sources.records import Records
 from sparsight.__main__ import main
@@ -28,6 +29,7 @@ from sparsight.lvlm.surgery.selection import LayerSelection
 
 ROOTS: dict[str, type] = {
     "mixers": TokenMixer,
+    "methods": Edit,
     "families": Family,
     "modules": LightningModule,
     "datamodules": LightningDataModule,

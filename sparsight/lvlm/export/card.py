@@ -111,6 +111,12 @@ def _changes(model: PreTrainedModel, record: Mapping[str, Any]) -> str:
     if record["removed_layers"] or record["earlier"]:
         now = _listed(record["tuned_layers_now"])
         lines += [f"- Layers that this run or an earlier one tuned, as they are numbered now: {now}"]
+    if "recipe" in record:
+        methods = ", ".join(map(_method, record["recipe"]))
+        lines += [
+            f"- Trained under a recipe: {methods}. This folder holds the model without it, and answers otherwise than "
+            "in training until `sparsight.lvlm.methods.recipe.Recipe` puts it on again"
+        ]
     lines += [f"- Parameters: {sum(p.numel() for p in model.parameters()):,}"]
     return "\n".join([*lines, "", "`sparsight.json` holds the same for programs, with the records of earlier runs."])
 
@@ -120,6 +126,11 @@ def _chosen_by(selection: Mapping[str, Any] | None) -> str:
         return ""
     told = ", ".join(f"{name} {value}" for name, value in selection["options"].items() if value is not None)
     return f", chosen by {selection['rule']}{f' ({told})' if told else ''}"
+
+
+def _method(method: Mapping[str, Any]) -> str:
+    """One method of a recipe."""
+    return f"{method['method']} ({', '.join(f'{name} {value}' for name, value in method['options'].items())})"
 
 
 def _removal(step: Mapping[str, Any]) -> str:

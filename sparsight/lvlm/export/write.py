@@ -90,6 +90,8 @@ def write_lvlm(
         selection=module.selection,
         pruning=module.removals,
     )
+    if module.recipe is not None:
+        record["recipe"] = module.recipe.record()
     write_text(folder / FILE, json_text(without_places(record)))
     hide_places(folder)
     difference = verify_lvlm(model, processor, folder)

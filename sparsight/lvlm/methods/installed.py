@@ -253,6 +253,9 @@ def _begun(held: Any, inputs: dict[str, Any]) -> _Prompt:
         raise ValueError("under a recipe a prompt is read from its beginning, as input_ids")
     if any(inputs.get(name) is not None for name in VIDEOS):
         raise ValueError("recipes do not serve videos: give their frames as images")
+    positions = inputs.get("position_ids")
+    if positions is not None and inputs.get("attention_mask") is None and bool((positions.diff() < 0).any()):
+        raise ValueError("recipes do not serve packed rows: set data.packing to false")
     labels = inputs.get("labels")
     shows = any(inputs.get(name) is not None for name in PIXELS)
     return _Prompt(

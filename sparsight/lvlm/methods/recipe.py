@@ -53,6 +53,10 @@ class Recipe:
         parts = find_parts(model)
         check_model(self.methods, model.config.get_text_config(decoder=True), len(parts.layers))
 
+    def record(self) -> list[dict[str, Any]]:
+        """Methods and their options in their order, as plain data."""
+        return [method.record() for method in self.methods]
+
     @contextmanager
     def on(self, model: Any) -> Iterator[None]:
         """Let a model work with the methods inside: forward, backward, and ``generate`` with a cache.

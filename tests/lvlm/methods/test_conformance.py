@@ -8,10 +8,7 @@ from torch import Tensor
 from blocks.tokens import DivPrune, FasterVLM, FastV, PyramidDrop, RandomTokens, TokenMap, UniformTokens, VisionZip
 from blocks.tokens.token_map import ANSWER
 from sparsight.lvlm.methods.conformance import check_methods
-from tests.tiny_families import HYBRIDS
-from tests.tiny_methods import METHODS, SERVED, is_served, tried
-
-NEAR = {family: 3e-4 if family in HYBRIDS else 2e-5 for family in SERVED}
+from tests.tiny_methods import METHODS, NEAR, SERVED, is_served, tried
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])

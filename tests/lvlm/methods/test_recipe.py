@@ -242,6 +242,8 @@ def test_ways_to_go_on_that_would_be_wrong_are_refused() -> None:
                 model.generate(**samples[0], max_new_tokens=2, **options)
         with pytest.raises(ValueError, match="has a recipe already"), Recipe([FastV(2)]).on(model):
             pass
+        with pytest.raises(ValueError, match="do not serve packed rows"):
+            model(input_ids=torch.tensor([[5, 6, 7]]), position_ids=torch.tensor([[0, 1, 0]]))
         with pytest.raises(ValueError, match="as input_ids"):
             model(inputs_embeds=torch.zeros(1, 3, 32))
         held = model(**samples[0]).past_key_values
