@@ -24,10 +24,14 @@ from blocks.edits import (
     ModalityMutualAttention,
     VisualAttentionRedistribution,
 )
+from blocks.head_split import HeadSplit
 from blocks.linear_attention import LinearAttention
+from blocks.merge import Merge
 from blocks.neighborhood_attention import NeighborhoodAttention
 from blocks.no_mixing import NoMixing
+from blocks.pooled_attention import PooledAttention
 from blocks.softmax_attention import SoftmaxAttention
+from blocks.tile_attention import TileAttention
 from blocks.tokens import (
     DivPrune,
     FasterVLM,
@@ -53,18 +57,22 @@ __all__ = [
     "Grid",
     "HeadAblation",
     "HeadEdit",
+    "HeadSplit",
     "LayerPolicy",
     "LinearAttention",
     "MaskProgram",
+    "Merge",
     "ModalityMutualAttention",
     "NeighborhoodAttention",
     "NoMixing",
+    "PooledAttention",
     "PyramidDrop",
     "RandomTokens",
     "Site",
     "SiteSamples",
     "SoftmaxAttention",
     "SoftmaxMixer",
+    "TileAttention",
     "TokenMixer",
     "UniformTokens",
     "VisionZip",

@@ -155,6 +155,11 @@ class CoreMixer(TokenMixer):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """Mix tokens: ``q``, ``k``, ``v`` are (B, h, N, d), and so is the result; ``scale`` is the teacher's."""
 
+    @property
+    def is_softmax(self) -> bool:
+        """Whether :meth:`SoftmaxMixer.partial` may be called."""
+        return isinstance(self, SoftmaxMixer)
+
 
 class SoftmaxMixer(CoreMixer):
     """A core mixer whose weights are one softmax over keys that it chooses or makes: it can be merged with others."""
@@ -167,6 +172,10 @@ class SoftmaxMixer(CoreMixer):
             Output (B, h, N, d), and the log-sum-exp of each query's logits (B, h, N, 1) in fp32: minus infinity where a
             query sees no key. See :func:`blocks.ops.partial.merge`.
         """
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> tuple[Tensor, Tensor]:
+        """The slow and obvious twin of :meth:`partial`, which tests compare it with; itself where it is obvious."""
+        return self.partial(q, k, v, grid, scale)
 
 
 class FeatureMixer(TokenMixer):

@@ -179,7 +179,7 @@ def _transpose(tokens: Tensor, grid: Grid) -> Tensor:
 
 def _check_mass(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
     """What is told of a softmax's mass belongs to its weights: its gradient in a query is scale times the mean key."""
-    if not isinstance(mixer, SoftmaxMixer):
+    if not (isinstance(mixer, SoftmaxMixer) and mixer.is_softmax):
         return
     q, k, v = random_inputs(mixer, grid)
     q.requires_grad_()
@@ -190,6 +190,11 @@ def _check_mass(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
     assert lse.dtype == torch.float32, f"{grid}: log-sum-exp in {lse.dtype}, float32 is needed"
     error = relative_l2(output, mixer.mix(q, k, v, grid, scale))
     assert error <= tolerance, f"{grid}: partial and mix differ (relative L2 {error:.2e})"
+    with torch.no_grad():
+        twin_output, twin_lse = mixer.reference(q, k, v, grid, scale)
+    error = relative_l2(output, twin_output)
+    assert error <= tolerance, f"{grid}: partial and reference differ (relative L2 {error:.2e})"
+    assert torch.allclose(lse, twin_lse, atol=10 * tolerance), f"{grid}: the reference has another log-sum-exp"
     (gradient,) = torch.autograd.grad(lse.sum(), q)
     error = relative_l2(gradient, scale * mixer.partial(q, k, k, grid, scale)[0])
     assert error <= tolerance, f"{grid}: the log-sum-exp is not that of the weights (relative L2 {error:.2e})"

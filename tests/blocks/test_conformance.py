@@ -14,14 +14,20 @@ from blocks import (
     DeltaConvBlock,
     FeatureMixer,
     Grid,
+    HeadSplit,
     LinearAttention,
+    Merge,
     NeighborhoodAttention,
     NoMixing,
+    PooledAttention,
     Site,
     SoftmaxAttention,
+    TileAttention,
 )
 from sparsight.testing import SITE, check_mixer
 
+TILE = partial(TileAttention, tile=4)
+FAR = partial(PooledAttention, tile=4, without_own=True)
 MIXERS = {
     "delta_conv": DeltaConvBlock,
     "delta_conv_paper": partial(DeltaConvBlock, preset="paper_pixart", kernel_size=5),
@@ -34,6 +40,19 @@ MIXERS = {
     "neighborhood_even": partial(NeighborhoodAttention, kernel_size=(4, 2)),
     "no_mixing": NoMixing,
     "softmax": SoftmaxAttention,
+    "tile": TILE,
+    "tile_oblong": partial(TileAttention, tile=(2, 5)),
+    "pooled": partial(PooledAttention, tile=3),
+    "pooled_far": FAR,
+    "merge": partial(Merge, parts=[TILE, FAR], learned_balance=False),
+    "merge_balanced": partial(Merge, parts=[TILE, FAR]),
+    "merge_of_merges": partial(Merge, parts=[partial(Merge, parts=[TILE]), FAR]),
+    "head_split": partial(HeadSplit, parts=[partial(NeighborhoodAttention, kernel_size=3), SoftmaxAttention]),
+    "head_split_merge": partial(
+        HeadSplit,
+        parts=[partial(Merge, parts=[TILE, FAR], learned_balance=True), partial(PooledAttention, tile=2)],
+        heads=[[1, 2], [0, 1]],
+    ),
 }
 
 
@@ -42,7 +61,7 @@ def test_shipped_mixers_conform(name):
     check_mixer(MIXERS[name])
 
 
-@pytest.mark.parametrize("name", ["linear", "neighborhood", "no_mixing", "softmax"])
+@pytest.mark.parametrize("name", ["linear", "neighborhood", "no_mixing", "softmax", "tile", "pooled", "merge"])
 def test_symmetric_mixers_commute_with_transposition(name):
     check_mixer(MIXERS[name], transposable=True)
 

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
 from sparsight.diffusion.students.modeling import CodeFile, load_class, student_file
+from sparsight.diffusion.surgery.known_mixers import mixer_kinds
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import set_mode, shells_of
 from sparsight.diffusion.surgery.shell import Mode
-from sparsight.diffusion.surgery.sites import students
 
 
 def student_code(denoiser: nn.Module) -> CodeFile | None:
     """The file of code that a denoiser needs besides diffusers; none if nothing is replaced in it."""
-    mixers = {type(student.mixer) for student in students(denoiser).values()}
+    mixers = mixer_kinds(denoiser)
     return student_file(mixers, family_of(denoiser).name) if mixers else None
 
 

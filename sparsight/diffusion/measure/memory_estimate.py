@@ -130,7 +130,9 @@ def saved_bytes(
         set_mode(shells.values(), Mode.LAYERWISE if layerwise else Mode.STUDENT)
         try:
             with _probing(denoiser, count), count, autocast(), torch.set_grad_enabled(not layerwise):
-                answer = functional_call(denoiser, fakes, kwargs=inputs | {"return_dict": False})[0]
+                # a module that stands at two places is found at both without ties, and with them is left with the fakes
+                given = inputs | {"return_dict": False}
+                answer = functional_call(denoiser, fakes, kwargs=given, tie_weights=False)[0]
                 if not layerwise:
                     for output in (answer, *(shell.take_output() for shell in shells.values())):
                         mean_squares(output, torch.zeros_like(output))

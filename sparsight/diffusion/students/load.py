@@ -15,8 +15,8 @@ from sparsight.common.text import read_json
 from sparsight.diffusion.families.known import FAMILIES
 from sparsight.diffusion.students.adapters import AdapterGuard
 from sparsight.diffusion.students.modeling import student_file
+from sparsight.diffusion.surgery.known_mixers import mixer_kinds
 from sparsight.diffusion.surgery.record import apply_record
-from sparsight.diffusion.surgery.sites import students
 
 PREFIX = "Student"
 
@@ -60,7 +60,7 @@ def load_student(folder: Path, *, variant: str | None = None, trust_remote_code:
     with no_init_weights():
         model = (CLASSES.get(base) or resolve_name(f"diffusers:{base}")).from_config(options)
         apply_record(model, record, trust_remote_code=trust_remote_code)
-    ours = student_file({type(student.mixer) for student in students(model).values()}, base)
+    ours = student_file(mixer_kinds(model), base)
     if ours.stem != code:
         warnings.warn(
             f"{folder} carries code of another version of its mixers than the one installed ({code}, not {ours.stem}); "

@@ -7,11 +7,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 import blocks
 from blocks.base import TokenMixer
+from sparsight.diffusion.surgery.sites import students
 
 OURS = blocks.__name__
 HOME = Path(str(blocks.__file__)).resolve().parent
+
+
+def mixer_kinds(denoiser: nn.Module) -> set[type[TokenMixer]]:
+    """Classes of the mixers in a denoiser, and of the parts that they are made of."""
+    inside = (module for student in students(denoiser).values() for module in student.mixer.modules())
+    return {type(module) for module in inside if isinstance(module, TokenMixer)}
 
 
 def mixer_class(path: Any, *, trust_remote_code: bool = False) -> type[TokenMixer]:

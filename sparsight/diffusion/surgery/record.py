@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -133,7 +133,18 @@ def mixer_from(entry: Mapping[str, Any], *, trust_remote_code: bool = False) -> 
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"an entry of the record of mixers is damaged: {error!r}") from error
     found = mixer_class(path, trust_remote_code=trust_remote_code)
+    for part in _class_paths(options):
+        mixer_class(part, trust_remote_code=trust_remote_code)
     try:
         return found(site, **options)
     except (TypeError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be made with the recorded options {options}: {error}") from error
+
+
+def _class_paths(value: Any) -> Iterator[str]:
+    """Classes that options name at any depth."""
+    inner: Iterable[Any] = value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+    if isinstance(value, Mapping) and "class_path" in value:
+        yield value["class_path"]
+    for each in inner:
+        yield from _class_paths(each)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from blocks import DeltaConvBlock, Grid, NeighborhoodAttention, SoftmaxAttention
+from blocks import DeltaConvBlock, Grid, Merge, NeighborhoodAttention, PooledAttention, SoftmaxAttention, TileAttention
 from sparsight.diffusion.families.known import published
 from sparsight.diffusion.measure.flops import attention_flops, count_flops, count_site_flops, mixer_flops
 from sparsight.diffusion.surgery.replace import replace
@@ -52,7 +52,9 @@ def test_delta_conv_in_stable_diffusion_costs_what_the_specification_says() -> N
         assert flops / 1e9 == pytest.approx(giga, rel=5e-3)
 
 
+TILES = [partial(TileAttention, tile=2), partial(PooledAttention, tile=2, without_own=True)]
 MIXERS = {
+    "merge": partial(Merge, parts=TILES),
     "softmax": SoftmaxAttention,
     "default": DeltaConvBlock,
     "paper": partial(DeltaConvBlock, preset="paper_pixart", kernel_size=3),

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks import diffusion_memory
-from blocks import DeltaConvBlock, NeighborhoodAttention
+from blocks import DeltaConvBlock, Merge, NeighborhoodAttention, PooledAttention, TileAttention
 from sparsight.common.measure.memory_table import GIB, MemoryEstimate
 from sparsight.common.tables import markdown_table
 from sparsight.diffusion.families.known import example_inputs
@@ -73,6 +73,15 @@ def test_as_much_is_estimated_as_a_real_step_keeps(family: str, objective: str, 
     estimated = saved_bytes(denoiser, objective, batch=3)
     assert estimated.kept == pytest.approx(really_kept(made, objective, 3), rel=TOLERANCE)
     assert (estimated.recomputed > 0) == (checkpointing and objective == "end_to_end")
+
+
+def test_projections_that_teacher_and_student_share_are_left_as_they_were() -> None:
+    denoiser = tiny.dit()
+    parts = [partial(TileAttention, tile=2), partial(PooledAttention, tile=2, without_own=True)]
+    replace(denoiser, partial(Merge, parts=parts, learned_balance=True))
+    before = {name: id(tensor) for name, tensor in denoiser.named_parameters(remove_duplicate=False)}
+    assert saved_bytes(denoiser, "layerwise", batch=2).kept > 0
+    assert {name: id(tensor) for name, tensor in denoiser.named_parameters(remove_duplicate=False)} == before
 
 
 class Allocated(TorchDispatchMode):

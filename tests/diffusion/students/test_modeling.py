@@ -5,19 +5,24 @@ from __future__ import annotations
 import inspect
 import pickle
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from blocks import (
     DeltaConvBlock,
     FeatureMixer,
     Grid,
+    HeadSplit,
     LinearAttention,
+    Merge,
     NeighborhoodAttention,
+    PooledAttention,
     SoftmaxAttention,
     TokenMixer,
 )
@@ -97,6 +102,27 @@ def test_the_travelling_class_answers_like_the_original(tmp_path: Path, mixer: t
     )
     model.load_state_dict(denoiser.state_dict())
     for size in ((8, 8), (6, 10)):
+        inputs = example_inputs(denoiser, batch=2, size=size)
+        torch.testing.assert_close(model.eval()(**inputs).sample, denoiser(**inputs).sample)
+
+
+def test_parts_travel_with_the_mixer_that_is_made_of_them(tmp_path: Path) -> None:
+    own = define(
+        tmp_path, "OwnTiles", "from blocks import TileAttention\n\n\nclass OwnTiles(TileAttention):\n    pass\n"
+    )
+    merged = partial(
+        Merge, parts=[partial(own, tile=2), partial(PooledAttention, tile=2, without_own=True)], learned_balance=True
+    )
+    denoiser = tiny.dit().eval()
+    for shell in replace(denoiser, partial(HeadSplit, parts=[merged, SoftmaxAttention])).values():
+        nn.init.normal_(shell.student.mixer.mixers[0].balance)
+    finalize(denoiser)
+    model = standalone(denoiser, tmp_path / "code")
+    kinds = {type(module).__name__: type(module) for module in model.modules()}
+    for name in ("HeadSplit", "Merge", "OwnTiles", "PooledAttention", "SoftmaxAttention"):
+        assert kinds[name].__module__.startswith("sparsight_export_"), f"{name} is the exported one"
+    assert model.config["student"] == record_of(denoiser)
+    for size in ((8, 8), (12, 12)):
         inputs = example_inputs(denoiser, batch=2, size=size)
         torch.testing.assert_close(model.eval()(**inputs).sample, denoiser(**inputs).sample)
 

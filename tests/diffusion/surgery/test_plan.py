@@ -13,11 +13,21 @@ import torch
 import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from blocks import DeltaConvBlock, LinearAttention, NeighborhoodAttention
+from blocks import (
+    DeltaConvBlock,
+    HeadSplit,
+    LinearAttention,
+    Merge,
+    NeighborhoodAttention,
+    PooledAttention,
+    SoftmaxAttention,
+    TileAttention,
+)
 from callbacks import TrainableEMA
 from datamodules import ImageDataModule
 from lightning_modules import AttentionDistillation
 from sparsight.command.cli import main
+from sparsight.command.parser import Parser
 from sparsight.command.trainer import SparsightTrainer
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.export.delta import mount
@@ -44,6 +54,20 @@ def plan_of(paths: list[str]) -> list[PlanEntry]:
         PlanEntry(paths[0], NEAR),
         PlanEntry([paths[1]], LinearAttention),
         PlanEntry(SiteSelection(include=[paths[2]]), None),
+        PlanEntry("*", DELTA),
+    ]
+
+
+TILES = [partial(TileAttention, tile=2), partial(PooledAttention, tile=2, without_own=True)]
+
+
+def plan_of_parts(paths: list[str]) -> list[PlanEntry]:
+    """Tiles merged with pooled others, that beside plain attention by heads, and attention kept at another site."""
+    merged = partial(Merge, parts=TILES, learned_balance=True)
+    return [
+        PlanEntry(paths[0], merged),
+        PlanEntry(paths[1], partial(HeadSplit, parts=[merged, SoftmaxAttention])),
+        PlanEntry(paths[2], None),
         PlanEntry("*", DELTA),
     ]
 
@@ -141,8 +165,18 @@ def data_of(family: str, folder: Path) -> ImageDataModule:
     return ImageDataModule(train=records, val=records, image_size=16, batch_size=2)
 
 
+PLANS = {
+    "three": (plan_of, ["DeltaConvBlock", "LinearAttention", "NeighborhoodAttention"]),
+    "parts": (plan_of_parts, ["DeltaConvBlock", "HeadSplit", "Merge"]),
+}
+
+
 @pytest.mark.parametrize("family", ["dit", "unet"])
-def test_three_mixers_train_resume_export_reload_and_mount(family: str, tmp_path: Path, reload_here: Any) -> None:
+@pytest.mark.parametrize("name", PLANS)
+def test_three_mixers_train_resume_export_reload_and_mount(
+    family: str, name: str, tmp_path: Path, reload_here: Any
+) -> None:
+    plan, expected = PLANS[name]
     save = {"dit": partial(tiny.save_pixel_pipeline, num_layers=4), "unet": tiny.save_pixel_unet_pipeline}[family]
     teacher = str(save(tmp_path / "teacher"))
     paths = [site.path for site in find_sites(load_pipeline(teacher).components[part(family)])]
@@ -150,7 +184,7 @@ def test_three_mixers_train_resume_export_reload_and_mount(family: str, tmp_path
     def run(steps: int, checkpoint: str | None = None) -> tuple[AttentionDistillation, SparsightTrainer]:
         torch.manual_seed(0)
         module = AttentionDistillation(
-            teacher, stages=STAGES, plan=plan_of(paths), init_samples=4, site_weights={paths[0]: 2.0}
+            teacher, stages=STAGES, plan=plan(paths), init_samples=4, site_weights={paths[0]: 2.0}
         )
         saver = ModelCheckpoint(tmp_path / f"at_{steps}", save_top_k=-1, every_n_train_steps=1, filename="{step}")
         quiet = dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False)
@@ -169,11 +203,13 @@ def test_three_mixers_train_resume_export_reload_and_mount(family: str, tmp_path
     whole, trainer = run(4)
     begun, _ = run(3)
     resumed, _ = run(4, str(tmp_path / "at_3" / "step=3.ckpt"))
-    assert sorted(set(kinds(whole.denoiser).values())) == ["DeltaConvBlock", "LinearAttention", "NeighborhoodAttention"]
+    assert sorted(set(kinds(whole.denoiser).values())) == expected
     assert paths[2] not in kinds(whole.denoiser) and len(kinds(whole.denoiser)) == len(paths) - 1
     mine, other = whole.state_dict(), resumed.state_dict()
-    assert all(torch.equal(value, other[name]) for name, value in mine.items())
-    assert any(not torch.equal(value, begun.state_dict()[name]) for name, value in mine.items())
+    assert all(torch.equal(value, other[key]) for key, value in mine.items())
+    balances = [value for key, value in mine.items() if key.endswith("balance")]
+    assert len(balances) == (2 if name == "parts" else 0) and all(value.any() for value in balances)
+    assert any(not torch.equal(value, begun.state_dict()[key]) for key, value in mine.items())
 
     trainer.export(whole, output=str(tmp_path / "student"))
     written = yaml.safe_load((tmp_path / "student" / "plan.yaml").read_text())["model"]["init_args"]
@@ -324,6 +360,41 @@ def test_what_mixers_refuse_is_told_with_the_position_of_their_entry(tmp_path: P
     plan = [{"sites": BLOCKS[0], "mixer": MIXER}, {"sites": "*", "mixer": even}]
     with pytest.raises(SystemExit, match=r"^sparsight: model\.plan\.1\.mixer\.kernel_size .* got -3$"):
         main(["fit", "--config", str(distillation_config(tmp_path, mixer=None, plan=plan))])
+
+
+def test_parts_nest_in_yaml_and_are_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tile = {"class_path": "TileAttention", "init_args": {"tile": 2}}
+    merged = {"class_path": "Merge", "init_args": {"parts": [tile, "LinearAttention"]}}
+    config = distillation_config(tmp_path, mixer=None, plan=[{"sites": "*", "mixer": merged}])
+    with pytest.raises(SystemExit, match=r"^sparsight: model\.plan\.0\.mixer\.parts\.1 of Merge is LinearAttention, "):
+        main(["fit", "--config", str(config)])
+    merged["init_args"]["parts"] = [tile, {"class_path": "PooledAttention", "init_args": {"tille": 2}}]  # type: ignore[index]
+    config = distillation_config(tmp_path, mixer=None, plan=[{"sites": "*", "mixer": merged}])
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(config)])
+    assert "model.plan.0.mixer.parts.1.tille: PooledAttention has no such option" in capsys.readouterr().err
+
+
+def test_a_written_plan_of_parts_makes_the_same_mixers() -> None:
+    denoiser = tiny.dit()
+    replace(denoiser, [PlanEntry("*", plan_of_parts(BLOCKS)[1].mixer)])
+    parser = Parser()
+    parser.add_argument("--plan", type=list[PlanEntry])
+    again = tiny.dit()
+    parsed = parser.parse_object({"plan": yaml.safe_load(yaml.safe_dump(plan_in(record_of(denoiser))))})
+    replace(again, parser.instantiate(parsed).plan)
+    assert record_of(again) == record_of(denoiser)
+
+
+def test_a_part_is_imported_no_sooner_than_a_mixer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "unseen_parts.py").write_text("raise RuntimeError('was run')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    denoiser = tiny.dit()
+    replace(denoiser, partial(Merge, parts=TILES))
+    record = record_of(denoiser)
+    record["sites"][BLOCKS[0]]["options"]["parts"][0]["class_path"] = "unseen_parts.Tiles"
+    with pytest.raises(ValueError, match=r"unseen_parts\.Tiles is not part of Sparsight, .* its code was not run"):
+        apply_record(tiny.dit(), record)
 
 
 def part(family: str) -> str:

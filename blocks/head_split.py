@@ -1,0 +1,152 @@
+"""Different core mixers for different heads of one site."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blocks.base import AttentionWeights, Grid, Site, SiteSamples, SoftmaxMixer, TokenMixer
+from blocks.ops.partial import Partial
+from blocks.parts import made_parts, plain_part
+from blocks.pooled_attention import PooledAttention
+from blocks.softmax_attention import SoftmaxAttention
+from blocks.tile_attention import TileAttention
+
+
+class HeadSplit(SoftmaxMixer):
+    """Every part mixes a range of the heads; side by side they mix all.
+
+    It can be merged where every part can. A part is made for a site of its own heads, as wide as the whole one.
+
+    Args:
+        site: Where the mixer stands.
+        parts: The core mixers; tiles for one half and pooled keys for the other if not given.
+        heads: First head of each part and the one behind its last; equal shares, in order, if not given.
+
+    Raises:
+        ValueError: There is no part, one is no core mixer, or the ranges are not as many as parts or do not hold every
+            head once.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        *,
+        parts: Sequence[Callable[[Site], TokenMixer]] | None = None,
+        heads: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        super().__init__(site)
+        parts = (TileAttention, PooledAttention) if parts is None else parts
+        self.heads = _checked_ranges(heads, len(parts), site)
+        sites = [dataclasses.replace(site, heads=stop - start) for start, stop in self.heads]
+        self.mixers: Any = made_parts("HeadSplit", parts, sites)
+        self.parts = [plain_part(mixer) for mixer in self.mixers]
+
+    @property
+    def is_softmax(self) -> bool:
+        """Whether every part is one softmax."""
+        return all(mixer.is_softmax for mixer in self.mixers)
+
+    @classmethod
+    def exact_limit(cls, site: Site, grid: Grid) -> dict[str, object]:
+        """Plain attention for all heads."""
+        return {"parts": [plain_part(SoftmaxAttention(site))], "heads": [[0, site.heads]]}
+
+    def flops(self, grid: Grid) -> int:
+        """Those of the parts."""
+        return sum(mixer.flops(grid) for mixer in self.mixers)
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
+        """Mix (B, h, N, d) tensors, each range of heads by its part."""
+        ranges = self._in_order()
+        return torch.cat([mixer.mix(q[:, a:b], k[:, a:b], v[:, a:b], grid, scale) for a, b, mixer in ranges], 1)
+
+    def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
+        """Mix, and tell the log-sum-exp of each head.
+
+        Raises:
+            ValueError: A part cannot tell.
+        """
+        for position, mixer in enumerate(self.mixers):
+            if not mixer.is_softmax:
+                raise ValueError(f"parts.{position} of HeadSplit is {type(mixer).__name__}, which has no partial")
+        ranges = self._in_order()
+        parts = [mixer.partial(q[:, a:b], k[:, a:b], v[:, a:b], grid, scale) for a, b, mixer in ranges]
+        output, lse = (torch.cat(each, 1) for each in zip(*parts, strict=True))
+        return output, lse
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
+        """The parts' references, head by head."""
+        output, lse = torch.empty_like(v), q.new_empty(*q.shape[:-1], 1, dtype=torch.float32)
+        for mixer, (a, b) in zip(self.mixers, self.heads, strict=True):
+            output[:, a:b], lse[:, a:b] = mixer.reference(q[:, a:b], k[:, a:b], v[:, a:b], grid, scale)
+        return output, lse
+
+    def _in_order(self) -> list[tuple[int, int, Any]]:
+        """Ranges and parts in the order of the heads."""
+        pairs = zip(self.heads, self.mixers, strict=True)
+        return sorted(((a, b, mixer) for (a, b), mixer in pairs), key=lambda each: each[0])
+
+    @torch.no_grad()
+    def init_from_teacher(self, weights: AttentionWeights, samples: Sequence[SiteSamples]) -> None:
+        """Let every part start from its heads: their rows and columns, and what these heads alone give."""
+        for mixer, (start, stop) in zip(self.mixers, self.heads, strict=True):
+            own = _of_heads(weights, slice(start * self.site.head_dim, stop * self.site.head_dim))
+            mixer.init_from_teacher(own, [_given_by(own, sample, stop - start) for sample in samples])
+
+
+def _checked_ranges(heads: Sequence[Sequence[int]] | None, parts: int, site: Site) -> list[list[int]]:
+    if heads is None:
+        if parts > site.heads:
+            raise ValueError(f"HeadSplit has {parts} parts, and {site.path} has {site.heads} heads: give fewer parts")
+        bounds = [part * site.heads // max(parts, 1) for part in range(parts + 1)]
+        return [list(pair) for pair in itertools.pairwise(bounds)]
+    ranges = [list(each) for each in heads]
+    told = f"heads of HeadSplit are {ranges}"
+    if len(ranges) != parts:
+        raise ValueError(f"{told}, for {parts} parts: give a range for each part")
+    if any(len(each) != 2 or not 0 <= each[0] < each[1] for each in ranges):
+        raise ValueError(f"{told}: a range is the first head and the one behind the last")
+    expected = 0
+    for start, stop in sorted(ranges):
+        if start < expected:
+            raise ValueError(f"{told}: head {start} is in two of the ranges")
+        if start > expected:
+            raise ValueError(f"{told}: head {expected} is in none of the ranges")
+        expected = stop
+    if expected != site.heads:
+        raise ValueError(
+            f"{told}, up to {expected}, but {site.path} has {site.heads} heads: leave heads out for shares"
+        )
+    return ranges
+
+
+def _of_heads(weights: AttentionWeights, inner: slice) -> AttentionWeights:
+    """The projections of some heads; the bias of the output is all of it."""
+    return dataclasses.replace(
+        weights,
+        query=weights.query[inner],
+        key=weights.key[inner],
+        value=weights.value[inner],
+        out=weights.out[:, inner],
+        query_bias=None if weights.query_bias is None else weights.query_bias[inner],
+        key_bias=None if weights.key_bias is None else weights.key_bias[inner],
+        value_bias=None if weights.value_bias is None else weights.value_bias[inner],
+    )
+
+
+def _given_by(weights: AttentionWeights, sample: SiteSamples, heads: int) -> SiteSamples:
+    """What some heads give where the teacher gives a sample."""
+    pairs = ((weights.query, weights.query_bias), (weights.key, weights.key_bias), (weights.value, weights.value_bias))
+    q, k, v = (
+        F.linear(sample.inputs.to(weight), weight, bias).unflatten(-1, (heads, -1)).transpose(1, 2)
+        for weight, bias in pairs
+    )
+    mixed = F.scaled_dot_product_attention(q, k, v, scale=weights.scale).transpose(1, 2).flatten(2)
+    return dataclasses.replace(sample, outputs=F.linear(mixed, weights.out, weights.out_bias).to(sample.outputs))
