@@ -42,6 +42,7 @@ from blocks.tokens import (
     RandomTokens,
     UniformTokens,
     VisionZip,
+    VisPruner,
 )
 
 __all__ = [
@@ -75,6 +76,7 @@ __all__ = [
     "TileAttention",
     "TokenMixer",
     "UniformTokens",
+    "VisPruner",
     "VisionZip",
     "VisualAttentionRedistribution",
 ]

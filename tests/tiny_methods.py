@@ -7,7 +7,17 @@ from functools import cache
 from typing import Any
 
 from blocks.edits import HeadAblation, ModalityMutualAttention, VisualAttentionRedistribution
-from blocks.tokens import DivPrune, Edit, FasterVLM, FastV, PyramidDrop, RandomTokens, UniformTokens, VisionZip
+from blocks.tokens import (
+    DivPrune,
+    Edit,
+    FasterVLM,
+    FastV,
+    PyramidDrop,
+    RandomTokens,
+    UniformTokens,
+    VisionZip,
+    VisPruner,
+)
 from tests.tiny_batches import alone
 from tests.tiny_families import HYBRIDS
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
@@ -17,7 +27,7 @@ SERVED = (
     *("qwen2_5_vl", "qwen3_vl", "qwen3_5", "lfm2_vl", "smolvlm", "idefics3"),
 )
 NEAR = {family: 3e-4 if family in HYBRIDS else 2e-5 for family in SERVED}  # largest difference of logits
-LOOKING = {"faster_vlm", "vision_zip"}  # into the vision tower
+LOOKING = {"faster_vlm", "vis_pruner", "vision_zip"}  # into the vision tower
 PATCHWISE = ("llava", "llava_qwen2", "llava_next", "llava_onevision", "paligemma")  # a patch for each image token
 RENUMBERING = {"renumbered", "pyramid_drop"}
 SEVERAL_AXES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")  # of positions
@@ -27,6 +37,7 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "renumbered": lambda: [UniformTokens(positions="renumber")],
     "div_prune": lambda: [DivPrune(0.5)],
     "faster_vlm": lambda: [FasterVLM(0.5)],
+    "vis_pruner": lambda: [VisPruner(0.5)],
     "vision_zip": lambda: [VisionZip(0.25, 0.25)],
     "fast_v": lambda: [FastV(layer=3)],
     "pyramid_drop": lambda: [PyramidDrop(layers=[3])],

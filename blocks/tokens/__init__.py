@@ -9,6 +9,7 @@ from blocks.tokens.fast_v import FastV
 from blocks.tokens.faster_vlm import FasterVLM
 from blocks.tokens.pyramid_drop import PyramidDrop
 from blocks.tokens.token_map import TokenMap
+from blocks.tokens.vis_pruner import VisPruner
 from blocks.tokens.vision_zip import VisionZip
 
 __all__ = [
@@ -24,5 +25,6 @@ __all__ = [
     "Reduction",
     "TokenMap",
     "UniformTokens",
+    "VisPruner",
     "VisionZip",
 ]

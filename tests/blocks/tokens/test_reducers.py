@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks.tokens import Crop, DivPrune, FasterVLM, RandomTokens, UniformTokens, VisionZip
+from blocks.tokens import Crop, DivPrune, FasterVLM, RandomTokens, UniformTokens, VisionZip, VisPruner
 
 
 def crop(number: int = 12, *, seed: int = 0, heads: int = 3) -> Crop:
@@ -99,8 +99,33 @@ def test_vision_zip_merges_nothing_where_nothing_is_left() -> None:
     assert len(VisionZip(dominant=0.5, contextual=0).reduce(crop()).keep) == 6
 
 
+def slow_vis_pruner(tokens: Crop, count: int, important: int) -> list[int]:
+    """The most attended, and the rest thinned out pair by pair as the paper's algorithm says."""
+    assert tokens.attention is not None
+    score = tokens.attention.mean(0)
+    order = sorted(range(len(score)), key=lambda n: -float(score[n]))
+    pool = sorted(order[important:]) if count > important else []
+    while len(pool) > count - important:
+        even, odd = pool[::2], pool[1::2]
+        alike = {
+            n: max(float(torch.nn.functional.cosine_similarity(*tokens.features[[n, m]], dim=0)) for m in odd)
+            for n in even
+        }
+        leaving = sorted(even, key=lambda n: -alike[n])[: min(8, len(pool) - (count - important))]
+        pool = [n for n in pool if n not in leaving]
+    return sorted([*order[:important], *pool])
+
+
+@pytest.mark.parametrize(("ratio", "important"), [(0.25, 0.5), (0.5, 0.75), (0.1, 0.5), (1.0, 0.5), (0.5, 1.0)])
+def test_vis_pruner_keeps_what_is_important_or_different(ratio: float, important: float) -> None:
+    tokens = crop(40)
+    count = int(40 * ratio)
+    wanted = slow_vis_pruner(tokens, count, int(count * important))
+    assert VisPruner(ratio, important).reduce(tokens).keep.tolist() == wanted and len(wanted) == count
+
+
 @pytest.mark.parametrize("ratio", [0.0, 1.5, float("nan")])
-@pytest.mark.parametrize("method", [RandomTokens, UniformTokens, DivPrune, FasterVLM, VisionZip])
+@pytest.mark.parametrize("method", [RandomTokens, UniformTokens, DivPrune, FasterVLM, VisPruner, VisionZip])
 def test_shares_are_between_nothing_and_all(method: type, ratio: float) -> None:
     with pytest.raises(ValueError, match="above 0 and at most 1"):
         method(ratio)

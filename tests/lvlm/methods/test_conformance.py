@@ -5,7 +5,17 @@ from __future__ import annotations
 import pytest
 from torch import Tensor
 
-from blocks.tokens import DivPrune, FasterVLM, FastV, PyramidDrop, RandomTokens, TokenMap, UniformTokens, VisionZip
+from blocks.tokens import (
+    DivPrune,
+    FasterVLM,
+    FastV,
+    PyramidDrop,
+    RandomTokens,
+    TokenMap,
+    UniformTokens,
+    VisionZip,
+    VisPruner,
+)
 from blocks.tokens.token_map import ANSWER
 from sparsight.lvlm.methods.conformance import check_methods
 from tests.tiny_methods import METHODS, NEAR, SERVED, is_served, tried
@@ -52,6 +62,7 @@ def test_all_methods_in_all_families(name: str, family: str) -> None:
         UniformTokens(1.0, positions="renumber"),
         DivPrune(1.0),
         FasterVLM(1.0),
+        VisPruner(1.0),
         VisionZip(1.0, 0.5),
         FastV(3, 1.0),
         PyramidDrop([2, 4], 1.0),

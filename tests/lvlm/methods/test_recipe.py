@@ -16,6 +16,8 @@ from sparsight.lvlm.answer.likelihood import candidate_log_likelihoods
 from sparsight.lvlm.answer.whole_texts import whole_log_likelihoods
 from sparsight.lvlm.methods.conformance import left_padded
 from sparsight.lvlm.methods.recipe import Recipe
+from sparsight.lvlm.model.answers import answer_losses
+from tests.tiny_batches import batch_of, one_by_one, padded_left
 from tests.tiny_lvlm import tiny_lvlm
 from tests.tiny_methods import METHODS, tried
 from tests.tiny_tokens import IMAGE
@@ -178,6 +180,16 @@ def test_likelihoods_behind_a_shared_prompt_are_those_of_whole_texts(name: str, 
     for one, other, before in zip(shared, whole, plain, strict=True):
         assert one == pytest.approx(other, abs=1e-4)
         assert one != pytest.approx(before, abs=1e-2)
+
+
+@pytest.mark.parametrize("name", ["random", "pyramid_drop", "five"])
+def test_losses_of_a_padded_batch_are_those_of_its_samples(name: str) -> None:
+    model, _ = tried("llava")
+    batch = batch_of("llava", model)
+    with torch.no_grad(), Recipe(METHODS[name]()).on(model):
+        alone = torch.cat([answer_losses(model, one["inputs"], one["labels"])[0] for one in one_by_one(batch)])
+        for padded in (batch, padded_left(batch)):
+            torch.testing.assert_close(answer_losses(model, padded["inputs"], padded["labels"])[0], alone)
 
 
 def test_text_without_images_is_read_as_ever() -> None:
