@@ -28,10 +28,10 @@ class Module:
 
     @cached_property
     def names(self) -> dict[str, str]:
-        """Full names of what it imports, by the names that it uses."""
+        """Full names of what it imports outside of functions, by the names that it uses."""
         found: dict[str, str] = {}
         package = self.name if self.is_package else self.name.rpartition(".")[0]
-        for node in ast.walk(self.tree):
+        for node in _statements(self.tree.body):
             if isinstance(node, ast.Import):
                 found |= {each.asname or each.name.partition(".")[0]: _bound(each) for each in node.names}
             elif isinstance(node, ast.ImportFrom):
@@ -76,7 +76,9 @@ class Sources:
         self.modules = modules
         self.classes: dict[str, ast.ClassDef] = {}
         for name, module in modules.items():
-            self.classes |= {f"{name}.{node.name}": node for node in _class_definitions(module.tree.body)}
+            self.classes |= {
+                f"{name}.{node.name}": node for node in _statements(module.tree.body) if isinstance(node, ast.ClassDef)
+            }
 
     def module_of(self, path: str) -> Module:
         """The module of a class."""
@@ -168,13 +170,14 @@ def _bound(alias: ast.alias) -> str:
     return alias.name if alias.asname else alias.name.partition(".")[0]
 
 
-def _class_definitions(body: Iterable[ast.stmt]) -> Iterator[ast.ClassDef]:
-    """Classes at the top of a module, also those that stand under a condition."""
+def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
+    """Statements at the top of a module, also those that stand under a condition."""
     for node in body:
-        if isinstance(node, ast.ClassDef):
+        if isinstance(node, (ast.If, ast.Try)):
+            handlers = node.handlers if isinstance(node, ast.Try) else []
+            yield from _statements([*node.body, *(each for one in handlers for each in one.body), *node.orelse])
+        else:
             yield node
-        elif isinstance(node, (ast.If, ast.Try)):
-            yield from _class_definitions([*node.body, *node.orelse])
 
 
 def _members(node: ast.ClassDef) -> Iterator[tuple[str, ast.stmt]]:
