@@ -36,7 +36,7 @@ from sparsight.diffusion.surgery.training_free import is_training_free
 from sparsight.diffusion.train.capture import capture_site
 from sparsight.diffusion.train.distiller import Distiller
 from sparsight.diffusion.train.relative_errors import RecentErrors
-from sparsight.diffusion.train.stages import Stage, check_weights, site_weight
+from sparsight.diffusion.train.stages import Stage, check_learners, check_weights, site_weight
 from sparsight.diffusion.train.start import start_alike, start_from_teacher
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -123,6 +123,8 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         self.shells = replace(self.denoiser, entries, train_projections=train_projections)
         self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
         check_weights(site_weights or {}, self.site_weights)
+        if any(stage.objective == "layerwise" for stage in self.clock.stages):
+            check_learners(self.site_weights, self._learners())
         self.distiller = Distiller(self.denoiser, self.shells, self.site_weights, self.diffusion.process)
         self.optimizer = optimizer
         self.init_samples = init_samples
@@ -134,6 +136,10 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
         self._restored = False
         self.recent_errors = RecentErrors()
+
+    def _learners(self) -> list[str]:
+        """Sites with something to train."""
+        return [path for path, shell in self.shells.items() if any(p.requires_grad for p in shell.student.parameters())]
 
     # -- state -----------------------------------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
@@ -113,3 +113,20 @@ def check_weights(given: Mapping[str, float], weights: Mapping[str, float]) -> N
         if not any(fnmatch(path, pattern) for path in weights):
             raise ConfigurationError(f"site_weights.{pattern} matches no site; sites are {', '.join(weights)}")
     require(any(weights.values()), "site_weights", dict(given), "a weight above 0 for one site at least")
+
+
+def check_learners(weights: Mapping[str, float], learners: Sequence[str]) -> None:
+    """Refuse weights that leave a layer-wise stage the errors of sites without parameters alone.
+
+    Args:
+        weights: Weights by path of a site.
+        learners: Paths of sites that have something to train; where there is none, others say so.
+
+    Raises:
+        ConfigurationError: All that learn weigh 0.
+    """
+    if learners and not any(weights[path] for path in learners):
+        raise ConfigurationError(
+            f"site_weights is 0 for all sites that have something to train ({', '.join(learners)}), so the layer-wise "
+            "stage would train nothing: give one a weight above 0"
+        )

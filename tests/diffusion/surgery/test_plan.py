@@ -222,6 +222,16 @@ def test_three_mixers_train_resume_export_reload_and_mount(
         torch.testing.assert_close(tiny.run(read, size), tiny.run(mounted, size))
 
 
+def test_weights_on_sites_without_parameters_alone_are_refused(tmp_path: Path) -> None:
+    teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
+    plan = [PlanEntry(BLOCKS[0], NEAR), PlanEntry("*", DELTA)]
+    with pytest.raises(ConfigurationError, match=rf"site_weights is 0 for all .* to train \({re.escape(BLOCKS[1])}\)"):
+        AttentionDistillation(teacher, stages=STAGES, plan=plan, site_weights={BLOCKS[1]: 0.0})
+    AttentionDistillation(teacher, stages=STAGES[1:], plan=plan, site_weights={BLOCKS[1]: 0.0})
+    module = AttentionDistillation(teacher, stages=STAGES, plan=plan, site_weights={BLOCKS[0]: 0.0})
+    assert module.site_weights == {BLOCKS[0]: 0.0, BLOCKS[1]: 1.0}
+
+
 @pytest.mark.parametrize("form", ["config", "list"])
 def test_a_written_plan_is_taken_by_fit(form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     denoiser = tiny.dit()
