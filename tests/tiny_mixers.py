@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from blocks import FeatureMixer, Grid
+from blocks import CoreMixer, FeatureMixer, Grid, Site
 
 
 class Scaled(FeatureMixer):
@@ -20,3 +22,19 @@ class Scaled(FeatureMixer):
 class WrongKernel(Scaled):
     def reference(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
         return hidden_BNC / 2.1
+
+
+class Blend(CoreMixer):
+    """A learned share of softmax attention in each head, and of each token's own value; half of either to begin with."""
+
+    def __init__(self, site: Site) -> None:
+        super().__init__(site)
+        self.share = nn.Parameter(torch.full((site.heads, 1, 1), 0.5))
+        self.after = nn.Linear(site.head_dim, site.head_dim)
+
+    def flops(self, grid: Grid) -> int:
+        return 4 * grid.tokens**2 * self.site.heads * self.site.head_dim
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
+        attended = F.scaled_dot_product_attention(q, k, v, scale=scale)
+        return self.after(self.share * attended + (1 - self.share) * v)
