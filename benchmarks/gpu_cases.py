@@ -166,7 +166,7 @@ class Workshop:
         cases = [self._layer(ATTENTION, attention, hidden_BNC, attention_flops(site, grid))]
         mixers = self.distinct_mixers(sites) | {"neighbourhood attention": NeighborhoodAttention(site)}
         for name, mixer in mixers.items():
-            student = make_student(attention, mixer, own_projections=False).eval()
+            student = make_student(attention, mixer).eval()
             student.grid = grid
             verdict = self._verdict(name, mixer)
             refusal = verdict.refusal

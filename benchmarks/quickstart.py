@@ -8,6 +8,7 @@ Needs no data set, no network and no GPU. About 10 minutes on 2 cores.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import time
 from collections.abc import Iterator
@@ -40,13 +41,13 @@ REFERENCE_SEED = 1  # the teacher's other samples, which all three are compared 
 def untrained(module: Any) -> Iterator[None]:
     """The module with fresh mixers in the place of the trained ones."""
     entries = record_of(module.denoiser)["sites"]
-    trained = {path: shell.student.mixer for path, shell in module.shells.items()}
+    trained = {path: copy.deepcopy(shell.mixer.state_dict()) for path, shell in module.shells.items()}
     torch.manual_seed(0)
     for path, shell in module.shells.items():
-        shell.student.mixer = mixer_from(entries[path])
+        shell.mixer.load_state_dict(mixer_from(entries[path]).state_dict())
     yield
     for path, shell in module.shells.items():
-        shell.student.mixer = trained[path]
+        shell.mixer.load_state_dict(trained[path])
 
 
 def draw_all(module: Any, count: int) -> dict[str, Tensor]:

@@ -155,7 +155,7 @@ def site_samples(module: AttentionDistillation, noised: Noised) -> dict[str, Sit
 def mixers_step(module: AttentionDistillation, samples: dict[str, SiteSamples]) -> None:
     """The mixers' own work: forward, loss and backward at every site, on inputs that lie ready."""
     for path, shell in module.shells.items():
-        normalised_mse(shell.student(samples[path].inputs), samples[path].outputs).backward()
+        normalised_mse(shell.student_pass(samples[path].inputs), samples[path].outputs).backward()
     module.zero_grad()
 
 

@@ -160,6 +160,10 @@ class CoreMixer(TokenMixer):
         """Whether :meth:`SoftmaxMixer.partial` may be called."""
         return isinstance(self, SoftmaxMixer)
 
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
+        """As :meth:`mix`; sites call the module, so that whatever offloads, shards or casts modules sees it."""
+        return self.mix(q, k, v, grid, scale)
+
 
 class SoftmaxMixer(CoreMixer):
     """A core mixer whose weights are one softmax over keys that it chooses or makes: it can be merged with others."""

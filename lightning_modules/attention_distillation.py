@@ -35,6 +35,7 @@ from sparsight.diffusion.surgery.sites import SiteSelection
 from sparsight.diffusion.surgery.training_free import is_training_free
 from sparsight.diffusion.train.capture import capture_site
 from sparsight.diffusion.train.distiller import Distiller
+from sparsight.diffusion.train.former_names import follow_names
 from sparsight.diffusion.train.relative_errors import RecentErrors
 from sparsight.diffusion.train.stages import Stage, check_learners, check_weights, site_weight
 from sparsight.diffusion.train.start import start_alike, start_from_teacher
@@ -139,7 +140,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
 
     def _learners(self) -> list[str]:
         """Sites with something to train."""
-        return [path for path, shell in self.shells.items() if any(p.requires_grad for p in shell.student.parameters())]
+        return [path for path, shell in self.shells.items() if any(p.requires_grad for p in shell.mixer.parameters())]
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -151,7 +152,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         """Mixers that are on at their sites, have parameters, and were changed by no optimiser step."""
         if self.has_learned:
             return None
-        computing = [shell.student.mixer for shell in self.shells.values() if shell.handed_over]
+        computing = [shell.as_student().mixer for shell in self.shells.values() if shell.handed_over]
         kinds = sorted({type(mixer).__name__ for mixer in computing if not is_training_free(mixer)})
         return f"the student is untrained: no optimiser step has changed its {' and '.join(kinds)}" if kinds else None
 
@@ -160,7 +161,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         super().train(mode)
         self.denoiser.eval()
         for shell in self.shells.values():
-            shell.student.mixer.train(mode)
+            shell.mixer.train(mode)
         return self
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -189,6 +190,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         if saved["record"] != here:
             told = differing(saved["record"], here)
             raise ValueError(f"the checkpoint holds other mixers than the configuration asks for: {told}")
+        follow_names(checkpoint, self.shells)
         self.take_stage(checkpoint)
         # checkpoints from before sites could wait have neither
         self.recent_errors.take(saved.get("recent_errors", {}), self.device)
@@ -226,7 +228,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
             ConfigurationError: No mixer has anything to train.
         """
         if self.trainer.state.fn == TrainerFn.FITTING and not self._trained:
-            kinds = ", ".join(sorted({type(shell.student.mixer).__name__ for shell in self.shells.values()}))
+            kinds = ", ".join(sorted({type(shell.mixer).__name__ for shell in self.shells.values()}))
             raise ConfigurationError(
                 f"{kinds} has no parameters, so nothing is trained: set model.train_projections to true to train "
                 "copies of the projections around it, or use it as it is (validate, predict, benchmark, export)"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule
 from sparsight.diffusion.surgery.replace import set_mode
-from sparsight.diffusion.surgery.shell import AttentionShell, Mode
+from sparsight.diffusion.surgery.shell import Mode, Shell
 from sparsight.diffusion.surgery.site_error import mean_squares
 from sparsight.diffusion.train.distiller import Distiller
 from sparsight.diffusion.train.relative_errors import RelativeErrors
@@ -26,7 +26,7 @@ class BesideTeacher(DiffusionModule):
         distiller: Runs either of them.
     """
 
-    shells: Mapping[str, AttentionShell]
+    shells: Mapping[str, Shell]
     distiller: Distiller
 
     def __init__(self, *, seed: int, sample_steps: int, guidance_scale: float, max_skipped_steps: int) -> None:

@@ -25,7 +25,7 @@ class WrongKernel(Scaled):
 
 
 class Blend(CoreMixer):
-    """A learned share of softmax attention in each head, and of each token's own value; half of either to begin with."""
+    """A learned share of softmax attention in each head beside each token's own value; half to begin with."""
 
     def __init__(self, site: Site) -> None:
         super().__init__(site)

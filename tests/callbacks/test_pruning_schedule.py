@@ -104,7 +104,7 @@ def test_a_mixer_that_waits_learns_from_its_own_site_alone_and_lets_gradients_pa
     only_output = Objective(to_teacher=1.0, site=0.0)
     terms = module.distiller.end_to_end(noised, only_output)
     assert set(terms) == {"to_teacher", "idle"}
-    mixers = {path: list(shell.student.mixer.parameters()) for path, shell in module.shells.items()}
+    mixers = {path: list(shell.mixer.parameters()) for path, shell in module.shells.items()}
 
     def reached(term: str) -> list[str]:
         parameters = [p for group in mixers.values() for p in group]

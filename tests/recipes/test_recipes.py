@@ -125,7 +125,7 @@ def check_batches(name: str, run: Any) -> None:
     assert samples.shape == (count, 4, *shape)
     if name.endswith("paper"):
         assert {"train/to_teacher", "train/to_target", "train/site"} <= run.trainer.callback_metrics.keys()
-        mixers = [shell.student.mixer for shell in run.model.shells.values()]
+        mixers = [shell.mixer for shell in run.model.shells.values()]
         assert {mixer.preset for mixer in mixers} == {f"paper_{name.split('_')[0]}"}
 
 

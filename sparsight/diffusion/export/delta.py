@@ -25,8 +25,9 @@ def changed_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
     """Tensors of the students that are not their teachers', by the names that they have without shells."""
     changed = {}
     for path, shell in shells_of(denoiser).items():
-        kept = {id(tensor) for tensor in (*shell.teacher.parameters(), *shell.teacher.buffers())}
-        for name, tensor in shell.student.state_dict(keep_vars=True).items():
+        teacher = shell.as_teacher()
+        kept = {id(tensor) for tensor in (*teacher.parameters(), *teacher.buffers())}
+        for name, tensor in shell.as_student().state_dict(keep_vars=True).items():
             if id(tensor) not in kept:
                 changed[f"{path}.{name}"] = tensor.detach()
     return changed

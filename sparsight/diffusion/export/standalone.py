@@ -28,13 +28,10 @@ def student_code(denoiser: nn.Module) -> CodeFile | None:
 def student_state(denoiser: nn.Module) -> dict[str, Tensor]:
     """The denoiser's tensors under the names that they have without shells; teachers are left out."""
     shells = shells_of(denoiser)
-    state = {}
-    for name, tensor in denoiser.state_dict().items():
-        path = next((path for path in shells if name.startswith(f"{path}.")), None)
-        if path is None:
-            state[name] = tensor
-        elif name.startswith(f"{path}.student."):
-            state[path + name.removeprefix(f"{path}.student")] = tensor
+    beside = tuple(f"{path}." for path in shells)
+    state = {name: tensor for name, tensor in denoiser.state_dict().items() if not name.startswith(beside)}
+    for path, shell in shells.items():
+        state |= shell.as_student().state_dict(prefix=f"{path}.")
     return state
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +28,6 @@ from sparsight.diffusion.measure.report import own_size, replacement_report
 from sparsight.diffusion.measure.rows import Row, table
 from sparsight.diffusion.measure.verify import Verdict, verify
 from sparsight.diffusion.surgery.sites import meta_twin, probe_grids, students
-from sparsight.diffusion.surgery.student import StudentAttention
 
 WEIGHTS = "Weights: mixers as the module holds them, untrained without a checkpoint; cost does not depend on it."
 TOKENS = (256, 1024, 4096, 16384)
@@ -108,9 +108,9 @@ def benchmark_sites(denoiser: nn.Module, settings: Settings, device: torch.devic
                     )
 
 
-def distinct_sites(denoiser: nn.Module) -> dict[str, StudentAttention]:
+def distinct_sites(denoiser: nn.Module) -> dict[str, Any]:
     """The first replaced site, by path, of every kind: equal channels, heads, mixer class and options."""
-    kinds: dict[str, tuple[str, StudentAttention]] = {}
+    kinds: dict[str, tuple[str, Any]] = {}
     for path, student in students(denoiser).items():
         site, mixer = student.mixer.site, student.mixer
         kind = repr((site.channels, site.heads, site.head_dim, type(mixer), mixer.options))

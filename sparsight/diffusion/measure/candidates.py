@@ -18,7 +18,7 @@ from sparsight.common.measure.latency import Call
 from sparsight.diffusion.families.known import example_inputs, plain_class
 from sparsight.diffusion.surgery.replace import finalize, restore, shells_of
 from sparsight.diffusion.surgery.sites import meta_twin
-from sparsight.diffusion.surgery.student import StudentAttention
+from sparsight.diffusion.surgery.student import OnGrid
 
 PASSES = ("forward", "forward+backward")
 BACKWARD = "Backward passes compute the gradients of all parameters, and at a site those of its input too."
@@ -43,7 +43,7 @@ def site_calls(module: nn.Module, shape: tuple[int, int], grid: Grid, **options:
 
     ``shape`` is (B, C); ``options`` are the tensor's device and dtype.
     """
-    if isinstance(module, StudentAttention):
+    if isinstance(module, OnGrid):
         module.grid = grid
     hidden_BNC = torch.randn(shape[0], grid.tokens, shape[1], requires_grad=True, **options)
     return passes(lambda: module(hidden_BNC), (hidden_BNC, *module.parameters()))

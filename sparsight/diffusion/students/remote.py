@@ -34,7 +34,7 @@ def place_students(denoiser: Any, record: Mapping[str, Any], mixers: Mapping[str
     for path, entry in record["sites"].items():
         site = Site(**{**entry["site"], "grid": Grid(**entry["site"]["grid"])})
         mixer = mixers[entry["class_path"]](site, **entry["options"])
-        put(denoiser, path, make_student(denoiser.get_submodule(path), mixer, own_projections=False))
+        put(denoiser, path, make_student(denoiser.get_submodule(path), mixer))
     install_grid_hooks(denoiser, denoiser.stacks)
 
 

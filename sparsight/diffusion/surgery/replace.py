@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from blocks.base import AttentionWeights, TokenMixer
+from blocks.base import AttentionWeights, CoreMixer, Site, TokenMixer
+from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.known import family_of
+from sparsight.diffusion.surgery.core_shell import core_shell, linear_in
 from sparsight.diffusion.surgery.place import make_student, put
 from sparsight.diffusion.surgery.plan import MixerFactory, PlanEntry, assign, plan_from
-from sparsight.diffusion.surgery.shell import AttentionShell, Mode
+from sparsight.diffusion.surgery.shell import AttentionShell, Mode, Shell
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, refuse_unsupported
-from sparsight.diffusion.surgery.student import StudentAttention, deliver_grid, install_grid_hooks, transformer_stacks
+from sparsight.diffusion.surgery.student import OnGrid, deliver_grid, install_grid_hooks, transformer_stacks
 
 
 def replace(
@@ -23,7 +26,7 @@ def replace(
     sites: SiteSelection | None = None,
     *,
     train_projections: bool = False,
-) -> dict[str, AttentionShell]:
+) -> dict[str, Shell]:
     """Put a shell with a new mixer at every chosen site; everything but the mixers is frozen and in eval mode.
 
     The denoiser still computes what it did before: shells begin in teacher mode.
@@ -42,47 +45,60 @@ def replace(
         ValueError: The denoiser is not supported, a site cannot be replaced, something is replaced already, or the plan
             has an entry without effect.
     """
-    if any(isinstance(module, (AttentionShell, StudentAttention)) for module in denoiser.modules()):
+    if any(isinstance(module, OnGrid) for module in denoiser.modules()):
         raise ValueError("this denoiser has mixers already: restore it first")
     if isinstance(mixer, Sequence):
         plan = plan_from(mixer=None, sites=sites, plan=mixer)
     else:
         plan = plan_from(mixer=mixer, sites=sites, plan=None)
     chosen = assign(plan, find_sites(denoiser))
-    for site, _ in chosen:
-        refuse_unsupported(site.path, denoiser.get_submodule(site.path))
+    made = {site.path: _made(factory, site) for site, factory in chosen}
+    for path, mixer_there in made.items():
+        attention = denoiser.get_submodule(path)
+        refuse_unsupported(path, attention, mixer_there, train_projections=train_projections)
     denoiser.requires_grad_(False).eval()
-    shells = {}
-    for site, factory in chosen:
-        attention = denoiser.get_submodule(site.path)
-        made = factory(site)
-        if not isinstance(made, TokenMixer):
-            raise ValueError(f"{type(made).__name__} is no TokenMixer: derive it from CoreMixer or FeatureMixer")
-        made.to(next(attention.parameters()).device)
-        student = make_student(attention, made, own_projections=train_projections)
-        shells[site.path] = AttentionShell(attention, student)
-        put(denoiser, site.path, shells[site.path])
+    shells: dict[str, Shell] = {}
+    for path, mixer_there in made.items():
+        attention = denoiser.get_submodule(path)
+        mixer_there.to(next(attention.parameters()).device)
+        if isinstance(mixer_there, CoreMixer):
+            shells[path] = core_shell(attention, mixer_there, train_projections=train_projections)
+        else:
+            shells[path] = AttentionShell(attention, make_student(attention, mixer_there))
+        put(denoiser, path, cast(nn.Module, shells[path]))
     install_grid_hooks(denoiser, family_of(denoiser).stacks)
     return shells
 
 
+def _made(factory: MixerFactory, site: Site) -> TokenMixer:
+    made = factory(site)
+    if not isinstance(made, TokenMixer):
+        raise ValueError(f"{type(made).__name__} is no TokenMixer: derive it from CoreMixer or FeatureMixer")
+    return made
+
+
+@torch.no_grad()
 def attention_weights(attention: Any) -> AttentionWeights:
-    """The projections of a diffusers attention as plain tensors."""
-    q, k, v, out = attention.to_q, attention.to_k, attention.to_v, attention.to_out[0]
-    return AttentionWeights(
-        query=q.weight,
-        key=k.weight,
-        value=v.weight,
-        out=out.weight,
-        query_bias=q.bias,
-        key_bias=k.bias,
-        value_bias=v.bias,
-        out_bias=out.bias,
-        scale=attention.scale,
-    )
+    """The projections of a diffusers attention as plain tensors, active adapters included."""
+    layers = {"query": attention.to_q, "key": attention.to_k, "value": attention.to_v, "out": attention.to_out[0]}
+    acting = {name: _acting(layer) for name, layer in layers.items()}
+    weights = {name: weight for name, (weight, _) in acting.items()}
+    biases = {f"{name}_bias": bias for name, (_, bias) in acting.items()}
+    return AttentionWeights(**weights, **biases, scale=attention.scale)  # type: ignore[arg-type]
 
 
-def set_mode(shells: Iterable[AttentionShell], mode: Mode, *, idle: Mode = Mode.TEACHER) -> None:
+def _acting(layer: Any) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a linear layer; what adapters are wrapped around, or is stored as codes, is asked for them."""
+    inner: Any = linear_in(layer)[1]
+    if inner is layer and inner.weight.is_floating_point():
+        return inner.weight, inner.bias
+    dtype = compute_dtype(layer)
+    columns = torch.eye(inner.in_features, dtype=dtype, device=inner.weight.device)
+    bias = layer(torch.zeros_like(columns[:1]))
+    return (layer(columns) - bias).T, None if inner.bias is None else bias[0]
+
+
+def set_mode(shells: Iterable[Shell], mode: Mode, *, idle: Mode = Mode.TEACHER) -> None:
     """Let teacher, student or both compute at these sites from the next forward pass on.
 
     Args:
@@ -97,7 +113,7 @@ def set_mode(shells: Iterable[AttentionShell], mode: Mode, *, idle: Mode = Mode.
 def restore(denoiser: nn.Module) -> None:
     """Put the teachers back and take the hooks away: the denoiser as it was, still frozen."""
     for path, shell in shells_of(denoiser).items():
-        put(denoiser, path, shell.teacher)
+        put(denoiser, path, shell.as_teacher())
     for stack in transformer_stacks(denoiser, family_of(denoiser).stacks):
         for key, hook in list(stack._forward_pre_hooks.items()):
             if hook is deliver_grid:
@@ -108,7 +124,7 @@ def restore(denoiser: nn.Module) -> None:
 def finalize(denoiser: nn.Module) -> None:
     """Put every student in the place of its shell, or the teacher where it was not handed over to the student."""
     for path, shell in shells_of(denoiser).items():
-        put(denoiser, path, shell.student if shell.handed_over else shell.teacher)
+        put(denoiser, path, shell.as_student() if shell.handed_over else shell.as_teacher())
 
 
 @contextmanager
@@ -123,14 +139,14 @@ def without_idle(denoiser: nn.Module) -> Iterator[None]:
     if shells and len(idle) == len(shells):
         raise ValueError("no site has been handed over to its mixer: train on, until the pruning schedule has begun")
     for path, shell in idle.items():
-        put(denoiser, path, shell.teacher)
+        put(denoiser, path, shell.as_teacher())
     try:
         yield
     finally:
         for path, shell in idle.items():
-            put(denoiser, path, shell)
+            put(denoiser, path, cast(nn.Module, shell))
 
 
-def shells_of(denoiser: nn.Module) -> dict[str, AttentionShell]:
+def shells_of(denoiser: nn.Module) -> dict[str, Shell]:
     """Shells by path."""
-    return {path: module for path, module in denoiser.named_modules() if isinstance(module, AttentionShell)}
+    return {path: module for path, module in denoiser.named_modules() if isinstance(module, Shell)}

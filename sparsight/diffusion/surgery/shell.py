@@ -1,10 +1,11 @@
-"""The module that stands at a site while a student is being made: the teacher's attention and the student beside it.
+"""What stands at a site while a student is being made: teacher and student of one self-attention, and who computes.
 
 Shape legend: B batch, N tokens, C channels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsight.diffusion.surgery.site_error import mean_squares
+from sparsight.diffusion.surgery.stamp import stamped
 from sparsight.diffusion.surgery.student import OnGrid, StudentAttention, checked_grid
 
 
@@ -24,50 +26,63 @@ class Mode(IntEnum):
     """The teacher computes, and the student is compared with it on the same input, which gets no gradient from that."""
 
 
-class AttentionShell(OnGrid):
-    """Takes the place of a self-attention and keeps its forward signature.
-
-    Args:
-        teacher: The base's attention itself, frozen, no copy.
-        student: What will replace it.
+class Shell(OnGrid):
+    """A self-attention and its student, behind the attention's signature: all that training, export and reports ask of.
 
     Attributes:
         mode: Who computes; written by :func:`sparsight.diffusion.surgery.replace.set_mode`.
         handed_over: Whether the student has the site for good; while not, it learns beside the teacher.
+        mixer: The student's mixer.
         output: (B, N, C) that the site last returned in teacher or student mode.
         squares: Mean square of the student's error and of the teacher's output, from the last layer-wise pass.
     """
 
-    def __init__(self, teacher: nn.Module, student: StudentAttention) -> None:
-        super().__init__()
-        self.teacher = teacher
-        self.student = student
-        self.mode = Mode.TEACHER
-        self.handed_over = True
-        self.output: Tensor | None = None
-        self.squares: tuple[Tensor, Tensor] | None = None
+    mode: Mode = Mode.TEACHER
+    handed_over: bool = True
+    output: Tensor | None = None
+    squares: tuple[Tensor, Tensor] | None = None
+    mixer: Any
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        **cross_attention_kwargs: Any,
-    ) -> Tensor:
+    @property
+    def attention(self) -> Any:
+        """The module that computes in teacher mode, and holds the teacher's layers."""
+        raise NotImplementedError
+
+    def as_teacher(self) -> Any:
+        """The teacher alone, of the same tensors."""
+        raise NotImplementedError
+
+    def as_student(self) -> Any:
+        """The student alone, of the same tensors, under the names that exports have."""
+        raise NotImplementedError
+
+    def teacher_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the teacher makes of (B, N, C)."""
+        raise NotImplementedError
+
+    def student_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the student makes of (B, N, C)."""
+        raise NotImplementedError
+
+    def trained_units(self) -> Iterable[nn.Module]:
+        """Modules that a backward pass through the student alone asks for, each called as a whole."""
+        raise NotImplementedError
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Map (B, N, C) to (B, N, C) as the mode says.
 
         Raises:
             ValueError: The student computes, and refuses what it is given; or the tokens do not fill the grid.
         """
-        if self.mode is Mode.STUDENT:
-            output = self.student(hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs)
-        else:
-            output = self.teacher(hidden_states, encoder_hidden_states, attention_mask, **cross_attention_kwargs)
+        one_pass = self.student_pass if self.mode is Mode.STUDENT else self.teacher_pass
+        output = one_pass(hidden_states, *args, **kwargs)
         if self.mode is Mode.LAYERWISE:
-            self._compare(hidden_states, output)
+            with torch.enable_grad():
+                student = self.student_pass(hidden_states.detach(), *args, **kwargs)
+                self.squares = mean_squares(student, output.detach())
         if torch.is_grad_enabled() and output.requires_grad:
-            grid = checked_grid(self.grid, hidden_states, self.student.mixer.site.path)
-            output = _Stamp.apply(output, int(self.mode), *grid.sizes)
+            grid = checked_grid(self.grid, hidden_states.shape[1], self.mixer.site.path)
+            output = stamped(output, int(self.mode), *grid.sizes)
         self.output = None if self.mode is Mode.LAYERWISE else output
         return output
 
@@ -83,25 +98,48 @@ class AttentionShell(OnGrid):
         squares, self.squares = self.squares, None
         return squares
 
-    def _compare(self, hidden_BNC: Tensor, target_BNC: Tensor) -> None:
-        with torch.enable_grad():
-            self.squares = mean_squares(self.student(hidden_BNC.detach()), target_BNC.detach())
 
+class AttentionShell(Shell, nn.Module):
+    """Takes the place of a self-attention whose student is a feature mixer.
 
-class _Stamp(torch.autograd.Function):
-    """Identity that saves an empty tensor whose shape spells mode and grid.
-
-    Gradient checkpointing recomputes a block in the backward pass, with whatever mode and grid stand then. It compares
-    the shapes of saved tensors with the original ones, so a wrong mode or grid ends as a CheckpointError.
+    Args:
+        teacher: The base's attention itself, frozen, no copy.
+        student: What will replace it.
     """
 
-    @staticmethod
-    def forward(ctx: Any, output: Tensor, mode: int, *sizes: int) -> Tensor:
-        ctx.save_for_backward(output.new_empty((0, mode, *sizes)))
-        ctx.axes = len(sizes)
-        return output.view_as(output)
+    def __init__(self, teacher: nn.Module, student: StudentAttention) -> None:
+        super().__init__()
+        self.teacher = teacher
+        self.student = student
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        _ = ctx.saved_tensors  # reading them is what triggers the comparison
-        return gradient, None, *[None] * ctx.axes
+    @property
+    def mixer(self) -> Any:
+        """The student's mixer."""
+        return self.student.mixer
+
+    @property
+    def attention(self) -> Any:
+        """The teacher."""
+        return self.teacher
+
+    def as_teacher(self) -> Any:
+        """The teacher."""
+        return self.teacher
+
+    def as_student(self) -> Any:
+        """The student."""
+        return self.student
+
+    def teacher_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the teacher makes of (B, N, C)."""
+        output: Tensor = self.teacher(hidden_states, *args, **kwargs)
+        return output
+
+    def student_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """What the student makes of (B, N, C)."""
+        output: Tensor = self.student(hidden_states, *args, **kwargs)
+        return output
+
+    def trained_units(self) -> Iterable[nn.Module]:
+        """The student."""
+        return [self.student]

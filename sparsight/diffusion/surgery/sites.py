@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from blocks.base import Grid, Site
+from blocks.base import CoreMixer, Grid, Site, TokenMixer
 from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
-from sparsight.diffusion.surgery.shell import AttentionShell
+from sparsight.diffusion.surgery.core_site import CoreSite
+from sparsight.diffusion.surgery.shell import Shell
 from sparsight.diffusion.surgery.student import StudentAttention, transformer_stacks
 
 if TYPE_CHECKING:
@@ -93,26 +94,34 @@ def self_attentions(denoiser: nn.Module) -> list[tuple[str, Any]]:
     for block_path, block in denoiser.named_modules():
         for name in family.self_attentions(block) if type(block).__name__ in family.blocks else ():
             attention = block.get_submodule(name)
-            if isinstance(attention, AttentionShell):
-                attention = attention.teacher
+            if isinstance(attention, Shell):
+                attention = attention.attention
+            elif isinstance(attention, CoreSite):
+                continue
             if isinstance(attention, Attention):
                 found.append((f"{block_path}.{name}", attention))
     return found
 
 
-def refuse_unsupported(path: str, attention: Attention) -> None:
-    """Raise a ValueError that names what makes a self-attention more than attention among its own tokens."""
+def refuse_unsupported(path: str, attention: Attention, mixer: TokenMixer, *, train_projections: bool) -> None:
+    """Raise a ValueError that names what makes a self-attention more than attention among its own tokens.
+
+    Norms of queries and keys, and fused projections, stand around the core, and stay where that alone is replaced.
+    """
     extras = {
         "group_norm": attention.group_norm,
         "spatial_norm": attention.spatial_norm,
-        "norm_q": attention.norm_q,
-        "norm_k": attention.norm_k,
         "add_k_proj": attention.added_kv_proj_dim,
         "norm_cross": attention.norm_cross,
     }
+    around = isinstance(mixer, CoreMixer)
+    if not around:
+        extras |= {"norm_q": attention.norm_q, "norm_k": attention.norm_k}
     present = [name for name, value in extras.items() if value is not None]
-    if attention.fused_projections:
+    if attention.fused_projections and (train_projections or not around):
         present.append("fused projections (call unfuse_qkv_projections first)")
+    if "forward" in vars(attention):
+        present.append("a hook in place of its forward pass (offload to the CPU after mixers are in place, not before)")
     if attention.inner_kv_dim != attention.inner_dim:
         present.append("fewer key than query heads")
     if present:
@@ -159,10 +168,12 @@ def _probe(denoiser: nn.Module, size: tuple[int, int] | None) -> dict[str, Grid]
     return grids
 
 
-def students(denoiser: nn.Module) -> dict[str, StudentAttention]:
-    """Path and module of every site that was replaced."""
-    found: dict[str, StudentAttention] = {}
+def students(denoiser: nn.Module) -> dict[str, Any]:
+    """Path and student of every site that was replaced; where a teacher stands beside it, what would be left alone."""
+    found: dict[str, Any] = {}
     for path, module in denoiser.named_modules():
-        if isinstance(module, StudentAttention):
-            found[path.removesuffix(".student")] = module
+        if isinstance(module, Shell):
+            found[path] = module.as_student()
+        elif isinstance(module, (StudentAttention, CoreSite)):
+            found.setdefault(path.removesuffix(".student"), module)
     return found

@@ -1,33 +1,31 @@
-"""The module that stands at a site once its self-attention is gone, and the hooks that tell it its grid.
+"""A feature mixer in the place of a self-attention, and the hooks that tell what stands at a site its grid.
 
 Imports torch and ``blocks.base`` only: exported models carry this file's text as it is.
 
-Shape legend: B batch, N tokens, C channels, h heads, d channels of a head.
+Shape legend: B batch, N tokens, C channels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from blocks.base import CoreMixer, Grid, TokenMixer
+from blocks.base import FeatureMixer, Grid
 
 # what diffusers hands to every attention of a block: options of adapters of others, and a scale that it ignores
 OF_OTHERS = frozenset({"ip_adapter_masks", "ip_hidden_states", "scale"})
 
 
-class OnGrid(nn.Module):
-    """A module that must know how its tokens are laid out.
+class OnGrid:
+    """Mixed into a module that must know how its tokens are laid out.
 
     The sides are kept as an empty tensor's shape: as numbers, each size would be a compiled graph of its own.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._sides: Tensor | None = None
+    _sides: Tensor | None = None
 
     @property
     def grid(self) -> Grid | None:
@@ -39,34 +37,23 @@ class OnGrid(nn.Module):
         self._sides = torch.empty(0, *grid.sizes)
 
 
-class StudentAttention(OnGrid):
-    """A mixer behind the signature of a diffusers attention.
+class StudentAttention(OnGrid, nn.Module):
+    """A feature mixer behind the signature of a diffusers attention.
 
-    Core mixers stand between query, key, value and output projections; feature mixers are alone. What keeps a
-    precision of its own (mixers, fp32 while training) gets the hidden state cast to it; the output is of the input's.
+    A mixer that keeps a precision of its own (fp32 while it is trained) gets the hidden state cast to it; the output is
+    of the input's.
 
     Args:
         mixer: What mixes the tokens.
-        projections: ``to_q``, ``to_k``, ``to_v`` and ``to_out`` of a core mixer; empty for a feature mixer.
-        scale: Factor of the logits, the teacher's.
         rescale_output_factor: The teacher's divisor of its output.
         residual_connection: Whether the teacher adds its input to its output.
     """
 
     def __init__(
-        self,
-        mixer: TokenMixer,
-        projections: dict[str, nn.Module],
-        *,
-        scale: float,
-        rescale_output_factor: float = 1.0,
-        residual_connection: bool = False,
+        self, mixer: FeatureMixer, *, rescale_output_factor: float = 1.0, residual_connection: bool = False
     ) -> None:
         super().__init__()
-        for name, projection in projections.items():
-            self.add_module(name, projection)
         self.mixer: Any = mixer
-        self.scale = scale
         self.rescale_output_factor = rescale_output_factor
         self.residual_connection = residual_connection
 
@@ -83,46 +70,38 @@ class StudentAttention(OnGrid):
             ValueError: A mask, an encoder state or what a mixer knows nothing of is given, or the tokens do not fill
                 the grid.
         """
-        unknown = [name for name in cross_attention_kwargs if name not in OF_OTHERS]
-        if unknown:
-            raise ValueError(f"{self.mixer.site.path} replaces a self-attention: it knows nothing of {unknown[0]}")
-        if encoder_hidden_states is not None or attention_mask is not None:
-            raise ValueError(f"{self.mixer.site.path} replaces a self-attention: it takes no mask and no encoder state")
-        grid = checked_grid(self.grid, hidden_states, self.mixer.site.path)
-        if isinstance(self.mixer, CoreMixer):
-            mixed = self._mix_heads(hidden_states, grid)
-        else:
-            mixed = self.mixer(_entering(hidden_states, self.mixer), grid)
-        mixed = mixed.to(hidden_states.dtype)
+        path = self.mixer.site.path
+        refuse_others(path, encoder_hidden_states, attention_mask, cross_attention_kwargs)
+        grid = checked_grid(self.grid, hidden_states.shape[1], path)
+        mixed = self.mixer(entering(hidden_states, self.mixer), grid).to(hidden_states.dtype)
         if self.residual_connection:
             mixed = mixed + hidden_states
         return mixed / self.rescale_output_factor if self.rescale_output_factor != 1.0 else mixed
 
-    def _mix_heads(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
-        q, k, v = (
-            _entering(projection(_entering(hidden_BNC, projection)), self.mixer)
-            .unflatten(-1, (self.mixer.site.heads, -1))
-            .transpose(1, 2)
-            for projection in map(self.get_submodule, ("to_q", "to_k", "to_v"))
-        )
-        mixed_BhNd = self.mixer.mix(q, k, v, grid, self.scale)
-        out_BNC = mixed_BhNd.transpose(1, 2).flatten(2)
-        for layer in self.get_submodule("to_out").children():
-            out_BNC = layer(_entering(out_BNC, layer))
-        return out_BNC
+
+def refuse_others(
+    path: str, encoder_hidden_states: Tensor | None, attention_mask: Tensor | None, options: Mapping[str, Any]
+) -> None:
+    """Raise a ValueError that names what a mixer of image tokens cannot take."""
+    unknown = [name for name in options if name not in OF_OTHERS]
+    if unknown:
+        raise ValueError(f"{path} replaces a self-attention: it knows nothing of {unknown[0]}")
+    if encoder_hidden_states is not None or attention_mask is not None:
+        raise ValueError(f"{path} replaces a self-attention: it takes no mask and no encoder state")
 
 
-_COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What tensors are cast to; others are only stored."""
 
 
-def _entering(x: Tensor, module: nn.Module) -> Tensor:
+def entering(x: Tensor, module: nn.Module) -> Tensor:
     """A module's input, cast where the module is kept in a precision of its own, as mixers are while they are trained.
 
     The input's dtype rules where any weight has it, and where weights are only stored: 8-bit floats, quantised codes.
     """
     first = None
     for parameter in module.parameters():
-        if parameter.dtype == x.dtype or parameter.dtype not in _COMPUTE:
+        if parameter.dtype == x.dtype or parameter.dtype not in COMPUTE:
             return x
         first = first or parameter.dtype
     if any(buffer.dtype in (torch.int8, torch.uint8) for buffer in module.buffers()):
@@ -130,7 +109,7 @@ def _entering(x: Tensor, module: nn.Module) -> Tensor:
     return x if first is None else x.to(first)
 
 
-def checked_grid(grid: Grid | None, hidden_BNC: Tensor, path: str) -> Grid:
+def checked_grid(grid: Grid | None, tokens: int, path: str) -> Grid:
     """The grid, if the tokens fill it.
 
     Raises:
@@ -138,10 +117,9 @@ def checked_grid(grid: Grid | None, hidden_BNC: Tensor, path: str) -> Grid:
     """
     if grid is None:
         raise ValueError(f"{path} was called outside its denoiser: no grid has reached it")
-    if grid.tokens != hidden_BNC.shape[1]:
+    if grid.tokens != tokens:
         raise ValueError(
-            f"{path} got {hidden_BNC.shape[1]} tokens for a grid of {grid.height}x{grid.width}; was it recomputed "
-            "after a forward at another size?"
+            f"{path} got {tokens} tokens for a grid of {grid}; was it recomputed after a forward at another size?"
         )
     return grid
 

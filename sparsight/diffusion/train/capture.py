@@ -9,11 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from blocks.base import SiteSamples
-from sparsight.diffusion.surgery.shell import AttentionShell
+from sparsight.diffusion.surgery.shell import Shell
 
 
 @contextmanager
-def capture_site(shell: AttentionShell) -> Iterator[list[SiteSamples]]:
+def capture_site(shell: Shell) -> Iterator[list[SiteSamples]]:
     """Collect (inputs, outputs) of a shell's teacher, fp32 (B, N, C), one entry for every forward pass inside."""
     samples: list[SiteSamples] = []
 
@@ -21,7 +21,7 @@ def capture_site(shell: AttentionShell) -> Iterator[list[SiteSamples]]:
         assert shell.grid is not None
         samples.append(SiteSamples(args[0].detach().float(), output.detach().float(), shell.grid))
 
-    handle = shell.teacher.register_forward_hook(note)
+    handle = shell.attention.register_forward_hook(note)
     try:
         yield samples
     finally:

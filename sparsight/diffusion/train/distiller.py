@@ -15,7 +15,7 @@ from sparsight.common.training.processes import averaged
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.surgery.replace import set_mode
-from sparsight.diffusion.surgery.shell import AttentionShell, Mode
+from sparsight.diffusion.surgery.shell import Mode, Shell
 from sparsight.diffusion.surgery.site_error import TINY, mean_squares
 from sparsight.diffusion.train.losses import min_snr_weight, snr_over_gamma_weight
 from sparsight.diffusion.train.residual import ResidualTaps
@@ -39,7 +39,7 @@ class Distiller:
     """
 
     def __init__(
-        self, denoiser: nn.Module, shells: dict[str, AttentionShell], weights: dict[str, float], process: NoiseProcess
+        self, denoiser: nn.Module, shells: Mapping[str, Shell], weights: dict[str, float], process: NoiseProcess
     ) -> None:
         self.denoiser = denoiser
         self.shells = shells

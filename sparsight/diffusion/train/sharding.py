@@ -12,10 +12,10 @@ from sparsight.diffusion.surgery.replace import shells_of
 
 
 def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
-    """Split every student, every block, and the rest of the denoiser; each is gathered when it is used.
+    """Split what students train, every block, and the rest of the denoiser; each is gathered when it is used.
 
-    Students are units of their own: in the layer-wise stage they alone take part in the backward pass, after their
-    block has let its weights go. What a student shares with its teacher stays with the block.
+    What students train is units of its own: in the layer-wise stage students alone take part in the backward pass,
+    after their block has let its weights go.
 
     Args:
         denoiser: A denoiser with shells; changed in place.
@@ -23,9 +23,8 @@ def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
     """
     mesh = data_parallel(mesh)
     for shell in shells_of(denoiser).values():
-        shared = set(shell.teacher.parameters())
-        if any(parameter not in shared for parameter in shell.student.parameters()):
-            fully_shard(shell.student, mesh=mesh, ignored_params=shared)
+        for unit in shell.trained_units():
+            fully_shard(unit, mesh=mesh)
     units = [module for module in denoiser.modules() if type(module).__name__ in family_of(denoiser).shard_units]
     for module in reversed(units):  # what is inside comes first
         fully_shard(module, mesh=mesh)

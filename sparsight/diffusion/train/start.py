@@ -9,13 +9,13 @@ import torch
 from blocks.base import AttentionWeights, SiteSamples
 from sparsight.common.training.sharding import fill, is_sharded, whole
 from sparsight.diffusion.surgery.replace import attention_weights
-from sparsight.diffusion.surgery.shell import AttentionShell
+from sparsight.diffusion.surgery.shell import Shell
 
 
-def start_from_teacher(shell: AttentionShell, samples: Sequence[SiteSamples]) -> None:
+def start_from_teacher(shell: Shell, samples: Sequence[SiteSamples]) -> None:
     """Call the mixer's ``init_from_teacher``; one that is split over processes is started as a whole, then split."""
-    weights = attention_weights(shell.teacher)
-    mixer = shell.student.mixer
+    weights = attention_weights(shell.attention)
+    mixer = shell.mixer
     if not is_sharded(mixer):
         mixer.init_from_teacher(weights, samples)
         return
@@ -34,13 +34,13 @@ def start_from_teacher(shell: AttentionShell, samples: Sequence[SiteSamples]) ->
     for name, parameter in twin.state_dict().items():
         parameter.copy_(whole(mixer.state_dict()[name]))
     twin.init_from_teacher(weights, samples)
-    started = twin.state_dict()
-    for name, parameter in mixer.state_dict().items():
-        fill(parameter, started[name])
+    own = mixer.state_dict()
+    for name, started in twin.state_dict().items():
+        fill(own[name], started)
 
 
-def start_alike(shells: Iterable[AttentionShell]) -> None:
+def start_alike(shells: Iterable[Shell]) -> None:
     """Let mixers, which are equal up to rounding on all processes, be equal to the bit."""
     for shell in shells:
-        for tensor in shell.student.mixer.state_dict().values():
+        for tensor in shell.mixer.state_dict().values():
             torch.distributed.broadcast(tensor, src=0)

@@ -121,8 +121,8 @@ def test_the_run_exports_itself_and_stays_as_it_is(folder: Any) -> None:
     module.train()
     inputs, expected = reference_output(module.denoiser)
     for shell in module.shells.values():
-        assert shell.mode is Mode.LAYERWISE and shell.output is None and shell.student.mixer.training
-        assert all(p.requires_grad and p.dtype == torch.float32 for p in shell.student.parameters())
+        assert shell.mode is Mode.LAYERWISE and shell.output is None and shell.mixer.training
+        assert all(p.requires_grad and p.dtype == torch.float32 for p in shell.mixer.parameters())
     loaded = load_pipeline(str(root / "student")).transformer
     torch.testing.assert_close(answer(loaded, inputs), expected)
     halved = load_pipeline(str(root / "student"), variant="fp16").transformer

@@ -115,7 +115,7 @@ def test_parts_travel_with_the_mixer_that_is_made_of_them(tmp_path: Path) -> Non
     )
     denoiser = tiny.dit().eval()
     for shell in replace(denoiser, partial(HeadSplit, parts=[merged, SoftmaxAttention])).values():
-        nn.init.normal_(shell.student.mixer.mixers[0].balance)
+        nn.init.normal_(shell.mixer.mixers[0].balance)
     finalize(denoiser)
     model = standalone(denoiser, tmp_path / "code")
     kinds = {type(module).__name__: type(module) for module in model.modules()}

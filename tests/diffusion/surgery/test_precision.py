@@ -16,7 +16,8 @@ from blocks import DeltaConvBlock, Grid, LinearAttention, NeighborhoodAttention,
 from blocks.base import Site, TokenMixer
 from sparsight.diffusion.export.standalone import standalone
 from sparsight.diffusion.families.known import example_inputs
-from sparsight.diffusion.surgery.replace import finalize, make_student, put, replace, set_mode
+from sparsight.diffusion.surgery.core_site import CoreSite
+from sparsight.diffusion.surgery.replace import finalize, put, replace, set_mode
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import students
 from sparsight.diffusion.surgery.student import StudentAttention
@@ -63,7 +64,7 @@ def student(mixer: Callable[[Site], TokenMixer], *, shells: bool = False) -> Any
     denoiser = tiny.dit().eval()
     made = replace(denoiser, mixer)
     for shell in made.values():
-        for parameter in shell.student.mixer.parameters():
+        for parameter in shell.mixer.parameters():
             nn.init.normal_(parameter, std=0.3)
     if shells:
         set_mode(made.values(), Mode.STUDENT)
@@ -92,7 +93,7 @@ def error(found: Tensor, wanted: Tensor) -> float:
 def test_weights_stored_as_codes_answer_alike(name: str, dtype: torch.dtype, parameter: bool, shells: bool) -> None:
     denoiser = student(MIXERS[name], shells=shells)
     wanted = answer(denoiser)
-    sites = [module for module in denoiser.modules() if isinstance(module, StudentAttention)]
+    sites = [m for m in denoiser.modules() if isinstance(m, (StudentAttention, CoreSite))]
     for site in sites:
         for path, linear in [(p, m) for p, m in site.named_modules() if isinstance(m, nn.Linear)]:
             put(site, path, Stored(linear, dtype, parameter=parameter))
@@ -105,8 +106,6 @@ def test_weights_stored_as_codes_answer_alike(name: str, dtype: torch.dtype, par
 @pytest.mark.parametrize("name", MIXERS)
 @pytest.mark.parametrize("kind", ["shell", "student", "export"])
 def test_layerwise_casting_stores_weights_in_8_bits(name: str, kind: str, tmp_path: Path) -> None:
-    if kind == "shell" and name in ("neighborhood", "softmax"):
-        pytest.skip("teacher and student share projections there, which diffusers would hook twice")
     denoiser = student(MIXERS[name], shells=kind == "shell")
     if kind == "export":
         denoiser = standalone(denoiser, tmp_path)
@@ -134,10 +133,10 @@ def test_the_dtype_of_the_input_rules(name: str, dtype: torch.dtype) -> None:
 
 
 def test_mixers_and_projections_that_are_trained_keep_float32_in_a_frozen_half() -> None:
-    denoiser = tiny.dit().to(torch.bfloat16)
     for mixer in (SoftmaxAttention, LinearAttention):
-        attention = denoiser.transformer_blocks[0].attn1
-        site = make_student(attention, mixer(Site("", 16, 2, 8, GRID)), own_projections=True)
+        denoiser = tiny.dit().to(torch.bfloat16)
+        shells = replace(denoiser, mixer, train_projections=True)
+        site: Any = shells["transformer_blocks.0.attn1"].as_student()
         site.grid = GRID
         trained = [p for p in site.parameters() if p.requires_grad]
         assert trained and all(p.dtype == torch.float32 for p in trained)
