@@ -106,6 +106,12 @@ class AttentionWeights:
     scale: float
 
 
+def under_autocast(x: Tensor) -> bool:
+    """Whether autocast is on for tensors such as this one; it leaves float64 alone."""
+    device = x.device.type
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device) and x.dtype != torch.float64
+
+
 @dataclass(frozen=True)
 class SiteSamples:
     """What a teacher attention saw and returned on one batch: both (B, N, C), on one grid."""
@@ -183,7 +189,14 @@ class SoftmaxMixer(CoreMixer):
 
 
 class FeatureMixer(TokenMixer):
-    """A mixer of the normalised hidden state itself; it uses none of the teacher's projections."""
+    """A mixer of the normalised hidden state itself; it uses none of the teacher's projections.
+
+    Attributes:
+        autocasts: Under autocast, it takes a hidden state of any precision and brings it to autocast's own at once.
+            Others get it in the precision of their weights.
+    """
+
+    autocasts: bool = False
 
     @abstractmethod
     def forward(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:

@@ -20,6 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blocks.base import AttentionWeights, FeatureMixer, Grid, Site, SiteSamples
+from blocks.ops.delta_conv import naive
+from blocks.ops.delta_conv.form import Form, Layers, as_image, stage_size
+from blocks.ops.delta_conv.torch import delta_conv, weights_for
 
 # SD2 has the levels of SD1.5; a level without self-attention has no entry
 _SD15_KERNELS = {
@@ -109,6 +112,8 @@ class DeltaConvBlock(FeatureMixer):
         ValueError: If an option is out of range, or no kernel pattern matches the site's path.
     """
 
+    autocasts = True
+
     def __init__(
         self,
         site: Site,
@@ -148,43 +153,35 @@ class DeltaConvBlock(FeatureMixer):
     def flops(self, grid: Grid) -> int:
         """Entry, depthwise, exit and pool products; pooling, interpolation, gates and sums are not counted."""
         tokens, channels, width = grid.tokens, self.site.channels, self.entry_width
-        stage_tokens = sum(math.prod(_stage_size(grid, scale)) for scale in self.scales)
+        stage_tokens = sum(math.prod(stage_size(grid, scale)) for scale in self.scales)
         dense = tokens * channels * (width + self.exit.in_features)
         pool = channels**2 if self.pool_branch else 0
         return 2 * (dense + stage_tokens * self.kernel_size**2 * width + pool)
 
     def forward(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
         """Map the hidden state (B, N, C) to the site's output (B, N, C)."""
-        out_BNC = _within_range(self.exit(self.features(hidden_BNC, grid)))
-        if self.pool is not None:
-            mean_B1C = hidden_BNC.mean(1, keepdim=True, dtype=_wide(hidden_BNC)).to(hidden_BNC.dtype)
-            out_BNC = _within_range(out_BNC + _within_range(self.pool(mean_B1C)))
-        return out_BNC.to(hidden_BNC.dtype)
+        layers = self._layers(hidden_BNC, grid)
+        weights = weights_for(hidden_BNC, layers)
+        if weights is None:
+            return naive.delta_conv(hidden_BNC, layers, self._form(), grid)
+        return delta_conv(hidden_BNC, weights, self._form(), grid)
+
+    def reference(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
+        """Map the hidden state (B, N, C) to the output layer by layer; see :mod:`blocks.ops.delta_conv.naive`."""
+        return naive.delta_conv(hidden_BNC, self._layers(hidden_BNC, grid), self._form(), grid)
 
     def features(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
         """What the exit reads, (B, N, F): the gated stages, merged."""
+        return naive.features(hidden_BNC, self._layers(hidden_BNC, grid), self._form(), grid)
+
+    def _layers(self, hidden_BNC: Tensor, grid: Grid) -> Layers:
         if hidden_BNC.shape[1] != grid.tokens:
             raise ValueError(f"{hidden_BNC.shape[1]} tokens do not fill a grid of {grid.height}x{grid.width}")
-        # seen as an image, the token sequence is already in channels-last memory format
-        entry_BEHW = _as_image(_within_range(self.entry(hidden_BNC)), grid)
-        pairs = zip(self.depthwise, self.scales, strict=True)
-        stages = [self._stage(entry_BEHW, conv, scale, grid) for conv, scale in pairs]
-        merged = torch.cat(stages, 1) if self.merge == "concat" else _within_range(torch.stack(stages).sum(0))
-        return merged.flatten(2).transpose(1, 2)
+        return Layers(self.entry, self.depthwise, self.exit, self.pool)
 
-    def _stage(self, entry_BEHW: Tensor, conv: nn.Module, scale: float, grid: Grid) -> Tensor:
-        if scale == 1:  # not by comparing sizes, which would make a compiled graph of each answer
-            return self._gated(_within_range(conv(entry_BEHW)))
-        small = F.adaptive_avg_pool2d(entry_BEHW, _stage_size(grid, scale))
-        gated = self._gated(_within_range(conv(small)))
-        return F.interpolate(gated, (grid.height, grid.width), mode="bilinear", align_corners=False)
-
-    def _gated(self, x_BEHW: Tensor) -> Tensor:
-        """One half times the other, computed in float32 at least: the product leaves float16's range first."""
-        signal, gate = x_BEHW.to(_wide(x_BEHW)).chunk(2, 1)
-        product = signal * (gate.sigmoid() if self.gate == "sigmoid" else gate * self._gate_scale())
-        limit = torch.finfo(x_BEHW.dtype).max
-        return product.clamp(-limit, limit).to(x_BEHW.dtype)
+    def _form(self) -> Form:
+        sigmoid = self.gate == "sigmoid"
+        return Form(self.scales, sigmoid, 1.0 if sigmoid else self._gate_scale(), self.merge == "concat")
 
     def _gate_scale(self) -> float:
         return self.site.channels**-0.5 if self.gate == "divide" else (self.entry_width / 2) ** 0.5
@@ -210,10 +207,10 @@ class DeltaConvBlock(FeatureMixer):
         rows_EC, mixed_BNE = _head_directions(weights, hidden_BNC, self.site.heads, self.entry_width)
         half = self.entry_width // 2
         self._open_gates(rows_EC, hidden_BNC.mean((0, 1)))
-        value_BGHW = _as_image(self.entry(hidden_BNC.to(self.entry.weight))[..., :half], grid)
-        mixed_BGHW = _as_image(mixed_BNE[..., :half], grid).to(value_BGHW)
+        value_BGHW = as_image(self.entry(hidden_BNC.to(self.entry.weight))[..., :half], grid)
+        mixed_BGHW = as_image(mixed_BNE[..., :half], grid).to(value_BGHW)
         for conv, scale in zip(self._convolutions(), self.scales, strict=True):
-            size = _stage_size(grid, scale)
+            size = stage_size(grid, scale)
             value, mixed = F.adaptive_avg_pool2d(value_BGHW, size), F.adaptive_avg_pool2d(mixed_BGHW, size)
             conv.weight[:half, 0] = _fitted_kernels(value, mixed, self.kernel_size).to(conv.weight)
         self._solve_exit(weights, samples)
@@ -333,26 +330,6 @@ def _chunks(samples: Sequence[SiteSamples]) -> Iterator[tuple[Tensor, Tensor, Gr
         images = max(1, _FIT_TOKENS // sample.grid.tokens)
         for inputs, outputs in zip(sample.inputs.split(images), sample.outputs.split(images), strict=True):
             yield inputs, outputs, sample.grid
-
-
-def _as_image(x_BNC: Tensor, grid: Grid) -> Tensor:
-    """(B, N, C) tokens as a (B, C, H, W) view."""
-    return x_BNC.transpose(1, 2).unflatten(2, (grid.height, grid.width))
-
-
-def _wide(x: Tensor) -> torch.dtype:
-    """float32, or float64 for what is float64."""
-    return torch.promote_types(x.dtype, torch.float32)
-
-
-def _within_range(x: Tensor) -> Tensor:
-    """Replace float16's infinities by its largest number; other dtypes have range to spare."""
-    return x.clamp(-65504, 65504) if x.dtype == torch.float16 else x
-
-
-def _stage_size(grid: Grid, scale: float) -> tuple[int, int]:
-    """Sides of a stage; the small term keeps 1/3 of 3 at 1 in spite of rounding."""
-    return max(1, math.floor(grid.height * scale + 1e-6)), max(1, math.floor(grid.width * scale + 1e-6))
 
 
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> str:

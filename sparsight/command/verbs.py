@@ -89,6 +89,7 @@ class Verbs(Trainer):
         backward: bool = True,
         runs: int = 20,
         max_seconds: float = 20.0,
+        clock: Literal["wall", "processor"] = "wall",
         output: str | None = None,
     ) -> None:
         """Measure FLOPs, time and memory of mixers and student against the untouched model.
@@ -103,9 +104,13 @@ class Verbs(Trainer):
             runs: Timed runs of each candidate, taken in turn.
             max_seconds: Time for all runs of one candidate at one size. Sizes at which one run takes more than a
                 quarter of it are skipped.
+            clock: What is read: the clock on the wall, or processor time (of all threads; on a CPU), which says more
+                on a machine that does other work too.
             output: Folder for the table, CSV, JSON and plot; ``benchmark`` in the trainer's root folder if not given.
         """
-        settings = Settings(tokens, dtypes, batch=batch, backward=backward, runs=runs, max_seconds=max_seconds)
+        settings = Settings(
+            tokens, dtypes, batch=batch, backward=backward, runs=runs, max_seconds=max_seconds, clock=clock
+        )
         folder = Path(self.default_root_dir, "benchmark") if output is None else Path(output)
         if self.is_global_zero:
             benchmark_model(model, settings, device=self.strategy.root_device, folder=folder)

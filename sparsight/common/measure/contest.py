@@ -31,12 +31,14 @@ class Contest:
         device: Where the candidates compute.
         runs: Timed runs of each.
         max_seconds: Time for all runs of one candidate at one size.
+        processor: Count processor time where the candidates compute on a CPU.
         cold_start: Run every candidate once before its memory is measured, for those that compile or tune themselves.
     """
 
     device: torch.device
     runs: int
     max_seconds: float
+    processor: bool = False
     cold_start: bool = False
     _seconds: dict[str, Points] = field(default_factory=dict)
     _bytes: dict[str, Points] = field(default_factory=dict)
@@ -56,7 +58,9 @@ class Contest:
                         raise
                     refused[name] = "out of memory"
         timed = {name: call for name, call in calls.items() if not refused[name] and not isinstance(call, str)}
-        timings = time_in_turn(timed, device=self.device, runs=self.runs, max_seconds=self.max_seconds)
+        timings = time_in_turn(
+            timed, device=self.device, runs=self.runs, max_seconds=self.max_seconds, processor=self.processor
+        )
         return {name: self._noted(name, tokens, peaks.get(name), timings.get(name), refused[name]) for name in calls}
 
     def _foresee(self, name: str, tokens: int) -> str:

@@ -1,4 +1,4 @@
-"""Wall-clock time of calls: medians after warm-up, candidates in turn, so that drift of the machine meets all alike."""
+"""Time of calls, by the clock or of the processor: medians after warm-up, in turn, so that drift meets all alike."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 
@@ -34,7 +34,12 @@ class TooSlow:
 
 
 def time_in_turn(
-    calls: Mapping[str, Call], *, device: torch.device, runs: int = 20, max_seconds: float = 20.0
+    calls: Mapping[str, Call],
+    *,
+    device: torch.device,
+    runs: int = 20,
+    max_seconds: float = 20.0,
+    processor: bool = False,
 ) -> dict[str, Timing | TooSlow]:
     """Time every call, one run of each after the other, after warm-up.
 
@@ -43,25 +48,27 @@ def time_in_turn(
         device: Where the calls compute.
         runs: Timed runs of each; fewer, but at least 3, when a call's seconds are spent.
         max_seconds: Time for all runs of one call. One that takes more than a quarter of it for a run is given up.
+        processor: Count processor time, of all threads, where the calls compute on a CPU.
 
     Returns:
         By name, the timing, or the length of the run that was too slow.
     """
     outcome: dict[str, Timing | TooSlow] = {}
+    measure = partial(seconds_of, device=device, processor=processor)
     for name, call in calls.items():
-        first = seconds_of(call, device)
+        first = measure(call)
         if longest_run(max_seconds) < first <= max_seconds:
-            first = seconds_of(call, device)  # the first one may have been a cold start
+            first = measure(call)  # the first one may have been a cold start
         if first > longest_run(max_seconds):
             outcome[name] = TooSlow(first)
         elif first < max_seconds / runs:
             for _ in range(WARM_UPS):
-                seconds_of(call, device)
+                measure(call)
     samples: dict[str, list[float]] = {name: [] for name in calls if name not in outcome}
     for _ in range(runs):
         for name, seconds in samples.items():
             if len(seconds) < MIN_RUNS or sum(seconds) < max_seconds:
-                seconds.append(seconds_of(calls[name], device))
+                seconds.append(measure(calls[name]))
     return outcome | {name: timing_of(seconds) for name, seconds in samples.items()}
 
 
@@ -70,15 +77,19 @@ def longest_run(max_seconds: float) -> float:
     return max_seconds / (MIN_RUNS + 1)
 
 
-def seconds_of(call: Call, device: torch.device) -> float:
-    """Seconds of one run, until the device is done; on CUDA by events, with a cold cache."""
+def seconds_of(call: Call, device: torch.device, *, processor: bool = False) -> float:
+    """Seconds of one run, until the device is done; on CUDA by events, with a cold cache.
+
+    With ``processor`` it is the time that this process has spent on CPUs, which others on the machine move less.
+    """
     if device.type == "cuda":
         return _seconds_on_cuda(call, device)
+    read = time.process_time if processor else time.perf_counter
     synchronize(device)
-    begin = time.perf_counter()
+    begin = read()
     call()
     synchronize(device)
-    return time.perf_counter() - begin
+    return read() - begin
 
 
 def _seconds_on_cuda(call: Call, device: torch.device) -> float:

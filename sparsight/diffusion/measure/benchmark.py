@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -46,6 +46,7 @@ class Settings:
         runs: Timed runs of each candidate, taken in turn.
         max_seconds: Time for all runs of one candidate at one size; sizes at which the first run alone takes more
             than a quarter of it are skipped.
+        clock: ``wall``, or ``processor`` for the processor time of all threads, on a CPU.
 
     Raises:
         ConfigurationError: A size, precision or number is out of range.
@@ -57,6 +58,7 @@ class Settings:
     backward: bool = True
     runs: int = 20
     max_seconds: float = 20.0
+    clock: Literal["wall", "processor"] = "wall"
 
     def __post_init__(self) -> None:
         if not self.tokens or min(self.tokens) < 1:
@@ -67,6 +69,8 @@ class Settings:
             raise ConfigurationError(f"dtypes are one or more of {', '.join(DTYPES)}; got {list(self.dtypes)}")
         if min(self.batch, self.runs) < 1 or self.max_seconds <= 0:
             raise ConfigurationError(f"batch, runs and max_seconds are positive; got {self}")
+        if self.clock not in ("wall", "processor"):
+            raise ConfigurationError(f"clock is wall or processor; got {self.clock!r}")
 
 
 def benchmark_sites(denoiser: nn.Module, settings: Settings, device: torch.device) -> Iterator[Row]:
@@ -157,7 +161,10 @@ def benchmark_denoiser(denoiser: nn.Module, settings: Settings, device: torch.de
 
 def _contests(settings: Settings, device: torch.device) -> dict[str, Contest]:
     passes = candidates.PASSES if settings.backward else candidates.PASSES[:1]
-    return {name: Contest(device, settings.runs, settings.max_seconds) for name in passes}
+    processor = settings.clock == "processor"
+    if processor and device.type != "cpu":
+        raise ConfigurationError(f"clock: processor tells nothing of work on {device.type}: leave it out, or use a CPU")
+    return {name: Contest(device, settings.runs, settings.max_seconds, processor=processor) for name in passes}
 
 
 def _measure(

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.base import FeatureMixer, Grid
+from blocks.base import FeatureMixer, Grid, under_autocast
 
 # what diffusers hands to every attention of a block: options of adapters of others, and a scale that it ignores
 OF_OTHERS = frozenset({"ip_adapter_masks", "ip_hidden_states", "scale"})
@@ -73,7 +73,9 @@ class StudentAttention(OnGrid, nn.Module):
         path = self.mixer.site.path
         refuse_others(path, encoder_hidden_states, attention_mask, cross_attention_kwargs)
         grid = checked_grid(self.grid, hidden_states.shape[1], path)
-        mixed = self.mixer(entering(hidden_states, self.mixer), grid).to(hidden_states.dtype)
+        casts_itself = self.mixer.autocasts and under_autocast(hidden_states)
+        entered = hidden_states if casts_itself else entering(hidden_states, self.mixer)
+        mixed = self.mixer(entered, grid).to(hidden_states.dtype)
         if self.residual_connection:
             mixed = mixed + hidden_states
         return mixed / self.rescale_output_factor if self.rescale_output_factor != 1.0 else mixed

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -50,6 +52,12 @@ def test_time_is_bounded(clock: Clock) -> None:
     assert timings["fast"] == Timing(2.5, 2.5, 2.5, runs=10)
     assert timings["slow"] == Timing(6, 6, 6, runs=4)
     assert clock.now == 30 + 10 * 2.5 + 2.5 + 4 * 6 + 6  # what came before the timed runs is one run each
+
+
+def test_processor_time_leaves_out_what_is_waited_for() -> None:
+    timings = time_in_turn({"wait": partial(time.sleep, 0.05)}, device=CPU, runs=3, processor=True)
+    assert isinstance(timings["wait"], Timing)
+    assert timings["wait"].median < 0.025
 
 
 def test_percentiles() -> None:

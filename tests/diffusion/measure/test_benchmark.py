@@ -143,6 +143,7 @@ def test_grids_and_sizes_that_have_so_many_tokens() -> None:
         ({"dtypes": ("float8",)}, "float8"),
         ({"runs": 0}, "runs"),
         ({"max_seconds": 0}, "max_seconds"),
+        ({"clock": "stop"}, "clock is wall or processor"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, object], named: str) -> None:

@@ -64,7 +64,7 @@ class WrongCore(CoreMixer):
 @pytest.mark.parametrize(
     ("mixer", "against"),
     [
-        (DeltaConvBlock, "itself in float64"),
+        (DeltaConvBlock, "its reference"),
         (partial(NeighborhoodAttention, kernel_size=5), "itself in float64 and softmax at its exact limit"),
         (SoftmaxAttention, "itself in float64 and softmax at its exact limit"),
     ],

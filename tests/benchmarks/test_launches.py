@@ -1,0 +1,37 @@
+"""The calls of a site under bf16-mixed stay within their target, and the count sees every one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import launches
+from benchmarks.launches import CASTS, TARGETS, Calls, count
+
+
+def test_calls_that_compute_are_counted_below_autocast_and_views_are_not() -> None:
+    x, weight = torch.randn(4, 6), torch.nn.Parameter(torch.randn(3, 6))
+    with torch.autocast("cpu", torch.bfloat16), Calls() as calls:
+        torch.nn.functional.linear(x, weight).t().reshape(2, 6)[:, 1:]
+    assert calls.names == {"_to_copy": 2, "mm": 1, "clone": 1}
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_site_keeps_to_its_calls(batch: int) -> None:
+    few = count("few calls", batch=batch)
+    assert few["forward"]["_foreach_copy_"] == 1  # of all weights at once
+    assert sum(few["forward"][name] for name in CASTS) == 1
+    assert few["forward"].total() - 1 <= TARGETS["few calls"]
+    slow = count("layer by layer", batch=batch)
+    assert slow["forward"].total() > 2 * few["forward"].total()
+    assert slow["rest"].total() > 2 * few["rest"].total()
+
+
+def test_a_missed_target_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as met:
+        launches.main([])
+    monkeypatch.setitem(TARGETS, "layer by layer", 16)
+    with pytest.raises(SystemExit) as missed:
+        launches.main(["--names"])
+    assert (met.value.code, missed.value.code) == (0, 1)
+    assert "_foreach_copy_ 1" in capsys.readouterr().out
