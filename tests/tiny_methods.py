@@ -59,9 +59,15 @@ def is_served(family: str, name: str) -> bool:
     return (name not in LOOKING or family in PATCHWISE) and (name not in RENUMBERING or family not in SEVERAL_AXES)
 
 
-@cache
 def tried(family: str) -> tuple[Any, list[dict[str, Any]]]:
-    """A model, and two single samples of different lengths with an image each."""
+    """A model with torch's attention, made once, and two single samples of different lengths with an image each."""
+    model, samples = _made(family)
+    model.set_attn_implementation("sdpa")  # other tests try other kernels
+    return model, samples
+
+
+@cache
+def _made(family: str) -> tuple[Any, list[dict[str, Any]]]:
     model = tiny_lvlm(family)
     inputs = tiny_inputs(family, model)
     return model, [alone(inputs, row) for row in range(2)]

@@ -16,7 +16,7 @@ def follow_names(checkpoint: dict[str, Any], shells: Mapping[str, Shell]) -> Non
         checkpoint: Of Lightning, with weights under ``denoiser``; changed in place.
         shells: Shells of the module that it is loaded into, by path.
     """
-    former = list(checkpoint["state_dict"])
+    former = list(checkpoint.get("state_dict", ()))  # checkpoints in parts are read later, straight into the module
     new_names: dict[str, str] = {}
     for path, shell in shells.items():
         if isinstance(shell, CoreShell):
