@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -20,9 +20,11 @@ from sparsight.evaluation.questions.answer import Answered, answer_questions
 from sparsight.evaluation.questions.question import Method
 from sparsight.evaluation.questions.task_scores import GROUPS, Item, TaskScores
 from sparsight.evaluation.reform_eval.answer import plain_answers
-from sparsight.lvlm.methods.recipe import Recipe
 from sparsight.lvlm.model.processor import load_processor
 from sparsight.lvlm.surgery.retire import RetiredLayers
+
+if TYPE_CHECKING:
+    from sparsight.lvlm.methods.recipe import Recipe
 
 
 @dataclass

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 
@@ -16,7 +16,6 @@ from sparsight.common.hashes import state_hash
 from sparsight.common.training.processes import averaged, everywhere
 from sparsight.common.training.sharding import is_sharded, shard_parts, split_again
 from sparsight.lvlm.chat.chat import ChatFormat
-from sparsight.lvlm.methods.recipe import Recipe
 from sparsight.lvlm.model.images import check_images
 from sparsight.lvlm.model.load import DTYPES, Loading, load_lvlm
 from sparsight.lvlm.model.processor import load_processor
@@ -25,6 +24,9 @@ from sparsight.lvlm.model.spare_image import always_read_an_image
 from sparsight.lvlm.model.tower import find_parts, name_parts
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
 from sparsight.lvlm.surgery.retire import LayerPruning, RetiredLayers, measurement, removable_layers
+
+if TYPE_CHECKING:
+    from sparsight.lvlm.methods.recipe import Recipe
 
 SITE = "layers."  # names of decoder layers as sites of a schedule
 
@@ -70,7 +72,7 @@ class LVLMModule(Answering):
     ) -> None:
         if recipe and prune is not None:
             raise ValueError("recipe names layers by their numbers, which prune changes: leave one of them out")
-        methods = Recipe(recipe) if recipe else None  # refused before weights are loaded
+        methods = _recipe(recipe) if recipe else None  # refused before weights are loaded
         super().__init__(evaluation=evaluation, max_skipped_steps=max_skipped_steps)
         self.base, self.revision, self.source = base, loading.revision, loading.source
         self.frozen_dtype = DTYPES[loading.dtype]
@@ -196,3 +198,9 @@ class LVLMModule(Answering):
 def layer_of(site: str) -> int:
     """Number of the decoder layer that a site's name means."""
     return int(site.removeprefix(SITE))
+
+
+def _recipe(methods: Sequence[Edit]) -> Recipe:
+    from sparsight.lvlm.methods.recipe import Recipe  # imports models of transformers
+
+    return Recipe(methods)

@@ -18,10 +18,12 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from blocks.base import Grid, under_autocast
 from blocks.ops.delta_conv.form import Form, Layers, as_image, as_tokens, stage_size
 
+PLAIN = (nn.Parameter, FakeTensor)  # the second where memory is estimated
 PRECISIONS = (torch.float32, torch.bfloat16, torch.float64)
 Pair = tuple[Tensor, Tensor | None]
 """Weight and bias."""
@@ -51,7 +53,7 @@ def weights_for(hidden_BNC: Tensor, layers: Layers) -> Weights | None:
     pairs: list[Pair] = [(part.weight, part.bias) for part in parts]
     present = [tensor for pair in pairs for tensor in pair if tensor is not None]
     dtype = _precision(hidden_BNC)
-    if dtype not in PRECISIONS or not all(type(tensor) is nn.Parameter for tensor in present):
+    if dtype not in PRECISIONS or not all(type(tensor) in PLAIN for tensor in present):
         return None
     found = {tensor.dtype for tensor in present}
     if found != {dtype}:

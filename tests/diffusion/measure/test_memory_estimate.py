@@ -121,8 +121,9 @@ def really_allocated(denoiser: nn.Module, loss: Callable[[], Tensor]) -> int:
     return allocated.peak
 
 
-# kept tensors, largest recomputed block, and at most a third for what is passed on: much where all is this small
-PEAK = pytest.approx(1.15, abs=0.2)
+# kept tensors, largest recomputed block, and at most a third for what is passed on: much where all is this small; less
+# than the estimate where some of what was kept is gone when the largest block is recomputed
+PEAK = pytest.approx(1.1, abs=0.25)
 
 
 @pytest.mark.parametrize("family", ["unet", "sdxl", "pixart"])
