@@ -23,6 +23,7 @@ from sparsight.command.arguments import INCLUDE, OURS, WITHOUT_DATA, resolve_con
 from sparsight.command.checks.early_checks import FromFiles, check_early, names_files
 from sparsight.command.checks.empty_keys import check_empty_keys
 from sparsight.command.checks.plan_entries import check_plans
+from sparsight.command.lists import replace_lists
 from sparsight.command.mistakes import in_one_line
 from sparsight.command.parser import Parser
 from sparsight.command.quiet import quieten
@@ -66,6 +67,7 @@ class SparsightCLI(LightningCLI):
             raise SystemExit(f"sparsight: {line}") from error
 
     def _run(self) -> None:
+        replace_lists()
         super().__init__(
             LightningModule,
             LightningDataModule,
