@@ -55,6 +55,7 @@ def eager(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Rows]:
     return folder, rows
 
 
+@pytest.mark.slow
 def test_every_candidate_is_measured_at_every_shape(eager: tuple[Path, Rows]) -> None:
     rows = eager[1]
     found = {(row["level"], row["direction"], row["model"], row["kind"], row["pixels"]) for row in rows}
@@ -78,6 +79,7 @@ def test_every_candidate_is_measured_at_every_shape(eager: tuple[Path, Rows]) ->
     assert all((row["layers"], row["tokens"], row["channels"]) == (2, 16, 16) for row in layer)
 
 
+@pytest.mark.slow
 def test_floors_are_those_of_the_shape(eager: tuple[Path, Rows]) -> None:
     rows = eager[1]
     site = Workshop(TINY["tiny_pixart"], device=CPU, dtype=torch.float32, batch=2).kinds[0][0]
@@ -98,6 +100,7 @@ def _at(row: dict[str, Any], model: str, pixels: int) -> bool:
     return (row["model"], row["pixels"], row["direction"]) == (model, pixels, "forward")
 
 
+@pytest.mark.slow
 def test_the_page_the_csv_and_the_picture(eager: tuple[Path, Rows]) -> None:
     folder, rows = eager
     lines = list(csv.DictReader((folder / "rows.csv").open()))
@@ -113,6 +116,7 @@ def test_the_page_the_csv_and_the_picture(eager: tuple[Path, Rows]) -> None:
     assert (folder / "table.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_finished_work_is_not_done_again(eager: tuple[Path, Rows], monkeypatch: pytest.MonkeyPatch) -> None:
     folder, rows = eager
     journal = folder / "rows.jsonl"
@@ -141,6 +145,7 @@ def test_time_that_is_up_leaves_work_for_the_next_run(tmp_path: Path, capsys: py
     assert "left" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_compiled_forms_are_compared_with_eager_and_timed(tmp_path: Path) -> None:
     few = {"few": Few(partial(tiny.pixart, num_layers=1), "pixart", 1.0)}
     arguments = ["--sizes", "64", "--train_sizes", "64", "--modes", "compiled", "--dtype", "float32"]

@@ -267,6 +267,7 @@ def test_trajectories_give_each_of_their_conditions_before_any_twice(teacher: st
 # -- several processes -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Frechet distance")
 def test_two_processes_of_the_command_measure_what_one_does(tmp_path: Path) -> None:
     """Seven samples, of which neither processes nor batches get equal shares, of labels that come from the data."""

@@ -125,7 +125,7 @@ def test_with_no_site_handed_over_the_student_is_the_teacher(teacher: str) -> No
     assert not torch.equal(module.draw({"label": index}, index), module.draw_teacher({"label": index}, index))
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_resuming_in_the_middle_of_the_schedule_is_bitwise(teacher: str, tmp_path: Path, checkpointing: bool) -> None:
     def callbacks() -> list[Callback]:
         return [PruningSchedule("linear", begin=2, end=6), TrainableEMA(0.9)]
@@ -197,6 +197,7 @@ def test_bad_options_are_refused() -> None:
         PruningSchedule("one_shot", order="best")
 
 
+@pytest.mark.slow
 def test_two_processes_hand_over_alike_and_end_with_the_weights_of_one(teacher: str, tmp_path: Path) -> None:
     config = two_process_config(teacher, tmp_path)
     states = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -68,11 +69,12 @@ def logged(root: Path) -> dict[str, float]:
         return {name: float(value) for row in csv.DictReader(file) for name, value in row.items() if value}
 
 
-def test_two_processes_do_all_that_one_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", [run_command, pytest.param(launch_command, marks=pytest.mark.slow)])
+def test_two_processes_do_all_that_one_does(start: Callable[[list[str]], None], tmp_path: Path) -> None:
     config = whole_run(tmp_path)
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
     run_command(run_of(config, one, processes=1), processes=1)
-    launch_command(run_of(config, two, processes=2))
+    start(run_of(config, two, processes=2))
     run_command(run_of(config, resumed, processes=2, resume=next(two.rglob("step=3.ckpt"))))
     wanted = torch.load(next(one.rglob("step=4.ckpt")), weights_only=True)["state_dict"]
     grid = np.asarray(Image.open(next(one.rglob("step_0000004.png")))).astype(int)

@@ -61,6 +61,7 @@ def command(config: Path, model: Path, root: Path, *more: str) -> list[str]:
     return ["test", "--config", str(config), *PLAIN, str(model), "--trainer.default_root_dir", str(root), *more]
 
 
+@pytest.mark.slow
 def test_two_processes_answer_as_one_and_any_number_goes_on(tmp_path: Path) -> None:
     model, config = save_tiny_lvlm(tmp_path / "tiny", "fast_vlm"), overlay(tmp_path)
     two = ("--trainer.devices=2", "--trainer.strategy=ddp")
@@ -82,6 +83,7 @@ def test_two_processes_answer_as_one_and_any_number_goes_on(tmp_path: Path) -> N
     assert min(lines) >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_checkpoints_and_exports_are_evaluated_like_any_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -62,6 +62,7 @@ def test_help_lists_and_refusals_import_nothing_heavy(
     assert not modules.intersection(HEAVY)
 
 
+@pytest.mark.slow  # imports torch in a fresh process
 def test_the_command_imports_little_and_looking_at_conversations_nothing_of_the_other_wing(tmp_path: Path) -> None:
     script = (
         "import sys, torch, lightning.pytorch; before = set(sys.modules); import sparsight.command.cli;"

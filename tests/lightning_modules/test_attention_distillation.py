@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.train.stages import OBJECTIVES, Objective, Stage
 from tests import tiny
 from tests.tiny_distillation import distillation, trainer
+from tests.tiny_rows import few
 
 
 @pytest.fixture
@@ -132,8 +134,8 @@ class Watch(Callback):
         self.states[trainer.global_step] = {k: v.clone() for k, v in pl_module.state_dict().items()}
 
 
-@pytest.mark.parametrize("stop", [1, 3, 5])
-@pytest.mark.parametrize("accumulate", [1, 2])
+# in the first stage, where it ends, in the second; accumulation only moves batches together
+@pytest.mark.parametrize(("accumulate", "stop"), few(itertools.product([1, 2], [1, 3, 5]), (1, 3), (2, 5)))
 def test_resume_is_bitwise_from_any_step(teacher: str, tmp_path: Path, stop: int, accumulate: int) -> None:
     data = partial(tiny.image_data, tmp_path, batch_size=4, count=20)
     options: dict[str, Any] = {"accumulate_grad_batches": accumulate}

@@ -44,9 +44,10 @@ def fit(config: Path, root: Path, *, processes: int) -> tuple[dict[str, torch.Te
     return saved, json.loads((root / "scores_val.json").read_text())["items"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options"),
-    [pytest.param("fast_vlm", {"vision_cache_gib": 0.1}, marks=pytest.mark.slow), ("qwen3_vl", {})],
+    [("fast_vlm", {"vision_cache_gib": 0.1}), ("qwen3_vl", {})],
     ids=["fast_vlm", "qwen3_vl"],
 )
 def test_processes_without_pictures_keep_step(family: str, options: dict[str, Any], tmp_path: Path) -> None:

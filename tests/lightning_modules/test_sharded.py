@@ -92,6 +92,7 @@ def test_sharded_training_is_that_of_one_process_and_resumes(tmp_path: Path, mix
     main(["export", "--config", str(config), f"--ckpt_path={checkpoint(split, 4)}", f"--output={tmp_path / 'student'}"])
 
 
+@pytest.mark.slow
 def test_checkpoints_in_parts_resume_too(tmp_path: Path) -> None:
     config = config_of(tmp_path, CONV)
     root = tmp_path / "split"

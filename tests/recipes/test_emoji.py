@@ -95,6 +95,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return walked
 
 
+@pytest.mark.slow  # the joint transformer goes the same way in half the time
 def test_the_teacher_is_trained_from_nothing(exported: Callable[[str], Path], tmp_path: Path) -> None:
     export = exported("teacher")
     pipeline = load_pipeline(str(export))
@@ -117,11 +118,13 @@ def test_a_joint_transformer_is_trained_from_nothing(exported: Callable[[str], P
     ]
 
 
+@pytest.mark.slow
 def test_a_student_is_distilled_from_it(exported: Callable[[str], Path]) -> None:
     unet = load_pipeline(str(exported("student"))).unet
     assert [type(module).__name__ for module in unet.modules()].count("DeltaConvBlock") == 7
 
 
+@pytest.mark.slow
 def test_plain_diffusers_draws_with_all_of_them(exported: Callable[[str], Path], tmp_path: Path) -> None:
     """A process that cannot import this project loads each export and answers with the same image."""
     check_plain_diffusers_draws({name: exported(name) for name in WALKS}, tmp_path)

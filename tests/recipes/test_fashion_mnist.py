@@ -70,6 +70,7 @@ def test_quickstart(tmp_path: Path) -> None:
     check_student(walk("quickstart", small))
 
 
+@pytest.mark.slow
 def test_the_shipped_teacher_is_trained_from_nothing(tmp_path: Path) -> None:
     model = {"denoiser": {"init_args": TINY}, "warmup_steps": 1, "sample_steps": 2}
     small = shrunk("fashion_mnist_teacher", tmp_path, model=model, data=records(tmp_path))

@@ -1,4 +1,7 @@
-"""The shipped recipes of image-text models, walked through with tiny models of the same classes and depths."""
+"""The shipped recipes of image-text models, walked through with tiny models of the same classes and depths.
+
+Qwen3-VL's, with the fewest layers, stands for all in ``make test``: each walk is the same commands.
+"""
 
 from __future__ import annotations
 
@@ -173,6 +176,7 @@ def exported(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[
     return walked
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_llava_15_7b(exported: Callable[[str], tuple[Path, Any]]) -> None:
     folder, module = exported("llava15_7b_region")
@@ -183,6 +187,7 @@ def test_llava_15_7b(exported: Callable[[str], tuple[Path, Any]]) -> None:
     assert groups == {"layers": 2e-4, "projector": 2e-5}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_llava_15_7b_loses_layers_outside_its_region(
     data: Path, exported: Callable[[str], tuple[Path, Any]], tmp_path: Path
@@ -219,6 +224,7 @@ def test_a_model_of_ones_own_loses_layers(
     assert not set(record["removed_layers"]) & {0, 4, 8, 11}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_a_bunny_like_model_from_its_parts(data: Path, tmp_path: Path) -> None:
     base = bunny_base(tmp_path)
@@ -256,6 +262,7 @@ def test_qwen3_vl(data: Path, tmp_path: Path) -> None:
     assert {name.split(".")[2] for name in module.trained_names()} == {"language_model", "visual"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_the_offline_demo(exported: Callable[[str], tuple[Path, Any]]) -> None:
     folder, module = exported("lvlm_demo")
@@ -273,6 +280,7 @@ def test_the_offline_demo_loses_layers(data: Path, exported: Callable[[str], tup
     assert not set(record["removed_layers"]) & {0, 29, *module.layers}
 
 
+@pytest.mark.slow
 def test_a_study_run_broken_off_before_its_evaluation_is_judged(data: Path, tmp_path: Path) -> None:
     """All steps are done, so that Lightning's resumed fit ends at once and evaluates nothing."""
     base = save_tiny_lvlm(tmp_path / "base", "fast_vlm", num_hidden_layers=30)

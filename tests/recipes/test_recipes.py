@@ -24,7 +24,8 @@ FAMILIES: dict[str, Callable[[Path], Path]] = {
     "pixart_sigma": tiny.save_pixart_pipeline,
 }
 RECIPES = [f"{family}_{kind}" for family in FAMILIES for kind in ("24gb", "paper")]
-QUICK = ("sd15_24gb", "pixart_sigma_24gb", "pixart_sigma_paper")  # a U-Net, a transformer, and of `paper` one
+# The one that asks most: what was published, on drawn images in buckets. U-Nets take twenty seconds each.
+QUICK = ("pixart_sigma_paper",)
 CAPTIONS = ["a cat", "a dog", "a boat", "a hat", "a tree", "a bee"]
 
 
@@ -140,7 +141,7 @@ def test_fit_resume_test_and_export(name: str, exported: Callable[[str], Path]) 
     assert (exported(name) / "model_index.json").is_file()
 
 
-@pytest.mark.parametrize("names", [[*QUICK], pytest.param(RECIPES, marks=pytest.mark.slow)], ids=["quick", "every"])
-def test_plain_diffusers_draws_with_students(names: list[str], exported: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.slow
+def test_plain_diffusers_draws_with_students(exported: Callable[[str], Path], tmp_path: Path) -> None:
     """A process that cannot import this project loads each export and answers with the same image."""
-    check_plain_diffusers_draws({name: exported(name) for name in names}, tmp_path)
+    check_plain_diffusers_draws({name: exported(name) for name in RECIPES}, tmp_path)

@@ -296,6 +296,7 @@ def teacher_training() -> DenoiserTraining:
     return module
 
 
+@pytest.mark.slow
 def test_plain_diffusers_loads_all_of_it(folder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     root, distilled = folder
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(root / "modules"))

@@ -27,10 +27,10 @@ def on_meta(name: str) -> nn.Module:
     [
         ("sd15", 64, 803.3, 173.7),
         pytest.param("sd15", 128, 4674.0, 2164.6, marks=pytest.mark.slow),
-        ("sd15", 512, 545118, 505013),
+        pytest.param("sd15", 512, 545118, 505013, marks=pytest.mark.slow),
         pytest.param("sdxl", 128, 6761.2, 1691.1, marks=pytest.mark.slow),
         ("pixart_sigma", 64, 1288.7, 439.7),
-        ("pixart_sigma", 128, 6633.6, 3382.3),
+        pytest.param("pixart_sigma", 128, 6633.6, 3382.3, marks=pytest.mark.slow),
     ],
 )
 def test_published_networks(name: str, latent: int, total: float, attention: float) -> None:

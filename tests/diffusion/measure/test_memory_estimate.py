@@ -201,9 +201,8 @@ def test_a_device_that_is_too_small_is_reported_with_the_remedy() -> None:
     assert "4.0 GiB" in small.too_much and "sweep" in small.too_much and "3.0 GiB" in small.too_much
 
 
-@pytest.mark.parametrize(
-    "name", [n if n == "sd15" else pytest.param(n, marks=pytest.mark.slow) for n in diffusion_memory.PIXELS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", diffusion_memory.PIXELS)
 def test_the_page_has_the_numbers_of_its_command(name: str) -> None:
     page = Path("docs/recipes.md").read_text()
     assert "python -m benchmarks.diffusion_memory" in page

@@ -18,6 +18,7 @@ from sparsight.diffusion.model.sampling import sample, starting_noise
 from sparsight.diffusion.surgery.shell import Mode
 from tests import tiny
 from tests.tiny_distillation import distillation
+from tests.tiny_rows import few
 
 SAVE: dict[str, Callable[[Path], Path]] = {
     "sd": tiny.save_sd_pipeline,
@@ -29,7 +30,7 @@ SAVE: dict[str, Callable[[Path], Path]] = {
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-@pytest.fixture(scope="module", params=SAVE)
+@pytest.fixture(scope="module", params=few(SAVE, "sd", "pixel_dit"))
 def stored(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A family, and a folder with its pipeline as ``whole``, ``fp16`` and ``bf16``."""
     folder = tmp_path_factory.mktemp(request.param)

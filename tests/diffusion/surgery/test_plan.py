@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from functools import partial
@@ -41,6 +42,7 @@ from sparsight.diffusion.train.stages import Stage
 from tests import tiny
 from tests.tiny_distillation import distillation_config
 from tests.tiny_files import save_images
+from tests.tiny_rows import few
 
 DELTA = partial(DeltaConvBlock, kernel_size=3)
 NEAR = partial(NeighborhoodAttention, kernel_size=3)
@@ -171,10 +173,9 @@ PLANS = {
 }
 
 
-@pytest.mark.parametrize("family", ["dit", "unet"])
-@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize(("name", "family"), few(itertools.product(PLANS, ["dit", "unet"]), ("three", "dit")))
 def test_three_mixers_train_resume_export_reload_and_mount(
-    family: str, name: str, tmp_path: Path, reload_here: Any
+    name: str, family: str, tmp_path: Path, reload_here: Any
 ) -> None:
     plan, expected = PLANS[name]
     save = {"dit": partial(tiny.save_pixel_pipeline, num_layers=4), "unet": tiny.save_pixel_unet_pipeline}[family]

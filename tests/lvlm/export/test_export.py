@@ -31,7 +31,7 @@ LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
 
 
 WRITTEN = ("llava_next", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "lfm2_vl", "smolvlm")
-FAST = ("fast_vlm", "llava")
+FAST = ("fast_vlm",)
 SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in PROCESSORS if family not in FAST]
 
 
@@ -87,7 +87,9 @@ def test_a_pruned_run_with_adapters_loads_as_a_plain_model(
     assert not list(tmp_path.glob(".exported*"))
 
 
-@pytest.mark.parametrize("train", [["layers"], ["layers", "projector"]], ids="+".join)
+@pytest.mark.parametrize(
+    "train", [["layers"], pytest.param(["layers", "projector"], marks=pytest.mark.slow)], ids=["layers", "both"]
+)
 def test_adapters_are_kept_for_peft_too(tmp_path: Path, train: list[str]) -> None:
     stage = STAGE | {"steps": 2, "train": train}
     config = tuning_config(tmp_path, "llava", stages=[stage], lora=LORA)

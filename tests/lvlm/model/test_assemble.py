@@ -1,3 +1,5 @@
+"""A small image-text model of SmolLM2 and EfficientNet; reading the former takes ten seconds, so its tests are slow."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -54,6 +56,7 @@ def processor(folder: Path) -> Any:
     return AutoProcessor.from_pretrained(folder)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_without_an_image_it_is_smollm2(text_model: Any, model: Any, processor: Any) -> None:
     question = [{"role": "user", "content": "What is the capital of France?"}]
@@ -67,6 +70,7 @@ def test_without_an_image_it_is_smollm2(text_model: Any, model: Any, processor: 
     assert processor.decode(logits_BTV[0].argmax(-1)).endswith(answer + "\n")  # what it would have said itself
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_projector_gets_the_features_of_efficientnet(model: Any, processor: Any) -> None:
     pixels = torch.randint(0, 256, (224, 224, 3), dtype=torch.uint8)
@@ -80,6 +84,7 @@ def test_the_projector_gets_the_features_of_efficientnet(model: Any, processor: 
     assert 0.5 < projected.square().mean() / model.get_input_embeddings().weight.square().mean() < 2
 
 
+@pytest.mark.slow
 def test_conversations_have_smollm2s_format(model: Any, processor: Any) -> None:
     parts = [{"type": "image"}, {"type": "text", "text": "Is it a  12 or 13?"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": "12"}]
@@ -95,6 +100,7 @@ def test_conversations_have_smollm2s_format(model: Any, processor: Any) -> None:
     assert processor.tokenizer.tokenize("Is it a  12 or 13?") == wanted
 
 
+@pytest.mark.slow
 def test_folder_is_small_and_names_no_place_on_this_machine(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["demo_lvlm"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 300e6

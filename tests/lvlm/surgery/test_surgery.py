@@ -19,12 +19,14 @@ from sparsight.lvlm.surgery.remove import attention_layers, check_removable, rem
 from sparsight.lvlm.surgery.retire import LayerPruning, removable_layers
 from tests.tiny_families import FAMILIES, HYBRIDS, SIDE, SIGLIP, TEXT
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
+from tests.tiny_rows import few
 from tests.tiny_tokens import IMAGE
 
 REMOVED = [2, 4]  # behind the layers to which Qwen3-VL adds image features
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# a plain decoder, windows of attention, image features added to layers, and layers of two kinds
+@pytest.mark.parametrize("family", few(FAMILIES, "llava", "gemma3", "qwen3_vl", "lfm2_vl"))
 def test_removed_layers_are_layers_switched_off(family: str, tmp_path: Path) -> None:
     model = tiny_lvlm(family)
     inputs = tiny_inputs(family, model)

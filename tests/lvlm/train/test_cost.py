@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -14,14 +16,26 @@ from sparsight.lvlm.train.cost import ForwardFlops, explain, forward_flops, step
 from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, trained_parameters
 from tests.tiny_batches import labels_of
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
+from tests.tiny_rows import few
 
 DEPTH = 6
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "smolvlm"])
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-@pytest.mark.parametrize("projector", [True, False], ids=["projector", "no-projector"])
-@pytest.mark.parametrize("layers", [[0, 3], [4], list(range(DEPTH))], ids=str)
+EVERY = list(range(DEPTH))
+STEPS = [*itertools.product(["llava", "qwen2_5_vl", "smolvlm"], [False, True], [True, False], [[0, 3], [4], EVERY])]
+
+
+# each family, layers and projector once with recomputing and once without
+@pytest.mark.parametrize(
+    ("family", "checkpointing", "projector", "layers"),
+    few(
+        STEPS,
+        ("llava", False, False, [4]),
+        ("llava", True, True, [0, 3]),
+        ("qwen2_5_vl", True, False, EVERY),
+        ("smolvlm", False, True, [0, 3]),
+    ),
+)
 def test_predictions_are_what_a_step_costs(
     family: str, checkpointing: bool, projector: bool, layers: list[int]
 ) -> None:
@@ -62,7 +76,7 @@ def test_adapters_cost_what_is_predicted_for_those_there_are_and_for_all(project
         return flops, counter.get_total_flops()
 
     few, counted = with_adapters([0, 3])
-    _, counted_all = with_adapters(list(range(DEPTH)))
+    _, counted_all = with_adapters(EVERY)
     chosen = step_cost(few, layers=[0, 3], projector=projector, adapters=True)
     everything = step_cost(few, layers=range(DEPTH), projector=projector, adapters=True)
     assert chosen.total == pytest.approx(counted, rel=0.08)

@@ -12,6 +12,7 @@ import yaml
 from benchmarks import lvlm_memory
 from sparsight.command.cli import main
 from sparsight.lvlm.train.memory import run_tuning_memory
+from tests.tiny_rows import few
 from tests.tiny_tuning import ROTATION, SCORE, STAGE, tuning_config, with_callback
 
 ADAM = {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.0}}}
@@ -29,7 +30,7 @@ def size(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", few(CASES, "adapters in half precision", "average, unpruned model"))
 def test_the_estimate_is_what_a_run_holds(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, callbacks = CASES[case]
     config = tuning_config(tmp_path, **(ADAM | model))
@@ -74,6 +75,7 @@ def test_a_device_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: py
         main(["fit", "--config", str(tuning_config(tmp_path)), *arguments])
 
 
+@pytest.mark.slow
 def test_the_page_has_the_numbers_of_its_command() -> None:
     page = Path("docs/lvlm.md").read_text()
     assert "python -m benchmarks.lvlm_memory" in page
