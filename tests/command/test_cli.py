@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -47,22 +48,33 @@ def test_configs_are_found_by_name_from_anywhere(tmp_path: Path, monkeypatch: py
     assert config_folders()
 
 
-def test_fit_validate_and_predict_read_the_same_config(tmp_path: Path) -> None:
-    config = str(distillation_config(tmp_path))
+class Run(NamedTuple):
+    """A distillation that is over: the configuration that it was given, its folder and its checkpoint."""
+
+    config: str
+    folder: Path
+    checkpoint: str
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    config = str(distillation_config(tmp_path_factory.mktemp("run")))
     cli = main(["fit", "--config", config])
     assert cli.trainer.global_step == 4
-    checkpoint = next(Path(cli.trainer.log_dir).rglob("*.ckpt"))
-    assert (Path(cli.trainer.log_dir) / "config.yaml").is_file()
-    validated = main(["validate", "--config", config, "--ckpt_path", str(checkpoint)])
+    return Run(config, Path(cli.trainer.log_dir), str(next(Path(cli.trainer.log_dir).rglob("*.ckpt"))))
+
+
+def test_fit_validate_and_predict_read_the_same_config(run: Run, tmp_path: Path) -> None:
+    assert (run.folder / "config.yaml").is_file()
+    validated = main(["validate", "--config", run.config, "--ckpt_path", run.checkpoint])
     assert float(validated.trainer.callback_metrics["val/output_relative_l2"]) > 0
-    main(["predict", "--config", config, "--ckpt_path", str(checkpoint), "--images.folder", str(tmp_path / "drawn")])
+    main(["predict", "--config", run.config, "--ckpt_path", run.checkpoint, "--images.folder", str(tmp_path / "drawn")])
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 24
 
 
-def test_the_config_of_a_run_serves_for_every_verb(tmp_path: Path) -> None:
-    cli = main(["fit", "--config", str(distillation_config(tmp_path))])
-    checkpoint = next(Path(cli.trainer.log_dir).rglob("*.ckpt"))
-    resumed = main(["fit", "--config", str(Path(cli.trainer.log_dir) / "config.yaml"), "--ckpt_path", str(checkpoint)])
+def test_the_config_of_a_run_serves_for_every_verb(run: Run, tmp_path: Path) -> None:
+    again = ["--ckpt_path", run.checkpoint, "--trainer.default_root_dir", str(tmp_path)]
+    resumed = main(["fit", "--config", str(run.folder / "config.yaml"), *again])
     config = Path(resumed.trainer.log_dir) / "config.yaml"
     assert "ckpt_path" not in yaml.safe_load(config.read_text())
     for verb in SparsightCLI.subcommands():
@@ -72,19 +84,17 @@ def test_the_config_of_a_run_serves_for_every_verb(tmp_path: Path) -> None:
         assert stop.value.code == 0, verb
 
 
-def test_a_checkpoint_beats_no_flag_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = str(distillation_config(tmp_path))
-    cli = main(["fit", "--config", config])
-    checkpoint = str(next(Path(cli.trainer.log_dir).rglob("*.ckpt")))
-    changed = main(["validate", "--config", config, "--ckpt_path", checkpoint, "--model.sample_steps", "7"])
+def test_a_checkpoint_beats_no_flag_in_silence(run: Run) -> None:
+    validate = ["validate", "--config", run.config, "--ckpt_path", run.checkpoint]
+    changed = main([*validate, "--model.sample_steps", "7", "--trainer.limit_val_batches", "1"])
     assert changed.model.sample_steps == 7
     with pytest.raises(SystemExit, match=r"(?s)condition_dropout: 0\.1 in the checkpoint, 0\.3 in the configuration"):
-        main(["validate", "--config", config, "--ckpt_path", checkpoint, "--model.condition_dropout", "0.3"])
+        main([*validate, "--model.condition_dropout", "0.3"])
     with pytest.raises(SystemExit, match=r"(?s)kernel_size: 3 in the checkpoint, 5 in the configuration"):
         mixer = '{"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 5}}'
-        main(["validate", "--config", config, "--ckpt_path", checkpoint, "--model.mixer", mixer])
+        main([*validate, "--model.mixer", mixer])
     assert "sample_steps" in FLAG_WINS and "condition_dropout" not in FLAG_WINS
-    assert torch.load(checkpoint, weights_only=True)["hyper_parameters"]["sample_steps"] == 2
+    assert torch.load(run.checkpoint, weights_only=True)["hyper_parameters"]["sample_steps"] == 2
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Killed at any moment, a run that is given again ends as if nothing had happened, and leaves nothing broken behind.
 
-``make test-faults`` kills every kind of run at many moments, by its changes of files and by time; a few fixed ones are
-killed by ``make test`` too. SPARSIGHT_KILLS and SPARSIGHT_SEED choose how many moments of a kind, and which.
+``make test-faults`` kills every kind of run at many moments, by its changes of files and by time; one fixed moment is
+tried by ``make test`` too, others by ``make test-slow``. SPARSIGHT_KILLS and SPARSIGHT_SEED choose how many moments of
+a kind, and which.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import torch
 
 from tests.tiny_kills import Ended, Moment, Runs
 from tests.tiny_reload import read_back_here
+from tests.tiny_rows import few
 from tests.tiny_runs import SCENARIOS
 
 KILLS = int(os.environ.get("SPARSIGHT_KILLS", "10"))
@@ -104,8 +106,11 @@ def test_runs_of_every_kind_survive_kills_at_many_moments(name: str, tmp_path: P
     kind.survive(tmp_path / "twice", first, second)
 
 
-def test_a_distillation_survives_kills_while_it_writes(tmp_path: Path, runs: Runs) -> None:
-    kind = Kind("distillation", tmp_path, runs)
-    last = kind.undisturbed.changes
-    for share in (0.3, 0.75, 0.97):  # of its changes of files: a checkpoint, a later one, the export
-        kind.survive(tmp_path / f"{share}", Moment(change=int(share * last)))
+@pytest.fixture(scope="module")
+def distillation(tmp_path_factory: pytest.TempPathFactory, runs: Runs) -> Kind:
+    return Kind("distillation", tmp_path_factory.mktemp("distillation"), runs)
+
+
+@pytest.mark.parametrize("share", few((0.3, 0.75, 0.97), 0.75))  # of its changes: a checkpoint, a later one, the export
+def test_a_distillation_survives_kills_while_it_writes(share: float, distillation: Kind, tmp_path: Path) -> None:
+    distillation.survive(tmp_path / "killed", Moment(change=int(share * distillation.undisturbed.changes)))

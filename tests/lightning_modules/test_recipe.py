@@ -39,6 +39,7 @@ def folder(base: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("reload_here")
 def test_a_region_is_tuned_under_a_recipe_and_the_export_says_so(folder: Path) -> None:
     export = {"class_path": "callbacks.ExportAtEnd", "init_args": {"output": str(folder / "out")}}
     config = with_callback(tuning_config(folder, recipe=RECIPE), export)

@@ -77,9 +77,12 @@ def test_sharded_training_is_that_of_one_process_and_resumes(tmp_path: Path, mix
     alone, split, resumed = tmp_path / "alone", tmp_path / "split", tmp_path / "resumed"
     fit(config, alone, processes=1, strategy="auto")
     fit(config, split, processes=2, strategy=WHOLE_FILES)
-    fit(config, resumed, processes=2, strategy=WHOLE_FILES, resume=checkpoint(split, 1))
+    whole = [split]
+    if mixer is WINDOW:  # once: other mixers resume the same way
+        fit(config, resumed, processes=2, strategy=WHOLE_FILES, resume=checkpoint(split, 1))
+        whole.append(resumed)
     wanted = torch.load(checkpoint(alone, 4), weights_only=True)
-    for root in (split, resumed):
+    for root in whole:
         got = torch.load(checkpoint(root, 4), weights_only=True)
         assert got["state_dict"].keys() == wanted["state_dict"].keys()
         for name, value in wanted["state_dict"].items():
