@@ -9,14 +9,18 @@ from callbacks.pruning_schedule import PruningSchedule
 from callbacks.reform_eval_report import ReformEvalReport
 from callbacks.sample_grid import SampleGrid
 from callbacks.throughput import Throughput
+from sparsight.common.training.parameter_summary import ParameterSummary
+from sparsight.common.training.run_progress import RunProgress
 
 __all__ = [
     "ExportAtEnd",
     "GenerationMetrics",
     "ImageWriter",
     "LayerRotation",
+    "ParameterSummary",
     "PruningSchedule",
     "ReformEvalReport",
+    "RunProgress",
     "SampleGrid",
     "Throughput",
     "TrainableEMA",

@@ -1,4 +1,4 @@
-"""Pictures while training: the student's, and the teacher's from the same seeds beside them."""
+"""Images while training: the student's, and the teacher's from the same seeds beside them."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
-from torchvision.utils import make_grid, save_image
 
 from callbacks.drawing import DrawsTeacher, check_drawable
+from callbacks.logged_images import labelled_grid, log_image
 from sparsight.common.errors import require
 from sparsight.common.finite import broken_rows, samples
 from sparsight.common.training.averaging import averaging
@@ -21,9 +20,9 @@ from sparsight.common.training.sharding import is_sharded
 
 
 class SampleGrid(Callback):
-    """Draws fixed labels or captions from fixed seeds, to the logger and as PNG files.
+    """Draws fixed labels or captions from fixed seeds, to every logger that takes images and as PNG files.
 
-    Every column is one condition; with a teacher its row stands above the student's.
+    Every column is one condition, named above it; with a teacher its row stands above the student's.
 
     Args:
         labels: Class labels to draw.
@@ -75,22 +74,21 @@ class SampleGrid(Callback):
         if self.labels is not None:
             batch = {"label": torch.tensor(self.labels, device=module.device)}
         index = torch.arange(len(self.labels or self.captions or ()))
-        rows = []
+        rows: dict[str, Tensor] = {}
         if isinstance(module, DrawsTeacher):
             if self._teacher_images is None:
                 self._teacher_images = module.draw_teacher(batch, index).cpu()
-            rows.append(self._teacher_images)
+            rows["teacher"] = self._teacher_images
         average = averaging(trainer)
         with nullcontext() if average is None else average.averaged(module):
-            rows.append(module.draw(batch, index).cpu())
+            rows["student" if rows else "samples"] = module.draw(batch, index).cpu()
         if not trainer.is_global_zero:
             return
-        for images in rows:
+        for images in rows.values():
             broken = broken_rows(images, index)
             if broken:
                 rank_zero_warn(f"step {self._drawn_at}: {samples(broken)} black in the grid, being NaN or infinite")
-        grid = make_grid(torch.cat(rows), nrow=len(index), padding=2, pad_value=1.0)
+        grid = labelled_grid(rows, [str(condition) for condition in self.labels or self.captions or ()])
         folder.mkdir(parents=True, exist_ok=True)
-        save_image(grid, folder / f"step_{self._drawn_at:07d}.png")
-        if isinstance(trainer.logger, TensorBoardLogger):
-            trainer.logger.experiment.add_image("samples", grid, self._drawn_at)
+        grid.save(folder / f"step_{self._drawn_at:07d}.png")
+        log_image(trainer, "samples", grid, self._drawn_at)

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
-from sparsight.common.training.stage_clock import Staged
+from sparsight.common.training.stage_clock import Staged, stage_index
 
 MEBIBYTE = 2**20
 
@@ -98,11 +98,6 @@ class Throughput(Callback):
     def _restart(self, trainer: Trainer) -> None:
         self._begin, self._samples, self._batches = time.perf_counter(), 0, 0
         self._waited = seconds_waited(trainer)
-
-
-def stage_index(module: Any, step: int) -> int:
-    """Index of the stage that trains at a step; 0 for a module without stages."""
-    return module.clock.index(step) if isinstance(module, Staged) else 0
 
 
 def seconds_waited(trainer: Trainer) -> float | None:

@@ -25,8 +25,9 @@ from sparsight.command.checks.empty_keys import check_empty_keys
 from sparsight.command.checks.plan_entries import check_plans
 from sparsight.command.lists import replace_lists
 from sparsight.command.mistakes import in_one_line
+from sparsight.command.output.ending import ending
+from sparsight.command.output.quiet import quieten
 from sparsight.command.parser import Parser
-from sparsight.command.quiet import quieten
 from sparsight.command.trainer import SparsightTrainer
 from sparsight.command.written_once import check_agreement, hand_over
 from sparsight.common.checkpoint.file import local
@@ -82,6 +83,10 @@ class SparsightCLI(LightningCLI):
             parser_kwargs={"prog": "sparsight"},
             parser_class=Parser,
         )
+        if isinstance(self.trainer, SparsightTrainer) and self.trainer.is_global_zero:
+            exports = (isinstance(each, callbacks.ExportAtEnd) for each in self.trainer.callbacks)  # type: ignore[attr-defined]
+            for line in ending(self.trainer, str(self.subcommand), exported=any(exports)):
+                print(line)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:

@@ -6,11 +6,12 @@ import shlex
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch import LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.trainer.connectors.accelerator_connector import _PRECISION_INPUT
 from lightning.pytorch.utilities import rank_zero_info
 
+from sparsight.command.output.results import print_results
 from sparsight.command.verbs import Verbs
 from sparsight.common.checkpoint.connector import CheckpointConnector
 from sparsight.common.checkpoint.find import newest_whole
@@ -19,7 +20,9 @@ from sparsight.common.checkpoint.interrupt import SaveWhenStopped
 from sparsight.common.checkpoint.io import link_checkpoint, with_whole_files
 from sparsight.common.checkpoint.monitors import CheckMonitors
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.training.parameter_summary import ParameterSummary
 from sparsight.common.training.precision import precision_that_pays
+from sparsight.common.training.run_progress import RunProgress
 
 
 class SparsightTrainer(Verbs):
@@ -35,6 +38,10 @@ class SparsightTrainer(Verbs):
         limit_val_batches: Of validation.
         limit_test_batches: Of tests.
         limit_predict_batches: Of prediction.
+        callbacks: Lightning's or of ``callbacks``; :class:`RunProgress` and
+            :class:`ParameterSummary` are added where none of their kind is among them.
+        enable_progress_bar: Whether a run tells where it is.
+        enable_model_summary: Whether the parts of the model are printed.
         kwargs: As Lightning's.
 
     Attributes:
@@ -51,22 +58,35 @@ class SparsightTrainer(Verbs):
         limit_val_batches: int | float | None = None,
         limit_test_batches: int | float | None = None,
         limit_predict_batches: int | float | None = None,
+        callbacks: list[Callback] | Callback | None = None,
+        enable_progress_bar: bool | None = None,
+        enable_model_summary: bool | None = None,
         **kwargs: Any,
     ) -> None:
         if precision == "auto":
             precision, reason = precision_that_pays(str(kwargs.get("accelerator", "auto")))
             rank_zero_info(f"precision auto is {precision}: {reason}")
+        chosen = list(callbacks) if isinstance(callbacks, list) else [callbacks] if callbacks else []
+        if enable_progress_bar is not False:
+            chosen += _default(chosen, ProgressBar, RunProgress())
+        if enable_model_summary is not False:
+            chosen += _default(chosen, ModelSummary, ParameterSummary())
         super().__init__(
             precision=precision,
             limit_train_batches=limit_train_batches,
             limit_val_batches=limit_val_batches,
             limit_test_batches=limit_test_batches,
             limit_predict_batches=limit_predict_batches,
+            callbacks=chosen,
+            enable_progress_bar=enable_progress_bar,
+            enable_model_summary=False,  # there is one, or none is wanted
             **kwargs,
         )
         self.command: list[str] = []
         self.strategy.checkpoint_io = with_whole_files(self.strategy._checkpoint_io)
         self._checkpoint_connector: CheckpointConnector = CheckpointConnector(self)
+        for loop in (self.validate_loop, self.test_loop):
+            loop._print_results = print_results  # type: ignore[method-assign]
         for saver in self.checkpoint_callbacks:
             if isinstance(saver, ModelCheckpoint):
                 saver._link_checkpoint = link_checkpoint  # type: ignore[method-assign]
@@ -165,3 +185,8 @@ class SparsightTrainer(Verbs):
             ckpt_path=ckpt_path,
             weights_only=weights_only,
         )
+
+
+def _default(given: list[Callback], kind: type[Callback], ours: Callback) -> list[Callback]:
+    """Ours, where none of its kind is given."""
+    return [] if any(isinstance(each, kind) for each in given) else [ours]

@@ -46,6 +46,11 @@ def _three_digits(number: float) -> str:
     return f"{number:.{decimals}f}" if number != int(number) else str(int(number))
 
 
+def measured(value: float) -> str:
+    """A measured value in three digits: 0.123, 1.35 k, 3.2e-05."""
+    return short(value) if abs(value) >= 999.5 else f"{value:.3g}"
+
+
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows of equal keys as CSV with a header."""
     stream = io.StringIO()

@@ -50,9 +50,11 @@ def test_grids_show_the_teacher_above_an_equal_student(tmp_path: Path, module: A
     trainer = fit(tmp_path, module, [SampleGrid(labels=[0, 3, 9], every_n_steps=2)], logger=CSVLogger(tmp_path))
     folder = Path(str(trainer.log_dir)) / "samples"
     assert sorted(p.name for p in folder.iterdir()) == ["step_0000002.png", "step_0000004.png"]
-    picture = Image.open(folder / "step_0000004.png").convert("L")
-    assert picture.size == (3 * 10 + 2, 2 * 10 + 2)
-    teacher, student = (picture.crop((0, 10 * row + 2, 32, 10 * row + 10)) for row in (0, 1))
+    grid = Image.open(folder / "step_0000004.png").convert("L")
+    size = 64 + 2  # 8 pixels, shown larger, and a gap
+    left, top = grid.width - 3 * size, grid.height - 2 * size
+    assert left > 0 and top > 0, "there is no room for names"
+    teacher, student = (grid.crop((left, top + size * row, grid.width, top + size * row + 64)) for row in (0, 1))
     difference = torch.tensor(list(teacher.getdata())).float() - torch.tensor(list(student.getdata())).float()
     assert difference.abs().max() <= 1
     assert torch.tensor(list(teacher.getdata())).float().std() > 10

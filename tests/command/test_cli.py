@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,14 +56,29 @@ class Run(NamedTuple):
     config: str
     folder: Path
     checkpoint: str
+    said: list[str]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     config = str(distillation_config(tmp_path_factory.mktemp("run")))
-    cli = main(["fit", "--config", config])
+    with redirect_stdout(StringIO()) as said:
+        cli = main(["fit", "--config", config])
     assert cli.trainer.global_step == 4
-    return Run(config, Path(cli.trainer.log_dir), str(next(Path(cli.trainer.log_dir).rglob("*.ckpt"))))
+    checkpoint = str(next(Path(cli.trainer.log_dir).rglob("*.ckpt")))
+    return Run(config, Path(cli.trainer.log_dir), checkpoint, said.getvalue().splitlines())
+
+
+def test_a_run_ends_with_what_it_wrote_and_what_comes_next(run: Run) -> None:
+    written, checkpoint, *following = run.said[-6:]
+    assert written.startswith(f"Written to {run.folder}: checkpoints/, config.yaml")
+    assert [checkpoint, *following] == [
+        f"Last checkpoint: {run.checkpoint}",
+        "Next:",
+        f"  sparsight validate --config {run.folder}/config.yaml --ckpt_path {run.checkpoint}",
+        f"  sparsight export --config {run.folder}/config.yaml --ckpt_path {run.checkpoint}",
+        f"  tensorboard --logdir {run.folder}",
+    ]
 
 
 def test_fit_validate_and_predict_read_the_same_config(run: Run, tmp_path: Path) -> None:

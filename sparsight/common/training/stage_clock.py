@@ -58,3 +58,8 @@ class Staged(Protocol):
     """A module that trains in stages."""
 
     clock: StageClock[Any]
+
+
+def stage_index(module: Any, step: int) -> int:
+    """Index of the stage that trains at a step; 0 for a module without stages."""
+    return module.clock.index(step) if isinstance(module, Staged) else 0

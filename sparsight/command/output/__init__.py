@@ -1,0 +1,1 @@
+"""What the command shows: results, endings, and what it keeps quiet about."""

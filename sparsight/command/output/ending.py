@@ -1,0 +1,65 @@
+"""What the command says when a verb has ended: what lies where, and what to do next."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+CONFIG = "config.yaml"
+_TELLS = ("fit", "validate", "test", "predict")  # the other verbs name their files themselves
+
+
+def ending(trainer: Trainer, verb: str, *, exported: bool) -> list[str]:
+    """Lines for the reader; none where a verb tells itself, or wrote nothing.
+
+    Args:
+        trainer: As the verb left it.
+        verb: Of the command.
+        exported: Whether the run has exported its model already.
+    """
+    folder = _log_folder(trainer)
+    if verb not in _TELLS or folder is None or not folder.is_dir():
+        return []
+    lines = [f"Written to {folder}: {', '.join(_entries(folder))}"]
+    checkpoint = last_checkpoint(trainer)
+    if verb == "fit" and checkpoint is not None:
+        lines.append(f"Last checkpoint: {checkpoint}")
+        if commands := _next(trainer, folder / CONFIG, checkpoint, exported=exported):
+            lines += ["Next:", *(f"  {command}" for command in commands)]
+    return lines
+
+
+def _log_folder(trainer: Trainer) -> Path | None:
+    """The log folder of this process; Lightning's ``log_dir`` would wait for other processes, which may have ended."""
+    logger = trainer.logger
+    if isinstance(logger, TensorBoardLogger | CSVLogger):
+        return Path(logger.log_dir)
+    return Path(logger.save_dir) if logger is not None and logger.save_dir else None
+
+
+def last_checkpoint(trainer: Trainer) -> Path | None:
+    """The checkpoint that a run would be continued from, if it wrote one."""
+    savers = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+    paths = [saver.last_model_path or saver.best_model_path for saver in savers]
+    return next((Path(path) for path in paths if path and Path(path).exists()), None)
+
+
+def _next(trainer: Trainer, config: Path, checkpoint: Path, *, exported: bool) -> list[str]:
+    commands = []
+    if config.is_file():
+        for verb in ("validate",) if exported else ("validate", "export"):
+            commands.append(shlex.join(["sparsight", verb, "--config", str(config), "--ckpt_path", str(checkpoint)]))
+    if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
+        commands.append(shlex.join(["tensorboard", "--logdir", str(config.parent)]))
+    return commands
+
+
+def _entries(folder: Path) -> list[str]:
+    """What a reader may look for; TensorBoard's files are named once."""
+    names = [f"{each.name}/" if each.is_dir() else each.name for each in sorted(folder.iterdir())]
+    curves = [name for name in names if name.startswith("events.")]
+    return [*(name for name in names if name not in curves), *(["curves for TensorBoard"] if curves else [])]
