@@ -239,6 +239,7 @@ def test_stages_are_the_block_without_its_linear_maps(merge: Any) -> None:
     assert counter.get_total_flops() == sum(2 * 9 * 2 * 8 * h * w for _, _, h, w in shapes)
 
 
+@pytest.mark.slow
 def test_shapes_and_kernels_of_the_published_models() -> None:
     layers, kernels = {}, {}
     for name, model in MODELS.items():

@@ -59,7 +59,9 @@ def test_images_are_channels_last_without_a_copy():
     assert relative_l2(last(hidden, Grid(6, 8)), output) < 1e-5
 
 
-@pytest.mark.parametrize("grid", [Grid(8, 4), Grid(7, 5)], ids=["divisible", "odd"])
+@pytest.mark.parametrize(
+    "grid", [pytest.param(Grid(8, 4), marks=pytest.mark.slow), Grid(7, 5)], ids=["divisible", "odd"]
+)
 def test_exports_to_onnx_at_a_static_shape(grid, tmp_path):
     model, hidden = OnGrid(DeltaConvBlock(SITE), grid).eval(), torch.randn(2, grid.tokens, 16)
     file = tmp_path / "mixer.onnx"

@@ -140,13 +140,13 @@ def broken_texts(data: st.DataObject, parser: Parser, path: Path, capsys: pytest
     check(parser, path, capsys)
 
 
-@settings(max_examples=24, **CASES)
+@settings(max_examples=8, **CASES)
 @given(data=st.data())
 def test_values_and_keys(data: Any, parser: Parser, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken_trees(data, parser, tmp_path / "config.yaml", capsys)
 
 
-@settings(max_examples=80, **CASES)
+@settings(max_examples=25, **CASES)
 @given(data=st.data())
 def test_bytes(data: Any, parser: Parser, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     broken_texts(data, parser, tmp_path / "config.yaml", capsys)

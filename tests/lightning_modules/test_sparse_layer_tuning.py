@@ -176,7 +176,7 @@ def test_scores_are_written_and_compared(folder: Path, caplog: pytest.LogCapture
     assert all(isinstance(item["generated"], str) for item in written)
 
 
-@pytest.mark.parametrize("rescore", [False, True])
+@pytest.mark.parametrize("rescore", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_layers_outside_the_region_leave_and_the_rest_heals(folder: Path, base: Path, rescore: bool) -> None:
     config = with_callback(tuning_config(folder, prune=SCORE, distill=0.5), pruning(rescore=rescore))
     cli = main(["fit", "--config", str(config)])
@@ -196,7 +196,9 @@ def test_layers_outside_the_region_leave_and_the_rest_heals(folder: Path, base: 
     assert len(again.model.parts.layers) == 6
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.5}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora", [pytest.param(None, marks=pytest.mark.slow), {"rank": 2, "alpha": 4, "dropout": 0.5}], ids=["full", "lora"]
+)
 def test_healing_is_compared_with_what_was_tuned_before_layers_left(folder: Path, lora: object) -> None:
     options: dict[str, Any] = {"prune": SCORE, "distill": 0.5, "lora": lora}
     config = with_callback(tuning_config(folder, **options), pruning(begin=2))

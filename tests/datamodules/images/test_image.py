@@ -19,6 +19,7 @@ from datamodules.images.image_dataset import ImageTransform, flips
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader
 from tests.tiny_records import MemoryRecords, SaveEverywhere, indices
+from tests.tiny_rows import few
 
 
 def make(total: int = 22, *, stage: str = "fit", source: RecordSource | None = None, **options: Any) -> ImageDataModule:
@@ -211,17 +212,17 @@ def fit(*, checkpoint: Path | None = None, workers: int = 0, save: Path | None =
     return watcher.seen
 
 
+RUNS: list[dict[str, Any]] = [
+    {"max_steps": 12, "validate": False},
+    {"max_epochs": 3, "validate": True},
+    {"max_steps": 6, "accumulate_grad_batches": 2, "validate": True},
+    {"max_epochs": 3, "accumulate_grad_batches": 2, "limit_train_batches": 3, "validate": False},
+    {"max_steps": 12, "val_check_interval": 3, "check_val_every_n_epoch": None, "validate": True},
+]
+
+
 @pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|LeafSpec|across ranks is zero).*")
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_steps": 12, "validate": False},
-        {"max_epochs": 3, "validate": True},
-        {"max_steps": 6, "accumulate_grad_batches": 2, "validate": True},
-        {"max_epochs": 3, "accumulate_grad_batches": 2, "limit_train_batches": 3, "validate": False},
-        {"max_steps": 12, "val_check_interval": 3, "check_val_every_n_epoch": None, "validate": True},
-    ],
-)
+@pytest.mark.parametrize("options", few(RUNS, RUNS[2], RUNS[4]))
 def test_resumed_run_sees_what_an_uninterrupted_one_sees(tmp_path: Path, options: dict[str, Any]) -> None:
     whole = fit(save=tmp_path, **options)
     checkpoints = sorted(tmp_path.glob("*.ckpt"))

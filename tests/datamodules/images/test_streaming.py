@@ -132,11 +132,14 @@ def test_index_names_shard_and_position_and_flips_follow_the_pass() -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- resume
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_loader_delivers_what_the_first_would_have(workers: int) -> None:
+# within an epoch, at its end, passes later; workers are processes, which take long to start
+@pytest.mark.parametrize(
+    ("workers", "stops"), [(0, (1, 4, 5, 9, 13)), (2, (4,)), pytest.param(2, (5, 13), marks=pytest.mark.slow)]
+)
+def test_a_resumed_loader_delivers_what_the_first_would_have(workers: int, stops: tuple[int, ...]) -> None:
     options: dict[str, Any] = {"num_workers": workers, "batches_per_epoch": 5}
     whole = captions(loader_of(**options), 22)
-    for stop in (1, 4, 5, 9, 13) if workers == 0 else (4, 5, 13):  # within an epoch, at its end, passes later
+    for stop in stops:
         loader = loader_of(**options)
         assert captions(loader, stop) == whole[:stop]
         state = loader.state_dict()
@@ -182,10 +185,12 @@ def fit(folder: Path, steps: int, checkpoint: Path | None = None, **options: Any
 
 
 @pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|LeafSpec).*")
-@pytest.mark.parametrize("workers", [0, 2])
-def test_training_resumes_with_the_next_batch(tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "stops"), [(0, (3, 4, 6)), (2, (3,)), pytest.param(2, (4, 6), marks=pytest.mark.slow)]
+)
+def test_training_resumes_with_the_next_batch(tmp_path: Path, workers: int, stops: tuple[int, ...]) -> None:
     whole, _ = fit(tmp_path, 11, num_workers=workers)
-    for stop in (3, 4, 6):
+    for stop in stops:
         first, trainer = fit(tmp_path, stop, num_workers=workers)
         trainer.save_checkpoint(tmp_path / "stop.ckpt")
         rest, _ = fit(tmp_path, 11, tmp_path / "stop.ckpt", num_workers=workers)

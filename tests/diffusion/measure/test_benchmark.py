@@ -31,6 +31,7 @@ from sparsight.diffusion.surgery.sites import students
 from sparsight.diffusion.train.stages import Stage
 from tests import tiny
 from tests.tiny_mixers import WrongKernel
+from tests.tiny_rows import few
 
 CPU = torch.device("cpu")
 QUICK = Settings(tokens=(64, 16), runs=3, max_seconds=60)
@@ -99,7 +100,7 @@ def test_a_mixer_that_does_not_match_its_reference_is_not_timed(tmp_path: Path) 
     assert "mixer: does not match its reference" in (tmp_path / "benchmark.txt").read_text()
 
 
-@pytest.mark.parametrize("family", ["dit", "sdxl", "pixart"])
+@pytest.mark.parametrize("family", few(["dit", "sdxl", "pixart"], "dit"))
 def test_whole_denoisers_of_every_family_with_and_without_teachers(family: str) -> None:
     denoiser = tiny.FAMILIES[family]()
     shells = replace(denoiser, partial(NeighborhoodAttention, kernel_size=3))
