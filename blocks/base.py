@@ -149,6 +149,21 @@ class TokenMixer(nn.Module, ABC):
         """Options with which the mixer equals the teacher's attention on ``grid``, or ``None`` if there are none."""
         return None
 
+    def padded(self, grid: Grid) -> Grid:
+        """The grid that it computes on, each side at a multiple of what it cuts it into (default: the grid itself).
+
+        :meth:`flops` counts what is padded, and reports name it.
+        """
+        return grid
+
+    def auxiliary_loss(self) -> Tensor | None:
+        """What training adds to the error of this mixer's site: a scalar, or ``None`` if there is nothing (default).
+
+        It is asked for after every student pass, in both stages, and weighs as the site's error does in the layer-wise
+        stage. A mixer made of mixers answers for itself alone.
+        """
+        return None
+
     @torch.no_grad()
     def init_from_teacher(self, weights: AttentionWeights, samples: Sequence[SiteSamples]) -> None:
         """Set the parameters from the teacher's weights and from what it did on real batches (default: nothing)."""
@@ -173,6 +188,10 @@ class CoreMixer(TokenMixer):
 
 class SoftmaxMixer(CoreMixer):
     """A core mixer whose weights are one softmax over keys that it chooses or makes: it can be merged with others."""
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float, *, mass: bool = False) -> Any:
+        """As :meth:`mix`, or with ``mass`` as :meth:`partial`: what is made of mixers calls them as modules, too."""
+        return self.partial(q, k, v, grid, scale) if mass else self.mix(q, k, v, grid, scale)
 
     @abstractmethod
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> tuple[Tensor, Tensor]:

@@ -65,7 +65,7 @@ class HeadSplit(SoftmaxMixer):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """Mix (B, h, N, d) tensors, each range of heads by its part."""
         ranges = self._in_order()
-        return torch.cat([mixer.mix(q[:, a:b], k[:, a:b], v[:, a:b], grid, scale) for a, b, mixer in ranges], 1)
+        return torch.cat([mixer(q[:, a:b], k[:, a:b], v[:, a:b], grid, scale) for a, b, mixer in ranges], 1)
 
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Mix, and tell the log-sum-exp of each head.
@@ -77,7 +77,7 @@ class HeadSplit(SoftmaxMixer):
             if not mixer.is_softmax:
                 raise ValueError(f"parts.{position} of HeadSplit is {type(mixer).__name__}, which has no partial")
         ranges = self._in_order()
-        parts = [mixer.partial(q[:, a:b], k[:, a:b], v[:, a:b], grid, scale) for a, b, mixer in ranges]
+        parts = [mixer(q[:, a:b], k[:, a:b], v[:, a:b], grid, scale, mass=True) for a, b, mixer in ranges]
         output, lse = (torch.cat(each, 1) for each in zip(*parts, strict=True))
         return output, lse
 

@@ -7,6 +7,7 @@ Shape legend: B batch, h heads, N tokens, d channels of a head, P parts.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -33,15 +34,25 @@ class Merge(SoftmaxMixer):
         parts: The softmax mixers; if not given, ``TileAttention`` and ``PooledAttention`` without a query's own tile.
         learned_balance: Add a learned number per head to the log-sum-exp of every part but the first. It starts at
             zero, which is the plain softmax.
+        balance_penalty: Weight of the mean square of these numbers in the loss, which holds them near the plain
+            softmax.
 
     Raises:
-        ValueError: There is no part, one has no :meth:`~blocks.SoftmaxMixer.partial`, or two see one key.
+        ValueError: The penalty is negative, there is no part, one has no :meth:`~blocks.SoftmaxMixer.partial`, or two
+            see one key.
     """
 
     def __init__(
-        self, site: Site, *, parts: Sequence[Callable[[Site], TokenMixer]] | None = None, learned_balance: bool = True
+        self,
+        site: Site,
+        *,
+        parts: Sequence[Callable[[Site], TokenMixer]] | None = None,
+        learned_balance: bool = True,
+        balance_penalty: float = 0.0,
     ) -> None:
         super().__init__(site)
+        if not 0 <= balance_penalty < math.inf:
+            raise ValueError(f"balance_penalty of Merge is {balance_penalty!r}: give 0 or more")
         parts = _TILES if parts is None else parts
         self.mixers: Any = made_parts("Merge", parts, [site] * len(parts))
         for position, mixer in enumerate(self.mixers):
@@ -51,7 +62,7 @@ class Merge(SoftmaxMixer):
                     "mass of its keys"
                 )
         self.parts = [plain_part(mixer) for mixer in self.mixers]
-        self.learned_balance = learned_balance
+        self.learned_balance, self.balance_penalty = learned_balance, balance_penalty
         more = len(self.mixers) - 1
         self.balance = nn.Parameter(torch.zeros(more, site.heads)) if learned_balance and more else None
         self._refuse_shared_keys()
@@ -65,13 +76,19 @@ class Merge(SoftmaxMixer):
         """Those of the parts."""
         return sum(mixer.flops(grid) for mixer in self.mixers)
 
+    def auxiliary_loss(self) -> Tensor | None:
+        """The penalty of a balance away from zero."""
+        if self.balance is None or self.balance_penalty == 0:
+            return None
+        return self.balance_penalty * self.balance.float().square().mean()
+
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """Mix (B, h, N, d) tensors by the union of the parts."""
         return self.partial(q, k, v, grid, scale)[0]
 
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """The union of the parts with its log-sum-exp, balance included."""
-        return merge(self._balanced([mixer.partial(q, k, v, grid, scale) for mixer in self.mixers]))
+        return merge(self._balanced([mixer(q, k, v, grid, scale, mass=True) for mixer in self.mixers]))
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """The parts' references, weighted by their masses in float64."""

@@ -15,7 +15,16 @@ from torch import Tensor
 
 from blocks.base import Grid, Site, SoftmaxMixer
 from blocks.ops.partial import Partial, attend
-from blocks.ops.tiles import checked_tile, from_tiles, tile_count, tile_of_token, tile_sides, to_tiles, tokens_in_tiles
+from blocks.ops.tiles import (
+    checked_tile,
+    from_tiles,
+    tile_count,
+    tile_of_token,
+    tile_sides,
+    to_tiles,
+    tokens_in_tiles,
+    whole_tiles,
+)
 
 
 class TileAttention(SoftmaxMixer):
@@ -37,6 +46,10 @@ class TileAttention(SoftmaxMixer):
     def exact_limit(cls, site: Site, grid: Grid) -> dict[str, object]:
         """One tile that covers the grid."""
         return {"tile": list(grid.sizes)}
+
+    def padded(self, grid: Grid) -> Grid:
+        """Whole tiles."""
+        return whole_tiles(tile_sides(self.tile, grid), grid)
 
     def flops(self, grid: Grid) -> int:
         """Two products of t x t x (h*d) in each of T whole tiles: 4 * T * t^2 * h * d."""

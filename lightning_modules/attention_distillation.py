@@ -35,7 +35,7 @@ from sparsight.diffusion.surgery.sites import SiteSelection
 from sparsight.diffusion.surgery.training_free import is_training_free
 from sparsight.diffusion.train.capture import capture_site
 from sparsight.diffusion.train.distiller import Distiller
-from sparsight.diffusion.train.former_names import follow_names
+from sparsight.diffusion.train.former_names import follow_names, former_names
 from sparsight.diffusion.train.relative_errors import RecentErrors
 from sparsight.diffusion.train.stages import Stage, check_learners, check_weights, site_weight
 from sparsight.diffusion.train.start import start_alike, start_from_teacher
@@ -186,16 +186,23 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
                 f"the checkpoint was made from another teacher than {self.teacher!r}: weights hash "
                 f"{str(saved.get('teacher_hash'))[:12]}, not {self.teacher_hash[:12]}"
             )
-        here = record_of(self.denoiser)
-        if saved["record"] != here:
-            told = differing(saved["record"], here)
+        told = differing(saved["record"], record_of(self.denoiser))
+        if told:
             raise ValueError(f"the checkpoint holds other mixers than the configuration asks for: {told}")
-        follow_names(checkpoint, self.shells)
+        self.follow_names(checkpoint)
         self.take_stage(checkpoint)
         # checkpoints from before sites could wait have neither
         self.recent_errors.take(saved.get("recent_errors", {}), self.device)
         self.retire(saved.get("handed_over", self.sites()))
         self._restored = True
+
+    def former_names(self) -> dict[str, str]:
+        """Names that tensors have now, by those of earlier versions."""
+        return former_names(self.shells)
+
+    def follow_names(self, checkpoint: dict[str, Any]) -> None:
+        """Give a checkpoint of an earlier version today's names."""
+        follow_names(checkpoint, self.shells)
 
     def _plan(self) -> dict[str, Any]:
         return {"teacher": self.teacher, "revision": self.revision, "record": record_of(self.denoiser)}

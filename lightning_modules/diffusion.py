@@ -17,6 +17,7 @@ from sparsight.common.errors import require
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.training.sharding import is_sharded
+from sparsight.diffusion.export.standalone import student_state
 from sparsight.diffusion.export.write import write_diffusion
 from sparsight.diffusion.families.conditioning import drop_condition
 from sparsight.diffusion.families.known import family_of
@@ -81,7 +82,12 @@ class DiffusionModule(TrainedPartsModule):
         write_diffusion(self, folder, name, **facts)
 
     def rehearse_export(self, processor: Any) -> None:
-        """Nothing can fail that an export would not have refused at the start."""
+        """See that nothing stands around the denoiser's layers; all else is refused where the module is made.
+
+        Raises:
+            ValueError: There is an adapter, or something else that no export holds.
+        """
+        student_state(self.diffusion.denoiser)
 
     # -- batches -------------------------------------------------------------------------------------------------
 

@@ -58,7 +58,9 @@ def check_mixer(
                 _check_transposition(mixer, grid, tolerance)
             _check_exact_limit(mixer, grid, tolerance)
             _check_mass(mixer, grid, tolerance)
+            _check_padding(mixer, grid)
         _check_gradients(mixer, grids[0])
+        _check_auxiliary_loss(mixer)
         _check_determinism(mixer, grids[0])
         _check_copies(mixer, factory(site), grids[0])
         _check_teacher_start(mixer, grids[0])
@@ -198,6 +200,34 @@ def _check_mass(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
     (gradient,) = torch.autograd.grad(lse.sum(), q)
     error = relative_l2(gradient, scale * mixer.partial(q, k, k, grid, scale)[0])
     assert error <= tolerance, f"{grid}: the log-sum-exp is not that of the weights (relative L2 {error:.2e})"
+
+
+def _check_padding(mixer: TokenMixer, grid: Grid) -> None:
+    """Where the grid is padded, what is declared is as large, pads to itself, and costs what is counted."""
+    padded = mixer.padded(grid)
+    assert len(padded.sizes) == len(grid.sizes) and all(map(int.__le__, grid.sizes, padded.sizes)), (
+        f"{grid} is padded to {padded}, which is smaller"
+    )
+    assert mixer.padded(padded) == padded, f"{grid} is padded to {padded}, and that to {mixer.padded(padded)}"
+    if padded != grid:
+        counted, whole = mixer.flops(grid), mixer.flops(padded)
+        assert counted == whole, f"flops({grid}) is {counted}, but it is padded to {padded}: {whole}"
+
+
+def _check_auxiliary_loss(mixer: TokenMixer) -> None:
+    """What training is to add is one finite number, which learns; part by part."""
+    moved = copy.deepcopy(mixer)
+    with torch.no_grad():
+        for parameter in moved.parameters():
+            parameter.add_(0.02 * torch.randn_like(parameter))
+    apply_mixer(moved, random_inputs(moved, GRIDS[0]), GRIDS[0])
+    for part in (part for part in moved.modules() if isinstance(part, TokenMixer)):
+        loss, name = part.auxiliary_loss(), type(part).__name__
+        if loss is None:
+            continue
+        assert loss.shape == (), f"auxiliary_loss of {name} has the shape {tuple(loss.shape)}, one number is needed"
+        assert loss.isfinite(), f"auxiliary_loss of {name} is {float(loss)}"
+        assert loss.requires_grad, f"auxiliary_loss of {name} has no gradient: return None where there is nothing"
 
 
 @torch.no_grad()

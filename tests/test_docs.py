@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
-from sparsight.diffusion.surgery.replace import replace, set_mode
+from blocks import Merge
+from sparsight.diffusion.export.standalone import standalone
+from sparsight.diffusion.surgery.replace import finalize, replace, set_mode
 from sparsight.diffusion.surgery.shell import Mode
 from tests import tiny
 from tests.tiny import run
@@ -52,15 +55,21 @@ def test_the_block_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.Mon
         (tmp_path / name[1]).write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     import ripple  # type: ignore[import-not-found]
+    import rows_nearby  # type: ignore[import-not-found]
     import test_ripple  # type: ignore[import-not-found]
 
     try:
         test_ripple.test_ripple_keeps_its_promises()
-        denoiser = tiny.unet().eval()
-        set_mode(replace(denoiser, ripple.Ripple).values(), Mode.STUDENT)
-        assert run(denoiser, (12, 8)).isfinite().all()
+        test_ripple.test_rows_keep_their_promises()
+        for mixer in (ripple.Ripple, rows_nearby.RowsNearby, partial(Merge, parts=[rows_nearby.RowsNearby])):
+            denoiser = tiny.unet().eval()
+            set_mode(replace(denoiser, mixer).values(), Mode.STUDENT)
+            assert run(denoiser, (12, 8)).isfinite().all()
+            finalize(denoiser)
+            standalone(denoiser, tmp_path / "out")
     finally:
-        sys.modules.pop("ripple"), sys.modules.pop("test_ripple")
+        for name in ("ripple", "rows_nearby", "test_ripple"):
+            sys.modules.pop(name)
 
 
 def test_docstrings_say_what_their_own_function_does() -> None:

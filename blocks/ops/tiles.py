@@ -39,6 +39,11 @@ def tile_count(sides: tuple[int, ...], grid: Grid) -> int:
     return math.prod(-(-size // side) for side, size in zip(sides, grid.sizes, strict=True))
 
 
+def whole_tiles(sides: tuple[int, ...], grid: Grid) -> Grid:
+    """The grid that tiles of these sides fill without a rest: the one given, or a larger one."""
+    return Grid(*(-(-size // side) * side for side, size in zip(sides, grid.sizes, strict=True)))
+
+
 def to_tiles(x_BhNd: Tensor, sides: tuple[int, ...], grid: Grid) -> Tensor:
     """Tokens (B, h, N, d) by tiles (B, h, T, t, d), zero where there is no token."""
     padded = [-size % side for side, size in zip(sides, grid.sizes, strict=True)]

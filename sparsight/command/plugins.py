@@ -20,6 +20,12 @@ LAYERS = re.compile(r"\bnn\.(?!Module\b|functional\b)[A-Z]\w*\(")  # what has pa
 LOGGED = ("scores", "image_metrics", "text_metrics")
 LOGGING = ("compute", "distance")  # methods whose keys are what is logged
 METHOD = re.compile(r"blocks\.(?:tokens|edits)\.base\.(\w+)")  # a kind of methods
+DECLARED = {  # by mixers that override what says so
+    "init_from_teacher": "starts from the teacher",
+    "exact_limit": "can equal attention",
+    "padded": "pads the grid",
+    "auxiliary_loss": "may add to the loss",
+}
 LIGHTNING = r"(lightning|pytorch_lightning)\.(\w+\.)*"
 
 
@@ -175,7 +181,13 @@ def _properties(path: str, sources: Sources, group: str) -> tuple[str, ...]:
         return ()
     kind = "core" if "blocks.base.CoreMixer" in sources.ancestors(path) else "feature"
     has_layers = any(LAYERS.search(ast.unparse(sources.classes[each])) for each in sources.ours(path))
-    return (f"{kind} mixer", "trainable" if has_layers else "nothing to train")
+    told = [f"{kind} mixer", "trainable" if has_layers else "nothing to train"]
+    told += ["can be a part of Merge"] if "blocks.base.SoftmaxMixer" in sources.ancestors(path) else []
+    base = "blocks.base.TokenMixer"
+    return (
+        *told,
+        *(text for name, text in DECLARED.items() if sources.method(path, name) != sources.method(base, name)),
+    )
 
 
 def _logged(path: str, sources: Sources) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ MIXERS = {
     "pooled": partial(PooledAttention, tile=3),
     "pooled_far": FAR,
     "merge": partial(Merge, parts=[TILE, FAR], learned_balance=False),
-    "merge_balanced": partial(Merge, parts=[TILE, FAR]),
+    "merge_balanced": partial(Merge, parts=[TILE, FAR], balance_penalty=0.1),
     "merge_of_merges": partial(Merge, parts=[partial(Merge, parts=[TILE]), FAR]),
     "head_split": partial(HeadSplit, parts=[partial(NeighborhoodAttention, kernel_size=3), SoftmaxAttention]),
     "head_split_merge": partial(
@@ -156,7 +156,31 @@ class MixesOtherwiseInParts(SoftmaxAttention):
         return output, lse
 
 
+class PadsToLess(SoftmaxAttention):
+    def padded(self, grid):
+        return Grid(1, 1)
+
+
+class PadsForNothing(SoftmaxAttention):
+    def padded(self, grid):
+        return Grid(grid.height, -(-grid.width // 4) * 4)
+
+
+class AddsItsSizeToTheLoss(MeanMixer):
+    def auxiliary_loss(self):
+        return self.linear.weight.detach().square().mean()
+
+
+class AddsARowToTheLoss(MeanMixer):
+    def auxiliary_loss(self):
+        return self.linear.weight.square().mean(0)
+
+
 BROKEN = {
+    PadsToLess: "which is smaller",
+    PadsForNothing: "but it is padded to",
+    AddsItsSizeToTheLoss: "has no gradient",
+    AddsARowToTheLoss: "one number is needed",
     MixesBatch: "mixed with each other",
     DropsOut: "differ in train mode",
     HasDeadParameter: "no gradient reaches parameter 'dead'",

@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from blocks import (
     AttentionWeights,
@@ -105,6 +106,23 @@ def test_gradients_are_those_of_the_joint_softmax(batch: int) -> None:
     found = torch.autograd.grad((merged.mix(*inputs, grid, 0.4) * weight).sum(), inputs)
     wanted = torch.autograd.grad((joint_softmax(*inputs, grid, 2, 0.4) * weight).sum(), inputs)
     assert all(relative_l2(one, other) < 1e-5 for one, other in zip(found, wanted, strict=True))
+
+
+@pytest.mark.parametrize("part", [Merge, HeadSplit])
+@pytest.mark.parametrize("mass", [False, True])
+def test_hooks_on_parts_see_every_pass(part: Any, mass: bool) -> None:
+    mixer = part(SITE, parts=[partial(Merge, parts=[NEAR]), FAR])
+    seen: list[str] = []
+    for name, inner in mixer.named_modules():
+        if isinstance(inner, CoreMixer):
+            inner.register_forward_hook(lambda *_, name=name: seen.append(name))
+    inputs = random_inputs(mixer, Grid(4, 6))
+    counter = FlopCounterMode(display=False)
+    with counter:
+        mixer(*inputs, Grid(4, 6), 0.4, **({"mass": True} if mass else {}))
+    assert sorted(seen) == ["", "mixers.0", "mixers.0.mixers.0", "mixers.1"]
+    counted = {name.removeprefix(part.__name__): sum(n.values()) for name, n in counter.get_flop_counts().items()}
+    assert all(counted[f".{name}"] > 0 for name in seen if name)
 
 
 def test_heads_are_mixed_by_the_part_of_their_range() -> None:

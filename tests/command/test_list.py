@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 
-from blocks import CoreMixer, Grid, Site, TokenMixer
+from blocks import CoreMixer, Grid, Site, SoftmaxMixer, TokenMixer
 from blocks.tokens import Edit
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.sources.records import Records
 from sparsight.__main__ import main
 from sparsight.command.listing import USAGE
-from sparsight.command.plugins import GROUPS, HOME, known_plugins
+from sparsight.command.plugins import DECLARED, GROUPS, HOME, known_plugins
 from sparsight.command.startup import PLUGINS
 from sparsight.diffusion.families.family import Family
 from sparsight.evaluation.images import FeatureExtractor, GenerationMetric
@@ -129,8 +129,14 @@ def test_properties_of_mixers_are_true() -> None:
         kind = getattr(import_module("blocks"), plugin.name)
         has_parameters = any(True for _ in kind(site).parameters())
         role = "core mixer" if issubclass(kind, CoreMixer) else "feature mixer"
-        expected = (role, "trainable" if has_parameters else "nothing to train")
-        assert plugin.properties == expected, plugin.name
+        expected = [role, "trainable" if has_parameters else "nothing to train"]
+        expected += ["can be a part of Merge"] if issubclass(kind, SoftmaxMixer) else []
+        for method, told in DECLARED.items():
+            expected += [told] if vars(TokenMixer)[method] is not inspect.getattr_static(kind, method) else []
+        assert list(plugin.properties) == expected, plugin.name
+    listed = {plugin.name: plugin.properties for plugin in known_plugins(["mixers"])["mixers"]}
+    assert "may add to the loss" in listed["Merge"] and "pads the grid" in listed["TileAttention"]
+    assert "may add to the loss" not in listed["TileAttention"]
 
 
 def test_own_classes_in_the_current_folder_are_listed(tmp_path: Path) -> None:

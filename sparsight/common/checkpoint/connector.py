@@ -12,6 +12,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from sparsight.common.checkpoint.file import local
 from sparsight.common.checkpoint.find import SUFFIX, header, newest_last, options_in
 from sparsight.common.checkpoint.folder import is_in_parts, verify_folder, writes_parts
+from sparsight.common.checkpoint.former import under_todays_names
 from sparsight.common.checkpoint.run_record import check_module
 from sparsight.common.errors import CheckpointError
 
@@ -48,7 +49,12 @@ class CheckpointConnector(_CheckpointConnector):
         path = None if not checkpoint_path else local(checkpoint_path)
         if path is not None and is_in_parts(path):
             self._verify_parts(path)
-        super().resume_start(path, weights_only=True)
+        if path is None:
+            super().resume_start(None, weights_only=True)
+            return
+        with under_todays_names(path, self.trainer) as read:
+            super().resume_start(read, weights_only=True)
+        self._ckpt_path = path
 
     def _select_ckpt_path(
         self, state_fn: TrainerFn, ckpt_path: PathLike | None, model_provided: bool, model_connected: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,11 @@ from sparsight.publish.card import CONFIG, LICENCE, measured_text, stated_licenc
 from sparsight.publish.facts import Base, Run
 from sparsight.publish.fresh_process import EXACT
 from sparsight.publish.shared_config import shared_config
+
+OVERHEAD = (
+    "Not compiled, each of these costs about 0.1 ms of a processor for every call, which hides behind the work of a "
+    "large model and not behind that of a small one; `denoiser.compile_repeated_blocks()` takes it away."
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Model:
         delta: Whether there is a ``delta`` folder.
         reloaded: Relative L2 differences found after loading it again.
         untrained: What should have been trained and was not; none if there is nothing of that kind.
+        cores: Paths of the sites at which the attention's core alone was replaced.
         learned_variance: Whether the second half of its output's channels is a variance, which nothing here trains.
     """
 
@@ -52,6 +58,7 @@ class Model:
     fp16: bool
     delta: bool
     reloaded: Mapping[str, float]
+    cores: Collection[str] = ()
     untrained: str | None = None
     learned_variance: bool = False
 
@@ -117,8 +124,6 @@ def _use(model: Model, base: Base | None) -> str:
             "\nThis needs nothing but what the pipeline needs anyway. `trust_remote_code` runs the Python files in "
             "this repository: read them first."
         )
-    if model.sites and not model.pipeline_code:
-        text += " diffusers says that it ignores `auto_map`; that entry is for `AutoModel`."
     text += "\n"
     if model.delta and base is not None:
         text += (
@@ -162,21 +167,32 @@ def _precision(model: Model) -> str:
     return text
 
 
+def _places(count: int, model: Model) -> str:
+    return f"{count} of the {len(model.sites)} replaced places" if count < len(model.sites) else "The replaced places"
+
+
 def _limits(model: Model) -> str:
     height, width = model.size
     lines = [f"- Made for {height}x{width} in the space of the denoiser; nothing is said here about other sizes."]
-    if model.sites:
-        lines += [
-            "- The replaced places hold no diffusers attention any more: attention processors and backends do nothing "
-            "there, attention masks are refused, and a LoRA's weights for them have nowhere to go unless the mixer "
-            "kept the projections. "
+    whole = len(model.sites) - len(model.cores)
+    if whole:
+        lines.append(
+            f"- {_places(whole, model)} hold no diffusers attention any more: attention processors and backends do "
+            "nothing there, attention masks are refused, and a LoRA's weights for them have nowhere to go. "
             + (
-                "Loading such a LoRA, or a Face ID IP-Adapter, is an error that lists them; set "
+                "Loading such a LoRA, or a Face ID IP-Adapter with one, is an error that lists them; set "
                 '`on_dead_keys = "warn"` on the denoiser to go on without them.'
                 if FAMILIES[model.denoiser].loads_adapters
                 else "PEFT leaves them out without saying so."
-            ),
-        ]
+            )
+        )
+    if model.cores:
+        lines.append(
+            f"- {_places(len(model.cores), model)} are diffusers attentions with another core: projections, their "
+            "adapters and processors work there as long as a processor calls torch's `scaled_dot_product_attention` "
+            "once; others, slicing and attention masks are refused. What a LoRA was trained to do, it did with softmax "
+            f"attention. {OVERHEAD}"
+        )
     if model.learned_variance:
         lines.append(
             "- The second half of the output's channels is a learned variance, which training did not look at: "

@@ -13,6 +13,7 @@ from sparsight import __version__
 from sparsight.common.disk.files import write_text, write_whole
 from sparsight.common.formats import check_format
 from sparsight.common.hashes import state_hash
+from sparsight.diffusion.export.standalone import student_state
 from sparsight.diffusion.surgery.record import apply_record, record_of
 from sparsight.diffusion.surgery.replace import shells_of
 from sparsight.diffusion.surgery.sites import meta_twin
@@ -22,13 +23,17 @@ PLAN, TENSORS = "plan.json", "mixers.safetensors"
 
 
 def changed_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
-    """Tensors of the students that are not their teachers', by the names that they have without shells."""
-    changed = {}
+    """Tensors of the students that are not their teachers', by the names that they have without shells.
+
+    Raises:
+        ValueError: Something stands around layers of the denoiser, see :func:`student_state`.
+    """
+    exported, changed = student_state(denoiser), {}
     for path, shell in shells_of(denoiser).items():
         teacher = shell.as_teacher()
         kept = {id(tensor) for tensor in (*teacher.parameters(), *teacher.buffers())}
         for name, tensor in shell.as_student().state_dict(keep_vars=True).items():
-            if id(tensor) not in kept:
+            if id(tensor) not in kept and f"{path}.{name}" in exported:
                 changed[f"{path}.{name}"] = tensor.detach()
     return changed
 

@@ -54,10 +54,13 @@ def _in_fp32(part: Any) -> Any:
 
 
 def _point_to_code(folder: Path, part: str) -> None:
-    """``AutoModel`` with a subfolder looks for a model's code in the index of the pipeline, not beside the model."""
+    """``AutoModel`` with a subfolder looks for a model's code in the index of the pipeline, not beside the model.
+
+    Pipelines know no such entry, and pass over what an index calls a default without a word about it.
+    """
     address = json.loads((folder / part / "config.json").read_text(encoding="utf-8")).get("auto_map")
     if address is not None:
-        _edit(folder / "model_index.json", {"auto_map": address})
+        _edit(folder / "model_index.json", {"auto_map": address, "_use_default_values": ["auto_map"]})
 
 
 def _edit(path: Path, added: dict[str, object]) -> None:

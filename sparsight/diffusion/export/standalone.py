@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,19 @@ from torch import Tensor, nn
 
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
+from sparsight.diffusion.measure.flops import meta_student
 from sparsight.diffusion.students.modeling import CodeFile, load_class, student_file
 from sparsight.diffusion.surgery.known_mixers import mixer_kinds
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import set_mode, shells_of
 from sparsight.diffusion.surgery.shell import Mode
+
+FUSED = {
+    "to_qkv": ("to_q", "to_k", "to_v"),
+    "to_kv": ("to_k", "to_v"),
+    "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
+}
+"""Layers that diffusers adds to an attention with ``fuse_qkv_projections``, and those that it makes each of."""
 
 
 def student_code(denoiser: nn.Module) -> CodeFile | None:
@@ -26,13 +34,64 @@ def student_code(denoiser: nn.Module) -> CodeFile | None:
 
 
 def student_state(denoiser: nn.Module) -> dict[str, Tensor]:
-    """The denoiser's tensors under the names that they have without shells; teachers are left out."""
+    """The denoiser's tensors under the names that they have without shells; teachers are left out.
+
+    Fused projections are left out too: they hold once more what the layers hold that they were made of.
+
+    Raises:
+        ValueError: There are tensors that a denoiser of this class and these mixers does not have, such as those of an
+            adapter, or fused projections that are not what their layers are.
+    """
     shells = shells_of(denoiser)
     beside = tuple(f"{path}." for path in shells)
     state = {name: tensor for name, tensor in denoiser.state_dict().items() if not name.startswith(beside)}
     for path, shell in shells.items():
         state |= shell.as_student().state_dict(prefix=f"{path}.")
+    state = _unfused(state)
+    _refuse_others(denoiser, state)
     return state
+
+
+def _unfused(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors without those of fused projections.
+
+    Raises:
+        ValueError: They differ from the layers that they were fused from.
+    """
+    kept = dict(state)
+    for name in state:
+        path, _, kind = name.rpartition(".")
+        site, _, layer = path.rpartition(".")
+        if layer not in FUSED:
+            continue
+        parts = [state.get(f"{site}.{part}.{kind}") for part in FUSED[layer]]
+        same = [part for part in parts if part is not None]
+        if len(same) < len(parts) or not torch.equal(kept.pop(name), torch.cat(same)):
+            raise ValueError(
+                f"{path} is fused and no longer holds what {', '.join(FUSED[layer])} do: load the denoiser anew, train "
+                "and load adapters without fuse_qkv_projections()"
+            )
+    return kept
+
+
+def _refuse_others(denoiser: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Raise a ValueError that names what stands around the layers of a denoiser, and how to be rid of it."""
+    wanted = meta_student(denoiser).state_dict().keys()
+    unknown, missing = sorted(state.keys() - wanted), sorted(wanted - state.keys())
+    if not unknown and not missing:
+        return
+    adapter = next((name for name in unknown if ".lora_" in name or ".base_layer." in name), None)
+    if adapter is not None:
+        layer = adapter.partition(".lora_")[0].partition(".base_layer.")[0]
+        raise ValueError(
+            f"{layer} has an adapter, which is part of no export: merge it into the weights before mixers are put in "
+            "place (fuse_lora(), then unload_lora(), or PEFT's merge_and_unload()), or take it off (unload_lora())"
+        )
+    told = [f"{each[0]} is {what}" for each, what in ((unknown, "not known"), (missing, "missing")) if each]
+    raise ValueError(
+        f"this denoiser is no plain {family_of(denoiser).name} with mixers any more, so it cannot be exported: "
+        f"{', '.join(told)} (of {len(unknown) + len(missing)} such names); take off what was put around its layers"
+    )
 
 
 def standalone(denoiser: Any, folder: Path) -> Any:
@@ -41,9 +100,13 @@ def standalone(denoiser: Any, folder: Path) -> Any:
     Args:
         denoiser: A diffusers model, with shells or students in it, or untouched.
         folder: Where the code of a student is written, and must stay until the model is saved.
+
+    Raises:
+        ValueError: See :func:`student_state`.
     """
     from diffusers.models.modeling_utils import no_init_weights
 
+    state = {name: _plain(tensor) for name, tensor in student_state(denoiser).items()}
     options = {key: value for key, value in denoiser.config.items() if not key.startswith("_") and key != "student"}
     code = student_code(denoiser)
     with no_init_weights():
@@ -51,7 +114,6 @@ def standalone(denoiser: Any, folder: Path) -> Any:
             model = plain_class(denoiser).from_config(options)
         else:
             model = load_class(code, folder)(**options, student=record_of(denoiser))
-    state = {name: _plain(tensor) for name, tensor in student_state(denoiser).items()}
     model.load_state_dict(state, strict=True, assign=True)
     return model.eval().requires_grad_(False)
 

@@ -15,9 +15,10 @@ from sparsight.diffusion.export.verify import is_exact, verify
 from sparsight.diffusion.families.conditioning import ClassLabels
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, learns_variance
+from sparsight.diffusion.surgery.core_site import CoreSite
 from sparsight.diffusion.surgery.record import plan_config, record_of
 from sparsight.diffusion.surgery.replace import shells_of, without_idle
-from sparsight.diffusion.surgery.sites import find_sites, meta_twin
+from sparsight.diffusion.surgery.sites import find_sites, meta_twin, students
 from sparsight.publish.facts import Base, Run
 
 PLAN = "plan.yaml"  # a config that asks for the mixers of this student
@@ -108,6 +109,7 @@ def _describe(
         fp16="fp16" in reloaded,
         delta=(folder / "delta").is_dir(),
         reloaded=reloaded,
+        cores=[path for path, student in students(model.denoiser).items() if isinstance(student, CoreSite)],
         learned_variance=learns_variance(model.denoiser),
     )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import nn
 
+from blocks.base import Grid, TokenMixer
 from sparsight.common.tables import csv_text, format_table, json_text, short
 from sparsight.diffusion.measure.flops import COUNTED, attention_flops, count_flops, meta_student, mixer_flops
 from sparsight.diffusion.surgery.sites import find_sites, meta_twin, probe_grids, students
@@ -29,6 +31,7 @@ class ReplacedSite:
     parameters_after: int
     flops_before: int
     flops_after: int
+    padded: str = ""  # sides of the grid that the mixer computes on, where that is larger
 
     @property
     def tokens(self) -> int:
@@ -78,7 +81,7 @@ class ReplacementReport:
                 "site": row["path"],
                 "heads": row["heads"],
                 "channels": row["channels"],
-                "tokens": f"{row['tokens']} ({row['height']}x{row['width']})" if row["tokens"] else "",
+                "tokens": _tokens(row),
                 "mixer": row["mixer"],
                 "parameters": _change(row["parameters_before"], row["parameters_after"]),
                 "FLOPs": _change(row["flops_before"], row["flops_after"]),
@@ -135,6 +138,7 @@ def replacement_report(denoiser: nn.Module, *, size: tuple[int, int] | None = No
             parameters_after=_parameters(student.get_submodule(path)),
             flops_before=attention_flops(before[path], grids[path]),
             flops_after=mixer_flops(module.mixer, grids[path]),
+            padded=_padded(module.mixer, grids[path]),
         )
         for path, module in replaced.items()
     )
@@ -159,6 +163,16 @@ def own_size(denoiser: Any) -> tuple[int, int]:
     """Height and width, in model space, that the denoiser was made for."""
     side = denoiser.config.sample_size
     return tuple(side) if isinstance(side, (tuple, list)) else (side, side)
+
+
+def _padded(mixer: TokenMixer, grid: Grid) -> str:
+    parts = (part for part in mixer.modules() if isinstance(part, TokenMixer))
+    return " and ".join(sorted({str(part.padded(grid)) for part in parts if part.padded(grid) != grid}))
+
+
+def _tokens(row: Mapping[str, Any]) -> str:
+    sides = f"{row['height']}x{row['width']}" + (f", padded to {row['padded']}" if row["padded"] else "")
+    return f"{row['tokens']} ({sides})" if row["tokens"] else ""
 
 
 def _change(before: object, after: object) -> str:

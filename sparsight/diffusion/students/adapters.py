@@ -14,7 +14,6 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 GONE = "belong to self-attentions that mixers have replaced"
-NUMBERED = "are numbered by the attentions of the base model (Face ID), and mixers have replaced some of those"
 
 
 @runtime_checkable
@@ -108,12 +107,27 @@ class AdapterGuard:
         """Load an IP-Adapter as diffusers does: its weights are for cross-attentions, which are all there.
 
         Raises:
-            ValueError: It is a Face ID one, which brings a LoRA.
+            ValueError: It is a Face ID one, whose LoRA has weights for replaced self-attentions.
         """
         adapters = state_dicts if isinstance(state_dicts, list) else [state_dicts]
-        numbered = [key for adapter in adapters for key in adapter["ip_adapter"] if "_lora." in key]
-        report_dead_keys(numbered, NUMBERED, on_dead_keys=self.on_dead_keys)
+        left = self._numbers()
+        keys = [key for adapter in adapters for key in adapter["ip_adapter"] if "_lora." in key]
+        dead = [key for key in keys if int(key.partition(".")[0]) not in left]
+        report_dead_keys(dead, GONE, on_dead_keys=self.on_dead_keys)
         return super()._load_ip_adapter_weights(state_dicts, *args, **options)  # type: ignore[misc]
 
-    def _load_ip_adapter_loras(self, state_dicts: Any) -> dict[int, Any]:
-        return {}  # reported above
+    def _load_ip_adapter_loras(self, state_dicts: Any) -> Any:
+        """The LoRA of a Face ID adapter, whose keys count the attentions of the base, for those that are left."""
+        left, renumbered = self._numbers(), []
+        for adapter in state_dicts:
+            split = ((key.partition("."), weight) for key, weight in adapter["ip_adapter"].items() if "_lora." in key)
+            kept = {f"{left[int(n)]}.{rest}": weight for (n, _, rest), weight in split if int(n) in left}
+            renumbered.append({**adapter, "ip_adapter": kept})
+        return super()._load_ip_adapter_loras(renumbered)  # type: ignore[misc]
+
+    def _numbers(self) -> dict[int, int]:
+        """Numbers that the attentions have here, by those that they have in the base."""
+        here = {name.removesuffix(".processor"): n for n, name in enumerate(self.attn_processors)}  # type: ignore[attr-defined]
+        modules = self.named_modules()  # type: ignore[attr-defined]
+        base = [path for path, module in modules if path in here or _is_in_place(module)]
+        return {number: here[path] for number, path in enumerate(base) if path in here}

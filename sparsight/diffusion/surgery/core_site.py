@@ -70,7 +70,8 @@ class CoreSite(OnGrid):
         grid = checked_grid(checked_grid(self.grid, q.shape[2], path), k.shape[2], path)
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
-        q, k, v = (entering(x, self.mixer) for x in (q, k, v))
+        q = entering(q, self.mixer)
+        k, v = k.to(q.dtype), v.to(q.dtype)
         mixed: Tensor = self.mixer(q, k, v, grid, q.shape[-1] ** -0.5 if scale is None else scale)
         return stamped(mixed.to(dtype), *grid.sizes)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
+import torch
 import yaml
 from torch import nn
 
@@ -51,14 +52,27 @@ def plan_config(record: Mapping[str, Any]) -> str:
 
 
 def differing(saved: Mapping[str, Any], here: Mapping[str, Any]) -> str:
-    """In words, the first site at which two records of one denoiser say otherwise; empty if there is none."""
+    """In words, the first site at which two records of one denoiser say otherwise; empty if there is none.
+
+    Options that a record of an earlier version lacks have their defaults.
+    """
     old, new = saved["sites"], here["sites"]
-    path = next((path for path in (*new, *old) if old.get(path) != new.get(path)), None)
+    path = next((path for path in (*new, *old) if not _agree(old.get(path), new.get(path))), None)
     return (
         ""
         if path is None
         else f"{path} has {_in_words(old.get(path))} in the checkpoint, {_in_words(new.get(path))} now"
     )
+
+
+def _agree(old: Mapping[str, Any] | None, new: Mapping[str, Any] | None) -> bool:
+    if old == new or old is None or new is None or old["class_path"] != new["class_path"]:
+        return old == new
+    try:
+        with torch.device("meta"):
+            return _describe(mixer_from(old)) == new
+    except ValueError:  # an option that there is no more
+        return False
 
 
 def _in_words(entry: Mapping[str, Any] | None) -> str:

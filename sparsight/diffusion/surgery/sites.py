@@ -13,7 +13,8 @@ from torch import nn
 
 from blocks.base import CoreMixer, Grid, Site, TokenMixer
 from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
-from sparsight.diffusion.surgery.core_site import CoreSite
+from sparsight.diffusion.surgery.core_site import NO_CORE, CoreSite
+from sparsight.diffusion.surgery.rehearsal import rehearsed
 from sparsight.diffusion.surgery.shell import Shell
 from sparsight.diffusion.surgery.student import StudentAttention, transformer_stacks
 
@@ -107,6 +108,7 @@ def refuse_unsupported(path: str, attention: Attention, mixer: TokenMixer, *, tr
     """Raise a ValueError that names what makes a self-attention more than attention among its own tokens.
 
     Norms of queries and keys, and fused projections, stand around the core, and stay where that alone is replaced.
+    An attention that computes its core in another way than by torch's function is told here, where that can be seen.
     """
     extras = {
         "group_norm": attention.group_norm,
@@ -118,7 +120,9 @@ def refuse_unsupported(path: str, attention: Attention, mixer: TokenMixer, *, tr
     if not around:
         extras |= {"norm_q": attention.norm_q, "norm_k": attention.norm_k}
     present = [name for name, value in extras.items() if value is not None]
-    if attention.fused_projections and (train_projections or not around):
+    called = rehearsed(attention)
+    fused = attention.fused_projections and (called is None or bool(called.layers & {"to_qkv.weight", "to_kv.weight"}))
+    if fused and (train_projections or not around):
         present.append("fused projections (call unfuse_qkv_projections first)")
     if "forward" in vars(attention):
         present.append("a hook in place of its forward pass (offload to the CPU after mixers are in place, not before)")
@@ -126,6 +130,8 @@ def refuse_unsupported(path: str, attention: Attention, mixer: TokenMixer, *, tr
         present.append("fewer key than query heads")
     if present:
         raise ValueError(f"{path} cannot be replaced: it has {', '.join(present)}")
+    if around and called is not None and called.cores == 0:
+        raise ValueError(f"{path} {NO_CORE}")
 
 
 def meta_twin(denoiser: Any) -> Any:

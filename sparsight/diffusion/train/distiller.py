@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blocks.base import TokenMixer
 from sparsight.common.training.processes import averaged
+from sparsight.common.training.sharding import whole
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.surgery.replace import set_mode
@@ -64,7 +66,7 @@ class Distiller:
 
     def layerwise(self, noised: Mapping[str, Any]) -> dict[str, Tensor]:
         """The loss of the layer-wise stage."""
-        return {"site": self._weighted(self._normalised(self.compare_sites(noised)), mean=True)}
+        return {"site": self._weighted(self._normalised(self.compare_sites(noised)), mean=True)} | self._auxiliary()
 
     def end_to_end(self, noised: Mapping[str, Any], objective: Objective) -> dict[str, Tensor]:
         """The terms of the end-to-end loss; sites that were not handed over yet keep their layer-wise loss (idle)."""
@@ -92,7 +94,14 @@ class Distiller:
         idle = {path: error for path, error in normalised.items() if path not in handed_over}
         if idle:
             terms["idle"] = self._weighted(idle, mean=True)
-        return terms
+        return terms | self._auxiliary()
+
+    def _auxiliary(self) -> dict[str, Tensor]:
+        """The mean over sites of what their mixers, and the parts of these, add to the loss; nothing if none does."""
+        found = {
+            path: torch.stack(losses).sum() for path, shell in self.shells.items() if (losses := _auxiliary_of(shell))
+        }
+        return {"auxiliary": self._weighted(found, mean=True)} if found else {}
 
     def _observe(self, noised: Mapping[str, Any], mode: Mode, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
         if objective.site_on == "residual":
@@ -122,3 +131,8 @@ class Distiller:
     def _weighted(self, errors: Mapping[str, Tensor], *, mean: bool) -> Tensor:
         total = torch.stack([self.weights[path] * error for path, error in errors.items()]).sum()
         return total / sum(self.weights.values()) if mean else total
+
+
+def _auxiliary_of(shell: Shell) -> list[Tensor]:
+    parts = (part for part in shell.mixer.modules() if isinstance(part, TokenMixer))
+    return [whole(loss) for part in parts if (loss := part.auxiliary_loss()) is not None]

@@ -9,25 +9,35 @@ from sparsight.diffusion.surgery.core_shell import TRAINED, CoreShell
 from sparsight.diffusion.surgery.shell import Shell
 
 
+def former_names(shells: Mapping[str, Shell]) -> dict[str, str]:
+    """Today's names of what is trained at core sites, by the former ones; both as in a state dict of the module.
+
+    Args:
+        shells: Shells of the module, by path.
+    """
+    names: dict[str, str] = {}
+    for path, shell in shells.items():
+        if isinstance(shell, CoreShell):
+            names |= {f"denoiser.{old}": f"denoiser.{path}.{new}" for old, new in _moved(path, shell).items()}
+    return names
+
+
 def follow_names(checkpoint: dict[str, Any], shells: Mapping[str, Shell]) -> None:
     """Give what a checkpoint holds of core sites the names and the order of today; others stay as they are.
 
     Args:
-        checkpoint: Of Lightning, with weights under ``denoiser``; changed in place.
+        checkpoint: Of Lightning, with weights under ``denoiser``; changed in place. Where a strategy has taken the
+            weights out already, names in the states of callbacks are followed alone.
         shells: Shells of the module that it is loaded into, by path.
     """
-    former = list(checkpoint.get("state_dict", ()))  # checkpoints in parts are read later, straight into the module
-    new_names: dict[str, str] = {}
-    for path, shell in shells.items():
-        if isinstance(shell, CoreShell):
-            new_names |= {f"denoiser.{old}": f"denoiser.{path}.{new}" for old, new in _moved(path, shell).items()}
-    new_names = {old: new for old, new in new_names.items() if old in former}
-    if not new_names:
-        return
+    former = list(checkpoint.get("state_dict", ()))
+    names = former_names(shells)
     for part in ("state_dict", "callbacks", "optimizer_states"):
         if part in checkpoint:
-            checkpoint[part] = _renamed(checkpoint[part], new_names)
-    order = _order([new_names.get(name, name) for name in former], shells)
+            checkpoint[part] = _renamed(checkpoint[part], names)
+    if not names.keys() & set(former):
+        return
+    order = _order([names.get(name, name) for name in former], shells)
     for optimizer in checkpoint.get("optimizer_states", ()):
         for group in optimizer["param_groups"]:
             if len(group["params"]) == len(order):

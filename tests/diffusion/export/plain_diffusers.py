@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import copy
 import importlib.abc
+import logging
 import pickle
 import sys
+import warnings
 from pathlib import Path
 
 PROJECT = ("sparsight", "blocks", "callbacks", "datamodules", "lightning_modules", "lightning", "wave_mixer")
@@ -41,8 +43,38 @@ def check(denoiser: torch.nn.Module, name: str, tolerance: float = 1e-5) -> None
     assert error <= tolerance, f"{name}: {error}"
 
 
+class Said(logging.Handler):
+    """Keeps what libraries say while something is loaded."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+def say_nothing(name: str, part: str) -> None:
+    """Loading a pipeline or a model, in a precision or not, makes diffusers say that code is run, and nothing else."""
+    said = Said()
+    logging.getLogger("diffusers").addHandler(said)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        DiffusionPipeline.from_pretrained(ROOT / name, trust_remote_code=True)
+        low = DiffusionPipeline.from_pretrained(str(ROOT / name), trust_remote_code=True, dtype=torch.bfloat16)
+        alone = AutoModel.from_pretrained(
+            f"{ROOT}/{name}", subfolder=part, trust_remote_code=True, dtype=torch.bfloat16
+        )
+        AutoModel.from_pretrained(f"{ROOT}/{name}/{part}", trust_remote_code=True)
+    logging.getLogger("diffusers").removeHandler(said)
+    assert getattr(low, part).dtype == alone.dtype == torch.bfloat16
+    lines = [line for line in said.lines if not line.startswith("`trust_remote_code` is enabled")]
+    assert not lines and not warned, (lines, [str(warning.message) for warning in warned])
+
+
 def student(name: str, part: str, base: type) -> None:
     """Every way of loading and copying, all alive at once, since the file of code is run again at each load."""
+    say_nothing(name, part)
     first = AutoModel.from_pretrained(f"{ROOT}/{name}", subfolder=part, trust_remote_code=True)
     second = AutoModel.from_pretrained(f"{ROOT}/{name}/{part}", trust_remote_code=True, low_cpu_mem_usage=False)
     pipeline = DiffusionPipeline.from_pretrained(ROOT / name, trust_remote_code=True)

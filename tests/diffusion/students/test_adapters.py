@@ -84,8 +84,10 @@ def ip_adapter(denoiser: Any, *, face_id: bool = False) -> dict[str, dict[str, T
         if name.endswith("attn2.processor"):
             weights[f"{number}.to_k_ip.weight"] = torch.randn(channels, 32)
             weights[f"{number}.to_v_ip.weight"] = torch.randn(channels, 32)
-        if face_id:
-            weights[f"{number}.to_q_lora.down.weight"] = torch.randn(2, channels)
+        for part in ("q", "k", "v", "out") if face_id else ():
+            layer = attention.to_out[0] if part == "out" else attention.get_submodule(f"to_{part}")
+            weights[f"{number}.to_{part}_lora.down.weight"] = torch.randn(2, layer.in_features)
+            weights[f"{number}.to_{part}_lora.up.weight"] = torch.randn(layer.out_features, 2)
     projection = {"proj.weight": torch.randn(4 * 32, 16), "proj.bias": torch.zeros(4 * 32)}
     norm = {"norm.weight": torch.ones(32), "norm.bias": torch.zeros(32)}
     return {"image_proj": projection | norm, "ip_adapter": weights}
@@ -185,17 +187,50 @@ def test_ip_adapters_reach_the_cross_attentions_that_they_were_made_for(root: Pa
     assert not torch.allclose(draw(pipeline, ip_adapter_image_embeds=embeds), before)
 
 
-def test_face_id_adapters_are_refused(root: Path) -> None:
-    pipeline = student(root, "feature")
-    weights = ip_adapter(teacher(root).unet, face_id=True)
-    options: dict[str, Any] = {"subfolder": "", "weight_name": "", "image_encoder_folder": None}
-    with pytest.raises(ValueError, match=r"(?s)Face ID.*\n  0\.to_q_lora\.down\.weight"):
-        pipeline.load_ip_adapter(weights, **options)
+FACE_ID: dict[str, Any] = {"subfolder": "", "weight_name": "", "image_encoder_folder": None}
+
+
+def lora_weights(unet: nn.Module) -> dict[str, Tensor]:
+    return {name: value for name, value in unet.state_dict().items() if ".lora_" in name}
+
+
+@pytest.mark.parametrize("own_code", [False, True])
+def test_face_id_adapters_reach_all_attentions_where_only_cores_were_replaced(root: Path, own_code: bool) -> None:
+    base, pipeline = teacher(root), student(root, "core", own_code=own_code)
+    weights = ip_adapter(base.unet, face_id=True)
+    for each in (base, pipeline):
+        each.load_ip_adapter(weights, **FACE_ID)
+    wanted = lora_weights(base.unet)
+    assert any(".attn1.to_q." in name for name in wanted) and any(".attn2.to_out." in name for name in wanted)
+    found = lora_weights(pipeline.unet)
+    assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+    embeds = [torch.stack([torch.zeros(1, 16), torch.randn(1, 16)])]
+    assert draw(pipeline, ip_adapter_image_embeds=embeds).isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["feature", "partial"])
+def test_face_id_adapters_are_refused_with_what_they_have_for_replaced_attentions(root: Path, name: str) -> None:
+    base, pipeline = teacher(root), student(root, name)
+    weights = ip_adapter(base.unet, face_id=True)
+    gone = [n for n, path in enumerate(base.unet.attn_processors) if path not in pipeline.unet.attn_processors]
+    assert gone
+    with pytest.raises(ValueError, match="mixers have replaced") as refused:
+        pipeline.load_ip_adapter(weights, **FACE_ID)
+    listed = {line.strip() for line in str(refused.value).splitlines() if line.startswith("  ")}
+    assert listed == {key for key in weights["ip_adapter"] if "_lora." in key and int(key.split(".")[0]) in gone}
     assert getattr(pipeline.unet, "encoder_hid_proj", None) is None
     pipeline.unet.on_dead_keys = "warn"
-    with pytest.warns(UserWarning, match="Face ID"):
-        pipeline.load_ip_adapter(weights, **options)
-    assert not getattr(pipeline.unet, "peft_config", {})
+    with pytest.warns(UserWarning, match="mixers have replaced"):
+        pipeline.load_ip_adapter(weights, **FACE_ID)
+    base.load_ip_adapter(weights, **FACE_ID)
+    wanted, found = lora_weights(base.unet), lora_weights(pipeline.unet)
+    assert found and all(torch.equal(value, wanted[key]) for key, value in found.items())
+    assert {key for key in wanted if key not in found} == {key for key in wanted if _of(key, base, gone)}
+
+
+def _of(key: str, base: Any, numbers: list[int]) -> bool:
+    paths = [path.removesuffix(".processor") for path in base.unet.attn_processors]
+    return any(key.startswith(f"{paths[number]}.") for number in numbers)
 
 
 def test_controlnet_of_the_teacher_steers_the_student(root: Path) -> None:

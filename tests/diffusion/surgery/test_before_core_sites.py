@@ -9,8 +9,10 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from safetensors.torch import load_file
+from torch.distributed import checkpoint as parts
 
 from callbacks import TrainableEMA
+from sparsight.common.checkpoint.former import rename_parts
 from sparsight.diffusion.export.delta import mount
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
@@ -72,6 +74,32 @@ def test_weights_and_averages_of_a_checkpoint_are_found(checkpoint: Path) -> Non
         state = module.denoiser.state_dict()
         for name, value in held.items():
             assert torch.equal(state[name.removeprefix("denoiser.").replace(".student.", ".")], value), (weights, name)
+
+
+def test_names_of_a_checkpoint_in_parts_are_followed(tmp_path: Path) -> None:
+    module, saved = distillation(TEACHER), stored(BEFORE / "checkpoint")
+    whole = {"state_dict": saved["state_dict"]}
+    numbered = dict(enumerate(saved["state_dict"]))  # as the optimiser counts them
+    (optimizer,) = saved["optimizer_states"]
+    whole["optimizer_0"] = {"state": {numbered[n]: state for n, state in optimizer["state"].items()}}
+    parts.save(whole, checkpoint_id=tmp_path / "parts", no_dist=True)
+    torch.save({"global_step": 3}, tmp_path / "parts" / "meta.pt")
+    assert rename_parts(tmp_path / "parts", tmp_path / "twin", module.former_names())
+    assert (tmp_path / "twin" / "meta.pt").is_file()
+    trained = {name: torch.empty_like(tensor) for name, tensor in module.state_dict().items()}
+    asked = {
+        "state_dict": trained,
+        "optimizer_0": {"state": {name: {"exp_avg": torch.empty_like(t)} for name, t in trained.items()}},
+    }
+    parts.load(asked, checkpoint_id=tmp_path / "twin", no_dist=True)
+    module.follow_names(saved)
+    for name, value in saved["state_dict"].items():
+        assert torch.equal(trained[name], value), name
+    (followed,) = saved["optimizer_states"]
+    for number, name in zip(followed["param_groups"][0]["params"], module.state_dict(), strict=True):
+        assert torch.equal(asked["optimizer_0"]["state"][name]["exp_avg"], followed["state"][number]["exp_avg"]), name
+    assert not rename_parts(tmp_path / "twin", tmp_path / "none", module.former_names())
+    assert not (tmp_path / "none").exists()
 
 
 def test_exports_and_deltas_are_read() -> None:

@@ -13,13 +13,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
-from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0
 from peft import LoraConfig
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from blocks import NeighborhoodAttention, SoftmaxAttention
+from blocks import DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention
 from sparsight.diffusion.families.known import example_inputs
+from sparsight.diffusion.surgery.rehearsal import rehearsed
 from sparsight.diffusion.surgery.replace import attention_weights, finalize, replace, restore, set_mode, shells_of
 from sparsight.diffusion.surgery.shell import Mode
 from tests import tiny
@@ -109,6 +110,41 @@ def test_attention_that_is_computed_in_another_way_is_refused_by_name() -> None:
     assert torch.equal(run(denoiser, (16, 16)), wanted)
 
 
+def test_an_attention_without_torchs_function_is_refused_when_the_mixer_is_put_there() -> None:
+    for change in (
+        lambda unet: unet.set_attn_processor(AttnProcessor()),
+        lambda unet: unet.set_default_attn_processor(),
+        lambda unet: unet.set_attention_slice(1),
+        lambda unet: setattr(unet.mid_block.attentions[0].transformer_blocks[0].attn1, "processor", AttnProcessor()),
+    ):
+        denoiser = tiny.unet().eval()
+        change(denoiser)
+        with pytest.raises(ValueError, match=r"attn1 called no scaled_dot.*AttnProcessor2_0"):
+            replace(denoiser, Blend)
+        replace(denoiser, DeltaConvBlock)  # takes the attention's place as a whole
+
+
+def test_what_a_rehearsal_sees_is_what_a_pass_calls_and_it_changes_nothing() -> None:
+    attention = tiny.unet().eval().mid_block.attentions[0].transformer_blocks[0].attn1
+    before = copy.deepcopy(attention.state_dict())
+    seen = rehearsed(attention)
+    assert seen is not None and seen.cores == 1
+    assert seen.layers == {"to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight"}
+    attention.fuse_projections()
+    attention.set_processor(FusedAttnProcessor2_0())
+    fused = rehearsed(attention)
+    assert fused is not None and fused.layers == {"to_qkv.weight", "to_out.0.weight"}
+    assert all(torch.equal(attention.state_dict()[name], value) for name, value in before.items())
+
+    class Picky(AttnProcessor2_0):
+        def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            assert bool(hidden_states.any()), "looks at values"
+            return hidden_states
+
+    attention.processor = Picky()
+    assert rehearsed(attention) is None
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [({"attn_mask": True}, "a mask"), ({"is_causal": True}, "a causal mask"), ({"dropout_p": 0.1}, "dropout")],
@@ -147,6 +183,8 @@ def test_fused_projections_are_the_attentions_own_before_and_after() -> None:
         fused = tiny.unet().eval()
         fused.fuse_qkv_projections()
         replace(fused, Blend, train_projections=True)
+    fused.unfuse_qkv_projections()
+    torch.testing.assert_close(run(student(fused, train_projections=True), (16, 16)), wanted)
     of_its_own = student(tiny.unet().eval(), train_projections=True)
     of_its_own.fuse_qkv_projections()
     with pytest.raises(ValueError, match="did not call its trained projections"):

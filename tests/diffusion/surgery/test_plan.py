@@ -223,6 +223,29 @@ def test_three_mixers_train_resume_export_reload_and_mount(
         torch.testing.assert_close(tiny.run(read, size), tiny.run(mounted, size))
 
 
+OTHERS: dict[str, tuple[list[PlanEntry], str]] = {
+    "option": (
+        [PlanEntry(BLOCKS[0], NEAR), PlanEntry("*", partial(DeltaConvBlock, kernel_size=5))],
+        rf"{BLOCKS[1]} has DeltaConvBlock\(.*kernel_size=3.*\) in the checkpoint, DeltaConvBlock\(.*kernel_size=5",
+    ),
+    "mixer": ([PlanEntry("*", DELTA)], rf"{BLOCKS[0]} has NeighborhoodAttention\(.* in the checkpoint, DeltaConvBlock"),
+    "kept": ([PlanEntry(BLOCKS[0], NEAR)], rf"{BLOCKS[1]} has DeltaConvBlock\(.* in the checkpoint, its attention now"),
+    "order": ([PlanEntry("*", DELTA), PlanEntry(BLOCKS[0], NEAR)], "plan.1 is never reached"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_resuming_with_another_plan_is_refused_with_the_difference(kind: str, tmp_path: Path) -> None:
+    teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
+    saved: dict[str, Any] = {}
+    AttentionDistillation(
+        teacher, stages=STAGES, plan=[PlanEntry(BLOCKS[0], NEAR), PlanEntry("*", DELTA)]
+    ).on_save_checkpoint(saved)
+    plan, told = OTHERS[kind]
+    with pytest.raises(ValueError, match=told):
+        AttentionDistillation(teacher, stages=STAGES, plan=plan).on_load_checkpoint(saved)
+
+
 def test_weights_on_sites_without_parameters_alone_are_refused(tmp_path: Path) -> None:
     teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
     plan = [PlanEntry(BLOCKS[0], NEAR), PlanEntry("*", DELTA)]
