@@ -14,7 +14,7 @@ LOWEST ?= .venv-lowest
 UV = $(LOWEST)/bin/uv pip
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow test-gpu test-faults test-portable test-lowest lint format pins clean
+.PHONY: help venv quickstart test test-slow test-browser test-gpu test-faults test-portable test-lowest lint format pins clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -31,6 +31,9 @@ test: $(READY)  ## Lint, types and tests, in WORKERS processes: about 8 minutes 
 
 test-slow: $(READY)  ## The tests that take longer
 	$(BIN)/python -m pytest -m "slow and not gpu and not faults"
+
+test-browser: $(READY)  ## The page of a run in headless Chromium, which must be installed
+	$(BIN)/python -m pytest -m browser
 
 test-gpu: $(READY)  ## The tests that need a CUDA device
 	$(BIN)/python -m pytest -m "gpu and not faults"

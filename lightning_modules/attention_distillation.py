@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,13 +19,14 @@ from lightning_modules.beside_teacher import BesideTeacher
 from lightning_modules.diffusion import compile_blocks
 from lightning_modules.in_stages import SAVED, InStages
 from sparsight.common.datamodule import datamodule_of
+from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.hashes import state_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.training.processes import gathered, process_count
 from sparsight.common.training.sharding import is_sharded
 from sparsight.common.training.stage_clock import StageClock
-from sparsight.diffusion.measure.report import replacement_report
+from sparsight.diffusion.measure.report import COSTS, replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.surgery.plan import PlanEntry, plan_from
@@ -257,8 +259,12 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         return run_memory(self, objectives=[s.objective for s in self.clock.stages], optimizer=self.optimizer)
 
     def on_fit_start(self) -> None:
-        """Say what is replaced, and what that saves."""
-        rank_zero_info(f"replaced self-attention:\n{replacement_report(self.denoiser).text()}")
+        """Say what is replaced, and what that saves; ``costs.json`` in the log folder keeps it."""
+        report = replacement_report(self.denoiser)
+        rank_zero_info(f"replaced self-attention:\n{report.text()}")
+        folder = self.trainer.log_dir  # a broadcast: all processes must ask
+        if folder and self.trainer.logger and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_text(Path(folder) / COSTS, report.json())
 
     def on_train_start(self) -> None:
         """Let mixers start from the teacher, unless training was begun before."""

@@ -25,6 +25,7 @@ verbs:
   inspect      print conversations as an image-text model will see them, and which tokens carry the loss
   reformulate  write the tasks of an evaluation, with their options, as files in ReForm-Eval's format
   list         name what there is to choose from: token mixers, sources of data, scores, metrics, callbacks and more
+  report       one page of HTML for a run, or several beside each other: sparsight report RUN [RUN ...]
   compare      set evaluations side by side, without a config: sparsight compare REPORT REPORT --output FOLDER
 
 CONFIG is a YAML file, or the name of a shipped one such as experiment/quickstart. Later configs and options win.
@@ -85,6 +86,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from sparsight.evaluation.compare import main as compare
 
         compare(arguments[1:])
+        return
+    if arguments[0] == "report":
+        from sparsight.report.main import main as report
+
+        report(arguments[1:])
         return
     from sparsight.command.cli import main as run
 

@@ -48,7 +48,7 @@ ROOMS = (  # of sparsight and datamodules, each of which may import those before
     *("datamodules.sampler", "datamodules.sources", "datamodules.record_dataset"),
     *("datamodules.process", "datamodules.base"),
     *("datamodules.images", "datamodules.conversations", "datamodules.evaluation", "datamodules.evaluation.tasks"),
-    *("command", "__main__"),
+    *("report", "command", "__main__"),
 )
 WINGS = {"diffusion", "lvlm"}
 MOST_FILES = 15  # of a folder, besides __init__.py

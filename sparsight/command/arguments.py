@@ -12,7 +12,7 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.common.near import closest, did_you_mean, suggestion
 
 OURS = ("export", "benchmark", "analyze", "inspect", "reformulate")  # verbs beside Lightning's
-VERBS = ("fit", "validate", "test", "predict", *OURS, "compare", "list")
+VERBS = ("fit", "validate", "test", "predict", *OURS, "compare", "report", "list")
 FILE_OPTIONS = ("-c", "--config")
 CONFIG_OPTIONS = (*FILE_OPTIONS, "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
 WITHOUT_DATA = ("export", "benchmark")  # verbs that open no data
@@ -35,9 +35,9 @@ def check_arguments(arguments: Sequence[str]) -> None:
     resolve_configs(arguments)
     for _, _, value in given_options(arguments, ("--ckpt_path",)):
         check_checkpoint(value)
-    if verb == "compare":
-        for report in takewhile(lambda argument: not argument.startswith("-"), arguments[1:]):
-            check_there("compare", report)
+    if verb in ("compare", "report"):
+        for place in takewhile(lambda argument: not argument.startswith("-"), arguments[1:]):
+            check_there(verb, place)
 
 
 def check_checkpoint(value: str) -> None:

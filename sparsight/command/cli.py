@@ -25,7 +25,7 @@ from sparsight.command.checks.empty_keys import check_empty_keys
 from sparsight.command.checks.plan_entries import check_plans
 from sparsight.command.lists import replace_lists
 from sparsight.command.mistakes import in_one_line
-from sparsight.command.output.ending import ending
+from sparsight.command.output.ending import ending, log_folder
 from sparsight.command.output.quiet import quieten
 from sparsight.command.parser import Parser
 from sparsight.command.trainer import SparsightTrainer
@@ -34,6 +34,9 @@ from sparsight.common.checkpoint.file import local
 from sparsight.common.checkpoint.find import options_in
 from sparsight.common.checkpoint.run_record import check_options
 from sparsight.common.errors import ConfigurationError
+from sparsight.report.main import PAGE
+from sparsight.report.page import write_page
+from sparsight.report.read import read_run
 
 WITHOUT_WEIGHTS = ("inspect", "reformulate")  # those that look at data alone
 METHODS = dict(inspect.getmembers(SparsightTrainer, inspect.isfunction))  # a verb is called as its method
@@ -84,9 +87,20 @@ class SparsightCLI(LightningCLI):
             parser_class=Parser,
         )
         if isinstance(self.trainer, SparsightTrainer) and self.trainer.is_global_zero:
+            self._report()
             exports = (isinstance(each, callbacks.ExportAtEnd) for each in self.trainer.callbacks)  # type: ignore[attr-defined]
             for line in ending(self.trainer, str(self.subcommand), exported=any(exports)):
                 print(line)
+
+    def _report(self) -> None:
+        """The page of a run that is over, if it was wanted; a fault of it is told, and is none of the run."""
+        folder = log_folder(self.trainer)
+        if self.subcommand not in ("fit", "test") or folder is None or not self._get(self.config, "report"):
+            return
+        try:
+            print(f"Report: {write_page([read_run(folder)], folder / PAGE)}")
+        except (ConfigurationError, OSError, ValueError) as error:
+            print(f"sparsight: no report of {folder} could be written: {error}", file=sys.stderr)
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
@@ -110,6 +124,9 @@ class SparsightCLI(LightningCLI):
             type=Literal["highest", "high", "medium"],
             default="high",
             help="torch.set_float32_matmul_precision",
+        )
+        parser.add_argument(
+            "--report", type=bool, default=True, help="write report.html into the log folder when fit or test ends"
         )
         # was read before the parser sees the file; what has no help is not kept in a run's config.yaml either
         parser.add_argument(f"--{INCLUDE}", type=list[str] | None, default=None, help=SUPPRESS)

@@ -21,7 +21,7 @@ def ending(trainer: Trainer, verb: str, *, exported: bool) -> list[str]:
         verb: Of the command.
         exported: Whether the run has exported its model already.
     """
-    folder = _log_folder(trainer)
+    folder = log_folder(trainer)
     if verb not in _TELLS or folder is None or not folder.is_dir():
         return []
     lines = [f"Written to {folder}: {', '.join(_entries(folder))}"]
@@ -33,7 +33,7 @@ def ending(trainer: Trainer, verb: str, *, exported: bool) -> list[str]:
     return lines
 
 
-def _log_folder(trainer: Trainer) -> Path | None:
+def log_folder(trainer: Trainer) -> Path | None:
     """The log folder of this process; Lightning's ``log_dir`` would wait for other processes, which may have ended."""
     logger = trainer.logger
     if isinstance(logger, TensorBoardLogger | CSVLogger):

@@ -13,6 +13,8 @@ from sparsight.common.tables import csv_text, format_table, json_text, short
 from sparsight.diffusion.measure.flops import COUNTED, attention_flops, count_flops, meta_student, mixer_flops
 from sparsight.diffusion.surgery.sites import find_sites, meta_twin, probe_grids, students
 
+COSTS = "costs.json"  # in a run's log folder: a report as JSON
+
 
 @dataclass(frozen=True)
 class ReplacedSite:

@@ -1,0 +1,149 @@
+"""What a run has left in its log folder."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sparsight.common.disk.yaml_files import read_yaml
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.text import read_json
+from sparsight.diffusion.measure.report import COSTS
+from sparsight.publish.facts import Metric, read_metrics
+
+CONFIG = "config.yaml"
+Curve = list[tuple[int, float]]
+_STEP = re.compile(r"step_(\d+)")
+_NOT_CURVES = ("epoch", "step", "hp_metric")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """What is known of a run.
+
+    Attributes:
+        name: What it is called beside others.
+        folder: Its log folder.
+        config: Its configuration; empty if the folder has none.
+        text: The configuration as it was written.
+        curves: What was logged, by name: steps and values in order.
+        grids: Images of samples by step.
+        metrics: Values with their protocols, by stage and step.
+        costs: Parameters and FLOPs of sites and whole, as ``ReplacementReport.as_dict`` gives them.
+        checkpoint: The newest checkpoint.
+    """
+
+    name: str
+    folder: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+    text: str = ""
+    curves: Mapping[str, Curve] = field(default_factory=dict)
+    grids: Mapping[int, Path] = field(default_factory=dict)
+    metrics: Mapping[str, list[Metric]] = field(default_factory=dict)
+    costs: Mapping[str, Any] = field(default_factory=dict)
+    checkpoint: Path | None = None
+
+    @property
+    def last(self) -> dict[str, float]:
+        """The last value of every curve."""
+        return {name: curve[-1][1] for name, curve in self.curves.items()}
+
+    @property
+    def steps(self) -> int:
+        """Steps that were taken when the last value was logged; Lightning counts them from 0."""
+        return max((curve[-1][0] + 1 for curve in self.curves.values()), default=0)
+
+
+def read_run(place: str | Path, *, name: str | None = None) -> RunFolder:
+    """Read the log folder of a run.
+
+    Args:
+        place: The folder that holds ``config.yaml``, or one above it, of which the newest run is taken.
+        name: What the run is called; the folder's own name, with those above it that say more, if not given.
+
+    Raises:
+        ConfigurationError: There is no such folder, or no run in it.
+    """
+    folder = find_run(Path(place))
+    text = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else ""
+    curves = {key: curve for key, curve in {**_tensorboard(folder), **_csv(folder)}.items() if curve}
+    checkpoints = sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
+    return RunFolder(
+        name=name or _name(folder),
+        folder=folder,
+        config=read_yaml(folder / CONFIG) if text else {},
+        text=text,
+        curves=curves,
+        grids=dict(sorted(_by_step(folder / "samples").items())),
+        metrics={path.stem: read_metrics(path) for path in sorted((folder / "metrics").glob("*.json"))},
+        costs=read_json(folder / COSTS) if (folder / COSTS).is_file() else {},
+        checkpoint=checkpoints[-1] if checkpoints else None,
+    )
+
+
+def find_run(place: Path) -> Path:
+    """The log folder that is meant.
+
+    Raises:
+        ConfigurationError: There is no such folder, or no run in it.
+    """
+    if not place.is_dir():
+        raise ConfigurationError(f"report: {str(place)!r} is no folder; name a run's log folder, which holds {CONFIG}")
+    if (place / CONFIG).is_file() or _is_logged(place):
+        return place
+    found = sorted({path.parent for path in place.rglob(CONFIG)}, key=lambda folder: folder.stat().st_mtime)
+    if not found:
+        raise ConfigurationError(f"report: {str(place)!r} holds no run: there is no {CONFIG} in it or below it")
+    return found[-1]
+
+
+def _is_logged(folder: Path) -> bool:
+    return (folder / "metrics.csv").is_file() or any(folder.glob("events.out.tfevents.*"))
+
+
+def _name(folder: Path) -> str:
+    """``runs/quickstart/lightning_logs/version_0`` is ``quickstart/version_0``."""
+    parts = [part for part in folder.resolve().parts if part not in ("lightning_logs", "runs")]
+    return "/".join(parts[-2:])
+
+
+def _tensorboard(folder: Path) -> dict[str, Curve]:
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}
+    # slow to import, and needed when a run is over
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0}).Reload()
+    return {
+        tag: _in_order((event.step, event.value) for event in events.Scalars(tag))
+        for tag in events.Tags()[SCALARS]
+        if tag not in _NOT_CURVES
+    }
+
+
+def _csv(folder: Path) -> dict[str, Curve]:
+    path = folder / "metrics.csv"
+    if not path.is_file():
+        return {}
+    curves: dict[str, Curve] = defaultdict(list)
+    with path.open(encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            for name, value in row.items():
+                if value and name and name not in _NOT_CURVES:
+                    curves[name].append((int(float(row.get("step") or 0)), float(value)))
+    return {name: _in_order(curve) for name, curve in curves.items()}
+
+
+def _in_order(points: Any) -> Curve:
+    """By step; what was logged again after resuming counts once, with its later value."""
+    return sorted(dict(points).items())
+
+
+def _by_step(folder: Path) -> dict[int, Path]:
+    found = {path: _STEP.search(path.stem) for path in folder.glob("*.png")}
+    return {int(match[1]): path for path, match in found.items() if match}

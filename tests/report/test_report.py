@@ -1,0 +1,197 @@
+"""The page of a run: self-contained, true to what the run logged, and nothing in it that should not be shared."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
+
+from sparsight.__main__ import main
+from sparsight.common.errors import ConfigurationError
+from sparsight.report.charts import line_chart, site_map
+from sparsight.report.page import page, site_errors
+from sparsight.report.read import read_run
+
+VOID = {"meta", "img", "input", "br"}
+SITES = ("mid_block.attn1", "down_blocks.0.attn1")  # in another order than that of their letters
+HOSTILE = "<script>alert(1)</script>"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Reader(HTMLParser):
+    """Refuses tags that are not closed in order, and keeps what a page refers to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.references: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        """Open it."""
+        self.references += [value for name, value in attrs if name in ("src", "href", "action", "data") and value]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        """Opened and closed at once, as in SVG."""
+
+    def handle_endtag(self, tag: str) -> None:
+        """Close it."""
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes another"
+
+    def handle_data(self, data: str) -> None:
+        """Keep what is read, but no styles and scripts."""
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.text += data + "\n"
+
+
+def run_folder(folder: Path, *, loss: float = 0.5, board: bool = True) -> Path:
+    """A log folder as a distillation leaves it."""
+    values = {"train/loss": [(s, loss / (s + 1)) for s in range(0, 30, 10)], "val/output_relative_l2": [(29, 0.123456)]}
+    values |= {f"val/relative_l2/{site}": [(29, 0.1 * (n + 1))] for n, site in enumerate(SITES)}
+    values[f"val/{HOSTILE}"] = [(29, 1.0)]
+    folder.mkdir(parents=True)
+    if board:
+        with SummaryWriter(str(folder)) as writer:
+            for name, curve in values.items():
+                for step, value in curve:
+                    writer.add_scalar(name, value, step)
+    else:
+        names = list(values)
+        rows = [{"step": step, name: value} for name, curve in values.items() for step, value in curve]
+        lines = [",".join(["step", *names]), *(",".join(str(row.get(n, "")) for n in ["step", *names]) for row in rows)]
+        (folder / "metrics.csv").write_text("\n".join(lines))
+    (folder / "samples").mkdir()
+    for step in (10, 30):
+        Image.new("RGB", (90, 60), (step * 8, 0, 0)).save(folder / "samples" / f"step_{step:07d}.png")
+    (folder / "metrics").mkdir()
+    measured = {"name": "kid_x1000", "value": 58.37, "protocol": "100 images; 95 % interval of the mean 24.3"}
+    (folder / "metrics" / "test_step_0000030.json").write_text(json.dumps([measured]))
+    site = {
+        "parameters_before": 66_000,
+        "parameters_after": 46_800,
+        "flops_before": 67_100_000,
+        "flops_after": 12_600_000,
+    }
+    sites = [{"path": path} | site for path in reversed(SITES)]
+    costs = {"sites": sites, "counted": "FLOPs are 2 per multiply-accumulate."} | {n: 3 * v for n, v in site.items()}
+    (folder / "costs.json").write_text(json.dumps(costs))
+    config = {
+        "model": {
+            "class_path": "lightning_modules.AttentionDistillation",
+            "init_args": {"teacher": "/home/me/teacher"},
+        },
+        "trainer": {
+            "logger": {"class_path": "WandbLogger", "init_args": {"api_key": "hf_" + "a1" * 17}},
+            "max_steps": 30,
+        },
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("board", [True, False], ids=["tensorboard", "csv"])
+def test_a_page_shows_what_was_logged_and_needs_nothing_else(tmp_path: Path, board: bool) -> None:
+    run = read_run(run_folder(tmp_path / "runs" / "mine" / "version_0", board=board), name="mine")
+    text = page([run])
+    read = Reader(text)
+    assert all(reference.startswith("data:image/png;base64,") for reference in read.references)
+    assert len(read.references) == 2 and "@import" not in text and "url(" not in text
+    for shown in ("mine", "AttentionDistillation of teacher, 30 steps", "val/output_relative_l2", "0.123", "58.4"):
+        assert shown in read.text, shown
+    assert "2 replaced sites" in read.text and "5.33x less" in read.text
+    assert f"--ckpt_path {run.checkpoint}" in read.text
+    assert list(site_errors(run)) == list(reversed(SITES)), "in the order of the network, not of letters"
+
+
+def test_what_is_logged_cannot_write_into_the_page_and_secrets_stay_out(tmp_path: Path) -> None:
+    text = page([read_run(run_folder(tmp_path / "run"), name=HOSTILE)])
+    assert HOSTILE not in text and text.count("<script>") == 1
+    assert "hf_a1" not in text and "/home/me" not in text
+
+
+def test_runs_are_set_beside_each_other(tmp_path: Path) -> None:
+    runs = [read_run(run_folder(tmp_path / name, loss=loss), name=name) for name, loss in (("one", 0.5), ("two", 0.25))]
+    text = page(runs)
+    assert Reader(text).text.count("kid_x1000") == 2
+    first = text[text.index("<h3>train/loss</h3>") :]
+    chart = first[: first.index("</svg>")]
+    assert re.findall(r"<title>(\w+): ([\d.]+) at step 20", chart) == [("one", "0.0238"), ("two", "0.0119")]
+
+
+def test_the_verb_finds_the_newest_run_and_writes_beside_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_folder(tmp_path / "runs" / "version_0")
+    newest = run_folder(tmp_path / "runs" / "version_1")
+    main(["report", str(tmp_path / "runs")])
+    assert capsys.readouterr().out == f"Report: {newest / 'report.html'}\n"
+    Reader((newest / "report.html").read_text())
+    for arguments, message in (
+        (["report", str(tmp_path / "no")], "report: .*no' does not exist"),
+        (["report", str(tmp_path / "runs" / "version_0" / "samples")], "holds no run"),
+        (["report", str(newest / "config.yaml")], "is no folder"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            main(arguments)
+
+
+def test_a_damaged_run_is_told_in_a_line(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "run")
+    (folder / "metrics" / "test_step_0000030.json").write_text("{")
+    with pytest.raises(SystemExit, match=r"sparsight: .*test_step_0000030.json"):
+        main(["report", str(folder)])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ConfigurationError, match="holds no run"):
+        read_run(tmp_path / "empty")
+
+
+def test_charts_take_any_values() -> None:
+    assert line_chart({"a": [], "b": [(1, float("nan"))]}) == ""
+    for curve in ([(0, 0.0)], [(0, 1.0), (5, 1.0)], [(0, -3.0), (1, 1e6)], [(n, 10.0**-n) for n in range(2000)][:300]):
+        Reader(line_chart({"a": curve, "empty": []}))
+    numbers = [float(y) for y in re.findall(r"[\d.]+,([\d.]+)", line_chart({"a": [(0, 1.0), (1, 100.0), (2, 1e4)]}))]
+    assert numbers[0] - numbers[1] == pytest.approx(numbers[1] - numbers[2], abs=0.2), "the axis is not logarithmic"
+    Reader(site_map({"a": float("inf"), "b": 0.0, HOSTILE: 1.0}))
+    Reader(site_map({}))
+
+
+@pytest.mark.slow
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_a_browser_shows_it_without_faults(tmp_path: Path, width: int, dark: bool) -> None:
+    text = page([read_run(run_folder(tmp_path / name), name=name) for name in ("a_long_name_of_a_run" * 3, "two")])
+    probe = """<script>
+      const slider = document.querySelector("[data-grid] input");
+      slider.value = 0; slider.dispatchEvent(new Event("input"));
+      document.title = [document.documentElement.scrollWidth <= innerWidth,
+        [...document.querySelectorAll("[data-grid]")[0].querySelectorAll("img")].map(i => i.hidden).join(),
+        [...document.images].every(i => i.complete && (i.hidden || i.naturalWidth === 90)),
+        getComputedStyle(document.body).backgroundColor].join("|");
+    </script></body>"""
+    (tmp_path / "page.html").write_text(text.replace("</body>", probe))
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--hide-scrollbars"]
+    options += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
+    command = [str(CHROMIUM), *options, "--dump-dom", (tmp_path / "page.html").as_uri()]
+    seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    fits, hidden, complete, colour = re.findall("<title>(.*?)</title>", seen.stdout)[0].split("|")
+    assert (fits, hidden, complete) == ("true", "false,true", "true")
+    levels = torch.tensor([int(level) for level in re.findall(r"\d+", colour)[:3]])
+    assert (levels < 60).all() if dark else (levels > 200).all()
+    assert "Uncaught" not in seen.stderr
