@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from textwrap import fill
 from typing import Any
 
 from torch import nn
@@ -13,6 +15,7 @@ from sparsight.common.tables import csv_text, format_table, json_text, short
 from sparsight.diffusion.measure.flops import COUNTED, attention_flops, count_flops, meta_student, mixer_flops
 from sparsight.diffusion.surgery.sites import find_sites, meta_twin, probe_grids, students
 
+_WHERE = 28  # characters of a place in the table
 COSTS = "costs.json"  # in a run's log folder: a report as JSON
 
 
@@ -77,26 +80,30 @@ class ReplacementReport:
         return [*sites, total, whole]
 
     def text(self) -> str:
-        """A table to read."""
-        lines = [
-            {
-                "site": row["path"],
-                "heads": row["heads"],
-                "channels": row["channels"],
-                "tokens": _tokens(row),
-                "mixer": row["mixer"],
-                "parameters": _change(row["parameters_before"], row["parameters_after"]),
-                "FLOPs": _change(row["flops_before"], row["flops_after"]),
-            }
-            for row in self.rows()
+        """A table to read, of 80 columns as a rule: sites that are alike in a row."""
+        *sites, total, whole = self.rows()
+        alike: dict[tuple[object, ...], list[dict[str, Any]]] = defaultdict(list)
+        for row in sites:
+            block = str(row["path"]).partition(".")[0]
+            alike[(block, *(value for key, value in row.items() if key != "path"))].append(row)
+        mixers = list(dict.fromkeys(site.mixer for site in self.sites))
+        rows = [_line(_where([row["path"] for row in group]), group) for group in alike.values()]
+        rows += [_line(str(row["path"]), [row]) for row in (total, whole)]
+        if len(mixers) == 1:
+            rows = [{key: value for key, value in row.items() if key != "mixer"} for row in rows]
+        by = f" by {mixers[0]}" if len(mixers) == 1 else ""
+        notes = [
+            f"{len(sites)} self-attentions replaced{by}, {self.kept} kept; a row's numbers are of one site. The whole "
+            f"denoiser has {_less(self.parameters_before, self.parameters_after)} parameters and takes "
+            f"{_less(self.flops_before, self.flops_after)} FLOPs at {self.size[0]}x{self.size[1]} in model space.",
+            COUNTED,
         ]
-        notes = [f"At {self.size[0]}x{self.size[1]} in model space; {self.kept} self-attentions kept. {COUNTED}"]
         if self.flops_after_counted != self.flops_after:
             notes.append(
                 f"torch counts {short(self.flops_after_counted)} for the student as it is run: a mixer computes more "
                 "than its formula says."
             )
-        return "\n".join([format_table(lines), *notes])
+        return "\n".join([format_table(rows), *(fill(note, 80) for note in notes)])
 
     def as_dict(self) -> dict[str, object]:
         """Everything as plain data, for JSON."""
@@ -177,7 +184,29 @@ def _tokens(row: Mapping[str, Any]) -> str:
     return f"{row['tokens']} ({sides})" if row["tokens"] else ""
 
 
-def _change(before: object, after: object) -> str:
-    assert isinstance(before, int) and isinstance(after, int)
-    ratio = f" ({before / after:.2f}x less)" if 0 < after < before else ""
-    return f"{short(before)} -> {short(after)}{ratio}"
+def _line(where: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, object]:
+    """A line of the table for sites that are alike."""
+    row = rows[0]
+    return {
+        "where": where,
+        "mixer": row["mixer"],
+        "tokens": _tokens(row),
+        "parameters": f"{short(row['parameters_before'])} -> {short(row['parameters_after'])}",
+        "FLOPs": f"{short(row['flops_before'])} -> {short(row['flops_after'])}",
+    }
+
+
+def _where(paths: Sequence[str]) -> str:
+    """What paths have in common, and how many there are."""
+    parts = [set(each) for each in zip(*(path.split(".") for path in paths), strict=False)]
+    common = ".".join(next(iter(part)) if len(part) == 1 else "*" for part in parts)
+    if len(common) > _WHERE:
+        common = f"{common.partition('.')[0]}...{common.rpartition('.')[2]}"
+    return common if len(paths) == 1 else f"{common} ({len(paths)})"
+
+
+def _less(before: int, after: int) -> str:
+    """``1.68x fewer``, ``1.02x more`` or ``as many``."""
+    if not before or not after or before == after:
+        return "as many"
+    return f"{before / after:.2f}x fewer" if after < before else f"{after / before:.2f}x more"
