@@ -8,7 +8,8 @@ READY := $(VENV)/.sparsight-installed
 WORKERS ?= 2
 STYLE = $(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check .
 TYPES = $(BIN)/python -m mypy
-SUITE = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not faults"
+PARALLEL = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+SUITE = $(PARALLEL) -m "not slow and not gpu and not faults"
 
 LOWEST ?= .venv-lowest
 UV = $(LOWEST)/bin/uv pip
@@ -29,8 +30,8 @@ test: $(READY)  ## Lint, types and tests, in WORKERS processes: about 8 minutes 
 	@$(TYPES) > $(VENV)/types.txt 2>&1 & types=$$!; \
 	  $(SUITE); tests=$$?; wait $$types; types=$$?; cat $(VENV)/types.txt; [ $$types = 0 ] && exit $$tests
 
-test-slow: $(READY)  ## The tests that take longer
-	$(BIN)/python -m pytest -m "slow and not gpu and not faults"
+test-slow: $(READY)  ## The tests that take longer: all rows of the matrices, all recipes
+	$(PARALLEL) -m "slow and not gpu and not faults"
 
 test-browser: $(READY)  ## The page of a run in headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser

@@ -114,38 +114,38 @@ def shifted(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value + 0.1 for name, value in tensors.items()}
 
 
+WRONG: list[tuple[str, Any, Any, str]] = [
+    (
+        "_saved_as",
+        lambda name: f"base_model.model.{name}".replace(".default.", ".other."),
+        SystemExit,
+        "do not fit their configuration",
+    ),
+    ("save_file", lambda tensors, *to, **kind: save_file(shifted(tensors), *to, **kind), RuntimeError, "relative"),
+]
+
+
 @pytest.mark.usefixtures("reload_here")
-@pytest.mark.parametrize(
-    ("function", "wrong", "error", "message"),
-    [
-        (
-            "_saved_as",
-            lambda name: f"base_model.model.{name}".replace(".default.", ".other."),
-            SystemExit,
-            "do not fit their configuration",
-        ),
-        ("save_file", lambda tensors, *to, **kind: save_file(shifted(tensors), *to, **kind), RuntimeError, "relative"),
-    ],
-    ids=["names", "values"],
-)
 def test_an_export_whose_adapters_answer_otherwise_does_not_appear(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, wrong: Any, error: Any, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tuning_config(tmp_path, "llava", lora=LORA, dtype="bfloat16")
     main(["fit", "--config", str(config), "--trainer.max_steps=1", "--trainer.precision=bf16-mixed"])
     arguments = ["export", "--config", str(config), "--ckpt_path", str(checkpoint(tmp_path, 1)), "--weights", "raw"]
     main([*arguments, "--output", str(tmp_path / "good")])
     assert (tmp_path / "good" / "adapter").is_dir()
+    for function, wrong, error, message in WRONG:
 
-    def write(*given: Any, **options: Any) -> bool:
+        def write(*given: Any, named: str = function, put: Any = wrong, **options: Any) -> bool:
+            with monkeypatch.context() as patch:
+                patch.setattr(f"sparsight.lvlm.export.adapters.{named}", put)
+                return write_adapters(*given, **options)
+
         with monkeypatch.context() as patch:
-            patch.setattr(f"sparsight.lvlm.export.adapters.{function}", wrong)
-            return write_adapters(*given, **options)
-
-    monkeypatch.setattr(export, "write_adapters", write)
-    with pytest.raises(error, match=message):
-        main([*arguments, "--output", str(tmp_path / "bad")])
-    assert not (tmp_path / "bad").exists()
+            patch.setattr(export, "write_adapters", write)
+            with pytest.raises(error, match=message):
+                main([*arguments, "--output", str(tmp_path / "bad")])
+        assert not (tmp_path / "bad").exists()
 
 
 def reloaded(base: Any, folder: Path) -> Any:
@@ -310,7 +310,7 @@ def test_layers_that_are_removed_in_part_only_are_refused(
 
 
 @pytest.mark.usefixtures("reload_here")
-@pytest.mark.parametrize(("prune", "name"), [(None, "tuned"), (SCORE, "pruned")], ids=["tuned", "pruned"])
+@pytest.mark.parametrize(("prune", "name"), [(None, "tuned"), pytest.param(SCORE, "pruned", marks=pytest.mark.slow)])
 def test_a_run_that_ends_exports_to_a_folder_of_that_name(tmp_path: Path, prune: Any, name: str) -> None:
     config = with_callback(tuning_config(tmp_path, prune=prune), {"class_path": "callbacks.ExportAtEnd"})
     if prune is not None:
