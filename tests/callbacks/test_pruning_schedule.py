@@ -247,7 +247,8 @@ def two_process_config(teacher: str, folder: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("family", ["dit", pytest.param("unet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["dit", "unet"])
 def test_more_than_eight_hand_overs_stay_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str) -> None:
     compiled = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled(module, backend="eager", fullgraph=True))

@@ -32,9 +32,9 @@ def trainer(folder: Path, **options: object) -> Trainer:
 @pytest.mark.parametrize(
     "scheduler",
     [
-        DDPMScheduler(prediction_type="epsilon"),
+        pytest.param(DDPMScheduler(prediction_type="epsilon"), marks=pytest.mark.slow),
         DDPMScheduler(prediction_type="v_prediction"),
-        FlowMatchEulerDiscreteScheduler(),
+        pytest.param(FlowMatchEulerDiscreteScheduler(), marks=pytest.mark.slow),
     ],
     ids=["epsilon", "v", "flow"],
 )
@@ -90,6 +90,7 @@ def test_parts_that_do_not_make_a_pipeline_are_refused(tmp_path: Path) -> None:
         DenoiserTraining(denoiser=tiny.unet(), noise_scheduler=DDPMScheduler(), text_encoder=str(tmp_path / "nowhere"))
 
 
+@pytest.mark.slow
 def test_a_fresh_unet_learns_captions_beside_a_frozen_text_encoder(tmp_path: Path) -> None:
     """Flat pictures whose brightness only the caption tells: it must be used, and nothing but the U-Net may change."""
     module = DenoiserTraining(

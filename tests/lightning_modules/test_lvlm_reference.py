@@ -13,6 +13,7 @@ from sparsight.evaluation.questions.task_scores import TaskScores
 from tests.tiny_tuning import tuning_config
 
 
+@pytest.mark.slow
 def test_a_reference_of_other_items_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = str(tuning_config(tmp_path))
     main(["validate", "--config", config])

@@ -74,7 +74,11 @@ def test_checkpoints_hold_what_was_trained_and_say_of_which_model(plain: Any, fo
         main(["validate", "--config", config, "--ckpt_path", str(checkpoint(plain.folder, 4))])
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.5}], ids=["full", "dropout"])
+@pytest.mark.parametrize(
+    "lora",
+    [pytest.param(None, marks=pytest.mark.slow), {"rank": 2, "alpha": 4, "dropout": 0.5}],
+    ids=["full", "dropout"],
+)
 def test_resuming_is_bitwise(folder: Path, lora: object) -> None:
     stages = [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}}

@@ -144,7 +144,7 @@ def test_the_peak_of_a_real_recomputing_step_in_half_precision_is_near_the_estim
     assert peak / estimated.total == PEAK, (peak, estimated)
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_peak_of_training_a_whole_denoiser_is_near_the_estimate(checkpointing: bool) -> None:
     denoiser, step = tiny.unet(), noised(tiny.unet(), 4)
     if checkpointing:
@@ -157,7 +157,7 @@ def test_the_peak_of_training_a_whole_denoiser_is_near_the_estimate(checkpointin
 
 
 def test_estimating_leaves_no_trace() -> None:
-    denoiser = tiny.unet()
+    denoiser = tiny.pixart()
     made = distiller(denoiser)
     denoiser.enable_gradient_checkpointing()
     before = {name: value.clone() for name, value in denoiser.state_dict().items()}
@@ -191,7 +191,7 @@ def test_the_parts_that_stand() -> None:
 
 
 def test_activations_grow_with_the_batch_and_shrink_with_checkpointing() -> None:
-    denoiser = tiny.sdxl_unet()
+    denoiser = tiny.pixart()
     distiller(denoiser)
     one, four = (estimate_memory(denoiser, objectives=["end_to_end"], batch=batch) for batch in (1, 4))
     assert four.stages["activations, batch 4, end_to_end"] == 4 * one.stages["activations, batch 1, end_to_end"]
