@@ -1,14 +1,88 @@
-"""Sparsight: replace the self-attention of pretrained diffusion models by cheaper token mixers, and distil.
+"""Sparsight: cheaper vision models by token mixers in diffusion models, and sparse tuning of image-text models.
 
-Everything that is not a plug-in lives here; the plug-ins are the top-level packages `blocks`, `datamodules`,
-`lightning_modules` and `callbacks`. Importing this package imports none of them, so `sparsight --version` is instant.
+``import sparsight`` imports nothing heavy; what it offers is imported where it is first used:
+
+    import sparsight
+    from blocks import DeltaConvBlock
+
+    module = sparsight.distill("fashion-mnist-dit", DeltaConvBlock, data, output="student")
+    pipeline = sparsight.load("student")
+
+Plug-ins are the top-level packages ``blocks``, ``datamodules``, ``lightning_modules`` and ``callbacks``.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from sparsight.common.moved import lead_old_names
 
+if TYPE_CHECKING:
+    from sparsight.command.functions import distill, evaluate, tune
+    from sparsight.diffusion.export.delta import mount
+    from sparsight.diffusion.model.load import load_pipeline as load
+    from sparsight.diffusion.surgery.plan import PlanEntry
+    from sparsight.diffusion.surgery.replace import replace, restore
+    from sparsight.diffusion.surgery.sites import SiteSelection, find_sites
+    from sparsight.diffusion.train.stages import Stage
+    from sparsight.lvlm.methods.recipe import Recipe
+    from sparsight.lvlm.model.load import load_lvlm
+    from sparsight.lvlm.surgery.remove import remove_layers
+    from sparsight.lvlm.surgery.selection import select_layers
+    from sparsight.lvlm.train.stages import TuningStage
+    from sparsight.publish.export import export
+
 __version__ = "0.1.0"
-__all__ = ["__version__"]
+__all__ = [
+    "PlanEntry",
+    "Recipe",
+    "SiteSelection",
+    "Stage",
+    "TuningStage",
+    "__version__",
+    "distill",
+    "evaluate",
+    "export",
+    "find_sites",
+    "load",
+    "load_lvlm",
+    "mount",
+    "remove_layers",
+    "replace",
+    "restore",
+    "select_layers",
+    "tune",
+]
+_AT = {  # module and name there
+    "PlanEntry": "diffusion.surgery.plan:PlanEntry",
+    "Recipe": "lvlm.methods.recipe:Recipe",
+    "SiteSelection": "diffusion.surgery.sites:SiteSelection",
+    "Stage": "diffusion.train.stages:Stage",
+    "TuningStage": "lvlm.train.stages:TuningStage",
+    "distill": "command.functions:distill",
+    "evaluate": "command.functions:evaluate",
+    "export": "publish.export:export",
+    "find_sites": "diffusion.surgery.sites:find_sites",
+    "load": "diffusion.model.load:load_pipeline",
+    "load_lvlm": "lvlm.model.load:load_lvlm",
+    "mount": "diffusion.export.delta:mount",
+    "remove_layers": "lvlm.surgery.remove:remove_layers",
+    "replace": "diffusion.surgery.replace:replace",
+    "restore": "diffusion.surgery.replace:restore",
+    "select_layers": "lvlm.surgery.selection:select_layers",
+    "tune": "command.functions:tune",
+}
 
 lead_old_names()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _AT:
+        raise AttributeError(f"module 'sparsight' has no attribute {name!r}")
+    module, _, attribute = _AT[name].partition(":")
+    return vars(import_module(f"sparsight.{module}"))[attribute]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,8 +14,12 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from transformers import PreTrainedModel
+
+from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores.table import ScoreTable
 
+QUARTER = 0.25  # of the layers, which the paper finds to be enough
 Rule = Literal["floor", "linspace", "stride_end", "midpoint"]
 Place = Literal["bottom", "lower_middle", "upper_middle", "top"]
 PRESETS = {
@@ -278,3 +282,17 @@ class TopK(CountedSelection):
         known["options"]["scores"] = Path(self.scores).name
         measured = {key: table.facts.get(key) for key in ("samples", "data_sha256")}
         return {**known, "measured": {"score": self.score, "values": table.values_of(self.score), **measured}}
+
+
+def select_layers(model: PreTrainedModel | int, rule: LayerSelection | None = None) -> list[int]:
+    """Decoder layers that a rule names, sorted and counted from 0.
+
+    Args:
+        model: An image-text model, or the depth of its decoder.
+        rule: Which; a uniform quarter if not given.
+
+    Raises:
+        ValueError: The rule does not fit this depth, or the model's decoder cannot be found.
+    """
+    depth = model if isinstance(model, int) else len(find_parts(model).layers)
+    return (rule or Uniform(ratio=QUARTER)).select(depth)

@@ -1,0 +1,134 @@
+"""What the verbs do, as functions: distil, tune and evaluate without a YAML file.
+
+They build the modules that the command builds, train them with the command's trainer, and return them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from blocks import Site, TokenMixer
+from lightning_modules import AttentionDistillation, LVLMEvaluation, SparseLayerTuning
+from sparsight.command.trainer import SparsightTrainer
+from sparsight.diffusion.surgery.plan import PlanEntry
+from sparsight.diffusion.train.stages import Stage
+from sparsight.lvlm.export.write import processor_of
+from sparsight.lvlm.surgery.selection import QUARTER, LayerSelection, Uniform
+from sparsight.lvlm.train.stages import TuningStage
+from sparsight.publish.export import check_destination, export
+
+TrainerOptions = Mapping[str, Any]
+
+
+def distill(
+    teacher: str,
+    mixer: Callable[[Site], TokenMixer] | Sequence[PlanEntry],
+    data: LightningDataModule,
+    *,
+    stages: Sequence[Stage] = (Stage("layerwise", 2000, lr=1e-3), Stage("end_to_end", 4000, lr=1e-4)),
+    output: str | Path | None = None,
+    trainer: TrainerOptions | None = None,
+    **options: Any,
+) -> AttentionDistillation:
+    """Distil a diffusion model's self-attention into token mixers, as ``sparsight fit`` does.
+
+    Args:
+        teacher: Diffusers pipeline: a folder, a shipped model's name or a hub id.
+        mixer: Makes a mixer for a site, such as ``DeltaConvBlock`` or ``functools.partial(DeltaConvBlock,
+            kernel_size=5)``; or a plan of several.
+        data: What it is trained on, such as an ``ImageDataModule``.
+        stages: Layer by layer, then as a whole, unless given.
+        output: Folder for the exported student; nothing is exported if not given.
+        trainer: Options of Lightning's Trainer, such as ``{"devices": 2, "precision": "bf16-mixed"}``.
+        options: Of :class:`~lightning_modules.AttentionDistillation`, such as ``sites`` and ``guidance_scale``.
+
+    Returns:
+        The module with teacher and student; ``module.denoiser`` draws as the student.
+
+    Raises:
+        ConfigurationError: Teacher, mixer and data do not fit each other.
+        ValueError: ``output`` exists already, or an option is out of range.
+    """
+    factory = {"plan": mixer} if isinstance(mixer, Sequence) else {"mixer": mixer}
+    module = AttentionDistillation(teacher, stages=stages, **factory, **options)
+    _train(module, data, output=output, trainer=trainer)
+    return module
+
+
+def tune(
+    base: str,
+    data: LightningDataModule,
+    *,
+    layers: LayerSelection | None = None,
+    stages: Sequence[TuningStage] = (TuningStage(1000),),
+    output: str | Path | None = None,
+    trainer: TrainerOptions | None = None,
+    **options: Any,
+) -> SparseLayerTuning:
+    """Tune a sparse set of an image-text model's decoder layers, as ``sparsight fit`` does.
+
+    Args:
+        base: The model: a folder or a hub id.
+        data: Conversations, such as an ``InstructionDataModule``.
+        layers: Which are tuned; a uniform quarter if not given.
+        stages: One of 1 000 steps unless given.
+        output: Folder for the exported model; nothing is exported if not given.
+        trainer: Options of Lightning's Trainer.
+        options: Of :class:`~lightning_modules.SparseLayerTuning`, such as ``lora``, ``prune`` and ``dtype``.
+
+    Returns:
+        The module; ``module.model`` is transformers' model.
+
+    Raises:
+        ConfigurationError: Model, layers and data do not fit each other.
+        ValueError: ``output`` exists already, or an option is out of range.
+    """
+    module = SparseLayerTuning(base, stages=stages, layers=layers or Uniform(ratio=QUARTER), **options)
+    _train(module, data, output=output, trainer=trainer)
+    return module
+
+
+def evaluate(
+    model: LightningModule | str,
+    data: LightningDataModule,
+    *,
+    split: str = "val",
+    trainer: TrainerOptions | None = None,
+    **options: Any,
+) -> dict[str, float]:
+    """Metrics on validation or test data, as ``sparsight validate`` and ``sparsight test`` give them.
+
+    Args:
+        model: A module of this package, or an image-text model's folder or hub id.
+        data: Has the data.
+        split: ``val`` or ``test``.
+        trainer: Options of Lightning's Trainer, callbacks such as ``GenerationMetrics`` among them.
+        options: Of :class:`~lightning_modules.LVLMEvaluation`, where ``model`` is a name.
+
+    Returns:
+        Values by name, such as ``val/output_relative_l2``.
+
+    Raises:
+        ValueError: The split has another name.
+    """
+    if split not in ("val", "test"):
+        raise ValueError(f"split is {split!r}; allowed: val, test")
+    module = LVLMEvaluation(model, **options) if isinstance(model, str) else model
+    made = SparsightTrainer(**{"logger": False, "enable_checkpointing": False} | dict(trainer or {}))
+    run = made.validate if split == "val" else made.test
+    return {name: float(value) for result in run(module, data, verbose=False) for name, value in result.items()}
+
+
+def _train(
+    module: Any, data: LightningDataModule, *, output: str | Path | None, trainer: TrainerOptions | None
+) -> None:
+    if output is not None:
+        check_destination(output, overwrite=False)
+    options: dict[str, Any] = {"max_epochs": -1, "default_root_dir": "runs"} | dict(trainer or {})
+    SparsightTrainer(**options).fit(module, datamodule=data)
+    if output is not None:
+        export(module, output, processor=processor_of(data))

@@ -1,0 +1,75 @@
+"""What ``import sparsight`` offers, used as its documentation shows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import sparsight
+from blocks import DeltaConvBlock, SoftmaxAttention
+from tests import tiny
+from tests.tiny_lvlm import tiny_lvlm
+
+QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+
+
+def test_every_name_is_there_and_documented_and_none_is_imported_before() -> None:
+    for name in sparsight.__all__:
+        found = getattr(sparsight, name)
+        assert name == "__version__" or (found.__doc__ and len(found.__doc__) > 40), name
+        assert name in dir(sparsight)
+    with pytest.raises(AttributeError, match="has no attribute 'distil'"):
+        _ = sparsight.distil  # type: ignore[attr-defined]
+    script = "import sys, sparsight; assert not {'torch', 'lightning', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_a_student_is_distilled_evaluated_exported_and_loaded(tmp_path: Path) -> None:
+    teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
+    data = tiny.image_data(tmp_path)
+    stages = [sparsight.Stage("layerwise", 2, warmup_steps=1), sparsight.Stage("end_to_end", 2, warmup_steps=1)]
+    trainer = QUIET | {"default_root_dir": str(tmp_path), "enable_checkpointing": False}
+    mixer = partial(DeltaConvBlock, kernel_size=3)
+    options: dict[str, Any] = {"stages": stages, "trainer": trainer, "sample_steps": 2, "init_samples": 0}
+    with pytest.raises(ValueError, match="exists"):
+        sparsight.distill(teacher, mixer, data, output=tmp_path, **options)
+    module = sparsight.distill(teacher, mixer, data, output=tmp_path / "student", **options)
+    assert module.trainer.global_step == 4
+    found = sparsight.evaluate(module, data, trainer=QUIET)
+    assert 0 < found["val/output_relative_l2"] < 10
+    pipeline = sparsight.load(str(tmp_path / "student"))
+    assert sum(p.numel() for p in pipeline.transformer.parameters()) > 0
+    with pytest.raises(ValueError, match="split is 'train'; allowed: val, test"):
+        sparsight.evaluate(module, data, split="train")
+
+
+def test_surgery_by_hand() -> None:
+    denoiser = tiny.dit()
+    inputs = {
+        "hidden_states": torch.randn(1, 1, 8, 8),
+        "timestep": torch.tensor([3]),
+        "class_labels": torch.tensor([1]),
+    }
+    with torch.no_grad():
+        before = denoiser(**inputs).sample
+        sites = sparsight.find_sites(denoiser)
+        plan = [sparsight.PlanEntry(sparsight.SiteSelection([sites[0].path]), SoftmaxAttention)]
+        shells = sparsight.replace(denoiser, plan)
+        assert list(shells) == [sites[0].path]
+        sparsight.restore(denoiser)
+        assert torch.equal(denoiser(**inputs).sample, before)
+
+
+def test_layers_are_selected_and_removed() -> None:
+    model = tiny_lvlm("llava")
+    depth = model.config.text_config.num_hidden_layers
+    chosen = sparsight.select_layers(model)
+    assert chosen == sparsight.select_layers(depth) and 0 < len(chosen) < depth
+    left = sparsight.remove_layers(model, [depth - 1])
+    assert model.config.text_config.num_hidden_layers == depth - 1 == len(left)
