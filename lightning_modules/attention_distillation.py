@@ -24,7 +24,7 @@ from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.hashes import state_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.training.processes import gathered, process_count
-from sparsight.common.training.sharding import is_sharded
+from sparsight.common.training.sharding import is_sharded, own_class
 from sparsight.common.training.stage_clock import StageClock
 from sparsight.diffusion.measure.report import COSTS, replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
@@ -155,7 +155,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         if self.has_learned:
             return None
         computing = [shell.as_student().mixer for shell in self.shells.values() if shell.handed_over]
-        kinds = sorted({type(mixer).__name__ for mixer in computing if not is_training_free(mixer)})
+        kinds = sorted({own_class(mixer).__name__ for mixer in computing if not is_training_free(mixer)})
         return f"the student is untrained: no optimiser step has changed its {' and '.join(kinds)}" if kinds else None
 
     def train(self, mode: bool = True) -> AttentionDistillation:
@@ -237,7 +237,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
             ConfigurationError: No mixer has anything to train.
         """
         if self.trainer.state.fn == TrainerFn.FITTING and not self._trained:
-            kinds = ", ".join(sorted({type(shell.mixer).__name__ for shell in self.shells.values()}))
+            kinds = ", ".join(sorted({own_class(shell.mixer).__name__ for shell in self.shells.values()}))
             raise ConfigurationError(
                 f"{kinds} has no parameters, so nothing is trained: set model.train_projections to true to train "
                 "copies of the projections around it, or use it as it is (validate, predict, benchmark, export)"

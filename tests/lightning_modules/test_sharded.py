@@ -1,4 +1,4 @@
-"""FSDP2 on two CPU processes: the weights of one process, checkpoints that resume, mixers that know their teacher."""
+"""Two CPU processes, FSDP2 and DDP: the weights of one, checkpoints that resume, mixers that know their teacher."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from sparsight.command.cli import main
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.train.sharding import shard
+from tests import tiny
 from tests.tiny_distillation import distillation_config
 from tests.tiny_processes import run_command
 
@@ -27,7 +28,7 @@ def strategy(**options: Any) -> dict[str, Any]:
 WHOLE_FILES = strategy(save_distributed_checkpoint=False)
 
 
-def config_of(folder: Path, mixer: dict[str, Any], **model: Any) -> Path:
+def config_of(folder: Path, mixer: dict[str, Any] | None, **model: Any) -> Path:
     stages = [{"objective": o, "steps": 2, "lr": 0.1, "warmup_steps": 1} for o in ("layerwise", "end_to_end")]
     # no Adam, which turns the rounding of a tiny gradient into a whole step; Lightning cannot load an empty state
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.5}}
@@ -68,21 +69,41 @@ CONV = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3, "scales"
 WINDOW = {"class_path": "NeighborhoodAttention", "init_args": {"kernel_size": 3}}
 
 
+TILES = {"class_path": "TileAttention", "init_args": {"tile": 2}}
+FAR = {"class_path": "PooledAttention", "init_args": {"tile": 2, "without_own": True}}
+MERGED = {"class_path": "Merge", "init_args": {"parts": [TILES, FAR], "balance_penalty": 0.1}}
+PLAN = [
+    {"sites": "*.0.attn1", "mixer": MERGED},
+    {"sites": "*.1.attn1", "mixer": {"class_path": "HeadSplit", "init_args": {"parts": [MERGED, WINDOW]}}},
+    {"sites": "*", "mixer": CONV},
+]
+MODELS: dict[str, dict[str, Any]] = {
+    "plan": {"mixer": None, "plan": PLAN, "train_projections": True},
+    "delta_conv": {"mixer": CONV},
+    "own_projections": {"mixer": WINDOW, "train_projections": True},
+}
+
+
 @pytest.mark.parametrize(
-    "mixer", [CONV, pytest.param(WINDOW, marks=pytest.mark.slow)], ids=["delta_conv", "own_projections"]
+    ("model", "split_by"),
+    [
+        ("plan", WHOLE_FILES),
+        pytest.param("plan", "ddp", marks=pytest.mark.slow),
+        pytest.param("delta_conv", WHOLE_FILES, marks=pytest.mark.slow),
+        pytest.param("own_projections", WHOLE_FILES, marks=pytest.mark.slow),
+    ],
+    ids=["plan", "plan_ddp", "delta_conv", "own_projections"],
 )
 @pytest.mark.usefixtures("reload_here")
-def test_sharded_training_is_that_of_one_process_and_resumes(tmp_path: Path, mixer: dict[str, Any]) -> None:
-    config = config_of(tmp_path, mixer, train_projections=mixer is WINDOW)
+def test_split_training_is_that_of_one_process_and_resumes(tmp_path: Path, model: str, split_by: object) -> None:
+    tiny.save_pixel_pipeline(tmp_path / "teacher", num_layers=3 if model == "plan" else 2)
+    config = config_of(tmp_path, **MODELS[model])
     alone, split, resumed = tmp_path / "alone", tmp_path / "split", tmp_path / "resumed"
     fit(config, alone, processes=1, strategy="auto")
-    fit(config, split, processes=2, strategy=WHOLE_FILES)
-    whole = [split]
-    if mixer is WINDOW:  # once: other mixers resume the same way
-        fit(config, resumed, processes=2, strategy=WHOLE_FILES, resume=checkpoint(split, 1))
-        whole.append(resumed)
+    fit(config, split, processes=2, strategy=split_by)
+    fit(config, resumed, processes=2, strategy=split_by, resume=checkpoint(split, 1))
     wanted = torch.load(checkpoint(alone, 4), weights_only=True)
-    for root in whole:
+    for root in (split, resumed):
         got = torch.load(checkpoint(root, 4), weights_only=True)
         assert got["state_dict"].keys() == wanted["state_dict"].keys()
         for name, value in wanted["state_dict"].items():

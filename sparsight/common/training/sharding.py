@@ -5,15 +5,20 @@ Lightning's ModelParallelStrategy asks a module to do this itself, in ``configur
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.func import functional_call
 
 from sparsight.common.errors import ConfigurationError
+
+M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 def shard_parts(model: nn.Module, parts: Iterable[nn.Module], mesh: DeviceMesh) -> None:
@@ -52,6 +57,11 @@ def split_again(module: nn.Module) -> None:
             part.reshard()
 
 
+def own_class(module: M) -> type[M]:
+    """The class that a module was made of, which FSDP2 derives one of its own from."""
+    return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether a module's parameters are split."""
     return any(isinstance(parameter, DTensor) for parameter in module.parameters())
@@ -60,6 +70,28 @@ def is_sharded(module: nn.Module) -> bool:
 def whole(tensor: Tensor) -> Tensor:
     """The whole of a tensor that may be split; every process must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def on_whole(module: M, function: Callable[[M], T]) -> T:
+    """What a function makes of a module whose parameters are whole while it looks; gradients reach the split ones.
+
+    Every process must ask. Beside a forward pass, arithmetic on split parameters would leave gradients that are split
+    in another way.
+    """
+    if not is_sharded(module):
+        return function(module)
+    wrapped = _Looking(module, function)
+    found: T = functional_call(wrapped, {name: whole(p) for name, p in wrapped.named_parameters()}, ())
+    return found
+
+
+class _Looking(nn.Module):
+    def __init__(self, module: nn.Module, function: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.module, self.function = module, function
+
+    def forward(self) -> Any:
+        return self.function(self.module)
 
 
 @torch.no_grad()

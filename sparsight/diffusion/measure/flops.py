@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.base import CoreMixer, Grid, Site, TokenMixer
+from sparsight.common.training.sharding import own_class
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.surgery.replace import finalize, replace
 from sparsight.diffusion.surgery.sites import SiteSelection, meta_twin, students
@@ -75,7 +76,7 @@ def meta_student(denoiser: nn.Module) -> Any:
 
 
 def _twin_of(mixer: TokenMixer) -> TokenMixer:
-    return type(mixer)(mixer.site, **mixer.options)
+    return own_class(mixer)(mixer.site, **mixer.options)
 
 
 def _count(twin: nn.Module, size: tuple[int, int] | None, batch: int) -> FlopCounterMode:

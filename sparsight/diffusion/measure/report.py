@@ -12,6 +12,7 @@ from torch import nn
 
 from blocks.base import Grid, TokenMixer
 from sparsight.common.tables import csv_text, format_table, json_text, short
+from sparsight.common.training.sharding import own_class
 from sparsight.diffusion.measure.flops import COUNTED, attention_flops, count_flops, meta_student, mixer_flops
 from sparsight.diffusion.surgery.sites import find_sites, meta_twin, probe_grids, students
 
@@ -142,7 +143,7 @@ def replacement_report(denoiser: nn.Module, *, size: tuple[int, int] | None = No
             channels=before[path].channels,
             height=grids[path].height,
             width=grids[path].width,
-            mixer=type(module.mixer).__name__,
+            mixer=own_class(module.mixer).__name__,
             parameters_before=_parameters(teacher.get_submodule(path)),
             parameters_after=_parameters(student.get_submodule(path)),
             flops_before=attention_flops(before[path], grids[path]),

@@ -11,6 +11,7 @@ from torch import nn
 
 import blocks
 from blocks.base import TokenMixer
+from sparsight.common.training.sharding import own_class
 from sparsight.diffusion.surgery.sites import students
 
 OURS = blocks.__name__
@@ -20,7 +21,7 @@ HOME = Path(str(blocks.__file__)).resolve().parent
 def mixer_kinds(denoiser: nn.Module) -> set[type[TokenMixer]]:
     """Classes of the mixers in a denoiser, and of the parts that they are made of."""
     inside = (module for student in students(denoiser).values() for module in student.mixer.modules())
-    return {type(module) for module in inside if isinstance(module, TokenMixer)}
+    return {own_class(module) for module in inside if isinstance(module, TokenMixer)}
 
 
 def mixer_class(path: Any, *, trust_remote_code: bool = False) -> type[TokenMixer]:

@@ -12,6 +12,7 @@ from torch import nn
 
 from blocks.base import Grid, Site, TokenMixer
 from sparsight.common.formats import check_format
+from sparsight.common.training.sharding import own_class
 from sparsight.diffusion.surgery.known_mixers import mixer_class
 from sparsight.diffusion.surgery.replace import finalize, replace
 from sparsight.diffusion.surgery.sites import SiteSelection, students
@@ -83,8 +84,9 @@ def _in_words(entry: Mapping[str, Any] | None) -> str:
 
 
 def _describe(mixer: TokenMixer) -> dict[str, Any]:
+    kind = own_class(mixer)
     return {
-        "class_path": f"{type(mixer).__module__}.{type(mixer).__qualname__}",
+        "class_path": f"{kind.__module__}.{kind.__qualname__}",
         "options": _plain(mixer.options),
         "site": asdict(mixer.site) | {"grid": mixer.site.grid.named},
     }

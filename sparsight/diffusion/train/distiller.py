@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from blocks.base import TokenMixer
 from sparsight.common.training.processes import averaged
-from sparsight.common.training.sharding import whole
+from sparsight.common.training.sharding import on_whole
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.surgery.replace import set_mode
@@ -99,7 +99,9 @@ class Distiller:
     def _auxiliary(self) -> dict[str, Tensor]:
         """The mean over sites of what their mixers, and the parts of these, add to the loss; nothing if none does."""
         found = {
-            path: torch.stack(losses).sum() for path, shell in self.shells.items() if (losses := _auxiliary_of(shell))
+            path: torch.stack(losses).sum()
+            for path, shell in self.shells.items()
+            if (losses := on_whole(shell.mixer, _auxiliary_losses))
         }
         return {"auxiliary": self._weighted(found, mean=True)} if found else {}
 
@@ -133,6 +135,7 @@ class Distiller:
         return total / sum(self.weights.values()) if mean else total
 
 
-def _auxiliary_of(shell: Shell) -> list[Tensor]:
-    parts = (part for part in shell.mixer.modules() if isinstance(part, TokenMixer))
-    return [whole(loss) for part in parts if (loss := part.auxiliary_loss()) is not None]
+def _auxiliary_losses(mixer: nn.Module) -> list[Tensor]:
+    """Of a mixer and of the parts that it is made of."""
+    parts = (part for part in mixer.modules() if isinstance(part, TokenMixer))
+    return [loss for part in parts if (loss := part.auxiliary_loss()) is not None]

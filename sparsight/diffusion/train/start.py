@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from blocks.base import AttentionWeights, SiteSamples
-from sparsight.common.training.sharding import fill, is_sharded, whole
+from sparsight.common.training.sharding import fill, is_sharded, own_class, whole
 from sparsight.diffusion.surgery.replace import attention_weights
 from sparsight.diffusion.surgery.shell import Shell
 
@@ -30,7 +30,7 @@ def start_from_teacher(shell: Shell, samples: Sequence[SiteSamples]) -> None:
         out_bias=None if weights.out_bias is None else whole(weights.out_bias),
         scale=weights.scale,
     )
-    twin = type(mixer)(mixer.site, **mixer.options).to(weights.query.device)
+    twin = own_class(mixer)(mixer.site, **mixer.options).to(weights.query.device)
     for name, parameter in twin.state_dict().items():
         parameter.copy_(whole(mixer.state_dict()[name]))
     twin.init_from_teacher(weights, samples)
