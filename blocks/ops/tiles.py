@@ -36,7 +36,7 @@ def tile_sides(tile: int | tuple[int, ...], grid: Grid) -> tuple[int, ...]:
 
 def tile_count(sides: tuple[int, ...], grid: Grid) -> int:
     """Number of tiles T."""
-    return math.prod(-(-size // side) for side, size in zip(sides, grid.sizes, strict=True))
+    return math.prod([-(-size // side) for side, size in zip(sides, grid.sizes, strict=True)])
 
 
 def whole_tiles(sides: tuple[int, ...], grid: Grid) -> Grid:
