@@ -59,7 +59,8 @@ def split_again(module: nn.Module) -> None:
 
 def own_class(module: M) -> type[M]:
     """The class that a module was made of, which FSDP2 derives one of its own from."""
-    return next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
+    own: Any = next(kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule))
+    return own
 
 
 def is_sharded(module: nn.Module) -> bool:
