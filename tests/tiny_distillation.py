@@ -37,7 +37,12 @@ def distillation_config(folder: Path, **model: Any) -> Path:
     records = {"class_path": "IdxRecords", "init_args": {"images": str(images), "labels": str(labels)}}
     stage = {"objective": "layerwise", "steps": 2, "warmup_steps": 1}
     config = {
-        "trainer": {"accelerator": "cpu", "default_root_dir": str(folder / "runs"), "enable_progress_bar": False},
+        "trainer": {
+            "accelerator": "cpu",
+            "default_root_dir": str(folder / "runs"),
+            "enable_progress_bar": False,
+            "enable_model_summary": False,  # with it comes an estimate of memory, which takes as long as the run
+        },
         "model": {
             "class_path": "AttentionDistillation",
             "init_args": {

@@ -9,6 +9,7 @@ Shape legend: N tokens of a site, C its channels, h heads, d channels of a head.
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blocks.base import CoreMixer, Grid, Site, TokenMixer
 from sparsight.common.training.sharding import own_class
-from sparsight.diffusion.families.known import example_inputs
+from sparsight.diffusion.families.known import example_inputs, plain_class
 from sparsight.diffusion.surgery.replace import finalize, replace
 from sparsight.diffusion.surgery.sites import SiteSelection, meta_twin, students
 
@@ -44,18 +45,31 @@ def mixer_flops(mixer: TokenMixer, grid: Grid) -> int:
     return kept + mixer.flops(grid)
 
 
-def count_flops(denoiser: nn.Module, *, size: tuple[int, int] | None = None, batch: int = 1) -> int:
+_counted: dict[tuple[object, ...], int] = {}  # a pass takes seconds at real size, and a run asks several times
+
+
+def count_flops(denoiser: Any, *, size: tuple[int, int] | None = None, batch: int = 1) -> int:
     """FLOPs of one forward pass, counted by torch: see :data:`COUNTED`.
 
     Where mixers stand in the denoiser, they are counted, not the teachers beside them; the untouched denoiser's number
-    is ``count_flops(meta_twin(denoiser))``. Text has 77 tokens for UNets and 300 for PixArt.
+    is ``count_flops(meta_twin(denoiser))``. Text has 77 tokens for UNets and 300 for PixArt. What settles the number is
+    counted once: class, configuration, mixers with their options, size and batch.
 
     Args:
         denoiser: A UNet2DConditionModel, DiTTransformer2DModel or PixArtTransformer2DModel, on any device.
         size: Height and width in model space; the config's ``sample_size`` if not given.
         batch: Samples.
     """
-    return _count(meta_student(denoiser), size, batch).get_total_flops()
+    mixers = {path: student.mixer for path, student in students(denoiser).items()}
+    kinds = tuple((path, own_class(mixer), _as_key(mixer.options)) for path, mixer in mixers.items())
+    key = (plain_class(denoiser), _as_key(dict(denoiser.config)), kinds, size, batch)
+    if key not in _counted:
+        _counted[key] = _count(meta_student(denoiser), size, batch).get_total_flops()
+    return _counted[key]
+
+
+def _as_key(options: dict[str, Any]) -> str:
+    return json.dumps(options, sort_keys=True, default=str)
 
 
 def count_site_flops(denoiser: nn.Module, *, size: tuple[int, int] | None = None, batch: int = 1) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache, partial
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 
 from blocks import DeltaConvBlock, Grid, Merge, NeighborhoodAttention, PooledAttention, SoftmaxAttention, TileAttention
 from sparsight.diffusion.families.known import published
+from sparsight.diffusion.measure import flops
 from sparsight.diffusion.measure.flops import attention_flops, count_flops, count_site_flops, mixer_flops
 from sparsight.diffusion.surgery.replace import replace
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, meta_twin, probe_grids, students
@@ -91,3 +93,26 @@ def test_a_student_is_counted_without_its_teachers() -> None:
     before = count_flops(denoiser)
     replace(denoiser, partial(DeltaConvBlock, kernel_size=3))
     assert count_flops(denoiser) < before == count_flops(meta_twin(denoiser))
+
+
+def test_a_number_is_counted_once_for_all_that_settles_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def student(mixer: Any, **options: Any) -> Any:
+        denoiser = tiny.dit(**options)
+        replace(denoiser, mixer)
+        return denoiser
+
+    passes: list[int] = []
+    count = flops._count
+    monkeypatch.setattr(flops, "_counted", {})
+    monkeypatch.setattr(flops, "_count", lambda *given: (passes.append(1), count(*given))[1])
+    small = partial(DeltaConvBlock, kernel_size=3)
+    plain = tiny.dit()
+    found = [count_flops(each) for each in (plain, student(small), tiny.dit(), student(small))]
+    assert found[:2] == found[2:] and found[0] != found[1] and len(passes) == 2
+    others = (
+        student(partial(DeltaConvBlock, kernel_size=5)),
+        student(partial(DeltaConvBlock, kernel_size=3, scales=[1])),
+        student(small, num_layers=3),
+    )
+    assert len({*found, *map(count_flops, others)}) == 5 and len(passes) == 5
+    assert count_flops(plain, batch=2) == 2 * found[0] < 2 * count_flops(plain, size=(16, 16)) and len(passes) == 7
