@@ -25,13 +25,16 @@ import torch
 from torch import Tensor
 
 from sparsight.command.cli import main as sparsight
+from sparsight.common.disk.files import write_text
 from sparsight.common.measure.environment import environment
-from sparsight.common.tables import format_table, short
+from sparsight.common.tables import format_table, json_text, short
 from sparsight.diffusion.measure.benchmark import Settings, benchmark_sites
 from sparsight.diffusion.measure.report import replacement_report
 from sparsight.diffusion.measure.rows import table
 from sparsight.diffusion.surgery.record import mixer_from, record_of
 from sparsight.evaluation.images import EfficientNetLite0Features, KernelDistance, Samples, TeacherError, in_batches
+from sparsight.report.page import write_page
+from sparsight.report.read import read_run
 
 CLASSES = 10
 REFERENCE_SEED = 1  # the teacher's other samples, which all three are compared with
@@ -120,6 +123,19 @@ def summary(module: Any, rows: list[dict[str, Any]], count: int) -> str:
     )
 
 
+def as_metrics(rows: list[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Quality as metrics with their protocols, for the run's page."""
+    found = []
+    for row in rows[1:]:  # the teacher is what they are compared with
+        images = f"{count} images, one seed"
+        distance = {"name": f"{row['name']}: distance to the teacher", "value": row["distance"]}
+        found.append(distance | {"protocol": f"root mean square of pixels in [0, 1], same seeds; {images}"})
+        spread = f"+- {1000 * row['kid_std']:.0f} over subsets"
+        kernel = {"name": f"{row['name']}: KID x 1000", "value": 1000 * row["kid"]}
+        found.append(kernel | {"protocol": f"{spread}; EfficientNet-Lite0 at 112 px; {images}"})
+    return found
+
+
 def main() -> None:
     """Run everything and say where it is."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,12 +167,16 @@ def main() -> None:
     }
     (arguments.output / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     print("\n" + text)
+    log = Path(cli.trainer.log_dir)
+    write_text(log / "metrics" / "quickstart.json", json_text(as_metrics(rows, arguments.samples)))
+    page = write_page([read_run(log, name="quickstart")], arguments.output / "report.html")
     student = arguments.output / "student"
     print(
         f"""
 Done in {time.perf_counter() - start:.0f} s. Here it is:
   {arguments.output / "side_by_side.png"}   teacher and student from the same seeds
   {arguments.output / "table.txt"}, results.json   the figures above
+  {page}   the run as a page, to open in a browser: figures, samples, curves, errors of sites
   {student}   the exported student; its README.md says how to load it with diffusers alone
 
 Next:
