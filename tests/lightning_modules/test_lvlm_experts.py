@@ -51,6 +51,7 @@ def compare(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
 def test_recomputed_layers_train_as_others(alone: tuple[Path, dict[str, Tensor]]) -> None:
     folder, wanted = alone
     config = config_of(folder, gradient_checkpointing=True)
