@@ -18,6 +18,7 @@ from blocks.ops.partial import Partial, attend
 from blocks.ops.tiles import (
     checked_tile,
     from_tiles,
+    has_rest,
     tile_count,
     tile_of_token,
     tile_sides,
@@ -79,6 +80,4 @@ class TileAttention(SoftmaxMixer):
     @staticmethod
     def _padding(sides: tuple[int, ...], grid: Grid, device: torch.device) -> Tensor | None:
         """Which keys of a tile are tokens, (T, 1, t); none if all are."""
-        if all(size % side == 0 for side, size in zip(sides, grid.sizes, strict=True)):
-            return None
-        return tokens_in_tiles(sides, grid, device)[:, None]
+        return tokens_in_tiles(sides, grid, device)[:, None] if has_rest(sides, grid) else None

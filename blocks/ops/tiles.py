@@ -44,6 +44,11 @@ def whole_tiles(sides: tuple[int, ...], grid: Grid) -> Grid:
     return Grid(*(-(-size // side) * side for side, size in zip(sides, grid.sizes, strict=True)))
 
 
+def has_rest(sides: tuple[int, ...], grid: Grid) -> bool:
+    """Whether tiles at the far borders are cut off; compiled code takes them to be, and serves all grids alike."""
+    return torch.compiler.is_compiling() or any(size % side for side, size in zip(sides, grid.sizes, strict=True))
+
+
 def to_tiles(x_BhNd: Tensor, sides: tuple[int, ...], grid: Grid) -> Tensor:
     """Tokens (B, h, N, d) by tiles (B, h, T, t, d), zero where there is no token."""
     padded = [-size % side for side, size in zip(sides, grid.sizes, strict=True)]
@@ -52,7 +57,7 @@ def to_tiles(x_BhNd: Tensor, sides: tuple[int, ...], grid: Grid) -> Tensor:
     for axis, side in enumerate(sides):
         image = image.unflatten(2 + 2 * axis, (-1, side))
     order = (0, 1, *(2 + 2 * axis for axis in range(axes)), *(3 + 2 * axis for axis in range(axes)), 2 + 2 * axes)
-    return image.permute(order).flatten(2 + axes, 1 + 2 * axes).flatten(2, 1 + axes)
+    return _packed(image.permute(order)).flatten(2 + axes, 1 + 2 * axes).flatten(2, 1 + axes)
 
 
 def from_tiles(x_BhTtd: Tensor, sides: tuple[int, ...], grid: Grid) -> Tensor:
@@ -61,10 +66,17 @@ def from_tiles(x_BhTtd: Tensor, sides: tuple[int, ...], grid: Grid) -> Tensor:
     counts = [-(-size // side) for side, size in zip(sides, grid.sizes, strict=True)]
     image = x_BhTtd.unflatten(3, sides).unflatten(2, counts)
     order = (0, 1, *(2 + axis + part * axes for axis in range(axes) for part in range(2)), 2 + 2 * axes)
-    image = image.permute(order)
+    image = _packed(image.permute(order))
+    for axis in range(axes):
+        image = image.flatten(2 + axis, 3 + axis)
     for axis, size in enumerate(grid.sizes):
-        image = image.flatten(2 + axis, 3 + axis).narrow(2 + axis, 0, size)
-    return image.flatten(2, 1 + axes)
+        image = image.narrow(2 + axis, 0, size)
+    return _packed(image).flatten(2, 1 + axes)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """A copy in one piece where code is compiled: whether a view would do depends on the grid, and is a graph each."""
+    return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
 
 
 def tokens_in_tiles(sides: tuple[int, ...], grid: Grid, device: torch.device | None = None) -> Tensor:
