@@ -12,6 +12,8 @@ from sparsight.common.tables import measured
 WIDTH, HEIGHT = 360, 190
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 10, 10, 26  # pixels around the plot
 _RATIO = 50  # of largest to smallest value, above which the axis is logarithmic
+_MOST_TICKS = 4.01  # and not a rounding less
+_CLOSE = 0.05  # of the largest tick, which three digits no longer show
 _MOST_POINTS = 400  # of a curve, which is thinned out
 
 
@@ -30,11 +32,12 @@ def line_chart(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:
     across = _scale(min(xs), max(xs), _LEFT, WIDTH - _RIGHT)
     up = _scale(_log(min(ys), logarithmic), _log(max(ys), logarithmic), HEIGHT - _BOTTOM, _TOP)
     parts = []
-    for value in _ticks(min(ys), max(ys), logarithmic):
+    ticks = _ticks(min(ys), max(ys), logarithmic)
+    for value, label in zip(ticks, _labels(ticks), strict=True):
         y = up(_log(value, logarithmic))
         parts.append(
             f'<line class="rule" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
-            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{measured(value)}</text>'
+            f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
         )
     for value in sorted({min(xs), max(xs)}):
         anchor = "start" if value == min(xs) != max(xs) else "end"
@@ -87,9 +90,15 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
         powers = [10.0**n for n in range(math.ceil(math.log10(low)), math.floor(math.log10(high)) + 1)]
         return powers if len(powers) > 1 else [low, high]
     step = 10 ** math.floor(math.log10((high - low) / 2))
-    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= 4)
-    first = math.ceil(low / step)
-    return [n * step for n in range(first, math.floor(high / step) + 1)] or [low, high]
+    step *= next(factor for factor in (1, 2, 5, 10) if (high - low) / (step * factor) <= _MOST_TICKS)
+    ticks = [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    return ticks if len(ticks) > 1 else [low, high]
+
+
+def _labels(ticks: Sequence[float]) -> list[str]:
+    """Ticks in three digits, or in six where they are close to each other."""
+    close = max(ticks) - min(ticks) < _CLOSE * max(map(abs, ticks))
+    return [f"{tick:.6g}" if close else measured(tick) for tick in ticks]
 
 
 def _thinned(curve: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:

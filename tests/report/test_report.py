@@ -166,6 +166,8 @@ def test_charts_take_any_values() -> None:
         Reader(line_chart({"a": curve, "empty": []}))
     numbers = [float(y) for y in re.findall(r"[\d.]+,([\d.]+)", line_chart({"a": [(0, 1.0), (1, 100.0), (2, 1e4)]}))]
     assert numbers[0] - numbers[1] == pytest.approx(numbers[1] - numbers[2], abs=0.2), "the axis is not logarithmic"
+    near = line_chart({"a": [(0, 0.4401), (1, 0.4409)]})
+    assert re.findall(r'text-anchor="end">([\d.]+)<', near) == ["0.4402", "0.4404", "0.4406", "0.4408"]
     Reader(site_map({"a": float("inf"), "b": 0.0, HOSTILE: 1.0}))
     Reader(site_map({}))
 
