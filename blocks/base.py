@@ -10,11 +10,12 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 AXES = ("frames", "height", "width")
@@ -70,6 +71,25 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where an image's tokens stand in an attention's sequence: behind ``before`` others, in front of ``after``."""
+
+    grid: Grid
+    before: int = 0
+    after: int = 0
+
+    @property
+    def others(self) -> int:
+        """Number of tokens that are not the image's."""
+        return self.before + self.after
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens before the image, its own, and those after it, of (B, h, tokens, d)."""
+        before, image, after = x.split([self.before, self.grid.tokens, self.after], 2)
+        return before, image, after
+
+
+@dataclass(frozen=True)
 class Site:
     """Where a mixer stands: one self-attention of a denoiser.
 
@@ -79,6 +99,7 @@ class Site:
         heads: Number of attention heads h.
         head_dim: Channels d of each head.
         grid: Tokens at the size that the denoiser was made for (its config's ``sample_size``).
+        text: Where tokens of text stand in the attention's sequence, of a *joint* site; ``None`` where there are none.
     """
 
     path: str
@@ -86,13 +107,30 @@ class Site:
     heads: int
     head_dim: int
     grid: Grid
+    text: Literal["before", "after"] | None = None
+
+    def layout(self, grid: Grid, tokens: int) -> Layout:
+        """Layout of a sequence of so many tokens, in which the image's fill the grid.
+
+        Raises:
+            ValueError: The image's alone are more, or there are others, and the site is not joint.
+        """
+        others = tokens - grid.tokens
+        if others < 0 or (others and self.text is None):
+            raise ValueError(
+                f"{self.path} got {tokens} tokens for a grid of {grid}; was it recomputed after a forward at another "
+                "size?"
+            )
+        return Layout(grid, before=others) if self.text == "before" else Layout(grid, after=others)
 
 
 @dataclass(frozen=True)
 class AttentionWeights:
     """A teacher attention's projections as plain tensors; biases are ``None`` where it has none.
 
-    ``query``, ``key`` and ``value`` are (h*d, C), ``out`` is (C, h*d); ``scale`` multiplies the logits.
+    ``query``, ``key`` and ``value`` are (h*d, C), ``out`` is (C, h*d); ``scale`` multiplies the logits. Of a joint site
+    ``out`` is the identity, since the attention's last projection stays behind the mixer. Some attentions
+    apply ``query_norm`` and ``key_norm`` to (B, h, N, d) before they attend.
     """
 
     query: Tensor
@@ -104,6 +142,15 @@ class AttentionWeights:
     value_bias: Tensor | None
     out_bias: Tensor | None
     scale: float
+    query_norm: Callable[[Tensor], Tensor] | None = None
+    key_norm: Callable[[Tensor], Tensor] | None = None
+
+    def projected(self, hidden_BNC: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as they attend, each (B, h, N, d)."""
+        pairs = ((self.query, self.query_bias), (self.key, self.key_bias), (self.value, self.value_bias))
+        q, k, v = (F.linear(hidden_BNC, w, b).unflatten(-1, (heads, -1)).transpose(1, 2) for w, b in pairs)
+        q = q if self.query_norm is None else self.query_norm(q)
+        return q, k if self.key_norm is None else self.key_norm(k), v
 
 
 def under_autocast(x: Tensor) -> bool:
@@ -114,11 +161,16 @@ def under_autocast(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class SiteSamples:
-    """What a teacher attention saw and returned on one batch: both (B, N, C), on one grid."""
+    """What a teacher attention saw and returned on one batch: both (B, N, C), on one grid.
+
+    Of a joint site these are the image's tokens, and outputs are what they take from each other, in front of the
+    attention's last projection; ``masses`` (B, N, h) is then the log-sum-exp of each query's logits over them.
+    """
 
     inputs: Tensor
     outputs: Tensor
     grid: Grid
+    masses: Tensor | None = None
 
 
 class TokenMixer(nn.Module, ABC):
@@ -139,6 +191,11 @@ class TokenMixer(nn.Module, ABC):
         """The keyword options that make an equal mixer for this site."""
         names = list(inspect.signature(type(self).__init__).parameters)[2:]
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def is_softmax(self) -> bool:
+        """Whether :meth:`SoftmaxMixer.partial` may be called."""
+        return isinstance(self, SoftmaxMixer)
 
     @abstractmethod
     def flops(self, grid: Grid) -> int:
@@ -176,11 +233,6 @@ class CoreMixer(TokenMixer):
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """Mix tokens: ``q``, ``k``, ``v`` are (B, h, N, d), and so is the result; ``scale`` is the teacher's."""
 
-    @property
-    def is_softmax(self) -> bool:
-        """Whether :meth:`SoftmaxMixer.partial` may be called."""
-        return isinstance(self, SoftmaxMixer)
-
     def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """As :meth:`mix`; sites call the module, so that whatever offloads, shards or casts modules sees it."""
         return self.mix(q, k, v, grid, scale)
@@ -209,6 +261,9 @@ class SoftmaxMixer(CoreMixer):
 
 class FeatureMixer(TokenMixer):
     """A mixer of the normalised hidden state itself; it uses none of the teacher's projections.
+
+    At a joint site it gives what image tokens take from each other, in front of the attention's last projection, and
+    the projections stay for what they take from the text, and the text from them.
 
     Attributes:
         autocasts: Under autocast, it takes a hidden state of any precision and brings it to autocast's own at once.

@@ -270,7 +270,7 @@ def _head_directions(weights: AttentionWeights, hidden_BNC: Tensor, heads: int, 
 
     The principal axes of each head's output over positions, ranked over all heads; repeated when there are too few.
     """
-    q, k, v = _projected(weights, hidden_BNC, heads)
+    q, k, v = weights.projected(hidden_BNC, heads)
     core_BhNd = F.scaled_dot_product_attention(q, k, v, scale=weights.scale)
     core_BhNd = core_BhNd - core_BhNd.mean(2, keepdim=True)
     out_hCd = weights.out.unflatten(1, (heads, -1)).transpose(0, 1)
@@ -306,12 +306,6 @@ def _uniform_attention(weights: AttentionWeights) -> tuple[Tensor, Tensor]:
     if weights.out_bias is not None:
         bias_C = bias_C + weights.out_bias.double()
     return matrix_CC, bias_C
-
-
-def _projected(weights: AttentionWeights, hidden_BNC: Tensor, heads: int) -> list[Tensor]:
-    """Queries, keys and values of the teacher, each (B, h, N, d)."""
-    pairs = ((weights.query, weights.query_bias), (weights.key, weights.key_bias), (weights.value, weights.value_bias))
-    return [F.linear(hidden_BNC, w, b).unflatten(-1, (heads, -1)).transpose(1, 2) for w, b in pairs]
 
 
 def _moved(

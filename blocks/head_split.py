@@ -143,10 +143,6 @@ def _of_heads(weights: AttentionWeights, inner: slice) -> AttentionWeights:
 
 def _given_by(weights: AttentionWeights, sample: SiteSamples, heads: int) -> SiteSamples:
     """What some heads give where the teacher gives a sample."""
-    pairs = ((weights.query, weights.query_bias), (weights.key, weights.key_bias), (weights.value, weights.value_bias))
-    q, k, v = (
-        F.linear(sample.inputs.to(weight), weight, bias).unflatten(-1, (heads, -1)).transpose(1, 2)
-        for weight, bias in pairs
-    )
+    q, k, v = weights.projected(sample.inputs.to(weights.query), heads)
     mixed = F.scaled_dot_product_attention(q, k, v, scale=weights.scale).transpose(1, 2).flatten(2)
     return dataclasses.replace(sample, outputs=F.linear(mixed, weights.out, weights.out_bias).to(sample.outputs))

@@ -100,8 +100,7 @@ def random_teacher(site: Site, grid: Grid, *, batch: int = 4) -> tuple[Attention
 
 def attend(weights: AttentionWeights, hidden_BNC: Tensor, heads: int) -> Tensor:
     """The teacher itself: softmax self-attention with the given projections."""
-    parts = ((weights.query, weights.query_bias), (weights.key, weights.key_bias), (weights.value, weights.value_bias))
-    q, k, v = (F.linear(hidden_BNC, w, b).unflatten(-1, (heads, -1)).transpose(1, 2) for w, b in parts)
+    q, k, v = weights.projected(hidden_BNC, heads)
     mixed_BhNd = F.scaled_dot_product_attention(q, k, v, scale=weights.scale)
     return F.linear(mixed_BhNd.transpose(1, 2).flatten(2), weights.out, weights.out_bias)
 

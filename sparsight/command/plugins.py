@@ -183,6 +183,8 @@ def _properties(path: str, sources: Sources, group: str) -> tuple[str, ...]:
     has_layers = any(LAYERS.search(ast.unparse(sources.classes[each])) for each in sources.ours(path))
     told = [f"{kind} mixer", "trainable" if has_layers else "nothing to train"]
     told += ["can be a part of Merge"] if "blocks.base.SoftmaxMixer" in sources.ancestors(path) else []
+    told += ["one softmax" if "blocks.base.SoftmaxMixer" in sources.ancestors(path) else "a learned mass per head"]
+    told[-1] += " beside text"
     base = "blocks.base.TokenMixer"
     return (
         *told,

@@ -131,6 +131,7 @@ def test_properties_of_mixers_are_true() -> None:
         role = "core mixer" if issubclass(kind, CoreMixer) else "feature mixer"
         expected = [role, "trainable" if has_parameters else "nothing to train"]
         expected += ["can be a part of Merge"] if issubclass(kind, SoftmaxMixer) else []
+        expected += ["one softmax beside text" if kind(site).is_softmax else "a learned mass per head beside text"]
         for method, told in DECLARED.items():
             expected += [told] if vars(TokenMixer)[method] is not inspect.getattr_static(kind, method) else []
         assert list(plugin.properties) == expected, plugin.name

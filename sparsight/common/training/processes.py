@@ -73,7 +73,8 @@ def gathered(samples: SiteSamples) -> SiteSamples:
     """
     if process_count() == 1:
         return samples
-    return SiteSamples(_dealt(samples.inputs), _dealt(samples.outputs), samples.grid)
+    masses = None if samples.masses is None else _dealt(samples.masses)
+    return SiteSamples(_dealt(samples.inputs), _dealt(samples.outputs), samples.grid, masses)
 
 
 def _dealt(share_BNC: Tensor) -> Tensor:

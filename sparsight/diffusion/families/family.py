@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -30,6 +30,8 @@ class Family(ABC):
         square_only: Whether it lays tokens out as a square.
         loads_adapters: Whether diffusers loads LoRA weights and IP-Adapters into it.
         published: What differs from the defaults of the class in denoisers of published models, by a short name.
+        text: Where text stands in the sequence of joint attentions, ``before`` or ``after`` the image's tokens, by the
+            attention's name in a block.
         latent_settings: What pipelines use of a VAE's configuration beside ``scaling_factor``, by the beginning of
             their names; others use nothing else.
     """
@@ -42,6 +44,7 @@ class Family(ABC):
     square_only: ClassVar[bool] = False
     loads_adapters: ClassVar[bool] = False
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    text: ClassVar[Mapping[str, Literal["before", "after"]]] = {}
     latent_settings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @abstractmethod
@@ -54,7 +57,10 @@ class Family(ABC):
 
     @abstractmethod
     def self_attentions(self, block: Any) -> list[str]:
-        """Names, in one of :attr:`blocks`, of the attentions in which image tokens mix with each other alone."""
+        """Names, in one of :attr:`blocks`, of the attentions in which image tokens mix with each other.
+
+        Text may be among them, see :attr:`text`; attention to text alone does not count.
+        """
 
     @abstractmethod
     def next_reader(self, block: Any, name: str) -> nn.Module:

@@ -1,15 +1,15 @@
-"""Stable Diffusion 3: joint transformers, in which text and image attend to each other (arXiv 2403.03206)."""
+"""Stable Diffusion 3 and 3.5: joint transformers, in which text and image attend to each other (arXiv 2403.03206)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from sparsight.diffusion.families.captioned import fitting_text_encoder
-from sparsight.diffusion.families.conditioning import Conditioner, PixelCaptions
+from sparsight.diffusion.families.conditioning import Captions, Condition, Conditioner, PixelCaptions
 from sparsight.diffusion.families.family import Family
 from sparsight.diffusion.families.starting_weights import close, spread
 from sparsight.diffusion.pipelines.schedulers import is_flow_matching
@@ -21,13 +21,14 @@ TEXT_TOKENS = 154
 
 
 class SD3(Family):
-    """Joint transformers; they can be trained, their attentions are not replaced yet."""
+    """Joint transformers; blocks of 3.5-medium have a second attention, among image tokens alone."""
 
     name = "SD3Transformer2DModel"
-    pipelines = ("PixelSD3Pipeline",)
+    pipelines = ("StableDiffusion3Pipeline", "PixelSD3Pipeline")
     blocks = frozenset({"JointTransformerBlock"})
-    stacks = frozenset()
+    stacks = frozenset({"SD3Transformer2DModel"})
     shard_units = frozenset({"JointTransformerBlock"})
+    text: ClassVar[Mapping[str, Literal["before", "after"]]] = {"attn": "after"}
     latent_settings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "StableDiffusion3": ("shift_factor",),
         "PixelSD3": ("shift_factor",),
@@ -45,19 +46,17 @@ class SD3(Family):
 
     def conditioner(self, pipeline: Any, device: torch.device) -> Conditioner:
         """Captions, as the pipeline embeds them."""
-        return PixelCaptions(pipeline)
+        from sparsight.diffusion.pipelines.pixel_pipeline import PixelSD3Pipeline
+
+        return PixelCaptions(pipeline) if isinstance(pipeline, PixelSD3Pipeline) else SD3Captions(pipeline)
 
     def self_attentions(self, block: Any) -> list[str]:
-        """None: image tokens mix with text in every attention."""
-        return []
+        """The joint attention, and the one of the image alone."""
+        return ["attn"] if block.attn2 is None else ["attn", "attn2"]
 
     def next_reader(self, block: Any, name: str) -> nn.Module:
-        """There is no site to read behind.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(f"{self.name} has no self-attention that could be replaced yet")
+        """The norm in front of the feed-forward layer; both attentions have been added by then."""
+        return block.norm2
 
     def begin(
         self,
@@ -86,3 +85,12 @@ class SD3(Family):
         for block in denoiser.transformer_blocks:
             close(block.norm1.linear, block.norm1_context.linear)
         return PixelSD3Pipeline(tokenizer, encoder, denoiser, scheduler)
+
+
+class SD3Captions(Captions):
+    """Captions of Stable Diffusion 3."""
+
+    def embed(self, captions: list[str], size: tuple[int, int]) -> Condition:
+        """Token embeddings of two CLIPs and T5 one after the other, and pooled ones of the CLIPs."""
+        embeds, _, pooled, _ = self.encoded(captions, prompt_2=None, prompt_3=None)
+        return {"encoder_hidden_states": embeds, "pooled_projections": pooled}

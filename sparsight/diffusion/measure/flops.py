@@ -16,9 +16,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from blocks.base import CoreMixer, Grid, Site, TokenMixer
+from blocks.base import Grid, Site, TokenMixer
 from sparsight.common.training.sharding import own_class
 from sparsight.diffusion.families.known import example_inputs, plain_class
+from sparsight.diffusion.surgery.joint import is_core
 from sparsight.diffusion.surgery.replace import finalize, replace
 from sparsight.diffusion.surgery.sites import SiteSelection, meta_twin, students
 
@@ -30,7 +31,10 @@ COUNTED = (
 
 
 def attention_flops(site: Site, grid: Grid) -> int:
-    """FLOPs of a softmax self-attention on one image: 8 N C (h d) for its projections and 4 N^2 (h d) for its core."""
+    """FLOPs of a softmax self-attention on one image: 8 N C (h d) for its projections and 4 N^2 (h d) for its core.
+
+    At a joint site these are the image's alone: what its tokens take from the text, and the text, stays as it is.
+    """
     return projection_flops(site, grid) + 4 * grid.tokens**2 * site.heads * site.head_dim
 
 
@@ -40,8 +44,11 @@ def projection_flops(site: Site, grid: Grid) -> int:
 
 
 def mixer_flops(mixer: TokenMixer, grid: Grid) -> int:
-    """FLOPs of all that stands at a site in the attention's place, on one image; core mixers keep its projections."""
-    kept = projection_flops(mixer.site, grid) if isinstance(mixer, CoreMixer) else 0
+    """FLOPs of all that stands at a site in the attention's place, on one image, as :func:`attention_flops`.
+
+    Core mixers keep its projections, and so do all mixers at joint sites.
+    """
+    kept = projection_flops(mixer.site, grid) if is_core(mixer) else 0
     return kept + mixer.flops(grid)
 
 
@@ -52,11 +59,11 @@ def count_flops(denoiser: Any, *, size: tuple[int, int] | None = None, batch: in
     """FLOPs of one forward pass, counted by torch: see :data:`COUNTED`.
 
     Where mixers stand in the denoiser, they are counted, not the teachers beside them; the untouched denoiser's number
-    is ``count_flops(meta_twin(denoiser))``. Text has 77 tokens for UNets and 300 for PixArt. What settles the number is
-    counted once: class, configuration, mixers with their options, size and batch.
+    is ``count_flops(meta_twin(denoiser))``. Text has 77 tokens for UNets, 154 for SD3 and 300 for PixArt. What settles
+    the number is counted once: class, configuration, mixers with their options, size and batch.
 
     Args:
-        denoiser: A UNet2DConditionModel, DiTTransformer2DModel or PixArtTransformer2DModel, on any device.
+        denoiser: Of a family that is served, on any device.
         size: Height and width in model space; the config's ``sample_size`` if not given.
         batch: Samples.
     """

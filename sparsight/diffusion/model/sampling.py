@@ -13,7 +13,7 @@ from sparsight.diffusion.families.conditioning import concatenate_conditions
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.randomness import Stream, sample_normal
-from sparsight.diffusion.pipelines.schedulers import is_flow_matching
+from sparsight.diffusion.pipelines.schedulers import is_flow_matching, shift_options
 
 
 def deterministic_sampler(scheduler: Any) -> Any:
@@ -76,8 +76,10 @@ def sample(
     """
     sampler = deterministic_sampler(model.pipeline.scheduler)
     check_steps(model, steps, name="steps")
-    sampler.set_timesteps(steps, device=model.device)
     state = noise.to(model.device)
+    patch = model.denoiser.config.get("patch_size") or 1
+    tokens = (state.shape[-2] // patch) * (state.shape[-1] // patch)
+    sampler.set_timesteps(steps, device=model.device, **shift_options(sampler, tokens))
     size = (state.shape[-2] * model.pixels_per_cell, state.shape[-1] * model.pixels_per_cell)
     cond = model.condition(batch, size)
     if guidance != 1.0:

@@ -12,3 +12,16 @@ def is_flow_matching(scheduler: Any) -> bool:
     return isinstance(
         scheduler, (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler)
     )
+
+
+def shift_options(scheduler: Any, tokens: int) -> dict[str, float]:
+    """What ``set_timesteps`` asks of a picture with so many tokens: ``mu`` where the shift depends on that.
+
+    A line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift), as diffusers' pipelines draw it.
+    """
+    config = scheduler.config
+    if not config.get("use_dynamic_shifting"):
+        return {}
+    least, most = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.16)
+    return {"mu": low + (high - low) * (tokens - least) / (most - least)}

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.base import CoreMixer
+from blocks.base import FeatureMixer, TokenMixer
 from sparsight.diffusion.surgery.core_site import CoreSite, class_of, core_site, twin
+from sparsight.diffusion.surgery.joint import MASS, give_mass
 from sparsight.diffusion.surgery.shell import Shell
 
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -45,14 +46,22 @@ class CoreShell(Shell, CoreSite):
         student._sides = self._sides
         return student
 
-    def teacher_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def teacher_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the attention makes of (B, N, C) with its own core."""
-        output: Tensor = super(CoreSite, self).forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
-        return output
+        return super(CoreSite, self).forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
 
-    def student_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def student_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """What the attention makes of (B, N, C) with the mixer as its core."""
         return CoreSite.forward(self, hidden_states, *args, **kwargs)
+
+    def compared(self, output: Any) -> Tensor:
+        """Tokens of the image; of the text, too, where trained projections change them and the block reads them.
+
+        Without trained projections text gives exactly what it gave.
+        """
+        if isinstance(output, tuple) and self._trained() and not self.context_pre_only:  # type: ignore[attr-defined]
+            return torch.cat(output, 1)
+        return super().compared(output)
 
     def trained_layers(self) -> Sequence[tuple[Any, nn.Module]]:
         """The attention's own projections, each with the trained one."""
@@ -62,10 +71,11 @@ class CoreShell(Shell, CoreSite):
         """Trained projections, or else the attention's own, which a backward pass to the mixer asks for; the mixer."""
         if next(self.mixer.parameters(), None) is None:
             return []
-        trained = self._trained()
+        trained, mass = self._trained(), self.mixer._modules.get(MASS)
         layers = trained.values() if trained else (m for m in self.as_teacher().modules() if isinstance(m, nn.Linear))
-        own = next(iter(self.as_student().mixer.parameters()), None)
-        return [*layers, *([] if own is None else [self.mixer])]
+        mixer = self.as_student().mixer
+        own = next(iter((mixer if mass is None else twin(mixer, type(mixer), {MASS: None})).parameters()), None)
+        return [*layers, *([] if mass is None else [mass]), *([] if own is None else [self.mixer])]
 
     def trained_places(self) -> dict[str, tuple[str, nn.Module]]:
         """Trained projections and where they are below the site, by the paths of the attention's own."""
@@ -74,27 +84,38 @@ class CoreShell(Shell, CoreSite):
     def _trained(self) -> dict[str, nn.Module]:
         """Trained projections by the paths of the attention's own; none if it has none."""
         layers = self.mixer._modules.get(TRAINED)
-        return {} if layers is None else dict(zip(PROJECTIONS, layers.children(), strict=True))
+        return (
+            {}
+            if layers is None
+            else {path: layers._modules[_own(path)] for path in PROJECTIONS if _own(path) in layers}
+        )
 
 
-def core_shell(attention: nn.Module, mixer: CoreMixer, *, train_projections: bool) -> Any:
-    """The shell of an attention and a core mixer, which shares all of the attention's tensors.
+def core_shell(attention: nn.Module, mixer: TokenMixer, *, train_projections: bool) -> Any:
+    """The shell of an attention and the mixer in its core, which shares all of the attention's tensors.
 
     Args:
         attention: Frozen already.
-        mixer: Changed in place: it gets the trained projections.
-        train_projections: Whether copies of the attention's linear layers are trained.
+        mixer: Changed in place: it gets the trained projections, and a learned mass where it needs one.
+        train_projections: Whether copies of the attention's linear layers are trained; at a joint site the image's.
 
     Raises:
-        ValueError: The mixer has something of its own where trained projections are to be.
+        ValueError: The mixer has something of its own where trained projections or a mass are to be.
     """
+    give_mass(mixer, next(attention.parameters()).device)
     if train_projections:
         if TRAINED in dir(mixer):
             raise ValueError(f"{type(mixer).__name__} has a {TRAINED} of its own: rename it to train projections")
         # under other names than the attention's, which patterns of adapters look for
-        layers = {_own(p): _trainable_copy(linear_in(attention.get_submodule(p))[1]) for p in PROJECTIONS}
+        paths = [path for path in PROJECTIONS if not _is_idle(path, attention, mixer)]
+        layers = {_own(path): _trainable_copy(linear_in(attention.get_submodule(path))[1]) for path in paths}
         mixer.add_module(TRAINED, nn.ModuleDict(layers))
     return twin(attention, class_of(CoreShell, attention.__class__), {"mixer": mixer})
+
+
+def _is_idle(path: str, attention: Any, mixer: TokenMixer) -> bool:
+    """Whether a projection has no effect: beside a feature mixer keys and values are for text, which a last block drops."""
+    return isinstance(mixer, FeatureMixer) and bool(attention.context_pre_only) and path in ("to_k", "to_v")
 
 
 def _own(path: str) -> str:

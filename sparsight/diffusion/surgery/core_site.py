@@ -1,14 +1,18 @@
 """An attention with a mixer as its core: everything around softmax(QK)V stays the attention's own.
 
+At a joint site, where text attends in the same sequence, the mixer stands for the image's own part of the core
+(:mod:`sparsight.diffusion.surgery.joint`).
+
 The attention's class is exchanged for one that runs the same forward pass while ``scaled_dot_product_attention`` is led
-to the mixer. Projections, norms, processors, adapters and names in the state dict stay; ``mixer.*`` is added. Imports
-torch and ``blocks.base`` only: exported models carry this file's text as it is.
+to the mixer. Projections, norms, processors, adapters and names in the state dict stay; ``mixer.*`` is added. Exported
+models carry this file's text as it is.
 
 Shape legend: B batch, N tokens, C channels, h heads, d channels of a head.
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -17,8 +21,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sparsight.diffusion.surgery.joint import give_mass, joint_core
 from sparsight.diffusion.surgery.stamp import stamped
-from sparsight.diffusion.surgery.student import COMPUTE, OnGrid, checked_grid, entering, refuse_others
+from sparsight.diffusion.surgery.student import (
+    COMPUTE,
+    OnGrid,
+    checked_grid,
+    delivered_grid,
+    entering,
+    refuse_others,
+)
 
 NO_CORE = (
     "called no scaled_dot_product_attention that its mixer could take the place of: choose torch's own attention "
@@ -31,7 +43,7 @@ class CoreSite(OnGrid):
 
     Attributes:
         attention_class: The attention's own class.
-        mixer: The :class:`blocks.base.CoreMixer`.
+        mixer: A :class:`blocks.base.CoreMixer`, or at a joint site any mixer.
     """
 
     attention_class: ClassVar[type]
@@ -44,35 +56,57 @@ class CoreSite(OnGrid):
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
         **cross_attention_kwargs: Any,
-    ) -> Tensor:
-        """Map (B, N, C) to (B, N, C) as the attention does, with the mixer as its core.
+    ) -> Any:
+        """Map (B, N, C) to (B, N, C) as the attention does, with the mixer as its core; at a joint site text, too.
 
         Raises:
-            ValueError: A mask, an encoder state or what a mixer knows nothing of is given, the tokens do not fill the
-                grid, or the attention computes its core in a way that cannot be led to the mixer.
+            ValueError: A mask, an encoder state or what the attention knows nothing of is given, the tokens do not fill
+                the grid, or the attention computes its core in a way that cannot be led to the mixer.
         """
-        refuse_others(self.mixer.site.path, encoder_hidden_states, attention_mask, cross_attention_kwargs)
-        led = _Led(self)
+        site = self.mixer.site
+        taken = self._taken(cross_attention_kwargs)
+        others = {name: value for name, value in cross_attention_kwargs.items() if name not in taken}
+        refuse_others(site.path, None if site.text else encoder_hidden_states, attention_mask, others)
+        if encoder_hidden_states is not None:
+            checked_grid(self.grid, hidden_states.shape[1], site.path)
+        led = _Led(self, hidden_states)
         with led:  # Dynamo loses the attributes of what "as" would name
-            output: Tensor = super().forward(hidden_states)  # type: ignore[misc]
+            output = super().forward(hidden_states, encoder_hidden_states, **taken)  # type: ignore[misc]
         led.check()
-        return output.to(hidden_states.dtype)
+        dtype = hidden_states.dtype
+        return output.to(dtype) if isinstance(output, Tensor) else tuple(part.to(dtype) for part in output)
+
+    def _taken(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Those options that the attention's processor has names for, such as an image prompt's hidden states."""
+        if not options:
+            return {}
+        names = inspect.signature(self.processor.__call__).parameters  # type: ignore[attr-defined]
+        return {name: value for name, value in options.items() if name in names}
 
     def trained_layers(self) -> Sequence[tuple[Any, nn.Module]]:
         """The attention's linear layers that others compute in place of, each with that other."""
         return ()
 
-    def core(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-        """What the mixer makes of queries, keys and values (B, h, N, d), in the dtype of the queries."""
-        path, dtype, device = self.mixer.site.path, q.dtype, q.device.type
+    def core(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, hidden_states: Tensor) -> Tensor:
+        """What the mixer makes of queries, keys and values (B, h, tokens, d), in the dtype of the queries."""
+        site, dtype, device = self.mixer.site, q.dtype, q.device.type
         if k.shape[1] != q.shape[1]:
-            raise ValueError(f"{path} has {k.shape[1]} heads of keys for {q.shape[1]} of queries: no mixer takes that")
-        grid = checked_grid(checked_grid(self.grid, q.shape[2], path), k.shape[2], path)
+            raise ValueError(
+                f"{site.path} has {k.shape[1]} heads of keys for {q.shape[1]} of queries: no mixer takes that"
+            )
+        grid = delivered_grid(self.grid, site.path)
+        layout = site.layout(grid, q.shape[2])
+        if k.shape[2] != q.shape[2]:
+            raise ValueError(f"{site.path} has {k.shape[2]} keys for {q.shape[2]} queries: no mixer takes that")
+        scale = q.shape[-1] ** -0.5 if scale is None else scale
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
-        q = entering(q, self.mixer)
-        k, v = k.to(q.dtype), v.to(q.dtype)
-        mixed: Tensor = self.mixer(q, k, v, grid, q.shape[-1] ** -0.5 if scale is None else scale)
+        if site.text is None:
+            q = entering(q, self.mixer)
+            k, v = k.to(q.dtype), v.to(q.dtype)
+            mixed: Tensor = self.mixer(q, k, v, grid, scale)
+        else:
+            mixed = joint_core(self.mixer, q, k, v, layout, scale, hidden_states)
         return stamped(mixed.to(dtype), *grid.sizes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
@@ -82,9 +116,9 @@ class CoreSite(OnGrid):
 class _Led(TorchFunctionMode):
     """Leads the core of one site to its mixer and trained layers to their weights; all else passes."""
 
-    def __init__(self, site: CoreSite) -> None:
+    def __init__(self, site: CoreSite, hidden_states: Tensor) -> None:
         super().__init__()
-        self.site = site
+        self.site, self.hidden_states = site, hidden_states
         self.trained = site.trained_layers()
         self.cores, self.layers = 0, 0
 
@@ -106,11 +140,13 @@ class _Led(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
+        if self.cores and key.shape[2] != query.shape[2]:  # keys of image prompts, beside the core
+            return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
         self.cores += 1
         if attn_mask is not None or is_causal or dropout_p > 0:
             given = "a mask" if attn_mask is not None else "a causal mask" if is_causal else "dropout"
             raise ValueError(f"{self.site.mixer.site.path} has {given} on its attention, which no mixer takes")
-        return self.site.core(query, key, value, scale)
+        return self.site.core(query, key, value, scale, self.hidden_states)
 
     def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         for own, layer in self.trained:
@@ -170,4 +206,5 @@ def twin(module: nn.Module, kind: type, children: Mapping[str, nn.Module | None]
 
 def core_site(attention: nn.Module, mixer: nn.Module) -> Any:
     """The site of an attention, which shares all of its tensors and submodules."""
+    give_mass(mixer, next(attention.parameters()).device)
     return twin(attention, class_of(CoreSite, attention.__class__), {"mixer": mixer})

@@ -6,14 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from blocks.base import CoreMixer, TokenMixer
+from blocks.base import TokenMixer
 from sparsight.diffusion.surgery.core_site import core_site
+from sparsight.diffusion.surgery.joint import is_core
 from sparsight.diffusion.surgery.student import StudentAttention
 
 
 def make_student(attention: Any, mixer: TokenMixer) -> Any:
     """The student of one attention: the attention with another core, which shares its layers, or a feature mixer."""
-    if isinstance(mixer, CoreMixer):
+    if is_core(mixer):
         return core_site(attention, mixer)
     return StudentAttention(
         mixer,  # type: ignore[arg-type]  # there are two kinds

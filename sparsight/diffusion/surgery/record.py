@@ -88,8 +88,14 @@ def _describe(mixer: TokenMixer) -> dict[str, Any]:
     return {
         "class_path": f"{kind.__module__}.{kind.__qualname__}",
         "options": _plain(mixer.options),
-        "site": asdict(mixer.site) | {"grid": mixer.site.grid.named},
+        "site": _site(mixer.site),
     }
+
+
+def _site(site: Site) -> dict[str, Any]:
+    """A site; with its text if it has some: records of others are as they were before there were joint ones."""
+    told = asdict(site) | {"grid": site.grid.named}
+    return told if site.text is not None else {name: value for name, value in told.items() if name != "text"}
 
 
 def _plain(value: Any) -> Any:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from blocks.base import AttentionWeights, CoreMixer, Site, TokenMixer
+from blocks.base import AttentionWeights, Site, TokenMixer
 from sparsight.common.training.dtypes import compute_dtype
+from sparsight.common.training.sharding import whole
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.surgery.core_shell import core_shell, linear_in
+from sparsight.diffusion.surgery.joint import is_core
 from sparsight.diffusion.surgery.place import make_student, put
 from sparsight.diffusion.surgery.plan import MixerFactory, PlanEntry, assign, plan_from
 from sparsight.diffusion.surgery.shell import AttentionShell, Mode, Shell
@@ -32,7 +35,7 @@ def replace(
     The denoiser still computes what it did before: shells begin in teacher mode.
 
     Args:
-        denoiser: A UNet2DConditionModel, DiTTransformer2DModel or PixArtTransformer2DModel; changed in place.
+        denoiser: Of a family that is served; changed in place.
         mixer: Makes the mixer of a site; or a plan, which says for every site what makes its mixer.
         sites: Which sites; all of them if not given. A plan has its own.
         train_projections: Give core mixers trainable copies of the query, key, value and output projections instead
@@ -61,7 +64,7 @@ def replace(
     for path, mixer_there in made.items():
         attention = denoiser.get_submodule(path)
         mixer_there.to(next(attention.parameters()).device)
-        if isinstance(mixer_there, CoreMixer):
+        if is_core(mixer_there):
             shells[path] = core_shell(attention, mixer_there, train_projections=train_projections)
         else:
             shells[path] = AttentionShell(attention, make_student(attention, mixer_there))
@@ -79,12 +82,21 @@ def _made(factory: MixerFactory, site: Site) -> TokenMixer:
 
 @torch.no_grad()
 def attention_weights(attention: Any) -> AttentionWeights:
-    """The projections of a diffusers attention as plain tensors, active adapters included."""
+    """The projections of a diffusers attention as plain tensors, active adapters included, and its norms."""
     layers = {"query": attention.to_q, "key": attention.to_k, "value": attention.to_v, "out": attention.to_out[0]}
     acting = {name: _acting(layer) for name, layer in layers.items()}
     weights = {name: weight for name, (weight, _) in acting.items()}
     biases = {f"{name}_bias": bias for name, (_, bias) in acting.items()}
-    return AttentionWeights(**weights, **biases, scale=attention.scale)  # type: ignore[arg-type]
+    norms = {"query_norm": _norm(attention.norm_q), "key_norm": _norm(attention.norm_k)}
+    return AttentionWeights(**weights, **biases, **norms, scale=attention.scale)  # type: ignore[arg-type]
+
+
+def _norm(norm: nn.Module | None) -> Callable[[Tensor], Tensor] | None:
+    """A norm of queries or keys in the precision of what it is given; its parameters may be split over processes."""
+    if norm is None:
+        return None
+    parameters = {name: whole(parameter) for name, parameter in norm.named_parameters()}
+    return lambda x: functional_call(norm, parameters, (x,)).to(x.dtype)
 
 
 def _acting(layer: Any) -> tuple[Tensor, Tensor | None]:

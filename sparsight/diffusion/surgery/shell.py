@@ -5,7 +5,7 @@ Shape legend: B batch, N tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import Any
 
@@ -33,7 +33,7 @@ class Shell(OnGrid):
         mode: Who computes; written by :func:`sparsight.diffusion.surgery.replace.set_mode`.
         handed_over: Whether the student has the site for good; while not, it learns beside the teacher.
         mixer: The student's mixer.
-        output: (B, N, C) that the site last returned in teacher or student mode.
+        output: (B, N, C) that the site last returned in teacher or student mode: see :meth:`compared`.
         squares: Mean square of the student's error and of the teacher's output, from the last layer-wise pass.
     """
 
@@ -56,20 +56,25 @@ class Shell(OnGrid):
         """The student alone, of the same tensors, under the names that exports have."""
         raise NotImplementedError
 
-    def teacher_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """What the teacher makes of (B, N, C)."""
+    def teacher_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the teacher makes of (B, N, C), and of text at a joint site."""
         raise NotImplementedError
 
-    def student_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """What the student makes of (B, N, C)."""
+    def student_pass(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """What the student makes of (B, N, C), and of text at a joint site."""
         raise NotImplementedError
+
+    def compared(self, output: Any) -> Tensor:
+        """Of what a pass returned, the part that losses compare: (B, N, C), the image's tokens, which come first."""
+        tokens: Tensor = output[0] if isinstance(output, tuple) else output
+        return tokens
 
     def trained_units(self) -> Iterable[nn.Module]:
         """Modules that a backward pass through the student alone asks for, each called as a whole."""
         raise NotImplementedError
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Map (B, N, C) to (B, N, C) as the mode says.
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Map (B, N, C) to (B, N, C) as the mode says; at a joint site text as well.
 
         Raises:
             ValueError: The student computes, and refuses what it is given; or the tokens do not fill the grid.
@@ -78,12 +83,14 @@ class Shell(OnGrid):
         output = one_pass(hidden_states, *args, **kwargs)
         if self.mode is Mode.LAYERWISE:
             with torch.enable_grad():
-                student = self.student_pass(hidden_states.detach(), *args, **kwargs)
-                self.squares = mean_squares(student, output.detach())
-        if torch.is_grad_enabled() and output.requires_grad:
+                student = self.student_pass(hidden_states.detach(), *_detached(args), **_detached(kwargs))
+                self.squares = mean_squares(self.compared(student), self.compared(output).detach())
+        image, *text = output if isinstance(output, tuple) else (output,)
+        if torch.is_grad_enabled() and image.requires_grad:
             grid = checked_grid(self.grid, hidden_states.shape[1], self.mixer.site.path)
-            output = stamped(output, int(self.mode), *grid.sizes)
-        self.output = None if self.mode is Mode.LAYERWISE else output
+            image = stamped(image, int(self.mode), *grid.sizes)
+            output = (image, *text) if isinstance(output, tuple) else image
+        self.output = None if self.mode is Mode.LAYERWISE else self.compared(output)
         return output
 
     def take_output(self) -> Tensor:
@@ -97,6 +104,15 @@ class Shell(OnGrid):
         assert self.squares is not None, "no layer-wise pass has reached this site"
         squares, self.squares = self.squares, None
         return squares
+
+
+def _detached(given: Any) -> Any:
+    """Arguments whose tensors pass no gradient back."""
+    if isinstance(given, Mapping):
+        return {name: _detached(value) for name, value in given.items()}
+    if isinstance(given, (tuple, list)):
+        return [_detached(value) for value in given]
+    return given.detach() if isinstance(given, Tensor) else given
 
 
 class AttentionShell(Shell, nn.Module):

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from blocks.base import CoreMixer, Grid, Site, TokenMixer
+from blocks.base import FeatureMixer, Grid, Site, TokenMixer
 from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
 from sparsight.diffusion.surgery.core_site import NO_CORE, CoreSite
+from sparsight.diffusion.surgery.joint import is_core
 from sparsight.diffusion.surgery.rehearsal import rehearsed
 from sparsight.diffusion.surgery.shell import Shell
 from sparsight.diffusion.surgery.student import StudentAttention, transformer_stacks
@@ -68,12 +69,12 @@ class SiteSelection:
 def find_sites(denoiser: nn.Module) -> list[Site]:
     """Every self-attention inside a transformer block, in the order of the modules.
 
-    A site is an attention that a block of the family calls without an encoder state.
+    A site is an attention in which image tokens mix with each other: alone, or, at a joint site, with text among them.
 
     Raises:
         ValueError: The denoiser's class is not supported.
     """
-    grids = probe_grids(denoiser)
+    grids, text = probe_grids(denoiser), family_of(denoiser).text
     return [
         Site(
             path=path,
@@ -81,6 +82,7 @@ def find_sites(denoiser: nn.Module) -> list[Site]:
             heads=attention.heads,
             head_dim=attention.inner_dim // attention.heads,
             grid=grids[path],
+            text=text.get(path.rpartition(".")[2]),
         )
         for path, attention in self_attentions(denoiser)
     ]
@@ -107,18 +109,18 @@ def self_attentions(denoiser: nn.Module) -> list[tuple[str, Any]]:
 def refuse_unsupported(path: str, attention: Attention, mixer: TokenMixer, *, train_projections: bool) -> None:
     """Raise a ValueError that names what makes a self-attention more than attention among its own tokens.
 
-    Norms of queries and keys, and fused projections, stand around the core, and stay where that alone is replaced.
+    Fused projections stand around the core, and stay where that alone is replaced; so do projections of the text at a
+    joint site.
     An attention that computes its core in another way than by torch's function is told here, where that can be seen.
     """
     extras = {
         "group_norm": attention.group_norm,
         "spatial_norm": attention.spatial_norm,
-        "add_k_proj": attention.added_kv_proj_dim,
         "norm_cross": attention.norm_cross,
     }
-    around = isinstance(mixer, CoreMixer)
-    if not around:
-        extras |= {"norm_q": attention.norm_q, "norm_k": attention.norm_k}
+    around = is_core(mixer)
+    if mixer.site.text is None:
+        extras["add_k_proj"] = attention.added_kv_proj_dim
     present = [name for name, value in extras.items() if value is not None]
     called = rehearsed(attention)
     fused = attention.fused_projections and (called is None or bool(called.layers & {"to_qkv.weight", "to_kv.weight"}))
@@ -128,6 +130,8 @@ def refuse_unsupported(path: str, attention: Attention, mixer: TokenMixer, *, tr
         present.append("a hook in place of its forward pass (offload to the CPU after mixers are in place, not before)")
     if attention.inner_kv_dim != attention.inner_dim:
         present.append("fewer key than query heads")
+    if isinstance(mixer, FeatureMixer) and around and mixer.site.channels != attention.inner_dim:
+        present.append(f"{attention.inner_dim} channels in its heads for {mixer.site.channels} outside of them")
     if present:
         raise ValueError(f"{path} cannot be replaced: it has {', '.join(present)}")
     if around and called is not None and called.cores == 0:

@@ -73,9 +73,7 @@ class StudentAttention(OnGrid, nn.Module):
         path = self.mixer.site.path
         refuse_others(path, encoder_hidden_states, attention_mask, cross_attention_kwargs)
         grid = checked_grid(self.grid, hidden_states.shape[1], path)
-        casts_itself = self.mixer.autocasts and under_autocast(hidden_states)
-        entered = hidden_states if casts_itself else entering(hidden_states, self.mixer)
-        mixed = self.mixer(entered, grid).to(hidden_states.dtype)
+        mixed = self.mixer(entered(hidden_states, self.mixer), grid).to(hidden_states.dtype)
         if self.residual_connection:
             mixed = mixed + hidden_states
         return mixed / self.rescale_output_factor if self.rescale_output_factor != 1.0 else mixed
@@ -111,18 +109,34 @@ def entering(x: Tensor, module: nn.Module) -> Tensor:
     return x if first is None else x.to(first)
 
 
+def entered(hidden_states: Tensor, mixer: FeatureMixer) -> Tensor:
+    """The hidden state as a feature mixer takes it: see :func:`entering`; some cast by themselves under autocast."""
+    casts_itself = mixer.autocasts and under_autocast(hidden_states)
+    return hidden_states if casts_itself else entering(hidden_states, mixer)
+
+
 def checked_grid(grid: Grid | None, tokens: int, path: str) -> Grid:
     """The grid, if the tokens fill it.
 
     Raises:
         ValueError: No grid was delivered, or its number of tokens is another.
     """
-    if grid is None:
-        raise ValueError(f"{path} was called outside its denoiser: no grid has reached it")
+    grid = delivered_grid(grid, path)
     if grid.tokens != tokens:
         raise ValueError(
             f"{path} got {tokens} tokens for a grid of {grid}; was it recomputed after a forward at another size?"
         )
+    return grid
+
+
+def delivered_grid(grid: Grid | None, path: str) -> Grid:
+    """The grid, if one was delivered.
+
+    Raises:
+        ValueError: None was.
+    """
+    if grid is None:
+        raise ValueError(f"{path} was called outside its denoiser: no grid has reached it")
     return grid
 
 

@@ -1,4 +1,7 @@
-"""Recording what a teacher attention sees and returns."""
+"""Recording what a teacher attention sees and returns.
+
+Shape legend: B batch, N tokens of the image, C channels, h heads, d channels of a head.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,79 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from blocks.base import SiteSamples
 from sparsight.diffusion.surgery.shell import Shell
+from sparsight.diffusion.surgery.student import delivered_grid
 
 
 @contextmanager
 def capture_site(shell: Shell) -> Iterator[list[SiteSamples]]:
-    """Collect (inputs, outputs) of a shell's teacher, fp32 (B, N, C), one entry for every forward pass inside."""
+    """Collect what a shell's teacher saw and gave, in fp32, one entry for every forward pass inside.
+
+    At a joint site that is what image tokens take from each other, with its mass: see :class:`blocks.SiteSamples`.
+    """
     samples: list[SiteSamples] = []
+    cores = _Cores() if shell.mixer.site.text is not None else None
 
-    def note(attention: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        assert shell.grid is not None
-        samples.append(SiteSamples(args[0].detach().float(), output.detach().float(), shell.grid))
+    def begin(attention: nn.Module, args: tuple[Any, ...]) -> None:
+        if cores is not None:
+            cores.first = None
 
-    handle = shell.attention.register_forward_hook(note)
+    def note(attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        hidden_BNC = (args[0] if args else kwargs["hidden_states"]).detach().float()
+        if cores is None:
+            grid = delivered_grid(shell.grid, shell.mixer.site.path)
+            samples.append(SiteSamples(hidden_BNC, output.detach().float(), grid))
+        elif cores.first is not None:
+            samples.append(_of_image(shell, hidden_BNC, *cores.first))
+
+    handles = [
+        shell.attention.register_forward_pre_hook(begin),
+        shell.attention.register_forward_hook(note, with_kwargs=True),
+    ]
     try:
-        yield samples
+        if cores is None:
+            yield samples
+        else:
+            with torch.compiler.set_stance("force_eager"), cores:
+                yield samples
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
+
+
+class _Cores(TorchFunctionMode):
+    """Keeps queries, keys, values and scale of the first core since it was asked to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first: tuple[Tensor, Tensor, Tensor, float] | None = None
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention and self.first is None:
+            self._keep(*args, **kwargs or {})
+        return function(*args, **kwargs or {})
+
+    def _keep(
+        self, query: Tensor, key: Tensor, value: Tensor, *_: Any, scale: float | None = None, **options: Any
+    ) -> None:
+        self.first = query, key, value, query.shape[-1] ** -0.5 if scale is None else scale
+
+
+def _of_image(shell: Shell, hidden_BNC: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> SiteSamples:
+    """What image tokens take from each other in a joint attention, with its mass."""
+    site = shell.mixer.site
+    layout = site.layout(delivered_grid(shell.grid, site.path), q.shape[2])
+    q, k, v = (layout.split(x.detach().float())[1] for x in (q, k, v))
+    output_BNC = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+    # head by head: all logits at once may not fit
+    masses = [
+        (q_Nd @ k_Nd.mT * scale).logsumexp(-1) for q_Nd, k_Nd in zip(q.flatten(0, 1), k.flatten(0, 1), strict=True)
+    ]
+    masses_BNh = torch.stack(masses).unflatten(0, q.shape[:2]).transpose(1, 2)
+    return SiteSamples(hidden_BNC, output_BNC, layout.grid, masses_BNh)

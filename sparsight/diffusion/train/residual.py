@@ -20,7 +20,7 @@ class ResidualTaps:
 
     Args:
         denoiser: The denoiser that holds the sites.
-        paths: Paths of the sites, each ``<block>.attn1`` or ``<block>.attn2``.
+        paths: Paths of the sites, each a block's path and the name of an attention in it.
     """
 
     def __init__(self, denoiser: nn.Module, paths: Iterable[str]) -> None:

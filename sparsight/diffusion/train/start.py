@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 import torch
+from torch import Tensor
 
-from blocks.base import AttentionWeights, SiteSamples
+from blocks.base import SiteSamples
 from sparsight.common.training.sharding import fill, is_sharded, own_class, whole
+from sparsight.diffusion.surgery.joint import MASS, JointMass
 from sparsight.diffusion.surgery.replace import attention_weights
 from sparsight.diffusion.surgery.shell import Shell
 
 
 def start_from_teacher(shell: Shell, samples: Sequence[SiteSamples]) -> None:
-    """Call the mixer's ``init_from_teacher``; one that is split over processes is started as a whole, then split."""
+    """Call the mixer's ``init_from_teacher``; one that is split over processes is started as a whole, then split.
+
+    At a joint site the mixer stands in front of the last projection, and its mass starts as the teacher's.
+    """
     weights = attention_weights(shell.attention)
     mixer = shell.mixer
+    if mixer.site.text is not None:
+        inner = weights.out.shape[1]
+        weights = dataclasses.replace(weights, out=torch.eye(inner).to(weights.query), out_bias=None)
+        _start_mass(mixer._modules.get(MASS), samples)
     if not is_sharded(mixer):
         mixer.init_from_teacher(weights, samples)
         return
-    weights = AttentionWeights(
-        query=whole(weights.query),
-        key=whole(weights.key),
-        value=whole(weights.value),
-        out=whole(weights.out),
-        query_bias=None if weights.query_bias is None else whole(weights.query_bias),
-        key_bias=None if weights.key_bias is None else whole(weights.key_bias),
-        value_bias=None if weights.value_bias is None else whole(weights.value_bias),
-        out_bias=None if weights.out_bias is None else whole(weights.out_bias),
-        scale=weights.scale,
-    )
+    split = {name: tensor for name, tensor in vars(weights).items() if isinstance(tensor, Tensor)}
+    weights = dataclasses.replace(weights, **{name: whole(tensor) for name, tensor in split.items()})
     twin = own_class(mixer)(mixer.site, **mixer.options).to(weights.query.device)
     for name, parameter in twin.state_dict().items():
         parameter.copy_(whole(mixer.state_dict()[name]))
@@ -37,6 +39,18 @@ def start_from_teacher(shell: Shell, samples: Sequence[SiteSamples]) -> None:
     own = mixer.state_dict()
     for name, started in twin.state_dict().items():
         fill(own[name], started)
+
+
+@torch.no_grad()
+def _start_mass(mass: JointMass | None, samples: Sequence[SiteSamples]) -> None:
+    """The mean, over samples and queries, of the teacher's log-sum-exp over the image, per token of it."""
+    per_token = [
+        sample.masses.flatten(0, 1).mean(0) - math.log(sample.grid.tokens)
+        for sample in samples
+        if sample.masses is not None
+    ]
+    if mass is not None and per_token:
+        fill(mass.per_token, torch.stack(per_token).mean(0))
 
 
 def start_alike(shells: Iterable[Shell]) -> None:

@@ -177,8 +177,8 @@ def test_only_cross_attention_is_left_alone_and_double_self_attention_found() ->
 
 def test_attention_with_extras_is_refused_by_name() -> None:
     denoiser = tiny.dit()
-    denoiser.transformer_blocks[1].attn1.norm_q = torch.nn.LayerNorm(8)
-    with pytest.raises(ValueError, match=r"transformer_blocks\.1\.attn1.*norm_q"):
+    denoiser.transformer_blocks[1].attn1.group_norm = torch.nn.GroupNorm(2, 16)
+    with pytest.raises(ValueError, match=r"transformer_blocks\.1\.attn1.*group_norm"):
         replace(denoiser, DeltaConvBlock)
     assert not shells_of(denoiser), "a refused denoiser must be left as it was"
 

@@ -1,0 +1,105 @@
+"""Stable Diffusion 3 from text to student: captions, samples, both stages, an export that draws without us."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
+from lightning.pytorch import Trainer
+
+from blocks import DeltaConvBlock, NeighborhoodAttention
+from callbacks import SampleGrid
+from datamodules import TeacherSamplesDataModule
+from lightning_modules import AttentionDistillation
+from sparsight.diffusion.export.folder import write_pipeline
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.diffusion.surgery.plan import PlanEntry
+from sparsight.diffusion.train.stages import Objective, Stage
+from tests.tiny_sd3 import save_sd3_pipeline
+
+CAPTIONS = ["a cat", "a dog", "a boat", "a hat"]
+PLAN = [
+    PlanEntry("*.0.attn", partial(DeltaConvBlock, kernel_size=3)),
+    PlanEntry("*.attn2", partial(DeltaConvBlock, kernel_size=3)),
+    PlanEntry("*", partial(NeighborhoodAttention, kernel_size=3)),
+]
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_sd3_pipeline(tmp_path_factory.mktemp("teacher") / "sd3"))
+
+
+def latents(pipeline: Any, noise: torch.Tensor, *, steps: int, guidance: float) -> torch.Tensor:
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": steps, "guidance_scale": guidance, "latents": noise, "output_type": "latent"}
+    return pipeline(CAPTIONS[:2], height=32, width=32, **options).images
+
+
+@pytest.mark.parametrize(("guidance", "dynamic"), [(1.0, False), (2.5, False), (2.5, True)])
+def test_what_is_drawn_is_what_diffusers_draws(teacher: str, guidance: float, dynamic: bool) -> None:
+    stock = StableDiffusion3Pipeline.from_pretrained(teacher)
+    if dynamic:  # the shift is that of the picture's size
+        stock.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
+    model = DiffusionModel(stock)
+    noise = starting_noise(model.sample_shape(), seed=7, index=torch.arange(2))
+    found = sample(model, {"caption": CAPTIONS[:2]}, noise, steps=3, guidance=guidance)
+    torch.testing.assert_close(found, latents(stock, noise, steps=3, guidance=guidance), rtol=1e-5, atol=1e-5)
+
+
+def distillation(teacher: str) -> AttentionDistillation:
+    torch.manual_seed(0)
+    terms = Objective(site_on="residual", timestep_weight="min_snr")
+    stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=terms, warmup_steps=1)]
+    return AttentionDistillation(
+        teacher, stages=stages, plan=PLAN, train_projections=True, init_samples=2, sample_steps=2
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AttentionDistillation]:
+    folder, module = tmp_path_factory.mktemp("run"), distillation(teacher)
+    options = {"captions": CAPTIONS, "count": 4, "val_count": 2, "steps": 2, "batch_size": 2, "device": "cpu"}
+    trainer = Trainer(
+        default_root_dir=folder,
+        accelerator="cpu",
+        max_epochs=-1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)],
+    )
+    trainer.fit(module, TeacherSamplesDataModule(teacher, mode="samples", cache_dir=str(folder / "cache"), **options))
+    assert trainer.global_step == 4
+    assert 0 < float(trainer.callback_metrics["val/output_relative_l2"]) < 10
+    return folder, module
+
+
+def test_both_stages_train_and_a_grid_is_drawn(trained: tuple[Path, AttentionDistillation], teacher: str) -> None:
+    folder, module = trained
+    assert list(folder.rglob("samples/*.png"))
+    fresh = distillation(teacher).state_dict()
+    state = module.state_dict()
+    assert state.keys() == fresh.keys()
+    assert all(not torch.equal(state[name], fresh[name]) for name in module.trained_names())
+
+
+def test_plain_diffusers_draws_as_the_student(
+    trained: tuple[Path, AttentionDistillation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    _, module = trained
+    noise = starting_noise(module.diffusion.sample_shape(), seed=module.seed, index=torch.arange(2))
+    wanted = module.draw_latents({"caption": CAPTIONS[:2]}, torch.arange(2))
+    taught = module.draw_teacher_latents({"caption": CAPTIONS[:2]}, torch.arange(2))
+    assert not torch.allclose(wanted, taught, atol=1e-4)
+    write_pipeline(module.diffusion, tmp_path / "student", fp16=False)
+    stock = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
+    assert type(stock) is StableDiffusion3Pipeline and type(stock.transformer).__module__.startswith("modeling_")
+    torch.testing.assert_close(latents(stock, noise, steps=2, guidance=2.0), wanted, rtol=1e-5, atol=1e-5)
