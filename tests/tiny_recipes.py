@@ -37,7 +37,7 @@ def draw(pipeline: Any) -> torch.Tensor:
 
 
 def check_plain_diffusers_draws(exports: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "wanted").mkdir()
+    (tmp_path / "wanted").mkdir(parents=True)
     for name, folder in exports.items():
         torch.save(draw(load_pipeline(str(folder))), tmp_path / "wanted" / f"{name}.pt")
         (tmp_path / name).symlink_to(folder)

@@ -72,12 +72,12 @@ def joint(folder: Path, _: Callable[[str], Path]) -> Path:
     return walk("emoji_joint_teacher", small, "--trainer.max_steps", "4")
 
 
-def student(folder: Path, exported: Callable[[str], Path]) -> Path:
-    """Distilled from the teacher."""
+def student(folder: Path, exported: Callable[[str], Path], of: str = "teacher") -> Path:
+    """Distilled from a teacher."""
     stages = read_config("experiment/emoji_student")["model"]["init_args"]["stages"]
     fewer = [stage | {"steps": 2, "warmup_steps": 1} for stage in stages]
     options = {"stages": fewer, "init_samples": 2, "mixer": {"init_args": {"kernel_size": 3}}}
-    small = shrunk("emoji_student", folder, teacher=str(exported("teacher")), **options)
+    small = shrunk("emoji_student", folder, teacher=str(exported(of)), **options)
     return walk("emoji_student", small)
 
 
@@ -122,6 +122,14 @@ def test_a_joint_transformer_is_trained_from_nothing(exported: Callable[[str], P
 def test_a_student_is_distilled_from_it(exported: Callable[[str], Path]) -> None:
     unet = load_pipeline(str(exported("student"))).unet
     assert [type(module).__name__ for module in unet.modules()].count("DeltaConvBlock") == 7
+
+
+@pytest.mark.slow
+def test_a_student_of_the_joint_transformer_is_drawn_with(exported: Callable[[str], Path], tmp_path: Path) -> None:
+    export = student(tmp_path, exported, of="joint")
+    transformer = load_pipeline(str(export)).transformer
+    assert [type(module).__name__ for module in transformer.modules()].count("DeltaConvBlock") == 2
+    check_plain_diffusers_draws({"student": export}, tmp_path / "drawn")
 
 
 @pytest.mark.slow
