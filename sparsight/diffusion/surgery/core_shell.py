@@ -114,7 +114,7 @@ def core_shell(attention: nn.Module, mixer: TokenMixer, *, train_projections: bo
 
 
 def _is_idle(path: str, attention: Any, mixer: TokenMixer) -> bool:
-    """Whether a projection has no effect: beside a feature mixer keys and values are for text, which a last block drops."""
+    """If a projection is idle: keys and values beside a feature mixer are for text, which a last block drops."""
     return isinstance(mixer, FeatureMixer) and bool(attention.context_pre_only) and path in ("to_k", "to_v")
 
 
