@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +32,8 @@ def start_from_teacher(shell: Shell, samples: Sequence[SiteSamples]) -> None:
         mixer.init_from_teacher(weights, samples)
         return
     split = {name: tensor for name, tensor in vars(weights).items() if isinstance(tensor, Tensor)}
-    weights = dataclasses.replace(weights, **{name: whole(tensor) for name, tensor in split.items()})
+    gathered: dict[str, Any] = {name: whole(tensor) for name, tensor in split.items()}
+    weights = dataclasses.replace(weights, **gathered)
     twin = own_class(mixer)(mixer.site, **mixer.options).to(weights.query.device)
     for name, parameter in twin.state_dict().items():
         parameter.copy_(whole(mixer.state_dict()[name]))
