@@ -25,7 +25,7 @@ venv: $(READY)  ## Make the virtual environment and install sparsight with its d
 quickstart: $(READY)  ## Distil the shipped teacher and measure the student: about 10 minutes on 2 cores
 	$(BIN)/python benchmarks/quickstart.py
 
-test: $(READY)  ## Lint, types and tests, in WORKERS processes: about 8 minutes on 2 cores
+test: $(READY)  ## Lint, types and tests, in WORKERS processes: about 10 minutes on 2 cores
 	$(STYLE)
 	@$(TYPES) > $(VENV)/types.txt 2>&1 & types=$$!; \
 	  $(SUITE); tests=$$?; wait $$types; types=$$?; cat $(VENV)/types.txt; [ $$types = 0 ] && exit $$tests

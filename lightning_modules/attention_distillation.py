@@ -259,19 +259,22 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         return run_memory(self, objectives=[s.objective for s in self.clock.stages], optimizer=self.optimizer)
 
     def on_fit_start(self) -> None:
-        """Say what is replaced, and what that saves; ``costs.json`` in the log folder keeps it."""
-        report = replacement_report(self.denoiser)
-        rank_zero_info(f"replaced self-attention:\n{report.text()}")
-        folder = self.trainer.log_dir  # a broadcast: all processes must ask
-        if folder and self.trainer.logger and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_text(Path(folder) / COSTS, report.json())
+        """Say what is replaced, and what that saves."""
+        rank_zero_info(f"replaced self-attention:\n{replacement_report(self.denoiser).text()}")
 
     def on_train_start(self) -> None:
-        """Let mixers start from the teacher, unless training was begun before."""
+        """Let mixers start from the teacher, unless training was begun before; keep the costs beside the run."""
+        self._write_costs()
         if not self._restored and self.init_samples > 0:
             self.initialise_mixers(iter(datamodule_of(self.trainer).train_dataloader()))
             if self.trainer.world_size > 1 and not is_sharded(self.denoiser):
                 start_alike(self.shells.values())
+
+    def _write_costs(self) -> None:
+        """What is replaced, as ``costs.json`` in the log folder."""
+        folder = self.trainer.log_dir  # a broadcast: all processes must ask
+        if folder and self.trainer.logger and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_text(Path(folder) / COSTS, replacement_report(self.denoiser).json())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Go on to the stage of this step.

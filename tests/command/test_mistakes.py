@@ -156,6 +156,7 @@ def test_the_key_is_named_in_one_line(
     path = distillation_config(tmp_path)
     monkeypatch.chdir(tmp_path)
     config = yaml.safe_load(path.read_text())
+    config["trainer"]["enable_model_summary"] = True  # the estimate of memory asks for much before a logger is made
     change(config)
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(SystemExit, match=f"^sparsight: .*{message}") as stop:
