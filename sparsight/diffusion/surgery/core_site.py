@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from blocks.base import under_autocast
 from sparsight.diffusion.surgery.joint import give_mass, joint_core
 from sparsight.diffusion.surgery.stamp import stamped
 from sparsight.diffusion.surgery.student import (
@@ -89,7 +90,7 @@ class CoreSite(OnGrid):
 
     def core(self, q: Tensor, k: Tensor, v: Tensor, scale: float | None, hidden_states: Tensor) -> Tensor:
         """What the mixer makes of queries, keys and values (B, h, tokens, d), in the dtype of the queries."""
-        site, dtype, device = self.mixer.site, q.dtype, q.device.type
+        site, dtype = self.mixer.site, q.dtype
         if k.shape[1] != q.shape[1]:
             raise ValueError(
                 f"{site.path} has {k.shape[1]} heads of keys for {q.shape[1]} of queries: no mixer takes that"
@@ -99,8 +100,8 @@ class CoreSite(OnGrid):
         if k.shape[2] != q.shape[2]:
             raise ValueError(f"{site.path} has {k.shape[2]} keys for {q.shape[2]} queries: no mixer takes that")
         scale = q.shape[-1] ** -0.5 if scale is None else scale
-        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-            q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+        if under_autocast(q):
+            q, k, v = (x.to(torch.get_autocast_dtype(x.device.type)) for x in (q, k, v))
         if site.text is None:
             q = entering(q, self.mixer)
             k, v = k.to(q.dtype), v.to(q.dtype)
