@@ -10,7 +10,8 @@ import ast
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from importlib import import_module
 from importlib.metadata import packages_distributions, requires
 from importlib.util import find_spec
@@ -56,20 +57,27 @@ FILES = [path.relative_to(ROOT).as_posix() for package in PACKAGES for path in s
 BLOCKS = [file for file in FILES if file.startswith("blocks/") and file != "blocks/__init__.py"]
 
 
+@cache
+def import_statements(source: str) -> list[ast.Import | ast.ImportFrom]:
+    """Those of a file, wherever in it they stand; a file is read by many tests."""
+    return [node for node in ast.walk(ast.parse(source)) if isinstance(node, (ast.Import, ast.ImportFrom))]
+
+
 def imported(source: str, package: str = "") -> Iterator[str]:
     """Dotted names of all modules that ``source`` imports, wherever in it; relative ones belong to ``package``."""
-    for node in ast.walk(ast.parse(source)):
+    for node in import_statements(source):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+        else:
             yield ".".join(filter(None, [package if node.level else "", node.module]))
 
 
-def imports_of(file: str) -> set[str]:
-    return set(imported((ROOT / file).read_text(), file.split("/")[0]))
+@cache
+def imports_of(file: str) -> frozenset[str]:
+    return frozenset(imported((ROOT / file).read_text(), file.split("/")[0]))
 
 
-def roots(names: set[str]) -> set[str]:
+def roots(names: Iterable[str]) -> set[str]:
     return {name.split(".")[0] for name in names}
 
 
@@ -98,11 +106,9 @@ def room_of(module: str) -> str:
 def rooms_that(file: str) -> set[str]:
     """Rooms that a file imports from, whichever way it spells that."""
     found = set()
-    for node in ast.walk(ast.parse((ROOT / file).read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    for node in import_statements((ROOT / file).read_text()):
+        module = [node.module] if isinstance(node, ast.ImportFrom) else []
+        found |= {".".join(filter(None, [*module, alias.name])) for alias in node.names}
     return {room_of(name) for name in found if name.startswith(("sparsight.", "datamodules."))} - {""}
 
 
@@ -154,7 +160,7 @@ def test_block_imports_torch_and_blocks_only_so_that_exports_can_carry_it(file: 
 def of_tests(file: Path) -> set[str]:
     """Dotted names of the modules of `tests` that a file imports or names in a class path, its own left out."""
     source = file.read_text()
-    taken = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module == "tests"]
+    taken = [n for n in import_statements(source) if isinstance(n, ast.ImportFrom) and n.module == "tests"]
     names = {*imported(source), *(f"tests.{alias.name}" for node in taken for alias in node.names)}
     names |= set(re.findall(r"\btests(?:\.[a-z_]\w*)+", source))
     own = ".".join(file.relative_to(ROOT).with_suffix("").parts)

@@ -20,6 +20,7 @@ import sparsight
 from sparsight.__main__ import HELP
 from sparsight.command.startup import PLUGINS, check_plugins, check_torch_pair
 from sparsight.common.import_path import current_folder_last
+from tests.tiny_rows import few
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"sparsight", *PLUGINS}
@@ -199,7 +200,10 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         check_plugins()
 
 
-@pytest.mark.parametrize("error", ["RuntimeError('operator torchvision::nms does not exist')", "ImportError('no .so')"])
+UNFIT = ("RuntimeError('operator torchvision::nms does not exist')", "ImportError('no .so')")
+
+
+@pytest.mark.parametrize("error", few(UNFIT, UNFIT[0]))
 def test_torch_pair_that_does_not_fit_is_one_readable_line(error: str, tmp_path: Path) -> None:
     (tmp_path / "torchvision.py").write_text(f"raise {error}")
     done = run_sparsight("fit", "--help", cwd=tmp_path.parent, PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")

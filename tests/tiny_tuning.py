@@ -20,7 +20,7 @@ from tests.tiny_lvlm import save_tiny_lvlm
 STAGE = {"steps": 4, "lr": 0.05, "lr_schedule": "constant", "warmup_share": 0.0}
 
 
-def tuning_config(folder: Path, family: str = "fast_vlm", **model: Any) -> Path:
+def tuning_config(folder: Path, family: str = "llava", **model: Any) -> Path:
     """Write pictures of three kinds, a tiny model unless it is there, and the config of a run of four steps.
 
     SGD, because Adam turns the rounding of a tiny gradient into a whole step.

@@ -78,6 +78,7 @@ def test_sites_are_handed_over_in_the_order_asked_for(teacher: str, tmp_path: Pa
         assert watch.handed_over[8] == sorted(expected)
 
 
+@pytest.mark.slow
 def test_the_site_with_the_smallest_error_goes_first(teacher: str, tmp_path: Path) -> None:
     module = distillation(teacher)
     schedule = PruningSchedule("one_shot", begin=2, amount=1)

@@ -82,6 +82,7 @@ def kept(folder: Path) -> int:
     return len((folder / "answers-0.jsonl").read_text().splitlines()) - 1
 
 
+@pytest.mark.slow
 def test_after_a_task_was_mended_the_answers_of_others_are_kept(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -107,6 +108,7 @@ def test_after_a_task_was_mended_the_answers_of_others_are_kept(
     assert read_report(folder)["answers"] == first["answers"]
 
 
+@pytest.mark.slow
 def test_with_a_higher_limit_only_new_samples_are_asked(model: Path, tmp_path: Path) -> None:
     evaluate(model, tmp_path / "out", tasks=[GreyTask()], limit_samples=2)
     assert kept(tmp_path / "out") == 4

@@ -16,6 +16,7 @@ from sparsight.command.cli import SparsightCLI, main
 from sparsight.common.checkpoint.run_record import FLAG_WINS
 from sparsight.common.plain import flatten
 from tests.tiny_distillation import distillation_config
+from tests.tiny_rows import few
 
 CONFIGS = sorted(str(p.relative_to("configs").with_suffix("")) for p in Path("configs").rglob("*.yaml"))
 
@@ -28,7 +29,7 @@ BELOW = {  # what fragments are put on
 }
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", few(CONFIGS, *CONFIGS[::3]))
 def test_every_shipped_config_parses(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     below = BELOW[name.partition("/")[0]]
     with pytest.raises(SystemExit) as stop:

@@ -214,6 +214,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
         signal.signal(signal.SIGXFSZ, handler)
 
 
+@pytest.mark.slow
 def test_a_full_disk_names_the_checkpoint_in_mid_run(tmp_path: Path) -> None:
     config = distillation_config(tmp_path)
     with files_of_at_most(20_000), pytest.raises(SystemExit, match=r"^sparsight: .*\.ckpt.*too large") as stop:

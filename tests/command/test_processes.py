@@ -100,6 +100,7 @@ def test_two_processes_do_all_that_one_does(start: Callable[[list[str]], None], 
             torch.testing.assert_close(tensor, exported[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_cached_latents_and_streams_are_trained_on_by_two_processes(tmp_path: Path) -> None:
     tiny.save_sd_pipeline(tmp_path / "teacher")
     save_images(tmp_path / "images", count=8)

@@ -144,6 +144,7 @@ def test_questions_are_looked_at_by_the_processor_that_the_model_has() -> None:
     assert vars(config.data.init_args) == {"model": "owner/name", "revision": "v2", "trust_remote_code": True}
 
 
+@pytest.mark.slow
 def test_tasks_are_stored_with_their_options_and_read_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, config = save_tiny_lvlm(tmp_path / "tiny", "llava"), overlay(tmp_path)
     main(["reformulate", "--config", str(config), *PLAIN, str(model), "--output", str(tmp_path / "stored")])

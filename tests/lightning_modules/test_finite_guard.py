@@ -176,6 +176,7 @@ def test_tuning_of_image_text_models_is_guarded_too(tmp_path: Path) -> None:
     assert steps == {1, 2}
 
 
+@pytest.mark.slow
 def test_all_processes_stop_or_go_on_together(tmp_path: Path) -> None:
     """NaN on the second of two processes: under DDP with accumulation, under FSDP2, and with a step left out."""
     tiny.save_pixel_pipeline(tmp_path / "teacher")

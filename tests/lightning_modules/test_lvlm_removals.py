@@ -33,6 +33,7 @@ def exported(folder: Path, config: Path, file: Path) -> tuple[dict[str, Any], st
     return json.loads((output / FILE).read_text()), (output / "README.md").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_the_numbers_that_layers_left_by_reach_the_export(tmp_path: Path) -> None:
     config = with_callback(tuning_config(tmp_path, prune=SCORE), pruning(**LINEAR))

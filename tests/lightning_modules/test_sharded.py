@@ -87,9 +87,9 @@ MODELS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("model", "split_by"),
     [
-        ("plan", WHOLE_FILES),
+        pytest.param("plan", WHOLE_FILES, marks=pytest.mark.slow),
         pytest.param("plan", "ddp", marks=pytest.mark.slow),
-        pytest.param("delta_conv", WHOLE_FILES, marks=pytest.mark.slow),
+        ("delta_conv", WHOLE_FILES),
         pytest.param("own_projections", WHOLE_FILES, marks=pytest.mark.slow),
     ],
     ids=["plan", "plan_ddp", "delta_conv", "own_projections"],

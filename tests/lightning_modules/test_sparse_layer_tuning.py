@@ -257,6 +257,7 @@ def test_a_pruned_model_heals_beside_what_it_was(folder: Path, base: Path) -> No
     assert all(torch.equal(value, wanted[name]) for name, value in cli.model.unpruned.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_teacher_that_cannot_have_been_the_model_is_refused(folder: Path, base: Path) -> None:
     pruned = pruned_folder(folder / "pruned", [2], source=base)
     other = pruned_folder(folder / "other", [3], source=base)
@@ -291,6 +292,7 @@ def test_resuming_a_pruned_run_is_bitwise(folder: Path) -> None:
             assert torch.equal(value, again.model.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_neighbours_stay_where_spacing_is_asked(folder: Path) -> None:
     score = SCORE | {"protect_tuned": False}
     config = with_callback(tuning_config(folder, prune=score), pruning(begin=0, spacing=2))
@@ -306,6 +308,7 @@ def test_layers_need_a_score_to_leave(folder: Path) -> None:
         main(["fit", "--config", str(with_callback(tuning_config(folder), pruning()))])
 
 
+@pytest.mark.slow
 def test_layers_take_turns_and_the_optimiser_forgets(folder: Path, base: Path) -> None:
     rotation = {"class_path": "callbacks.LayerRotation", "init_args": {"layers": 1, "every_n_steps": 2}}
     layers = {"class_path": "sparsight.lvlm.surgery.selection.All"}
@@ -347,6 +350,7 @@ def test_rotation_needs_layers_to_choose_from(folder: Path) -> None:
         main(["fit", "--config", str(with_callback(tuning_config(folder), rotation))])
 
 
+@pytest.mark.slow
 def test_packed_rows_are_neither_scored_nor_compared(folder: Path) -> None:
     packing = ["--data.packing=true", "--data.max_length=128"]
     config = with_callback(tuning_config(folder, prune=SCORE), pruning())

@@ -79,6 +79,7 @@ def test_captions_reach_the_denoiser_and_are_dropped_in_the_batch(teacher: str) 
     assert all(torch.equal(row, k) or torch.equal(row, g) for row, k, g in zip(some, kept, gone, strict=True))
 
 
+@pytest.mark.slow
 def test_distilling_on_the_teachers_own_trajectories(teacher: str, tmp_path: Path) -> None:
     module = distillation(teacher, [Stage("end_to_end", 2, warmup_steps=1)])
     options = {"captions": CAPTIONS, "count": 4, "val_count": 2, "steps": 3, "batch_size": 2, "device": "cpu"}

@@ -109,6 +109,7 @@ def test_the_teacher_is_trained_from_nothing(exported: Callable[[str], Path], tm
         assert torch.equal(again.unet.state_dict()[name], value), name
 
 
+@pytest.mark.slow
 def test_a_joint_transformer_is_trained_from_nothing(exported: Callable[[str], Path]) -> None:
     assert [*load_pipeline(str(exported("joint"))).components] == [
         "tokenizer",

@@ -94,6 +94,7 @@ def test_batches_are_made_with_it(qwen: str) -> None:
     assert shapes(datamodule.load_processor()) != shapes(InstructionDataModule(qwen, Talks(22)).load_processor())
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_all_verbs_use_it_and_exports_hold_it(qwen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "base").symlink_to(qwen)

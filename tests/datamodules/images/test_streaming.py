@@ -30,6 +30,7 @@ from datamodules.record_dataset import TooManyCorruptRecords
 from sparsight.common.errors import ConfigurationError
 from tests.tiny_files import png, write_parquet, write_shard, write_tar
 from tests.tiny_processes import together
+from tests.tiny_rows import few
 
 
 class MemoryStream(RecordStream):
@@ -185,9 +186,7 @@ def fit(folder: Path, steps: int, checkpoint: Path | None = None, **options: Any
 
 
 @pytest.mark.filterwarnings("ignore:.*(many workers|logging interval|LeafSpec).*")
-@pytest.mark.parametrize(
-    ("workers", "stops"), [(0, (3, 4, 6)), (2, (3,)), pytest.param(2, (4, 6), marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("workers", "stops"), few([(0, (3, 4, 6)), (2, (3,)), (2, (4, 6))], (0, (3, 4, 6))))
 def test_training_resumes_with_the_next_batch(tmp_path: Path, workers: int, stops: tuple[int, ...]) -> None:
     whole, _ = fit(tmp_path, 11, num_workers=workers)
     for stop in stops:

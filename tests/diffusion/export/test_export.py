@@ -113,6 +113,7 @@ def answer(denoiser: torch.nn.Module, inputs: dict[str, Any]) -> torch.Tensor:
         return denoiser(**inputs, return_dict=False)[0]
 
 
+@pytest.mark.slow
 def test_the_run_exports_itself_and_stays_as_it_is(folder: Any) -> None:
     root, module = folder
     assert {p.name for p in (root / "student").iterdir()} >= {"README.md", "model_index.json", "delta", "transformer"}

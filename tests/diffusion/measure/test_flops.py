@@ -31,7 +31,7 @@ def on_meta(name: str) -> nn.Module:
         pytest.param("sd15", 128, 4674.0, 2164.6, marks=pytest.mark.slow),
         pytest.param("sd15", 512, 545118, 505013, marks=pytest.mark.slow),
         pytest.param("sdxl", 128, 6761.2, 1691.1, marks=pytest.mark.slow),
-        ("pixart_sigma", 64, 1288.7, 439.7),
+        pytest.param("pixart_sigma", 64, 1288.7, 439.7, marks=pytest.mark.slow),
         pytest.param("pixart_sigma", 128, 6633.6, 3382.3, marks=pytest.mark.slow),
     ],
 )

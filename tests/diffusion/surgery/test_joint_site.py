@@ -334,6 +334,7 @@ def test_autocast_leaves_mixers_in_float32() -> None:
         assert all(p.dtype == torch.float32 and p.grad is not None for p in trained)
 
 
+@pytest.mark.slow
 def test_a_graph_of_joint_sites_is_exported() -> None:
     denoiser = student(NEAR)
     finalize(denoiser)

@@ -94,6 +94,7 @@ def test_a_long_candidate_of_likely_tokens_wins_by_token_alone() -> None:
     assert found["likelihood/naming"] == 1.0 and found["likelihood_by_token/naming"] == 0.0
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_the_share_of_the_references_score(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     main(["validate", "--config", str(tuning_config(tmp_path))])
     own, best = TaskScores.load(tmp_path / "run" / "scores_val.json"), TaskScores()

@@ -29,7 +29,7 @@ def test_records_are_shown_with_their_loss_and_no_model_is_loaded(
     said = capsys.readouterr().out
     assert said.count("train record") == 2
     assert "train record 4" in said and "train record 5" in said
-    assert "<image>(x4)" in said and "<|im_end|>]]" in said
+    assert "<image>(x16)" in said and "</s>]]" in said
 
 
 def test_items_are_shown_with_their_candidates(config: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,7 +31,7 @@ LORA = {"rank": 2, "alpha": 4, "dropout": 0.1}
 
 
 WRITTEN = ("llava_next", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "lfm2_vl", "smolvlm")
-FAST = ("fast_vlm",)
+FAST = ("llava",)
 SLOW = [pytest.param(family, marks=pytest.mark.slow) for family in PROCESSORS if family not in FAST]
 
 
@@ -125,6 +125,7 @@ WRONG: list[tuple[str, Any, Any, str]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_an_export_whose_adapters_answer_otherwise_does_not_appear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -203,6 +204,7 @@ def test_parts_of_a_projector_that_peft_refuses_or_takes_for_others_are_kept(tmp
         torch.testing.assert_close(again[name], wanted, msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_a_second_run_starts_from_an_export_and_remembers_the_first(tmp_path: Path) -> None:
     first = with_callback(tuning_config(tmp_path, prune=SCORE), pruning(1))
@@ -319,6 +321,7 @@ def test_a_run_that_ends_exports_to_a_folder_of_that_name(tmp_path: Path, prune:
     assert [path.parent.name for path in (tmp_path / "run").glob("*/config.json")] == [name]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_weights_in_low_precision_are_written_in_it(tmp_path: Path) -> None:
     config = tuning_config(tmp_path, dtype="bfloat16")

@@ -30,7 +30,7 @@ def size(tensors: Any) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-@pytest.mark.parametrize("case", few(CASES, "adapters in half precision", "average, unpruned model"))
+@pytest.mark.parametrize("case", few(CASES, "average, unpruned model"))
 def test_the_estimate_is_what_a_run_holds(case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     model, callbacks = CASES[case]
     config = tuning_config(tmp_path, **(ADAM | model))
