@@ -1,4 +1,4 @@
-"""Likelihoods of candidate answers: one pass over picture and question for all of them, against one for each.
+"""Likelihoods of candidate answers: one pass over image and question for all of them, against one for each.
 
     python -m benchmarks.candidate_likelihood --output runs/candidate_likelihood
 
@@ -54,7 +54,7 @@ def make_model(device: torch.device, dtype: torch.dtype) -> LlavaForConditionalG
 
 
 def make_inputs(batch: int, device: torch.device, dtype: torch.dtype) -> tuple[dict[str, Any], list[list[list[int]]]]:
-    """Questions with a picture each, and candidates."""
+    """Questions with an image each, and candidates."""
     generator = torch.Generator().manual_seed(0)
 
     def tokens(*shape: int) -> torch.Tensor:
@@ -69,7 +69,7 @@ def make_inputs(batch: int, device: torch.device, dtype: torch.dtype) -> tuple[d
 
 @torch.no_grad()
 def unshared(model: Any, inputs: dict[str, Any], candidates: list[list[list[int]]]) -> list[list[float]]:
-    """Every candidate behind its own copy of picture and question."""
+    """Every candidate behind its own copy of image and question."""
     found = []
     for row, options in enumerate(candidates):
         own = {name: value[row : row + 1].repeat_interleave(len(options), 0) for name, value in inputs.items()}

@@ -1,4 +1,4 @@
-"""The tables and the picture that `benchmarks.gpu_table` makes of its rows."""
+"""The tables and the image that `benchmarks.gpu_table` makes of its rows."""
 
 from __future__ import annotations
 

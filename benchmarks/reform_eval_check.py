@@ -4,7 +4,7 @@
 
 240 hand-made questions (colours of squares, words to read) are written in ReForm-Eval's format and put to a model by
 `sparsight test`, in batches with shared caches, twice (the second time with shuffled options), and here: one at a time,
-every option with a forward pass of its own over picture, question and option. Both must choose the same. Of Sparsight,
+every option with a forward pass of its own over image, question and option. Both must choose the same. Of Sparsight,
 the plain part uses the words of the prompt (instruction, order and marks of the options, as the report says them) and
 nothing else.
 """
@@ -114,14 +114,14 @@ class Plain:
         self.processor = AutoProcessor.from_pretrained(model)
 
     def text(self, turns: list[tuple[str, str]], *, cue: bool) -> str:
-        """A conversation in the model's form; the last user turn has the picture."""
+        """A conversation in the model's form; the last user turn has the image."""
         messages: list[dict[str, Any]] = [{"role": role, "content": [{"type": "text", "text": t}]} for role, t in turns]
         last = max(number for number, (role, _) in enumerate(turns) if role == "user")
         messages[last]["content"].insert(0, {"type": "image"})
         return str(self.processor.apply_chat_template(messages, add_generation_prompt=cue, tokenize=False))
 
     def inputs(self, text: str, image: Image.Image) -> Any:
-        """Model inputs of one text with one picture."""
+        """Model inputs of one text with one image."""
         return self.processor(text=text, images=image, return_tensors="pt")
 
     @torch.no_grad()

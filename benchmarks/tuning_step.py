@@ -56,7 +56,7 @@ def module_of(base: str, case: str) -> SparseLayerTuning:
 
 
 def datamodule_of(base: str, data: Path, batch_size: int) -> InstructionDataModule:
-    """Questions of one picture each about Fashion-MNIST."""
+    """Questions of one image each about Fashion-MNIST."""
     files = (data / "train-images-idx3-ubyte.gz", data / "train-labels-idx1-ubyte.gz")
     questions = LabelledQuestions(IdxRecords(*files, classes=CLASSES), tasks=["naming", "yes_no", "choice"])
     return InstructionDataModule(base, questions, batch_size=batch_size, limit=2000)

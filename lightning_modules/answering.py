@@ -43,10 +43,10 @@ class Evaluation:
 
 @runtime_checkable
 class Illustrated(Protocol):
-    """Data with pictures."""
+    """Data with images."""
 
     def example(self) -> dict[str, Any] | None:
-        """Model inputs of a sample with a picture, the same on all processes; none if none has any."""
+        """Model inputs of a sample with an image, the same on all processes; none if none has any."""
         ...
 
 

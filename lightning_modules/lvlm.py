@@ -112,22 +112,22 @@ class LVLMModule(Answering):
             )
 
     def on_fit_start(self) -> None:
-        """Refuse what would fail later: pictures, a reference that answered other items, a validation that fails."""
+        """Refuse what would fail later: images, a reference that answered other items, a validation that fails."""
         self._check_images()
         super().on_fit_start()
 
     def on_validation_start(self) -> None:
-        """Refuse pictures that would fail later, where nothing was trained before."""
+        """Refuse images that would fail later, where nothing was trained before."""
         super().on_validation_start()
         self._check_images()
 
     def on_test_start(self) -> None:
-        """Refuse pictures that would fail later, where nothing was trained before."""
+        """Refuse images that would fail later, where nothing was trained before."""
         super().on_test_start()
         self._check_images()
 
     def _check_images(self) -> None:
-        """Let the model read a picture of the data, once; all processes read the same, and keep it if they need it."""
+        """Let the model read an image of the data, once; all processes read the same, and keep it if they need it."""
         data = datamodule_of(self.trainer)
         inputs = data.example() if isinstance(data, Illustrated) and not self._images_fit else None
         self._images_fit = True

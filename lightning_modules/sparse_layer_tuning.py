@@ -159,7 +159,7 @@ class SparseLayerTuning(TunedLayers):
         )
 
     def on_fit_start(self) -> None:
-        """Refuse pictures that the model cannot read; say what is trained, and what memory that takes."""
+        """Refuse images that the model cannot read; say what is trained, and what memory that takes."""
         super().on_fit_start()
         total = sum(p.numel() for p in self.model.parameters())
         lines = [f"decoder layers of {self.parts.layers_name}: {len(self.parts.layers)}, chosen {self.layers}"]

@@ -1,4 +1,4 @@
-"""Small conversations, with pictures and without."""
+"""Small conversations, with images and without."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def entry(*said: str, **facts: Any) -> dict[str, Any]:
 
 
 class Talks(RecordSource):
-    """Conversations of many lengths, every third of them without a picture."""
+    """Conversations of many lengths, every third of them without an image."""
 
     def __init__(self, total: int, *, broken: tuple[int, ...] = (), items: bool = False) -> None:
         self.total = total

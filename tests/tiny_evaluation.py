@@ -1,4 +1,4 @@
-"""Small evaluations: tasks that ask which of four greys a picture has or what its number is, and their reports."""
+"""Small evaluations: tasks that ask which of four greys an image has or what its number is, and their reports."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class GreyTask(EvaluationTask):
         formulation: Choose, or write the grey's name.
         count: Number of samples.
         broken: Position of one that cannot be used.
-        pictures: Whether there are pictures; otherwise the question names the number.
+        pictures: Whether there are images; otherwise the question names the number.
     """
 
     def __init__(

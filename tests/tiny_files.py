@@ -1,4 +1,4 @@
-"""Files that sources of records read: pictures, idx, tar shards, tables, folders with captions."""
+"""Files that sources of records read: images, idx, tar shards, tables, folders with captions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> Path:
 
 
 def write_shard(path: Path, first: int, count: int) -> Path:
-    """Grey pictures whose value, caption and label is their number."""
+    """Grey images whose value, caption and label is their number."""
     members: dict[str, bytes] = {}
     for number in range(first, first + count):
         members[f"{number:04d}.png"] = png(number)

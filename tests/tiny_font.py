@@ -37,7 +37,7 @@ def save_emoji_font(
     Args:
         path: File to write.
         colours: By character; none at all makes a font without colour tables.
-        sides: Side in pixels of the pictures, a set of pictures for each.
+        sides: Side in pixels of the images, a set of images for each.
         colourless: A character that has an outline only.
     """
     names = [".notdef", "plain", *(f"emoji{number}" for number in range(len(colours)))]

@@ -10,12 +10,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class Poison(Callback):
-    """Spoils the first picture of batches.
+    """Spoils the first image of batches.
 
     Args:
         batches: Numbers of the batches within the epoch.
         rank: The process on which; all of them if not given.
-        value: What is written into the picture.
+        value: What is written into the image.
     """
 
     def __init__(self, batches: Collection[int] = (2,), rank: int | None = None, value: float = float("nan")) -> None:

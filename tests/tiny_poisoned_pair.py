@@ -1,4 +1,4 @@
-"""What each of two processes does in test_finite_guard: meet a picture that is not finite on one of them."""
+"""What each of two processes does in test_finite_guard: meet an image that is not finite on one of them."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tests.tiny_files import png
 
 
 def picture(value: int = 7, size: tuple[int, int] = (16, 12)) -> str:
-    """A grey RGB picture, (width, height), as PNG in base64."""
+    """A grey RGB image, (width, height), as PNG in base64."""
     return base64.b64encode(png(value, size=size)).decode()
 
 

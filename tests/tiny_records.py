@@ -127,7 +127,7 @@ def two_coloured() -> Pictures:
 
 
 class MemoryRecords(RecordSource):
-    """Small pictures whose pixels tell their number; those in ``corrupt`` cannot be read."""
+    """Small images whose pixels tell their number; those in ``corrupt`` cannot be read."""
 
     def __init__(self, total: int, *, corrupt: tuple[int, ...] = (), classes: list[str] | None = None) -> None:
         self.total = total

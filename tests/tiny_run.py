@@ -1,4 +1,4 @@
-"""The smallest module that trains on real data: a line through the mean brightness of a picture, in no time."""
+"""The smallest module that trains on real data: a line through the mean brightness of an image, in no time."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class At(Callback):
 
 
 def data(folder: Path, **options: Any) -> ImageDataModule:
-    """24 pictures in batches of 4."""
+    """24 images in batches of 4."""
     images, labels = tiny.save_idx(folder)
     source = IdxRecords(str(images), str(labels))
     return ImageDataModule(train=source, **{"image_size": 8, "channels": 1, "batch_size": 4} | options)

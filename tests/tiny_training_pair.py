@@ -32,14 +32,14 @@ class Seen(Callback):
 
 
 def latents(folder: Path, *, batch_size: int) -> CachedLatentsDataModule:
-    """Eight captioned pictures; a cache of its own for each number of processes."""
+    """Eight captioned images; a cache of its own for each number of processes."""
     images = ImageDataModule(FolderRecords(str(folder / "images")), image_size=16, batch_size=batch_size)
     cache = folder / f"latents_{batch_size}"
     return CachedLatentsDataModule(str(folder / "teacher"), images, cache_dir=str(cache), shard_size=2, device="cpu")
 
 
 def stream(folder: Path) -> StreamingImageDataModule:
-    """Sixteen pictures in four shards, of which each process gets two: four batches."""
+    """Sixteen images in four shards, of which each process gets two: four batches."""
     shards = TarStream(str(folder / "*.tar"), caption="txt")
     return StreamingImageDataModule(shards, batches_per_epoch=3, shuffle_buffer=3, image_size=16, batch_size=2)
 

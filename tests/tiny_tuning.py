@@ -1,4 +1,4 @@
-"""Runs that tune a tiny image-text model on questions about tiny pictures: configurations, and what they leave."""
+"""Runs that tune a tiny image-text model on questions about tiny images: configurations, and what they leave."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STAGE = {"steps": 4, "lr": 0.05, "lr_schedule": "constant", "warmup_share": 0.0}
 
 
 def tuning_config(folder: Path, family: str = "llava", **model: Any) -> Path:
-    """Write pictures of three kinds, a tiny model unless it is there, and the config of a run of four steps.
+    """Write images of three kinds, a tiny model unless it is there, and the config of a run of four steps.
 
     SGD, because Adam turns the rounding of a tiny gradient into a whole step.
     """

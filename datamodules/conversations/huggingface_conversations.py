@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 class HuggingFaceConversations(HuggingFaceRecords):
-    """Rows of a Hugging Face data set with a list of chat messages and, where there are any, a list of pictures.
+    """Rows of a Hugging Face data set with a list of chat messages and, where there are any, a list of images.
 
     A message is ``{"role": "user", "content": ...}``, the content a text in which ``<image>`` stands for the next
-    picture, or a list of parts ``{"type": "text", "text": ...}`` and ``{"type": "image"}``. Columns ``candidates``,
+    image, or a list of parts ``{"type": "text", "text": ...}`` and ``{"type": "image"}``. Columns ``candidates``,
     ``answer`` and ``task`` make rows items of an evaluation, as in ``ConversationRecords``.
 
     Args:
@@ -26,8 +26,8 @@ class HuggingFaceConversations(HuggingFaceRecords):
         split: Split, such as ``train``; hub data sets also take slices such as ``train[:10%]``.
         revision: Branch, tag or commit of a hub data set; give a commit for a run that can be repeated.
         messages_column: Column of messages.
-        images_column: Column of pictures (one or a list a row), or ``None`` for texts alone.
-        max_pixels: Pictures with more pixels are refused.
+        images_column: Column of images (one or a list a row), or ``None`` for texts alone.
+        max_pixels: Images with more pixels are refused.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class HuggingFaceConversations(HuggingFaceRecords):
         self._texts: Dataset | None = None
 
     def __getitem__(self, index: int) -> Record:
-        """Read the messages of a row and decode its pictures."""
+        """Read the messages of a row and decode its images."""
         row = self._row(index)
         found = None if self.images_column is None else row[self.images_column]
         try:
@@ -55,12 +55,12 @@ class HuggingFaceConversations(HuggingFaceRecords):
             encoded = [self._image(value) for value in (found if isinstance(found, list) else [found]) if value]
             images = tuple(decode_image(each, max_pixels=self.max_pixels) for each in encoded)
             conversation = make_conversation(row, self._turns(row), images)
-        except ValueError as error:  # a corrupt picture, too, is one
+        except ValueError as error:  # a corrupt image, too, is one
             raise CorruptRecord(f"row {index} of {self.path}: {error}") from error
         return Record(id=f"row {index} of {self.path}", image=next(iter(images), None), conversation=conversation)
 
     def extent(self, index: int) -> tuple[int, int]:
-        """Number of pictures and of characters, from the messages alone."""
+        """Number of images and of characters, from the messages alone."""
         try:
             texts = [turn.text for turn in self._turns(self._row(index, self._texts))]
         except ValueError as error:
@@ -68,7 +68,7 @@ class HuggingFaceConversations(HuggingFaceRecords):
         return sum(text.count(IMAGE) for text in texts), sum(map(len, texts))
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the first picture."""
+        """Height and width of the first image."""
         image = self[index].needed_image
         return image.height, image.width
 
@@ -87,7 +87,7 @@ class HuggingFaceConversations(HuggingFaceRecords):
         rows = rows.select_columns(columns + [name for name in EVALUATION_FIELDS if name in rows.column_names])
         self._texts = rows.select_columns([self.messages_column])
         if self.images_column is not None:
-            # left encoded, so that a damaged picture is found, and skipped, when its row is read
+            # left encoded, so that a damaged image is found, and skipped, when its row is read
             encoded = Image(decode=False)
             single = isinstance(rows.features[self.images_column], Image)
             rows = rows.cast_column(self.images_column, encoded if single else List(encoded))

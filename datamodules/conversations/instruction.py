@@ -1,4 +1,4 @@
-"""Batches of conversations about pictures in the form of one model, from any record source."""
+"""Batches of conversations about images in the form of one model, from any record source."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class InstructionDataModule(RecordsDataModule):
         val: Where validation items come from; ``None`` takes ``val_share`` of ``train``.
         test: Where test items come from.
         val_share: Share of ``train``, 0 to 1, held out for validation when ``val`` is not given.
-        question: What is asked about pictures that have labels or captions but no conversation.
+        question: What is asked about images that have labels or captions but no conversation.
         answer: The answer to it: ``{label}`` (name of the class, all classes being candidates) or ``{caption}``.
         max_length: Most tokens of a sample; longer ones lose the end of their text, never image tokens.
         batch_size: Conversations a batch and process; the global batch is this times the number of processes.
@@ -174,7 +174,7 @@ class InstructionDataModule(RecordsDataModule):
 
     def _try_options(self, chat: ChatFormat) -> None:
         try:
-            _ = chat.images_in_rows  # prepares two small pictures
+            _ = chat.images_in_rows  # prepares two small images
         except UnusableConversation as error:
             raise ValueError(f"{error}; check processor_options {self.processor_options}") from error
 
@@ -196,7 +196,7 @@ class InstructionDataModule(RecordsDataModule):
         return f"{split} record {index}, {dataset.describe(index)}"
 
     def example(self) -> dict[str, Any] | None:
-        """Model inputs of a sample with a picture, the same on all processes; none if no split has any that serves."""
+        """Model inputs of a sample with an image, the same on all processes; none if no split has any that serves."""
         for dataset in self.datasets.values():
             images = (index for index in _spread(dataset.indices) if _extent(dataset.source, index)[0] > 0)
             for index in islice(images, _TRIES):
@@ -245,7 +245,7 @@ class InstructionDataModule(RecordsDataModule):
 
 
 def _spread(indices: np.ndarray) -> Iterator[int]:
-    """All of them, wide apart at first: those without pictures may stand together."""
+    """All of them, wide apart at first: those without images may stand together."""
     step = max(1, len(indices) // 100)
     return (int(index) for start in range(step) for index in indices[start::step])
 

@@ -122,7 +122,7 @@ class InstructionDataset(RecordDataset):
 
 
 def image_key(image: Image.Image) -> str:
-    """Hash of a picture's size and pixels, by which a cache of vision features knows it."""
+    """Hash of an image's size and pixels, by which a cache of vision features knows it."""
     found = hashlib.blake2b(f"{image.mode}{image.size}".encode(), digest_size=16)
     found.update(image.tobytes())
     return found.hexdigest()

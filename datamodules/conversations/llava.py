@@ -1,4 +1,4 @@
-"""Conversations about pictures: LLaVA-format files, and questions put to labelled or captioned pictures."""
+"""Conversations about images: LLaVA-format files, and questions put to labelled or captioned images."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _FIELDS = {"image", "images", "conversations", *EVALUATION_FIELDS}
 
 
 class ConversationRecords(RecordSource):
-    """Conversations of a file in LLaVA's format, with pictures from a folder.
+    """Conversations of a file in LLaVA's format, with images from a folder.
 
     The file is a JSON list, or JSONL with one object a line, of ``{"id": ..., "image": "a.jpg" or a list of such or
     absent, "conversations": [{"from": "human", "value": "<image> What is it?"}, {"from": "gpt", "value": ...}]}``.
@@ -51,8 +51,8 @@ class ConversationRecords(RecordSource):
 
     Args:
         file: JSON or JSONL file.
-        images: Folder of the pictures; nothing outside it is read.
-        max_pixels: Pictures with more pixels are refused.
+        images: Folder of the images; nothing outside it is read.
+        max_pixels: Images with more pixels are refused.
     """
 
     def __init__(self, file: str | Path, images: str | Path | None = None, max_pixels: int = MAX_PIXELS) -> None:
@@ -87,17 +87,17 @@ class ConversationRecords(RecordSource):
         return len(self._entries)
 
     def __getitem__(self, index: int) -> Record:
-        """Parse a conversation and decode its pictures."""
+        """Parse a conversation and decode its images."""
         try:
             entry = self._entry(index)
             images = tuple(self._image(name) for name in _image_names(entry))
             conversation = make_conversation(entry, _turns(entry), images)
-        except ValueError as error:  # a corrupt picture, too, is one
+        except ValueError as error:  # a corrupt image, too, is one
             raise CorruptRecord(f"{self.where(index)}: {error}") from error
         return Record(id=self.where(index), image=images[0] if images else None, conversation=conversation)
 
     def extent(self, index: int) -> tuple[int, int]:
-        """Number of pictures and of characters, from the text alone."""
+        """Number of images and of characters, from the text alone."""
         try:
             entry = self._entry(index)
             return len(_image_names(entry)), sum(len(turn.text) for turn in _turns(entry))
@@ -105,12 +105,12 @@ class ConversationRecords(RecordSource):
             raise CorruptRecord(f"{self.where(index)}: {error}") from error
 
     def fingerprint(self) -> str:
-        """Covers every conversation, and name, size and time of change of every picture."""
+        """Covers every conversation, and name, size and time of change of every image."""
         self.open()
         return digest([*self._entries, *file_stamps(filter(os.path.isfile, self._images()))])
 
     def content(self) -> Iterator[object]:
-        """Every conversation, and the pictures."""
+        """Every conversation, and the images."""
         self.open()
         yield from self._entries
         for path in self._images():
@@ -157,10 +157,10 @@ class ConversationRecords(RecordSource):
 
 @dataclass(frozen=True)
 class QuestionTemplate:
-    """Makes a conversation of a labelled or captioned picture; one that has a conversation keeps it.
+    """Makes a conversation of a labelled or captioned image; one that has a conversation keeps it.
 
     Args:
-        question: What is asked, such as ``What is this?``; the picture comes first unless ``<image>`` says where.
+        question: What is asked, such as ``What is this?``; the image comes first unless ``<image>`` says where.
         answer: The answer, such as ``{label}`` (the name of the class) or ``{caption}``.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Visual questions made of any labelled pictures, each with its candidates and its answer."""
+"""Visual questions made of any labelled images, each with its candidates and its answer."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ class _Question:
     text: str
     candidates: Sequence[str]
     answer: int
-    second: int | None = None  # position in the source of the second picture
+    second: int | None = None  # position in the source of the second image
 
 
 class LabelledQuestions(RecordSource):
-    """Questions about the pictures of a source with labels and class names.
+    """Questions about the images of a source with labels and class names.
 
     - ``naming``: what is shown; candidates are all class names.
     - ``yes_no``: whether a class is shown; half the answers are yes.
     - ``choice``: which of four classes is shown.
     - ``lettered_choice``: which of four classes is shown, with options (A) to (D); the answer is a letter.
-    - ``comparison``: of two pictures: whether they show the same class, or which of them shows a class; half and half,
+    - ``comparison``: of two images: whether they show the same class, or which of them shows a class; half and half,
       and so are the answers.
 
     The question at a position depends on (seed, position) alone.
 
     Args:
-        source: The pictures.
+        source: The images.
         tasks: Kinds of questions, asked in turn.
-        per_record: Questions about each picture; as many as there are tasks asks each of them once.
+        per_record: Questions about each image; as many as there are tasks asks each of them once.
         vary: Draw among several wordings, as training wants; otherwise a task always uses the same words.
-        seed: Decides wordings, wrong options and second pictures.
+        seed: Decides wordings, wrong options and second images.
 
     Raises:
         ValueError: An option is out of range.
@@ -121,21 +121,21 @@ class LabelledQuestions(RecordSource):
         return Record(f"{record.id}#{index}", record.image, record.label, record.caption, conversation)
 
     def where(self, index: int) -> str:
-        """Where the picture comes from that a question is about."""
+        """Where the image comes from that a question is about."""
         return f"question {index % self.per_record} about {self.source.where(index // self.per_record)}"
 
     def extent(self, index: int) -> tuple[int, int]:
-        """Number of pictures and of characters, without decoding any."""
+        """Number of images and of characters, without decoding any."""
         self.open()
         _, question = self._question(index)
         return 1 if question.second is None else 2, len(question.text + question.candidates[question.answer])
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of the first picture."""
+        """Height and width of the first image."""
         return self.source.size(index // self.per_record)
 
     def label_of(self, index: int) -> int | None:
-        """Class number of the first picture."""
+        """Class number of the first image."""
         return self.source.label_of(index // self.per_record)
 
     def fingerprint(self) -> str:
@@ -150,7 +150,7 @@ class LabelledQuestions(RecordSource):
     # ---------------------------------------------------------------------------------------------------- questions
     def _question(self, index: int) -> tuple[Task, _Question]:
         record, number = divmod(index, self.per_record)
-        # each picture starts with another task, so that no task goes with a part of the source alone
+        # each image starts with another task, so that no task goes with a part of the source alone
         first = derive_seed(self.seed, record) % len(self.tasks)
         task = self.tasks[(first + number) % len(self.tasks)]
         make: dict[Task, Callable[[np.random.Generator, int], _Question]] = {
@@ -165,7 +165,7 @@ class LabelledQuestions(RecordSource):
     def _label(self, index: int) -> int | None:
         try:
             return self.source.label_of(index)
-        except CorruptRecord:  # found again, counted and reported when the picture is asked about
+        except CorruptRecord:  # found again, counted and reported when the image is asked about
             return _UNKNOWN
 
     def _naming(self, rng: np.random.Generator, record: int) -> _Question:
@@ -200,7 +200,7 @@ class LabelledQuestions(RecordSource):
         return wordings[int(rng.integers(len(wordings)))] if self.vary else wordings[0]
 
     def _other(self, rng: np.random.Generator, record: int) -> int:
-        """Another class, of which there are pictures."""
+        """Another class, of which there are images."""
         label = self._labels_N[record]
         others = [other for other, members in enumerate(self._members) if other != label and len(members)]
         return int(rng.choice(others)) if others else int(label)
@@ -216,7 +216,7 @@ class LabelledQuestions(RecordSource):
         members = self._members[label]
         place = int(rng.integers(len(members)))
         if members[place] == but:
-            place = (place + 1) % len(members)  # of a class of one picture it is the same one again
+            place = (place + 1) % len(members)  # of a class of one image it is the same one again
         return int(members[place])
 
 

@@ -1,4 +1,4 @@
-"""Questions without pictures about what even small instructed language models know: what was forgotten?"""
+"""Questions without images about what even small instructed language models know: what was forgotten?"""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class _Item(NamedTuple):
 class TextQuestions(RecordSource):
     """Some 300 questions of general knowledge in eleven kinds, made by code, with four candidates each.
 
-    They are for evaluation: a model that was tuned on pictures should still answer them as it did before. The task of
+    They are for evaluation: a model that was tuned on images should still answer them as it did before. The task of
     an item is ``text_`` and its kind.
 
     Args:
@@ -75,7 +75,7 @@ class TextQuestions(RecordSource):
         return len(self._items)
 
     def __getitem__(self, index: int) -> Record:
-        """A question with its candidates, and no picture."""
+        """A question with its candidates, and no image."""
         self.open()
         kind, item = self._items[index]
         rng = np.random.default_rng(derive_seed(self.seed, index))

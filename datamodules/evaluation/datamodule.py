@@ -42,7 +42,7 @@ class ReformEvalDataModule(ProcessDataModule):
         runs: How often every sample is put, each time in another way: 5 tells how unstable answers are.
         perturbation: What changes from run to run.
         marks: Marks of options: ``upper``, ``lower``, ``number``, or ``random`` for another kind each time.
-        example: Show the form of an answer, by a question that needs no picture, before a choice is asked for.
+        example: Show the form of an answer, by a question that needs no image, before a choice is asked for.
         new_tokens: Most tokens of a written answer.
         batch_size: Questions a batch and process.
         num_workers: Loader processes; 0 loads in the main process.
@@ -280,7 +280,7 @@ class ReformEvalDataModule(ProcessDataModule):
         return ReportingLoader(dataset, sampler=sampler, batch_size=None, **self._loader_options(_as_it_is))
 
     def example(self) -> dict[str, Any] | None:
-        """Model inputs of a sample with a picture, the same on all processes; none if no task has any."""
+        """Model inputs of a sample with an image, the same on all processes; none if no task has any."""
         dataset = self._dataset()
         # of each task that is asked about, its first question
         first = {p.task: p for method in reversed(self.protocol.methods) for p in reversed(dataset.places(method))}

@@ -91,7 +91,7 @@ class Asker:
         """A sample as inputs of the model.
 
         Raises:
-            CorruptRecord: Pictures, template, processor or tokenizer cannot serve; the message says of which sample.
+            CorruptRecord: Images, template, processor or tokenizer cannot serve; the message says of which sample.
         """
         try:
             question, prompt = self.put(place, sample)

@@ -1,4 +1,4 @@
-"""Entries of a large JSON file, of which only the places are kept: pictures inside it make gigabytes of it."""
+"""Entries of a large JSON file, of which only the places are kept: images inside it make gigabytes of it."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def _name(found: Any, field: str | None) -> str:
 def read_sample(
     entry: Mapping[str, Any], layout: Layout, *, id: str, formulation: Formulation, pool: Sequence[str], seed: int
 ) -> Sample:
-    """The sample of an entry, without its pictures.
+    """The sample of an entry, without its images.
 
     Args:
         entry: The entry.
@@ -115,7 +115,7 @@ def read_sample(
 
 
 def read_images(entry: Mapping[str, Any], layout: Layout) -> list[bytes]:
-    """The pictures of an entry as they are encoded.
+    """The images of an entry as they are encoded.
 
     Raises:
         ValueError: There are none, or they are no base64.
@@ -135,15 +135,15 @@ def read_images(entry: Mapping[str, Any], layout: Layout) -> list[bytes]:
 
 
 def read_boxes(entry: Mapping[str, Any], layout: Layout, size: tuple[int, int]) -> list[tuple[int, int, int, int]]:
-    """Boxes of an entry as left, top, right and bottom, cut to the picture.
+    """Boxes of an entry as left, top, right and bottom, cut to the image.
 
     Args:
         entry: The entry.
         layout: Where it keeps what.
-        size: Height and width of the picture.
+        size: Height and width of the image.
 
     Raises:
-        ValueError: They are no boxes, or lie outside the picture.
+        ValueError: They are no boxes, or lie outside the image.
     """
     if layout.boxes is None:
         return []
@@ -169,7 +169,7 @@ def _is_number(value: Any) -> bool:
 
 
 def apply_boxes(image: Image.Image, boxes: Sequence[tuple[int, int, int, int]], layout: Layout) -> Image.Image:
-    """The picture with its boxes drawn, or the one box cut out."""
+    """The image with its boxes drawn, or the one box cut out."""
     if not boxes:
         return image
     if layout.crop:

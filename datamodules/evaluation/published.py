@@ -1,4 +1,4 @@
-"""Tasks in ReForm-Eval's published format: JSON files with pictures in base64."""
+"""Tasks in ReForm-Eval's published format: JSON files with images in base64."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class PublishedTask(EvaluationTask):
         revision: Branch, tag or commit on the hub; give a commit for a run that can be repeated.
         limit: As many entries at most, drawn with ``seed``; all questions of a dialogue are one entry.
         seed: Of that draw, and of wrong options where the data set stores none (TDIUC, MSCOCO-OC).
-        max_pixels: Pictures with more pixels are refused.
+        max_pixels: Images with more pixels are refused.
         name: Of the task; the data set's or the file's by default.
         instructions: Sentences that open a prompt, in place of those in the file or the formulation's own.
 
@@ -133,7 +133,7 @@ class PublishedTask(EvaluationTask):
         return self._dialogues
 
     def __getitem__(self, index: int) -> Sample:
-        """Parse an entry and decode its pictures."""
+        """Parse an entry and decode its images."""
         number, turn = self._samples[index]
         try:
             entry = self._joined_entry(number)
@@ -149,7 +149,7 @@ class PublishedTask(EvaluationTask):
                 raise ValueError(f"`{self.layout.image}` holds no picture")
             sample = replace(sample, images=images)
             sample.check(self.formulation)
-        except ValueError as error:  # a corrupt picture, too, is one
+        except ValueError as error:  # a corrupt image, too, is one
             raise CorruptRecord(f"{self.where(index)}: {error}") from error
         return sample
 

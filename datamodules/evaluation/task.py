@@ -11,7 +11,7 @@ from sparsight.evaluation.reform_eval.taxonomy import CAPTIONS, check_dimension
 
 
 class EvaluationTask(ABC):
-    """Samples of one kind. Cheap to build, opened once, and decoding pictures only when they are asked for.
+    """Samples of one kind. Cheap to build, opened once, and decoding images only when they are asked for.
 
     Args:
         name: Of the task, unique in its suite.

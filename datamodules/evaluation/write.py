@@ -47,7 +47,7 @@ def write_published(task: EvaluationTask, path: str | Path, *, source: str, seed
         seen: set[str] = set()
         with part.open("w", encoding="utf-8") as stream:
             stream.write(json.dumps(header, indent=1)[: -len("\n}")] + ',\n "data": [')
-            for number in range(len(task)):  # one at a time: all pictures together may not fit into memory
+            for number in range(len(task)):  # one at a time: all images together may not fit into memory
                 sample = task[number]
                 if sample.id in seen:
                     raise ValueError(f"task {task.name!r}: {task.where(number)} repeats id {sample.id!r}")
@@ -79,7 +79,7 @@ def _entry(sample: Sample) -> dict[str, Any]:
 
 
 def _encoded(image: Image.Image) -> str:
-    """A picture as PNG in base64, without loss."""
+    """An image as PNG in base64, without loss."""
     stream = io.BytesIO()
     # other modes (CMYK, floats) have no place in PNG
     (image if image.mode in PNG_MODES else image.convert("RGB")).save(stream, "PNG")

@@ -37,7 +37,7 @@ def flatten_image(image: Image.Image, *, channels: int, background: int) -> Imag
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Brings any picture to one size and channel count.
+    """Brings any image to one size and channel count.
 
     Args:
         height: Height H of the result in pixels.

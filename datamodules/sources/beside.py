@@ -1,4 +1,4 @@
-"""Files beside the pictures of a folder: captions, and what is not read."""
+"""Files beside the images of a folder: captions, and what is not read."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ CAPTION_SUFFIXES = (".txt", ".caption")
 
 
 def is_image(name: str) -> bool:
-    """Whether the suffix of a file is that of a picture."""
+    """Whether the suffix of a file is that of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def caption_files(root: Path, names: Sequence[str], files: Sequence[str]) -> list[Path | None]:
-    """The text file of each picture's name, where there is one.
+    """The text file of each image's name, where there is one.
 
     Args:
         root: The folder.
-        names: Of the pictures.
+        names: Of the images.
         files: Names of all files.
 
     Raises:
-        ValueError: A picture has two.
+        ValueError: An image has two.
     """
     texts: dict[str, Path] = {}
     images = {_stem(name) for name in names}
@@ -40,7 +40,7 @@ def caption_files(root: Path, names: Sequence[str], files: Sequence[str]) -> lis
 
 
 def refuse_missing(found: Sequence[Path | None], names: Sequence[str], *, root: Path) -> None:
-    """See that all pictures have a caption's file, or none has.
+    """See that all images have a caption's file, or none has.
 
     Raises:
         ValueError: Some have.
@@ -55,7 +55,7 @@ def refuse_missing(found: Sequence[Path | None], names: Sequence[str], *, root: 
 
 
 def sort_out(files: Sequence[str], used: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files that are no part of a record, and what is told of those that have a picture's name and do not count."""
+    """The files that are no part of a record, and what is told of those that have an image's name and do not count."""
     names = {posixpath.normpath(name) for name in used}
     stems = {_stem(name) for name in names}
     left = [name for name in files if name not in names and not is_about_the_data(name)]

@@ -1,4 +1,4 @@
-"""Colour emoji of a font as captioned pictures."""
+"""Colour emoji of a font as captioned images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ DEBIAN_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 
 
 class EmojiRecords(RecordSource):
-    """The pictures that a colour bitmap font has for single code points, in the order of their code points.
+    """The images that a colour bitmap font has for single code points, in the order of their code points.
 
-    Pictures are taken from the font as they are (Noto's have 136 x 128 pixels, transparent around the emoji), and
+    Images are taken from the font as they are (Noto's have 136 x 128 pixels, transparent around the emoji), and
     captions are the Unicode names in small letters, e.g. ``face with tears of joy``. Code points that this Python's
     Unicode tables do not name, and sequences such as flags and skin tones, are left out.
 
@@ -42,7 +42,7 @@ class EmojiRecords(RecordSource):
         return len(self._codes)
 
     def __getitem__(self, index: int) -> Record:
-        """The picture and name of one emoji; its id is the code point, e.g. ``1f602``."""
+        """The image and name of one emoji; its id is the code point, e.g. ``1f602``."""
         self.open()
         image = decode_image(self._images[index], max_pixels=MAX_PIXELS)
         return Record(id=f"{self._codes[index]:x}", image=image, caption=self.caption_of(index))
@@ -53,18 +53,18 @@ class EmojiRecords(RecordSource):
         return unicodedata.name(chr(self._codes[index])).lower()
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of a picture, from its header."""
+        """Height and width of an image, from its header."""
         self.open()
         return image_size(self._images[index])
 
     def fingerprint(self) -> str:
-        """Covers every code point, name and picture."""
+        """Covers every code point, name and image."""
         self.open()
         names = [unicodedata.name(chr(code)) for code in self._codes]
         return digest(zip(self._codes, names, self._images, strict=True))
 
     def content(self) -> Iterator[str]:
-        """Every code point, name and picture."""
+        """Every code point, name and image."""
         yield self.fingerprint()
 
     def check_paths(self) -> None:
@@ -91,7 +91,7 @@ class EmojiRecords(RecordSource):
 
 
 def _images(font: Any) -> dict[int, bytes]:
-    """PNG files by code point, of the font's largest pictures; none if it has no such table."""
+    """PNG files by code point, of the font's largest images; none if it has no such table."""
     if "CBDT" not in font:
         return {}
     sizes = [strike.bitmapSizeTable.ppemY for strike in font["CBLC"].strikes]

@@ -1,4 +1,4 @@
-"""A folder of pictures, with classes from its subfolders and captions from a metadata file or text files."""
+"""A folder of images, with classes from its subfolders and captions from a metadata file or text files."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ class _Entry:
 class FolderRecords(RecordSource):
     """Pictures under one folder, in the order of their names (of the metadata's rows, if there are any).
 
-    With ``metadata.jsonl`` or ``metadata.csv`` in the folder, its rows are the records: ``file_name`` is the picture's
-    path inside the folder, other columns may hold label and caption. Without, all pictures are records: the first
-    subfolder names the class, and text files of the pictures' names (``a.png``, ``a.txt`` or ``a.caption``) hold
+    With ``metadata.jsonl`` or ``metadata.csv`` in the folder, its rows are the records: ``file_name`` is the image's
+    path inside the folder, other columns may hold label and caption. Without, all images are records: the first
+    subfolder names the class, and text files of the images' names (``a.png``, ``a.txt`` or ``a.caption``) hold
     captions. Links are followed inside the folder; hidden files, and what systems leave behind, are no part of it.
 
     Args:
@@ -57,7 +57,7 @@ class FolderRecords(RecordSource):
         class_folders: Take the first subfolder as class; switch it off if subfolders mean something else.
         label_column: Metadata column of labels; ``None`` means ``label`` if there is one.
         caption_column: Metadata column of captions; ``None`` means ``text`` if there is one.
-        max_pixels: Pictures with more pixels are refused.
+        max_pixels: Images with more pixels are refused.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class FolderRecords(RecordSource):
         return self._classes
 
     def __len__(self) -> int:
-        """Number of pictures, readable or not."""
+        """Number of images, readable or not."""
         self.open()
         return len(self._entries)
 
@@ -101,30 +101,30 @@ class FolderRecords(RecordSource):
 
     @property
     def notes(self) -> list[str]:
-        """Columns and files beside pictures that are not read, once the folder is open."""
+        """Columns and files beside images that are not read, once the folder is open."""
         return self._notes
 
     def __getitem__(self, index: int) -> Record:
-        """Decode one picture and read its caption."""
+        """Decode one image and read its caption."""
         entry = self._entry(index)
         image = decode_image(self.root / entry.name, max_pixels=self.max_pixels)
         return Record(id=entry.name, image=image, label=entry.label, caption=self.caption_of(index))
 
     def where(self, index: int) -> str:
-        """Folder, position and name of a picture."""
+        """Folder, position and name of an image."""
         self.open()
         return f"record {index} of {self.root} ({self._entries[index].name})"
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of a picture, from its header."""
+        """Height and width of an image, from its header."""
         return image_size(self.root / self._entry(index).name)
 
     def label_of(self, index: int) -> int | None:
-        """Class number of one picture."""
+        """Class number of one image."""
         return self._entry(index).label
 
     def caption_of(self, index: int) -> str | None:
-        """Caption of one picture."""
+        """Caption of one image."""
         caption = self._entry(index).caption
         try:
             return read_caption(caption) if isinstance(caption, Path) else caption

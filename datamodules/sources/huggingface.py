@@ -41,10 +41,10 @@ class HuggingFaceRecords(RecordSource):
         name: Configuration of a data set that has several.
         split: Split, such as ``train``; hub data sets also take slices such as ``train[:10%]``.
         revision: Branch, tag or commit of a hub data set; give a commit for a run that can be repeated.
-        image_column: Column of pictures.
+        image_column: Column of images.
         label_column: Column of labels (class labels, whole numbers or names), or ``None``.
         caption_column: Column of captions, or ``None``.
-        max_pixels: Pictures with more pixels are refused.
+        max_pixels: Images with more pixels are refused.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class HuggingFaceRecords(RecordSource):
         return None if self._labels is None else self._labels.numbers[index]
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of a picture, from its header."""
+        """Height and width of an image, from its header."""
         return image_size(self._image(self._row(index)[self.image_column]))
 
     def fingerprint(self) -> str:
@@ -141,7 +141,7 @@ class HuggingFaceRecords(RecordSource):
             yield type(error).__name__
 
     def _parts(self, value: Any) -> Iterator[object]:
-        """A value of Arrow: pictures, which stay where they are in memory or on disk, or anything else."""
+        """A value of Arrow: images, which stay where they are in memory or on disk, or anything else."""
         inner = getattr(value.type, "value_type", None)  # Arrow's lists have one, of several classes
         if inner is not None and _is_image(inner):
             for each in value.values or ():
@@ -183,7 +183,7 @@ class HuggingFaceRecords(RecordSource):
         check_columns(rows.features, self)
         columns = [c for c in (self.image_column, self.caption_column, self.label_column) if c is not None]
         rows = rows.select_columns(list(dict.fromkeys(columns)))
-        # Left encoded, so that a damaged picture is found, and skipped, when its row is read.
+        # Left encoded, so that a damaged image is found, and skipped, when its row is read.
         self._rows = rows.cast_column(self.image_column, Image(decode=False))
         self._read_labels(rows)
 
@@ -268,7 +268,7 @@ def load_rows(path: str, name: str | None, *, revision: str | None, files: list[
 
 
 def _check_words_are_kept(folder: Path, columns: list[str]) -> None:
-    """Refuse words that ``datasets`` takes for missing in the tables beside pictures, where it has no option for it.
+    """Refuse words that ``datasets`` takes for missing in the tables beside images, where it has no option for it.
 
     Raises:
         ValueError: A table holds one in these columns.
@@ -332,5 +332,5 @@ def check_columns(features: Mapping[str, Any], source: Columns) -> None:
 
 
 def _is_image(kind: Any) -> bool:
-    """Whether a type of Arrow is that of encoded pictures."""
+    """Whether a type of Arrow is that of encoded images."""
     return {kind.field(number).name for number in range(kind.num_fields)} == {"bytes", "path"}

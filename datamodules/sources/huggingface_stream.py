@@ -29,7 +29,7 @@ _LOOKED_AT = 16  # rows
 
 
 class HuggingFaceStream(RecordStream):
-    """Rows of one split of a Hugging Face data set, streamed; pictures must lie in its files, as bytes.
+    """Rows of one split of a Hugging Face data set, streamed; images must lie in its files, as bytes.
 
     Its shards are its files. Resuming in the middle of one reads over the rows that were seen.
 
@@ -39,10 +39,10 @@ class HuggingFaceStream(RecordStream):
         name: Configuration of a data set that has several.
         split: Split.
         revision: Branch, tag or commit of a hub data set; give a commit for a run that can be repeated.
-        image_column: Column of pictures.
+        image_column: Column of images.
         label_column: Column of labels (class labels, whole numbers, true and false, or names), or ``None``.
         caption_column: Column of captions, or ``None``.
-        max_pixels: Pictures with more pixels are refused.
+        max_pixels: Images with more pixels are refused.
         classes: Names of the classes in the order of their numbers, where labels are names that the data set does not
             declare.
     """
@@ -161,7 +161,7 @@ class HuggingFaceStream(RecordStream):
         return f"row {position} of shard {shard} of {self.path}"
 
     def read(self, shard: int, start: int) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Rows of a file, pictures still encoded."""
+        """Rows of a file, images still encoded."""
         assert self._rows is not None
         rows = self._rows.shard(num_shards=self.shards, index=shard)
         for number, row in enumerate(rows.skip(start) if start else rows, start=start):

@@ -1,4 +1,4 @@
-"""Tables of pictures, ``metadata.csv`` or ``metadata.jsonl``: a row that cannot be used spoils no other."""
+"""Tables of images, ``metadata.csv`` or ``metadata.jsonl``: a row that cannot be used spoils no other."""
 
 from __future__ import annotations
 

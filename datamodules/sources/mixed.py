@@ -108,7 +108,7 @@ class MixedRecords(RecordSource):
         return source.where(place)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of a picture."""
+        """Height and width of an image."""
         source, place = self._find(index)
         return source.size(place)
 
@@ -123,7 +123,7 @@ class MixedRecords(RecordSource):
         return source.caption_of(place)
 
     def extent(self, index: int) -> tuple[int, int]:
-        """Number of pictures and of characters of a record."""
+        """Number of images and of characters of a record."""
         source, place = self._find(index)
         return source.extent(place)
 

@@ -23,10 +23,10 @@ class ParquetRecords(HuggingFaceRecords):
 
     Args:
         files: Path, pattern (``data/*.parquet``, ``data/{00..12}.parquet``), or a list of them.
-        image_column: Column of pictures: their encoded bytes, plain or in a structure with ``bytes`` and ``path``.
+        image_column: Column of images: their encoded bytes, plain or in a structure with ``bytes`` and ``path``.
         label_column: Column of labels (class labels, whole numbers or names), or ``None``.
         caption_column: Column of captions, or ``None``.
-        max_pixels: Pictures with more pixels are refused.
+        max_pixels: Images with more pixels are refused.
     """
 
     def __init__(
@@ -65,4 +65,4 @@ class ParquetRecords(HuggingFaceRecords):
             raise ValueError(f"{self.path} cannot be read as parquet: {error.__cause__ or error}") from error
 
     def _allowed_folders(self) -> list[Path]:
-        return []  # pictures are in the files, a path would lead elsewhere
+        return []  # images are in the files, a path would lead elsewhere

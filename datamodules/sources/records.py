@@ -31,7 +31,7 @@ IMAGE_FORMATS = (*_AVIF, "BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 IMAGE_SUFFIXES = frozenset(s for s, kind in Image.registered_extensions().items() if kind in IMAGE_FORMATS)
 MAX_PIXELS = 89_478_485
 _log = logging.getLogger(__name__)
-_ORIENTATION = 0x0112  # EXIF tag; values of 5 and above turn the picture on its side
+_ORIENTATION = 0x0112  # EXIF tag; values of 5 and above turn the image on its side
 
 
 class CorruptRecord(ValueError):
@@ -44,10 +44,10 @@ class Record:
 
     Args:
         id: Name of the record inside its source, stable over runs (a file name or a position).
-        image: Decoded picture, in the mode it was stored in; ``None`` where there is only text.
+        image: Decoded image, in the mode it was stored in; ``None`` where there is only text.
         label: Class number, if the source has labels.
-        caption: Text that describes the picture, if the source has captions.
-        conversation: Dialogue about pictures, of which ``image`` is the first, if the source has conversations.
+        caption: Text that describes the image, if the source has captions.
+        conversation: Dialogue about images, of which ``image`` is the first, if the source has conversations.
 
     Raises:
         CorruptRecord: The label is no class number, or the caption no text that a model should read.
@@ -187,7 +187,7 @@ class RecordSource(Records):
         return f"record {index} of {type(self).__name__}"
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of one picture; sources that can tell from its header override this.
+        """Height and width of one image; sources that can tell from its header override this.
 
         Raises:
             CorruptRecord: If this record cannot be read.
@@ -196,7 +196,7 @@ class RecordSource(Records):
         return image.height, image.width
 
     def label_of(self, index: int) -> int | None:
-        """Class number of one record; sources that can tell without its picture override this.
+        """Class number of one record; sources that can tell without its image override this.
 
         Raises:
             CorruptRecord: If this record cannot be read.
@@ -204,7 +204,7 @@ class RecordSource(Records):
         return self[index].label
 
     def caption_of(self, index: int) -> str | None:
-        """Caption of one record; sources that can tell without its picture override this.
+        """Caption of one record; sources that can tell without its image override this.
 
         Raises:
             CorruptRecord: If this record cannot be read.
@@ -212,7 +212,7 @@ class RecordSource(Records):
         return self[index].caption
 
     def extent(self, index: int) -> tuple[int, int]:
-        """Number of pictures and of characters of one record; sources that can tell without pictures override this.
+        """Number of images and of characters of one record; sources that can tell without images override this.
 
         Raises:
             CorruptRecord: If this record cannot be read.
@@ -290,14 +290,14 @@ def array_digest(array: np.ndarray) -> str:
 
 
 def decode_image(data: Path | bytes, *, max_pixels: int) -> Image.Image:
-    """Decode one picture, turned the way its EXIF data says.
+    """Decode one image, turned the way its EXIF data says.
 
     Args:
         data: Path of a file, or the contents of one.
-        max_pixels: Number of pixels above which a picture is refused before it is decoded.
+        max_pixels: Number of pixels above which an image is refused before it is decoded.
 
     Raises:
-        CorruptRecord: If the data is no picture in one of ``IMAGE_FORMATS``, damaged, missing or too large.
+        CorruptRecord: If the data is no image in one of ``IMAGE_FORMATS``, damaged, missing or too large.
     """
     with _opened_image(data) as image:
         if image.width * image.height > max_pixels:
@@ -307,10 +307,10 @@ def decode_image(data: Path | bytes, *, max_pixels: int) -> Image.Image:
 
 
 def image_size(data: Path | bytes) -> tuple[int, int]:
-    """Height and width of a picture, turned the way its EXIF data says, from its header alone.
+    """Height and width of an image, turned the way its EXIF data says, from its header alone.
 
     Raises:
-        CorruptRecord: If the data is no picture in one of ``IMAGE_FORMATS``, damaged or missing.
+        CorruptRecord: If the data is no image in one of ``IMAGE_FORMATS``, damaged or missing.
     """
     with _opened_image(data) as image:
         # Pillow decodes a whole PNG to look for EXIF data behind its pixels; there it is next to unknown

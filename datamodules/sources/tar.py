@@ -42,7 +42,7 @@ class TarFields:
         caption: Part with the caption: a suffix such as ``txt``, or ``json.NAME`` for an entry of the json part.
         label: Part with the class, named likewise: its number, or its name where ``classes`` are given.
         classes: Names of the classes in the order of their numbers.
-        max_pixels: Pictures with more pixels are refused.
+        max_pixels: Images with more pixels are refused.
     """
 
     caption: str | None
@@ -62,7 +62,7 @@ class TarFields:
         return Record(id=key, image=image, label=label, caption=caption)
 
     def image_of(self, key: str, parts: Mapping[str, bytes]) -> Image.Image:
-        """The picture among a record's parts.
+        """The image among a record's parts.
 
         Raises:
             CorruptRecord: There is none, or it cannot be decoded; the message names the member.
@@ -153,7 +153,7 @@ class TarRecords(RecordSource):
         caption: Part with the caption: a suffix such as ``txt``, or ``json.NAME`` for an entry of the json part.
         label: Part with the class, ``cls`` by custom: its number, or its name where ``classes`` are given.
         classes: Names of the classes in the order of their numbers.
-        max_pixels: Pictures with more pixels are refused.
+        max_pixels: Images with more pixels are refused.
     """
 
     def __init__(
@@ -202,7 +202,7 @@ class TarRecords(RecordSource):
 
     @property
     def unused(self) -> list[str]:
-        """Members that are no part of any record, and pictures beyond the one that is read of a record."""
+        """Members that are no part of any record, and images beyond the one that is read of a record."""
         return self._unused
 
     def __len__(self) -> int:
@@ -223,16 +223,16 @@ class TarRecords(RecordSource):
         return f"record {members.key} of {self._paths[shard]}"
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of a picture, from its header."""
+        """Height and width of an image, from its header."""
         parts = self._read(index)
         return image_size(parts[_image_part(parts)])
 
     def label_of(self, index: int) -> int | None:
-        """Class number of a record, without its picture being decoded."""
+        """Class number of a record, without its image being decoded."""
         return None if self.fields.label is None else self.fields.label_of(self._read(index))
 
     def caption_of(self, index: int) -> str | None:
-        """Caption of a record, without its picture being decoded."""
+        """Caption of a record, without its image being decoded."""
         return None if self.fields.caption is None else self.fields.caption_of(self._read(index))
 
     def fingerprint(self) -> str:
@@ -275,7 +275,7 @@ class TarStream(RecordStream):
         caption: Part with the caption.
         label: Part with the class.
         classes: Names of the classes in the order of their numbers.
-        max_pixels: Pictures with more pixels are refused.
+        max_pixels: Images with more pixels are refused.
     """
 
     def __init__(
@@ -318,7 +318,7 @@ class TarStream(RecordStream):
         return f"record {position} of {self._paths[shard]}"
 
     def left_out(self, raw: RawRecord) -> Sequence[str]:
-        """Members that are no part of any record, and pictures beyond the one that is read of a record."""
+        """Members that are no part of any record, and images beyond the one that is read of a record."""
         return raw.unused
 
     def read(self, shard: int, start: int) -> Iterator[RawRecord | CorruptRecord]:

@@ -18,7 +18,7 @@ from datamodules.sources.files import is_about_the_data
 from datamodules.sources.records import IMAGE_SUFFIXES, CorruptRecord
 from sparsight.common.disk.inputs import is_left_behind
 
-MAX_BYTES = 1 << 28  # of one member; a picture of the most pixels takes less
+MAX_BYTES = 1 << 28  # of one member; an image of the most pixels takes less
 _PIECE = 1 << 20  # bytes
 _RULE = "the key is what stands before the first dot, so give every picture a name of its own without other dots"
 
@@ -44,7 +44,7 @@ class Members:
     unused: list[str] = field(default_factory=list)
 
     def add(self, part: str, member: tarfile.TarInfo) -> None:
-        """Add a member; pictures beyond the one that is read are not used."""
+        """Add a member; images beyond the one that is read are not used."""
         is_image = _is_image(part)
         if part in self.parts:
             self.bad = self.bad or f"member {member.name!r} is there twice; {_RULE}"

@@ -82,7 +82,7 @@ def test_shuffled_answers_are_mapped_back_to_the_samples_own_options(
 
 @pytest.mark.parametrize("family", few(["fast_vlm", "qwen3_vl", "qwen2_5_vl"], "qwen3_vl"))
 def test_padding_changes_no_answer(tmp_path: Path, family: str) -> None:
-    """Questions of a batch have pictures or not, and other lengths: shorter ones are padded on the left."""
+    """Questions of a batch have images or not, and other lengths: shorter ones are padded on the left."""
     tiny = tmp_path / "tiny"
     tiny_lvlm(family).save_pretrained(tiny)
     family_processor(family).save_pretrained(tiny)

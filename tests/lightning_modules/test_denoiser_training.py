@@ -92,7 +92,7 @@ def test_parts_that_do_not_make_a_pipeline_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_fresh_unet_learns_captions_beside_a_frozen_text_encoder(tmp_path: Path) -> None:
-    """Flat pictures whose brightness only the caption tells: it must be used, and nothing but the U-Net may change."""
+    """Flat images whose brightness only the caption tells: it must be used, and nothing but the U-Net may change."""
     module = DenoiserTraining(
         denoiser=tiny.unet(in_channels=3, out_channels=3, sample_size=8),
         noise_scheduler=DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2"),

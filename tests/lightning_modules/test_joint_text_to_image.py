@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler, StableDiffusion3Pipeline
-from lightning.pytorch import Trainer
 
 from blocks import DeltaConvBlock, NeighborhoodAttention
 from callbacks import SampleGrid
@@ -20,6 +19,7 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.sampling import sample, starting_noise
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Objective, Stage
+from tests.tiny_distillation import trainer
 from tests.tiny_sd3 import save_sd3_pipeline
 
 CAPTIONS = ["a cat", "a dog", "a boat", "a hat"]
@@ -44,7 +44,7 @@ def latents(pipeline: Any, noise: torch.Tensor, *, steps: int, guidance: float) 
 @pytest.mark.parametrize(("guidance", "dynamic"), [(1.0, False), (2.5, False), (2.5, True)])
 def test_what_is_drawn_is_what_diffusers_draws(teacher: str, guidance: float, dynamic: bool) -> None:
     stock = StableDiffusion3Pipeline.from_pretrained(teacher)
-    if dynamic:  # the shift is that of the picture's size
+    if dynamic:  # the shift is that of the image's size
         stock.scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True)
     model = DiffusionModel(stock)
     noise = starting_noise(model.sample_shape(), seed=7, index=torch.arange(2))
@@ -65,18 +65,10 @@ def distillation(teacher: str) -> AttentionDistillation:
 def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AttentionDistillation]:
     folder, module = tmp_path_factory.mktemp("run"), distillation(teacher)
     options = {"captions": CAPTIONS, "count": 4, "val_count": 2, "steps": 2, "batch_size": 2, "device": "cpu"}
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_epochs=-1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)],
-    )
-    trainer.fit(module, TeacherSamplesDataModule(teacher, mode="samples", cache_dir=str(folder / "cache"), **options))
-    assert trainer.global_step == 4
-    assert 0 < float(trainer.callback_metrics["val/output_relative_l2"]) < 10
+    run = trainer(folder, callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)])
+    run.fit(module, TeacherSamplesDataModule(teacher, mode="samples", cache_dir=str(folder / "cache"), **options))
+    assert run.global_step == 4
+    assert 0 < float(run.callback_metrics["val/output_relative_l2"]) < 10
     return folder, module
 
 

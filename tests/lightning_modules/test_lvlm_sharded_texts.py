@@ -1,4 +1,4 @@
-"""A model that is split over processes (FSDP2), where some of them have no pictures in a batch."""
+"""A model that is split over processes (FSDP2), where some of them have no images in a batch."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.tiny_tuning import checkpoint, tuning_config
 
 
 def mixed_config(folder: Path, family: str, **model: Any) -> Path:
-    """Questions about pictures and questions without; answers end early and late."""
+    """Questions about images and questions without; answers end early and late."""
     base = tiny_lvlm(family)
     base.generation_config.eos_token_id = list(range(0, 320, 3))
     base.save_pretrained(folder / "base")
@@ -28,7 +28,7 @@ def mixed_config(folder: Path, family: str, **model: Any) -> Path:
     data = content["data"]["init_args"]
     texts = {"class_path": "TextQuestions", "init_args": {"kinds": ["opposites"]}}
     data["train"] = {"class_path": "MixedRecords", "init_args": {"sources": [data["train"], texts], "limits": [9, 9]}}
-    data["val"]["init_args"]["limits"] = [5, 6]  # of the second batches, one has a picture
+    data["val"]["init_args"]["limits"] = [5, 6]  # of the second batches, one has an image
     config.write_text(yaml.safe_dump(content))
     return config
 

@@ -45,7 +45,7 @@ KINDS = ["bag", "coat", "shoe"]
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Conversations in LLaVA's format, some without a picture, items with candidates, and labelled pictures."""
+    """Conversations in LLaVA's format, some without an image, items with candidates, and labelled images."""
     folder = tmp_path_factory.mktemp("data")
     (folder / "images").mkdir()
     rng = np.random.default_rng(0)

@@ -9,11 +9,11 @@ from PIL import Image
 
 from datamodules.images.image_dataset import flatten_image
 
-GAP = 4  # least pixels between two pictures, and to the border
+GAP = 4  # least pixels between two images, and to the border
 
 
 def capacity(size: int, *, side: int) -> int:
-    """How many pictures of ``side`` pixels :func:`scattered` finds places for on a square of ``size`` pixels."""
+    """How many images of ``side`` pixels :func:`scattered` finds places for on a square of ``size`` pixels."""
     return _cells(size, side) ** 2
 
 
@@ -35,10 +35,10 @@ def scattered(count: int, *, size: int, side: int, rng: np.random.Generator) -> 
 
 
 def composed(placed: Iterable[tuple[Image.Image, tuple[int, int]]], *, size: int, side: int) -> Image.Image:
-    """A white square of ``size`` pixels with pictures at (left, top), each in the middle of a square of ``side``.
+    """A white square of ``size`` pixels with images at (left, top), each in the middle of a square of ``side``.
 
     Raises:
-        CorruptRecord: A picture has more than 8 bits a channel.
+        CorruptRecord: An image has more than 8 bits a channel.
     """
     canvas = Image.new("RGB", (size, size), "white")
     for image, (left, top) in placed:

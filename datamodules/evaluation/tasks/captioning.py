@@ -1,4 +1,4 @@
-"""Describing a picture in one's own words."""
+"""Describing an image in one's own words."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ WORDINGS = (
 
 
 class CaptioningTask(NamedTask):
-    """A description of the picture in free words; the caption is the reference.
+    """A description of the image in free words; the caption is the reference.
 
     Args:
-        source: Captioned pictures.
+        source: Captioned images.
         common: As for ``NamedTask`` and ``ReformulatedTask``.
 
     Raises:

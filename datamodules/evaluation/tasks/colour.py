@@ -1,4 +1,4 @@
-"""The colour that a picture mostly has."""
+"""The colour that an image mostly has."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ WORDINGS = (
 
 
 class ColourTask(ReformulatedTask):
-    """Which colour dominates the opaque pixels of a picture.
+    """Which colour dominates the opaque pixels of an image.
 
-    A pixel has a colour if its hue, saturation and value lie in that colour's box (``BOXES``). Pictures are asked
+    A pixel has a colour if its hue, saturation and value lie in that colour's box (``BOXES``). Images are asked
     about if one colour holds at least ``dominance`` of the opaque pixels; wrong options are drawn from the colours that
-    are not ``NEAR`` it and hold at most ``trace`` of them. Pictures with transparent parts are put to models on white,
-    so white is neither asked for nor offered there. Needs neither labels nor captions; pictures are decoded to find
+    are not ``NEAR`` it and hold at most ``trace`` of them. Images with transparent parts are put to models on white,
+    so white is neither asked for nor offered there. Needs neither labels nor captions; images are decoded to find
     which can be asked about, until there are ``limit``.
 
     Args:
-        source: Pictures.
+        source: Images.
         dominance: Least share of the colour asked for.
         trace: Greatest share of a colour that is offered as a wrong option.
         options: Colours to choose from.
@@ -119,7 +119,7 @@ def colour_shares(image: Image.Image) -> dict[str, float]:
     """Share of the opaque pixels (alpha of a half and more) that each colour holds; the rest has no name.
 
     Raises:
-        CorruptRecord: The picture has more than 8 bits a channel.
+        CorruptRecord: The image has more than 8 bits a channel.
     """
     flat = flatten_image(image, channels=3, background=BACKGROUND)
     hsv_HW3 = np.asarray(flat.convert("HSV"), dtype=np.float32) * (360 / 256, 100 / 255, 100 / 255)

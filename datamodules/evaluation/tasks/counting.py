@@ -1,4 +1,4 @@
-"""Counting the copies of a picture among others."""
+"""Counting the copies of an image among others."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ WORDINGS = (
 
 
 class CountingTask(NamedTask):
-    """How many copies of a picture are on a white canvas, among a few others of different names.
+    """How many copies of an image are on a white canvas, among a few others of different names.
 
     The options are a drawn row of neighbours from the range of counts, and each of them is as likely the right one, so
     they do not give it away. Counts at the ends of the range are rarer for that.
 
     Args:
-        source: Labelled or captioned pictures.
+        source: Labelled or captioned images.
         low: Fewest copies.
         high: Most copies.
-        others: Most other pictures; there is at least one.
+        others: Most other images; there is at least one.
         canvas_size: Height and width of the canvas in pixels.
-        side: Pixels of the longer side of each picture on it.
+        side: Pixels of the longer side of each image on it.
         options: Numbers to choose from.
         common: As for ``NamedTask`` and ``ReformulatedTask``; wordings have the field ``{name}``.
 
     Raises:
-        ValueError: An option is out of range, or there is no room for so many pictures.
+        ValueError: An option is out of range, or there is no room for so many images.
     """
 
     def __init__(

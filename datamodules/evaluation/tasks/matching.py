@@ -1,4 +1,4 @@
-"""Whether text and picture belong together."""
+"""Whether text and image belong together."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ WORDINGS = {
 
 
 class MatchingTask(NamedTask):
-    """Does a text match the picture, or which of some texts does.
+    """Does a text match the image, or which of some texts does.
 
     Half of the answers are yes: exactly so where every record can be asked about, else nearly.
 
     Args:
-        source: Labelled or captioned pictures; class names, or captions, are the texts.
+        source: Labelled or captioned images; class names, or captions, are the texts.
         kind: ``yes_no`` or ``choice``.
         options: Texts to choose from, with ``choice``.
         common: As for ``NamedTask`` and ``ReformulatedTask``; wordings have the field ``{text}`` with ``yes_no``.

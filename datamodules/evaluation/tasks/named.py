@@ -1,4 +1,4 @@
-"""What tasks share that ask about pictures with names: classes, or captions."""
+"""What tasks share that ask about images with names: classes, or captions."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from datamodules.sources.records import CorruptRecord, RecordSource
 
 
 class NamedTask(ReformulatedTask):
-    """Questions about pictures with names: the class names of a labelled source, else the captions.
+    """Questions about images with names: the class names of a labelled source, else the captions.
 
     Args:
-        source: The pictures and their names.
+        source: The images and their names.
         captions_only: Take captions even where there are classes.
         max_words: Most words of a name; records with longer ones, or with an empty caption, are left out.
         similar: Take the most similar names as wrong ones: ``spelling``, or a safetensors file of embeddings (see
@@ -42,7 +42,7 @@ class NamedTask(ReformulatedTask):
         self.similar = similar
         self._names: list[str | None] = []
         self._unreadable: set[int] = set()
-        self._members: dict[str, list[int]] = {}  # positions of the pictures of each name
+        self._members: dict[str, list[int]] = {}  # positions of the images of each name
         if max_words is not None and max_words < 1:
             raise ValueError(f"max_words of task {self.name!r} is {max_words}; allowed: 1 or more, or null")
 
@@ -94,7 +94,7 @@ class NamedTask(ReformulatedTask):
         return name
 
     def _other_names(self, name: str, count: int, rng: np.random.Generator) -> list[str]:
-        """Names that a picture of this name does not bear: a ``cat face`` shows a ``cat``, too."""
+        """Names that an image of this name does not bear: a ``cat face`` shows a ``cat``, too."""
         words = set(plain(name).split())
         candidates = [
             other

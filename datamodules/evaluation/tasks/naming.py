@@ -1,4 +1,4 @@
-"""Naming what a picture shows."""
+"""Naming what an image shows."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ WORDINGS = (
 
 
 class NamingTask(NamedTask):
-    """Classification: which of some names belongs to the picture.
+    """Classification: which of some names belongs to the image.
 
     Args:
-        source: Labelled or captioned pictures.
+        source: Labelled or captioned images.
         options: Names to choose from.
         common: As for ``NamedTask`` and ``ReformulatedTask``.
 

@@ -1,4 +1,4 @@
-"""Where a picture is on a canvas, or what is at a place."""
+"""Where an image is on a canvas, or what is at a place."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ WORDINGS = {
 
 
 class PositionTask(NamedTask):
-    """Where one of the pictures on a white canvas is, or which of them is at a place.
+    """Where one of the images on a white canvas is, or which of them is at a place.
 
     Args:
-        source: Labelled or captioned pictures.
-        kind: ``where`` (options are the places) or ``what`` (options are the names of the pictures on the canvas).
-        layout: ``corners`` (four pictures) or ``halves`` (two, beside or above each other).
+        source: Labelled or captioned images.
+        kind: ``where`` (options are the places) or ``what`` (options are the names of the images on the canvas).
+        layout: ``corners`` (four images) or ``halves`` (two, beside or above each other).
         canvas_size: Height and width of the canvas in pixels.
         common: As for ``NamedTask`` and ``ReformulatedTask``; wordings have the field ``{name}`` with ``where`` and
             ``{place}`` with ``what``.

@@ -19,7 +19,7 @@ ANSWERS_OF = 1000  # records whose answers may be wrong options: reading all of 
 
 
 class QuestionsTask(ReformulatedTask):
-    """The last question of each conversation; what was said before is its history. Pictures are not needed.
+    """The last question of each conversation; what was said before is its history. Images are not needed.
 
     Candidates that come with a question are its options. To other questions, wrong options are the other of yes and
     no, near numbers, or answers to other questions of the source (of the first 1000 in the task's order).

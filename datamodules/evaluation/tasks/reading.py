@@ -1,4 +1,4 @@
-"""Reading the text in a picture."""
+"""Reading the text in an image."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ WORDINGS = (
 
 
 class ReadingTask(NamedTask):
-    """What is written in the picture, in the model's own words or as a choice among similar spellings.
+    """What is written in the image, in the model's own words or as a choice among similar spellings.
 
     Args:
-        source: Pictures whose captions are the text in them, such as ``RenderedTextRecords``.
+        source: Images whose captions are the text in them, such as ``RenderedTextRecords``.
         formulation: ``OCROpenEnded`` or ``SingleChoice``.
         similar: As for ``NamedTask``; by spelling if not said otherwise.
         options: Texts to choose from, with ``SingleChoice``.

@@ -18,13 +18,13 @@ _LEAST = 14  # least size of the font in pixels that people read at ease
 
 
 class RenderedTextRecords(RecordSource):
-    """A word on a plain picture, in Pillow's built-in scalable font; the caption is the word.
+    """A word on a plain image, in Pillow's built-in scalable font; the caption is the word.
 
     Size, place and colours depend on the seed and the word's position; one of the colours is dark, the other light.
 
     Args:
         words: Texts of one line, in printable ASCII; nearly 400 common English words if not given.
-        side: Height and width of the pictures in pixels.
+        side: Height and width of the images in pixels.
         seed: Decides size, place and colours.
 
     Raises:
@@ -78,7 +78,7 @@ class RenderedTextRecords(RecordSource):
         return Record(id=f"{index} {word}", image=image, caption=word)
 
     def size(self, index: int) -> tuple[int, int]:
-        """Height and width of a picture."""
+        """Height and width of an image."""
         return self.side, self.side
 
     def caption_of(self, index: int) -> str:
@@ -94,7 +94,7 @@ class RenderedTextRecords(RecordSource):
         return self.side // 32
 
     def _largest(self, word: str) -> float:
-        """Size of the font at which the word fills the picture's width, or a third of its height."""
+        """Size of the font at which the word fills the image's width, or a third of its height."""
         left, top, right, bottom = ImageFont.load_default(size=_TRIAL).getbbox(word)
         room = self.side - 2 * self._margin - 2  # rounding of outlines
         return _TRIAL * min(room / (right - left), room / 3 / max(1, bottom - top))

@@ -1,4 +1,4 @@
-"""Nearly 400 common English words, for pictures of words."""
+"""Nearly 400 common English words, for images of words."""
 
 WORDS = """
 about above across after again almost along already also always among animal answer apple around arrive autumn away baby

@@ -1,4 +1,4 @@
-"""Time against tokens, attention and mixer, as a picture."""
+"""Time against tokens, attention and mixer, as an image."""
 
 from __future__ import annotations
 

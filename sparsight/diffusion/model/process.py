@@ -70,7 +70,7 @@ class NoiseProcess:
 
     @property
     def ends_blind(self) -> bool:
-        """Whether the last step asks for the noise in noise alone, which says nothing of the picture.
+        """Whether the last step asks for the noise in noise alone, which says nothing of the image.
 
         Lin et al. (arXiv 2305.08891) bring the last step's signal to zero for velocity prediction.
         """

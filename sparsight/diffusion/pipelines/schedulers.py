@@ -6,7 +6,7 @@ from typing import Any
 
 
 def is_flow_matching(scheduler: Any) -> bool:
-    """Whether denoisers of a scheduler predict the flow from noise to picture."""
+    """Whether denoisers of a scheduler predict the flow from noise to image."""
     from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
 
     return isinstance(
@@ -15,7 +15,7 @@ def is_flow_matching(scheduler: Any) -> bool:
 
 
 def shift_options(scheduler: Any, tokens: int) -> dict[str, float]:
-    """What ``set_timesteps`` asks of a picture with so many tokens: ``mu`` where the shift depends on that.
+    """What ``set_timesteps`` asks of an image with so many tokens: ``mu`` where the shift depends on that.
 
     A line through (base_image_seq_len, base_shift) and (max_image_seq_len, max_shift), as diffusers' pipelines draw it.
     """

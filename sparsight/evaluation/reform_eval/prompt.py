@@ -1,7 +1,7 @@
 """Questions as turns of a conversation.
 
 By generation a choice is shown with its options, after a turn that shows the form of an answer and has nothing to do
-with the picture, and the answer is begun for the model. By likelihood the options are not shown: each of them is
+with the image, and the answer is begun for the model. By likelihood the options are not shown: each of them is
 weighed as the answer.
 """
 
@@ -117,7 +117,7 @@ def make_prompt(
 
 
 def _example(marks: Marks) -> tuple[Turn, Turn]:
-    """A choice whose answer needs no picture, so that nothing but the form can be learnt from it."""
+    """A choice whose answer needs no image, so that nothing but the form can be learnt from it."""
     options = list(zip(MARKS[marks], _EXAMPLE_OPTIONS, strict=False))
     mark, text = options[0]
     return Turn("user", f"{_EXAMPLE_QUESTION} {_listed(options)}"), Turn("assistant", f"{CUE} ({mark}) {text}")

@@ -18,13 +18,13 @@ class Sample:
 
     Args:
         id: Its name, unique in its task.
-        questions: The question, and other wordings of it. ``<image>`` says where the pictures go; without it they come
+        questions: The question, and other wordings of it. ``<image>`` says where the images go; without it they come
             first.
-        images: Pictures, in the order of their ``<image>``.
+        images: Images, in the order of their ``<image>``.
         options: Answers to choose from (SingleChoice).
         answer: Position of the right one among them.
-        references: Accepted answers (the other formulations): the text in the picture, or captions.
-        history: Earlier turns of a dialogue about the same pictures, without ``<image>``.
+        references: Accepted answers (the other formulations): the text in the image, or captions.
+        history: Earlier turns of a dialogue about the same images, without ``<image>``.
         turn: Number of this question in its dialogue, from 0.
         dialogue: What all questions of that dialogue have in common, such as its id; they are drawn together.
     """

@@ -22,7 +22,7 @@ def scores_of(
     """Scores of what was answered.
 
     The score of a dimension is the mean over its tasks of their main metric, that of an ability the mean over its
-    dimensions, and that of all the mean over the dimensions that need pictures. CIDEr is no share of anything, so
+    dimensions, and that of all the mean over the dimensions that need images. CIDEr is no share of anything, so
     captions enter no mean: the dimension of description has its own scale.
 
     Args:

@@ -1,6 +1,6 @@
 """ReForm-Eval's taxonomy (arXiv 2310.02569): abilities, dimensions, tasks and 61 data sets, read from taxonomy.json.
 
-The ability ``language`` with its dimension ``text_only`` is ours: questions without pictures show what a model forgot.
+The ability ``language`` with its dimension ``text_only`` is ours: questions without images show what a model forgot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Layout:
     Args:
         records: Path of the list of entries; in a file that is a list it does not matter.
         id: Field of the id; without one an entry's position is its id.
-        image: Field of the pictures, base64: one or a list. Files that have ``img`` in place of ``image``, or the other
+        image: Field of the images, base64: one or a list. Files that have ``img`` in place of ``image``, or the other
             way round, are read, too.
         question: Field of the question: a text or a list of wordings.
         wordings: Questions in place of the field, with places such as ``{claim}`` for an entry's fields.
@@ -38,7 +38,7 @@ class Layout:
         history: Field of earlier turns, ``{"from": ..., "value": ...}``.
         turn: Field of the number in its dialogue.
         dialogue: Field of the id of that dialogue.
-        boxes: Field of one box or a list, drawn on the picture when it is read.
+        boxes: Field of one box or a list, drawn on the image when it is read.
         corners: Boxes are two corners (x, y, x, y), not a corner with width and height.
         crop: Cut the box out instead.
         line: Width of drawn boxes, in pixels.

@@ -189,7 +189,7 @@ class ChatFormat:
 
         Args:
             turns: What was said; the assistant is next.
-            images: Pictures in the order of their ``<image>``.
+            images: Images in the order of their ``<image>``.
             begun: First words of its answer; left out where the cue has the model think first.
 
         Raises:
@@ -222,7 +222,7 @@ class ChatFormat:
                 images_kwargs={"return_tensors": "pt"},
                 return_text_replacement_offsets=True,
             )
-        except Exception as error:  # of the image processor, say: pictures come in all shapes
+        except Exception as error:  # of the image processor, say: images come in all shapes
             raise UnusableConversation(f"the processor refuses it: {type(error).__name__}: {error}") from error
         (offsets,) = found.pop("offset_mapping")
         places = (found.pop("text_replacement_offsets", None) or [[]])[0]

@@ -1,4 +1,4 @@
-"""Conversations about pictures, as plain data that cannot contradict itself."""
+"""Conversations about images, as plain data that cannot contradict itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image
 from sparsight.common.text import check_text
 
 Role = Literal["system", "user", "assistant"]
-IMAGE = "<image>"  # in a text: here is the next picture
+IMAGE = "<image>"  # in a text: here is the next image
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Turn:
 
     Args:
         role: Who speaks.
-        text: What is said; ``<image>`` stands for the next picture of the conversation.
+        text: What is said; ``<image>`` stands for the next image of the conversation.
         reasoning: What the assistant thinks before that.
     """
 
@@ -34,14 +34,14 @@ class Conversation:
 
     Args:
         turns: What is said, in order.
-        images: Pictures in the order of their ``<image>``.
+        images: Images in the order of their ``<image>``.
         candidates: Answers to choose from in an evaluation; the last assistant turn is the right one.
         answer: Position of the right one among ``candidates``.
         task: Name under which an evaluation counts this item.
 
     Raises:
         ValueError: A role is unknown, an answer is missing or empty, a text holds half a character or control
-            characters, the pictures are not as many as the places for them, or the candidates do not hold the answer.
+            characters, the images are not as many as the places for them, or the candidates do not hold the answer.
     """
 
     turns: tuple[Turn, ...]

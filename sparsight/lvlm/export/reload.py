@@ -15,7 +15,7 @@ NEW_TOKENS = 8
 
 
 def example_inputs(processor: Any, side: int = 224) -> dict[str, Any]:
-    """What a processor makes of a fixed picture and a question about it, by its chat template if it has one."""
+    """What a processor makes of a fixed image and a question about it, by its chat template if it has one."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Whether a model can read pictures as a processor prepares them, which transformers says deep in a forward pass."""
+"""Whether a model can read images as a processor prepares them, which transformers says deep in a forward pass."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ REMEDY = "set data.model to model.base, and correct or leave out data.processor_
 
 
 def check_images(model: PreTrainedModel, parts: Parts, inputs: Mapping[str, Any]) -> None:
-    """Let a model read one sample with pictures.
+    """Let a model read one sample with images.
 
     Args:
         model: The model.
         parts: Its parts.
-        inputs: Keyword arguments of its forward pass for one sample, which holds at least one picture.
+        inputs: Keyword arguments of its forward pass for one sample, which holds at least one image.
 
     Raises:
-        ConfigurationError: Nothing in it stands for a picture, or the model fails before its first decoder layer: at
-            pictures of another size, or at more or fewer features than places for them.
+        ConfigurationError: Nothing in it stands for an image, or the model fails before its first decoder layer: at
+            images of another size, or at more or fewer features than places for them.
     """
     ids_BT = inputs["input_ids"]
     if not bool((ids_BT == parts.image_token_id).any()):

@@ -1,7 +1,7 @@
 """Processes that share a split model gather its vision tower together, so none of them may pass it by.
 
 FSDP2 gathers each part of a model when it is called, and the processes must do so in the same order. Where one has
-pictures in its batch and another has none, they would wait for each other, or mix up the parts.
+images in its batch and another has none, they would wait for each other, or mix up the parts.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 
 def always_read_an_image(model: PreTrainedModel, parts: Parts, inputs: Mapping[str, Any]) -> None:
-    """Let every forward pass of prompts that have no picture read a spare one, to no effect; changes the model.
+    """Let every forward pass of prompts that have no image read a spare one, to no effect; changes the model.
 
     Args:
         model: Split over processes.
         parts: Its parts.
-        inputs: Keyword arguments of the forward pass, with the spare picture; the same on all processes.
+        inputs: Keyword arguments of the forward pass, with the spare image; the same on all processes.
     """
     read: Any = model.get_image_features
     named = inspect.signature(read).parameters
@@ -39,7 +39,7 @@ def always_read_an_image(model: PreTrainedModel, parts: Parts, inputs: Mapping[s
 
     def before_decoder(_: nn.Module, arguments: Any, named: dict[str, Any]) -> Any:
         cache = named.get("past_key_values")
-        if not called and (cache is None or cache.get_seq_length() == 0):  # what follows a prompt has no pictures
+        if not called and (cache is None or cache.get_seq_length() == 0):  # what follows a prompt has no images
             features = read(**move_data_to_device(spare, model.device))
             named["inputs_embeds"] = named["inputs_embeds"] + _zero(features).to(named["inputs_embeds"])
         called.clear()

@@ -64,7 +64,7 @@ class VisionCache:
         compute = tower.forward
 
         def kept(*args: Any, **kwargs: Any) -> Any:
-            if not flat:  # a spare picture, for which processes wait
+            if not flat:  # a spare image, for which processes wait
                 return compute(*args, **kwargs)
             pixels: Tensor = args[0] if args else kwargs.pop("pixel_values")
             if len(pixels) != len(flat):

@@ -1,4 +1,4 @@
-"""Scores over the depth of the decoder, as a picture."""
+"""Scores over the depth of the decoder, as an image."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def test_data_that_moved_are_told_by_what_they_hold(run: Path, tmp_path: Path, r
     resume(*moved)
     assert any("have moved, but their records are those of" in str(warning.message) for warning in recwarn)
     content = bytearray(moved[0].read_bytes())
-    content[80:144] = bytes(64)  # the second picture of 24
+    content[80:144] = bytes(64)  # the second image of 24
     moved[0].write_bytes(bytes(content))
     with pytest.raises(ConfigurationError, match=r"identity\.content: '\w+' in the checkpoint"):
         resume(*moved)

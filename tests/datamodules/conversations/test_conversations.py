@@ -1,4 +1,4 @@
-"""Conversations of LLaVA-format files, Hugging Face data sets and labelled pictures: what is read and refused."""
+"""Conversations of LLaVA-format files, Hugging Face data sets and labelled images: what is read and refused."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.tiny_files import png, write_files
 
 
 def write(folder: Path, entries: list[Any], *, name: str = "talks.json") -> ConversationRecords:
-    """A file of entries, and two pictures of 4 x 4 pixels."""
+    """A file of entries, and two images of 4 x 4 pixels."""
     write_files(folder, {"images/a.png": png(7), "images/sub/b.png": png(9), "images/torn.png": png(1)[:-30]})
     lines = "\n".join(text if isinstance(text, str) else json.dumps(text, ensure_ascii=False) for text in entries)
     (folder / name).write_text(lines if name.endswith("l") else json.dumps(entries))
@@ -216,7 +216,7 @@ def test_messages_of_texts_and_evaluation_columns(tmp_path: Path) -> None:
         len(HuggingFaceConversations(str(tmp_path / "saved"), messages_column="talk"))
 
 
-# ---------------------------------------------------------------------------------------------------- labelled pictures
+# ---------------------------------------------------------------------------------------------------- labelled images
 PICTURE = Image.new("L", (2, 2))
 
 

@@ -36,7 +36,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def shapes(processor: Any) -> dict[str, tuple[int, ...]]:
-    """Shapes of what becomes of a wide picture."""
+    """Shapes of what becomes of a wide image."""
     parts = [{"type": "image"}, {"type": "text", "text": "What?"}]
     text = processor.apply_chat_template([{"role": "user", "content": parts}])
     found = processor(text=[text], images=[[picture(90, 40)]], return_tensors="pt")

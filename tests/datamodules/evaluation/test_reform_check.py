@@ -48,7 +48,7 @@ DEEP, THIN, TORN = encoded("I;16"), encoded("L", (800, 2)), png(1, size=(64, 64)
 
 
 def folder_of(path: Path, *, bad: bytes | None = None) -> FolderRecords:
-    """Nine pictures of four classes; the one at position 7, in the folder ``shirt``, may be another."""
+    """Nine images of four classes; the one at position 7, in the folder ``shirt``, may be another."""
     files: dict[str, bytes | str] = {f"{NAMES[n // 2 % 4]}/{n}.png": png(20 * n, size=(16, 12)) for n in range(8)}
     files |= {"bag/8.png": png(9)} | ({} if bad is None else {"shirt/6.png": bad})
     return FolderRecords(write_files(path, files))
@@ -68,7 +68,7 @@ def talks(path: Path, bad: bytes) -> QuestionsTask:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A processor that refuses pictures of extreme proportions."""
+    """A processor that refuses images of extreme proportions."""
     folder = tmp_path_factory.mktemp("model")
     family_processor("qwen2_5_vl").save_pretrained(folder)
     return folder
@@ -199,7 +199,7 @@ def hashes(model: Path, task: EvaluationTask, **options: Any) -> tuple[str, list
 def test_contents_decide_and_not_names_and_times(
     model: Path, tmp_path: Path, make: Callable[[Path], RecordSource]
 ) -> None:
-    """A copy elsewhere is the same task; a picture of the same name, size and time with other pixels is another."""
+    """A copy elsewhere is the same task; an image of the same name, size and time with other pixels is another."""
 
     def task(source: RecordSource) -> EvaluationTask:
         made = NamingTask if isinstance(source, FolderRecords) else QuestionsTask

@@ -41,7 +41,7 @@ def noise(mode: str) -> Image.Image:
 
 
 def parts(sample: Sample) -> tuple[Any, ...]:
-    """All that two equal samples have in common; pictures by mode and pixels."""
+    """All that two equal samples have in common; images by mode and pixels."""
     images = tuple((image.mode, image.size, image.convert("RGBA").tobytes()) for image in sample.images)
     return (*(value for name, value in vars(sample).items() if name != "images"), images)
 

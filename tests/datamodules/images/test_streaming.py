@@ -34,7 +34,7 @@ from tests.tiny_rows import few
 
 
 class MemoryStream(RecordStream):
-    """Shards of unequal length; a picture's value is its shard's number, its caption tells the rest."""
+    """Shards of unequal length; an image's value is its shard's number, its caption tells the rest."""
 
     def __init__(self, lengths: list[int], *, corrupt: tuple[tuple[int, int], ...] = ()) -> None:
         self.lengths = lengths

@@ -1,4 +1,4 @@
-"""Columns of tables and files beside pictures: read whatever letters they are named in, or told not to be."""
+"""Columns of tables and files beside images: read whatever letters they are named in, or told not to be."""
 
 from __future__ import annotations
 

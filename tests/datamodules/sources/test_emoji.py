@@ -1,4 +1,4 @@
-"""Emoji of a font: which ones, their pictures and names, and fonts that are refused."""
+"""Emoji of a font: which ones, their images and names, and fonts that are refused."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def content() -> Content:
 
 
 def bmp(value: int) -> bytes:
-    """A picture without checksum or compression, so that one value changes one byte."""
+    """An image without checksum or compression, so that one value changes one byte."""
     import io
 
     buffer = io.BytesIO()

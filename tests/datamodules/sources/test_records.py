@@ -233,7 +233,7 @@ def test_bomb_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------------ Hugging Face
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder written by ``save_to_disk`` with one unreadable picture and one empty caption."""
+    """Folder written by ``save_to_disk`` with one unreadable image and one empty caption."""
     folder = tmp_path_factory.mktemp("hf")
     rows = datasets.Dataset.from_dict(
         {

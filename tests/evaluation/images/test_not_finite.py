@@ -1,4 +1,4 @@
-"""Metrics refuse pictures, features and statistics that are no numbers, and say which."""
+"""Metrics refuse images, features and statistics that are no numbers, and say which."""
 
 from __future__ import annotations
 

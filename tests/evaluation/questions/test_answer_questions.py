@@ -29,7 +29,7 @@ def answer_items(model: Any, tokenizer: Any, batch: dict[str, Any]) -> list[Item
 
 
 def batch_of(inputs: dict[str, torch.Tensor], candidates: list[list[list[int]]], answers: list[int]) -> dict[str, Any]:
-    """What an InstructionDataModule gives an evaluation; the second question counts as one without a picture."""
+    """What an InstructionDataModule gives an evaluation; the second question counts as one without an image."""
     return {
         "inputs": left_padded(inputs),
         "candidates": candidates,

@@ -134,7 +134,7 @@ def test_loss_lies_on_answers_and_their_ends_alone(name: str, count: int) -> Non
         assert [text.strip() for text in labelled(chat, encoded)] == [text + chat.text.end for text in SAID[:count]]
         ids = encoded.inputs["input_ids"][0].tolist()
         wanted = by_characters(chat, conversation)
-        first = ids.index(3)  # one token of the text is four of the picture
+        first = ids.index(3)  # one token of the text is four of the image
         labels = encoded.labels_T.tolist()
         labels = labels[:first] + labels[first + 3 :]
         # of spaces between cue and answer, which models write, the other way knows nothing

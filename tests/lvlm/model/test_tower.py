@@ -124,7 +124,7 @@ def test_a_model_without_projector_is_refused_with_what_it_holds() -> None:
 
 
 def test_what_stands_beside_for_other_ends_is_no_projector() -> None:
-    """Janus draws images and Gemma 3n hears, by parts beside the decoder that training on pictures must not touch."""
+    """Janus draws images and Gemma 3n hears, by parts beside the decoder that training on images must not touch."""
     model = tiny_lvlm("llava")
     for name in ("generation_aligner", "generation_head", "embed_audio", "vqmodel"):
         setattr(model.model, name, nn.Linear(2, 2))

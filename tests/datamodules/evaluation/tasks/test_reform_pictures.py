@@ -1,4 +1,4 @@
-"""Questions about what is shown: the picture really shows the right answer."""
+"""Questions about what is shown: the image really shows the right answer."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_samples_depend_on_the_seed_and_not_on_order_or_process(number: int) -> 
 
 
 def test_other_class_names_are_another_task(tmp_path: Path) -> None:
-    """Names are what options say, though a source may count only its pictures and numbers."""
+    """Names are what options say, though a source may count only its images and numbers."""
     images = write_idx(tmp_path / "images", np.zeros((6, 4, 4), dtype=np.uint8))
     labels = write_idx(tmp_path / "labels", np.arange(6, dtype=np.uint8) % 3)
 
