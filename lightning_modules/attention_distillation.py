@@ -302,7 +302,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
             with torch.no_grad(), capture_site(shell) as samples:
                 for batch in chosen:
                     self.distiller.predict(batch, Mode.TEACHER)
-            start_from_teacher(shell, [gathered(sample) for sample in samples])
+            start_from_teacher(shell.mixer, shell.attention, [gathered(sample) for sample in samples])
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The stage's loss; logs every term and every site's relative L2 error."""

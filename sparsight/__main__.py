@@ -21,7 +21,7 @@ verbs:
   predict      sample images
   export       write a trained model as Hugging Face folders, and compare them after reloading
   benchmark    FLOPs, parameters, latency and memory, per site and whole, against the untouched model
-  analyze      score the decoder layers of an image-text model: which to tune, which to prune
+  analyze      look into a model on real data: an image-text model's decoder layers, a denoiser's self-attentions
   inspect      print conversations as an image-text model will see them, and which tokens carry the loss
   reformulate  write the tasks of an evaluation, with their options, as files in ReForm-Eval's format
   list         name what there is to choose from: token mixers, sources of data, scores, metrics, callbacks and more

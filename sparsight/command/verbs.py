@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
+from blocks import Site, TokenMixer
 from sparsight.command.store import store_tasks
 from sparsight.common.checkpoint.connector import CheckpointConnector
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.training.calibration import Split
+from sparsight.diffusion.analyze.run import Settings as AnalysisSettings
+from sparsight.diffusion.analyze.verb import Analysed, analyze_denoiser
 from sparsight.diffusion.measure.benchmark import TOKENS, Settings, benchmark_model
 from sparsight.lvlm.chat.show import show_records
 from sparsight.lvlm.export.write import processor_of
 from sparsight.lvlm.scores import LayerScore
-from sparsight.lvlm.scores.analyze import Split, analyze_module, default_scores
+from sparsight.lvlm.scores.analyze import analyze_module, default_scores
 from sparsight.publish.export import export_and_push
 
 
@@ -124,19 +129,52 @@ class Verbs(Trainer):
         split: Split = "train",
         ckpt_path: str | None = None,
         output: str | None = None,
+        mixers: list[Callable[[Site], TokenMixer]] | None = None,
+        buckets: int | None = None,
+        queries: int | None = None,
+        prediction_batches: int | None = None,
     ) -> None:
-        """Score the decoder layers of an image-text model on calibration data, to choose which to tune or prune.
+        """Look into a model on real data: the decoder layers of an image-text model, the attentions of a denoiser.
 
         Args:
-            model: A module with decoder layers to score, such as SparseLayerTuning.
+            model: A module with decoder layers to score, such as SparseLayerTuning, or with a denoiser, such as
+                AttentionDistillation.
             datamodule: Calibration data.
-            scores: What to measure; block influence, plain and multimodal, and angular distance of the last and of
-                all tokens if not given. Higher means more important.
+            scores: Of decoder layers: what to measure; block influence, plain and multimodal, and angular distance of
+                the last and of all tokens if not given. Higher means more important.
             batches: Number of calibration batches.
             split: Where they come from: train or val. Scores by loss need answers, which training batches have.
-            ckpt_path: Checkpoint to analyse; the module as it starts if not given.
-            output: Folder for JSON, CSV and plot; ``scores`` in the trainer's root folder if not given.
+            ckpt_path: Checkpoint to analyse; the module as it starts if not given. Of a denoiser, its trained mixers
+                are measured, too.
+            output: Folder for the files; ``scores`` or, of a denoiser, ``analysis`` in the trainer's root folder if not
+                given.
+            mixers: Of a denoiser: token mixers whose errors are measured at every site, as they start from the teacher;
+                those of the configuration, at their sites, if not given.
+            buckets: Of a denoiser: equal parts that the noise levels are cut into; 4 if not given.
+            queries: Of a denoiser: most rows of each attention map that are looked at; 1024 if not given.
+            prediction_batches: Of a denoiser: batches on which the denoiser is run once more for every site and mixer,
+                to see what its prediction loses; 2 if not given.
         """
+        numbers = {"buckets": buckets, "queries": queries, "prediction_batches": prediction_batches}
+        given = {name: value for name, value in numbers.items() if value is not None}
+        if isinstance(model, Analysed):
+            if scores is not None:
+                raise ConfigurationError("scores are of decoder layers, and this module has a denoiser: leave them out")
+            analyze_denoiser(
+                self,
+                model,
+                datamodule,
+                mixers=mixers,
+                batches=batches,
+                split=split,
+                checkpoint=self._found(ckpt_path),
+                settings=AnalysisSettings(**given),
+                folder=Path(self.default_root_dir, "analysis") if output is None else Path(output),
+            )
+            return
+        if mixers is not None or given:
+            name = next(iter(given), "mixers")
+            raise ConfigurationError(f"{name} is for denoisers, and {type(model).__name__} has none: leave it out")
         analyze_module(
             self,
             model,

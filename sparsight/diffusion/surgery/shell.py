@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsight.diffusion.surgery.site_error import mean_squares
+from sparsight.diffusion.surgery.site_error import image_tokens, mean_squares
 from sparsight.diffusion.surgery.stamp import stamped
 from sparsight.diffusion.surgery.student import OnGrid, StudentAttention, checked_grid
 
@@ -66,8 +66,7 @@ class Shell(OnGrid):
 
     def compared(self, output: Any) -> Tensor:
         """Of what a pass returned, the part that losses compare: (B, N, C), the image's tokens, which come first."""
-        tokens: Tensor = output[0] if isinstance(output, tuple) else output
-        return tokens
+        return image_tokens(output)
 
     def trained_units(self) -> Iterable[nn.Module]:
         """Modules that a backward pass through the student alone asks for, each called as a whole."""

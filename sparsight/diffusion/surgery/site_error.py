@@ -5,9 +5,17 @@ Shape legend: B batch, N tokens, C channels.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 TINY = 1e-12  # a teacher that gives zero must not make an error infinite
+
+
+def image_tokens(output: Any) -> Tensor:
+    """Of what an attention returned, the image's tokens (B, N, C): all, or the first of a pair with those of text."""
+    tokens: Tensor = output[0] if isinstance(output, tuple) else output
+    return tokens
 
 
 def mean_squares(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from blocks.base import SiteSamples
+from blocks.base import Layout, SiteSamples
 from sparsight.diffusion.surgery.shell import Shell
 from sparsight.diffusion.surgery.student import delivered_grid
 
@@ -38,7 +38,9 @@ def capture_site(shell: Shell) -> Iterator[list[SiteSamples]]:
             grid = delivered_grid(shell.grid, shell.mixer.site.path)
             samples.append(SiteSamples(hidden_BNC, output.detach().float(), grid))
         elif cores.first is not None:
-            samples.append(_of_image(shell, hidden_BNC, *cores.first))
+            site, (q, k, v, scale) = shell.mixer.site, cores.first
+            layout = site.layout(delivered_grid(shell.grid, site.path), q.shape[2])
+            samples.append(samples_of_image(hidden_BNC, q, k, v, layout, scale))
 
     handles = [
         shell.attention.register_forward_pre_hook(begin),
@@ -73,10 +75,17 @@ class _Cores(TorchFunctionMode):
         self.first = query, key, value, query.shape[-1] ** -0.5 if scale is None else scale
 
 
-def _of_image(shell: Shell, hidden_BNC: Tensor, q: Tensor, k: Tensor, v: Tensor, scale: float) -> SiteSamples:
-    """What image tokens take from each other in a joint attention, with its mass."""
-    site = shell.mixer.site
-    layout = site.layout(delivered_grid(shell.grid, site.path), q.shape[2])
+def samples_of_image(hidden_BNC: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> SiteSamples:
+    """What image tokens take from each other in a joint attention, with its mass.
+
+    Args:
+        hidden_BNC: The image's tokens that entered it.
+        q: Queries (B, h, tokens, d) of image and text.
+        k: Keys.
+        v: Values.
+        layout: Where the image stands among them.
+        scale: Factor of the logits.
+    """
     q, k, v = (layout.split(x.detach().float())[1] for x in (q, k, v))
     output_BNC = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
     # head by head: all logits at once may not fit

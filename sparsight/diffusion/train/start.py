@@ -17,13 +17,17 @@ from sparsight.diffusion.surgery.replace import attention_weights
 from sparsight.diffusion.surgery.shell import Shell
 
 
-def start_from_teacher(shell: Shell, samples: Sequence[SiteSamples]) -> None:
+def start_from_teacher(mixer: Any, attention: Any, samples: Sequence[SiteSamples]) -> None:
     """Call the mixer's ``init_from_teacher``; one that is split over processes is started as a whole, then split.
 
     At a joint site the mixer stands in front of the last projection, and its mass starts as the teacher's.
+
+    Args:
+        mixer: Of a site; changed in place.
+        attention: The teacher there.
+        samples: What the teacher saw and returned.
     """
-    weights = attention_weights(shell.attention)
-    mixer = shell.mixer
+    weights = attention_weights(attention)
     if mixer.site.text is not None:
         inner = weights.out.shape[1]
         weights = dataclasses.replace(weights, out=torch.eye(inner).to(weights.query), out_bias=None)

@@ -154,7 +154,7 @@ def test_the_start_is_the_teachers(name: str) -> None:
                     set_mode(shells.values(), Mode.TEACHER)
                     run(denoiser, SIZE)
                 assert [sample.outputs.shape for sample in samples] == [(2, 24, 32)]
-                start_from_teacher(shell, samples)
+                start_from_teacher(shell.mixer, shell.attention, samples)
                 mass = shell.mixer._modules.get(MASS)
                 if mass is not None:
                     wanted = samples[0].masses.mean((0, 1)) - math.log(24)

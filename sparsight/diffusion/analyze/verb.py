@@ -1,0 +1,132 @@
+"""What the ``analyze`` verb does with a diffusion model: batches through its denoiser, and tables into a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor, nn
+
+from sparsight.common.measure.environment import environment
+from sparsight.common.training.calibration import Split, calibration_batches, refuse_processes
+from sparsight.common.training.sharding import own_class
+from sparsight.diffusion.analyze.analysis import Analysis
+from sparsight.diffusion.analyze.candidates import Candidates, Factory, label, named
+from sparsight.diffusion.analyze.run import Settings, record
+from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.surgery.replace import shells_of
+from sparsight.diffusion.surgery.shell import Shell
+from sparsight.diffusion.surgery.sites import find_sites
+from sparsight.publish.checkpoint import load_weights
+
+STREAM_OFFSET = 2_000_003  # draws of an analysis repeat neither those of training nor those of evaluations
+
+
+@runtime_checkable
+class Analysed(Protocol):
+    """A module with a diffusion model in it, whose denoiser can be analysed."""
+
+    diffusion: DiffusionModel
+
+    def noised(self, batch: Mapping[str, Any], *, step: int, condition_dropout: float) -> dict[str, Any]:
+        """A batch with ``xt``, ``timestep``, ``level`` and ``cond``."""
+        ...
+
+
+def analyze_denoiser(
+    trainer: Trainer,
+    module: Any,
+    datamodule: LightningDataModule | None,
+    *,
+    mixers: Sequence[Factory] | None,
+    batches: int,
+    split: Split,
+    checkpoint: str | None,
+    settings: Settings,
+    folder: Path,
+) -> Analysis:
+    """Analyse the self-attentions of a module's denoiser, print the tables, and write them as JSON and CSV.
+
+    Args:
+        trainer: Says on which device and in which precision.
+        module: Is :class:`Analysed`.
+        datamodule: Where batches come from.
+        mixers: Candidates; those that the module has, at their sites, if not given.
+        batches: How many; the first one lets candidates start from the teacher.
+        split: Which of the datamodule's splits they are from.
+        checkpoint: Take trained mixers from here, and measure them as they are.
+        settings: What is looked at.
+        folder: For the files.
+
+    Raises:
+        ConfigurationError: There are no batches, or several processes, or a site or candidate cannot be analysed.
+        FileNotFoundError: There is no such checkpoint.
+    """
+    refuse_processes(trainer)
+    if checkpoint is not None:
+        load_weights(module, checkpoint, weights="raw")
+    denoiser = module.diffusion.denoiser
+    candidates = candidates_of(denoiser, mixers, trained=checkpoint is not None)
+    steps = module.diffusion.process.num_train_timesteps
+
+    def bucket_of(noised: Mapping[str, Any]) -> Tensor:
+        level: Tensor = noised["level"].cpu()
+        return level * settings.buckets // steps
+
+    def noised_batches() -> Iterator[dict[str, Any]]:
+        for number, batch in enumerate(calibration_batches(trainer, module, datamodule, split, batches)):
+            if number == 0:
+                module.to(trainer.strategy.root_device)
+                module.setup("validate")
+                module.eval()
+            assert datamodule is not None, "batches come from it"
+            moved = datamodule.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
+            yield module.noised(moved, step=STREAM_OFFSET + number, condition_dropout=0.0)
+
+    with trainer.precision_plugin.forward_context():
+        found = record(
+            denoiser,
+            noised_batches(),
+            candidates=candidates,
+            bucket_of=bucket_of,
+            settings=settings,
+            on_batch=lambda count: print(f"analysed batch {count} of {batches}", flush=True),
+        )
+    facts = {"model": _name(module), "split": split, "checkpoint": checkpoint}
+    analysis = Analysis(found, facts | {"environment": environment(trainer.strategy.root_device)})
+    analysis.write(folder)
+    print(f"\n{analysis.text()}")
+    print(f"\nanalysis.json, heads.csv and mixers.csv are in {folder}")
+    return analysis
+
+
+def candidates_of(denoiser: nn.Module, mixers: Sequence[Factory] | None, *, trained: bool) -> Candidates:
+    """Candidates by name: those that are asked for, and the denoiser's own mixers if they are trained or no others are.
+
+    Args:
+        denoiser: With mixers in it or without.
+        mixers: What is asked for.
+        trained: Whether the denoiser's own have been trained: then they are measured as they are.
+
+    Raises:
+        ConfigurationError: Two candidates are equal, or one can stand nowhere.
+    """
+    shells = shells_of(denoiser)
+    found: dict[str, Any] = {} if mixers is None else dict(named(mixers, find_sites(denoiser)))
+    if mixers is None or trained:
+        for path, shell in shells.items():
+            name = label(shell.mixer) + (" (trained)" if trained else "")
+            found.setdefault(name, {})[path] = shell if trained else _again(shell)
+    return found
+
+
+def _again(shell: Shell) -> Factory:
+    """Makes a mixer as that of a shell, with fresh weights."""
+    mixer = shell.mixer
+    return lambda site: own_class(mixer)(site, **mixer.options)
+
+
+def _name(module: Any) -> str:
+    return str(module.diffusion.denoiser.config.get("_name_or_path") or type(module.diffusion.denoiser).__name__)

@@ -1,0 +1,64 @@
+"""The ``analyze`` verb on a distillation: tables, files, candidates from the command line, what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from sparsight.command.cli import main
+from tests.tiny_distillation import distillation_config
+
+HEADS, SITES, BUCKETS = 2, 2, 2
+
+
+def test_a_distillation_is_analysed_into_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(distillation_config(tmp_path))
+    arguments = ["--batches", "4", "--buckets", str(BUCKETS), "--mixers+=NoMixing", "--mixers+=NeighborhoodAttention"]
+    main(["analyze", "--config", config, *arguments, "--mixers.kernel_size", "3"])
+    folder = tmp_path / "runs" / "analysis"
+    said = capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} >= {"analysis.json", "heads.csv", "mixers.csv"}
+    heads = list(csv.DictReader((folder / "heads.csv").open()))
+    mixers = list(csv.DictReader((folder / "mixers.csv").open()))
+    assert len(heads) == SITES * BUCKETS * HEADS
+    assert sum(int(row["samples"]) for row in heads if row["head"] == "0") == SITES * 4 * 4
+    assert all(0 < float(row["effective_keys"]) <= 16 for row in heads)
+    names = ["NoMixing", "NeighborhoodAttention(kernel_size=[3, 3])", "mean of v", "identity"]
+    assert list(dict.fromkeys(row["mixer"] for row in mixers)) == names
+    assert len(mixers) == SITES * len(names) * (1 + BUCKETS)
+    content = json.loads((folder / "analysis.json").read_text())
+    assert (content["batches"], sum(content["samples"]), content["mixers"]) == (4, 16, names[:2])
+    assert content["sites"][1]["errors"]["NoMixing"]["all"]["after"] == pytest.approx(
+        float(next(r["after"] for r in mixers if r["site"].endswith("1.attn1") and r["mixer"] == "NoMixing"))
+    )
+    assert "transformer_blocks.0.attn1" in said and "mean of v" in said and str(folder) in said
+
+
+def test_without_a_list_the_configured_mixers_are_analysed(tmp_path: Path) -> None:
+    main(["analyze", "--config", str(distillation_config(tmp_path)), "--batches", "2", "--output", str(tmp_path / "o")])
+    content = json.loads((tmp_path / "o" / "analysis.json").read_text())
+    assert [name.partition("(")[0] for name in content["mixers"]] == ["DeltaConvBlock"]
+    assert all(site["errors"][content["mixers"][0]]["all"]["prediction"] > 0 for site in content["sites"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--scores+=BlockInfluence"], "scores are of decoder layers, and this module has a denoiser"),
+        (["--buckets", "0"], "buckets is 0; allowed: 1 or more"),
+        (["--batches", "0"], "the train split has no batches to calibrate on, or batches is 0"),
+        (["--mixers+=NoMixin"], "did you mean NoMixing"),
+        (["--trainer.devices", "2"], "analyze runs in one process, not 2"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_mistakes_end_in_one_readable_message(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["analyze", "--config", str(distillation_config(tmp_path)), *arguments])
+    assert message in capsys.readouterr().err + str(stop.value)
+    assert not (tmp_path / "runs" / "analysis").exists()
