@@ -12,12 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
-from typing import Any, Literal, get_args
-
-from transformers import PreTrainedModel
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores.table import ScoreTable
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 QUARTER = 0.25  # of the layers, which the paper finds to be enough
 Rule = Literal["floor", "linspace", "stride_end", "midpoint"]
