@@ -13,6 +13,7 @@ from sparsight.command.store import store_tasks
 from sparsight.common.checkpoint.connector import CheckpointConnector
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.training.calibration import Split
+from sparsight.diffusion.analyze.costs import BudgetOf
 from sparsight.diffusion.analyze.run import Settings as AnalysisSettings
 from sparsight.diffusion.analyze.verb import Analysed, analyze_denoiser
 from sparsight.diffusion.measure.benchmark import TOKENS, Settings, benchmark_model
@@ -133,6 +134,8 @@ class Verbs(Trainer):
         buckets: int | None = None,
         queries: int | None = None,
         prediction_batches: int | None = None,
+        budget: float | None = None,
+        budget_of: BudgetOf = "flops",
     ) -> None:
         """Look into a model on real data: the decoder layers of an image-text model, the attentions of a denoiser.
 
@@ -154,6 +157,9 @@ class Verbs(Trainer):
             queries: Of a denoiser: most rows of each attention map that are looked at; 1024 if not given.
             prediction_batches: Of a denoiser: batches on which the denoiser is run once more for every site and mixer,
                 to see what its prediction loses; 2 if not given.
+            budget: Of a denoiser: write a plan, which says what mixer stands at which site, of a denoiser that costs at
+                most this share of the untouched one, such as 0.7. A further batch tells what it does to the prediction.
+            budget_of: What the budget counts: FLOPs, or measured time of one sample.
         """
         numbers = {"buckets": buckets, "queries": queries, "prediction_batches": prediction_batches}
         given = {name: value for name, value in numbers.items() if value is not None}
@@ -169,12 +175,14 @@ class Verbs(Trainer):
                 split=split,
                 checkpoint=self._found(ckpt_path),
                 settings=AnalysisSettings(**given),
+                budget=budget,
+                budget_of=budget_of,
                 folder=Path(self.default_root_dir, "analysis") if output is None else Path(output),
             )
             return
-        if mixers is not None or given:
-            name = next(iter(given), "mixers")
-            raise ConfigurationError(f"{name} is for denoisers, and {type(model).__name__} has none: leave it out")
+        others = [name for name, value in {**given, "mixers": mixers, "budget": budget}.items() if value is not None]
+        if others:
+            raise ConfigurationError(f"{others[0]} is for denoisers, and {type(model).__name__} has none: leave it out")
         analyze_module(
             self,
             model,

@@ -182,7 +182,7 @@ class Analysis:
 
     def write(self, folder: Path) -> None:
         """Write ``analysis.json``, ``heads.csv`` and ``mixers.csv`` into a folder, which is made if missing."""
-        write_text(folder / "analysis.json", json_text(_finite(self.as_dict())))
+        write_text(folder / "analysis.json", json_text(finite(self.as_dict())))
         write_text(folder / "heads.csv", csv_text(self.head_rows()))
         write_text(folder / "mixers.csv", csv_text(self.mixer_rows()))
 
@@ -211,10 +211,10 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3g}"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """Plain data in which what is not finite is null, as JSON knows no such numbers."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -21,7 +21,7 @@ from sparsight.diffusion.analyze.candidates import BASELINES, Candidate, Candida
 from sparsight.diffusion.analyze.errors import CandidateErrors
 from sparsight.diffusion.analyze.statistics import measure
 from sparsight.diffusion.analyze.sums import SiteSums
-from sparsight.diffusion.analyze.watched import Core, Pass, WatchedSite, on_grid, watched
+from sparsight.diffusion.analyze.watched import Core, Pass, WatchedSite, on_grid
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.surgery.site_error import image_tokens
 from sparsight.diffusion.train.capture import samples_of_image
@@ -65,8 +65,12 @@ class SiteRecord:
     errors: dict[str, CandidateErrors]
 
     def names(self) -> list[str]:
-        """Candidates that can stand here."""
+        """Candidates that can stand here, baselines among them."""
         return [name for name, candidate in self.candidates.items() if not candidate.refusal]
+
+    def mixers(self) -> list[str]:
+        """Candidates that can stand here, of those that were asked for."""
+        return [name for name in self.names() if name not in BASELINES]
 
 
 @dataclass
@@ -92,6 +96,7 @@ class Recording:
 @torch.no_grad()
 def record(
     denoiser: nn.Module,
+    sites: Mapping[str, WatchedSite],
     batches: Iterable[Noised],
     *,
     candidates: Candidates,
@@ -99,13 +104,14 @@ def record(
     settings: Settings,
     on_batch: Callable[[int], object] = lambda count: None,
 ) -> Recording:
-    """Watch a denoiser on batches; it is as it was afterwards.
+    """Watch a denoiser on batches.
 
     The first batch lets candidates start from the teacher, and their errors are measured on those after it; where
     there is one batch alone, on that.
 
     Args:
-        denoiser: Of a family that is served, with or without mixers in it.
+        denoiser: Inside of :func:`watched`.
+        sites: What that gives.
         batches: With ``xt``, ``timestep`` and ``cond``; each is looked at once.
         candidates: By name, what makes a mixer for a site; see :data:`Candidates`.
         bucket_of: The bucket of each sample of a batch, (B,), on the CPU.
@@ -113,34 +119,33 @@ def record(
         on_batch: Called with the number of batches after each of them.
 
     Raises:
-        ConfigurationError: There are no batches, or a site cannot be watched.
+        ConfigurationError: There are no batches.
     """
-    with watched(denoiser) as sites:
-        found = Recording(settings, _records(sites, candidates, settings), list(candidates))
-        found.samples = [0] * settings.buckets
-        kept: Noised | None = None
-        for number, batch in enumerate(batches):
-            bucket_B = bucket_of(batch)
-            wanted = _look_on(denoiser, sites, found, batch, bucket_B)
-            for bucket in bucket_B.tolist():
-                found.samples[bucket] += 1
-            found.batches += 1
-            if number == 0:
-                found.size = (batch["xt"].shape[-2], batch["xt"].shape[-1])
-                kept = batch
-            else:
-                kept = None
-                if number <= settings.prediction_batches:
-                    _swap_in_turn(denoiser, sites, found, batch, bucket_B, wanted)
-            on_batch(found.batches)
-        if not found.batches:
-            raise ConfigurationError("there are no batches to analyse")
-        if kept is not None:
-            _log.warning("there is one batch: candidates are measured on what they started from; give more batches")
-            bucket_B = bucket_of(kept)
-            wanted = _look_on(denoiser, sites, found, kept, bucket_B, maps=False)
-            if settings.prediction_batches:
-                _swap_in_turn(denoiser, sites, found, kept, bucket_B, wanted)
+    found = Recording(settings, _records(sites, candidates, settings), list(candidates))
+    found.samples = [0] * settings.buckets
+    kept: Noised | None = None
+    for number, batch in enumerate(batches):
+        bucket_B = bucket_of(batch)
+        wanted = _look_on(denoiser, sites, found, batch, bucket_B)
+        for bucket in bucket_B.tolist():
+            found.samples[bucket] += 1
+        found.batches += 1
+        if number == 0:
+            found.size = (batch["xt"].shape[-2], batch["xt"].shape[-1])
+            kept = batch
+        else:
+            kept = None
+            if number <= settings.prediction_batches:
+                _swap_in_turn(denoiser, sites, found, batch, bucket_B, wanted)
+        on_batch(found.batches)
+    if not found.batches:
+        raise ConfigurationError("there are no batches to analyse")
+    if kept is not None:
+        _log.warning("there is one batch: candidates are measured on what they started from; give more batches")
+        bucket_B = bucket_of(kept)
+        wanted = _look_on(denoiser, sites, found, kept, bucket_B, maps=False)
+        if settings.prediction_batches:
+            _swap_in_turn(denoiser, sites, found, kept, bucket_B, wanted)
     return found
 
 

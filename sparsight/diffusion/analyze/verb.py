@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
 
+from sparsight.common.disk.files import write_text
+from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.measure.environment import environment
+from sparsight.common.tables import json_text
 from sparsight.common.training.calibration import Split, calibration_batches, refuse_processes
 from sparsight.common.training.sharding import own_class
-from sparsight.diffusion.analyze.analysis import Analysis
+from sparsight.diffusion.analyze.analysis import Analysis, finite
 from sparsight.diffusion.analyze.candidates import Candidates, Factory, label, named
-from sparsight.diffusion.analyze.run import Settings, record
+from sparsight.diffusion.analyze.costs import BudgetOf, flops_costs, latency_costs
+from sparsight.diffusion.analyze.plan import PlanReport, measure_plans, report_on
+from sparsight.diffusion.analyze.run import Recording, Settings, record
+from sparsight.diffusion.analyze.watched import WatchedSite, watched
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.surgery.replace import shells_of
 from sparsight.diffusion.surgery.shell import Shell
@@ -45,6 +53,8 @@ def analyze_denoiser(
     split: Split,
     checkpoint: str | None,
     settings: Settings,
+    budget: float | None,
+    budget_of: BudgetOf,
     folder: Path,
 ) -> Analysis:
     """Analyse the self-attentions of a module's denoiser, print the tables, and write them as JSON and CSV.
@@ -58,6 +68,8 @@ def analyze_denoiser(
         split: Which of the datamodule's splits they are from.
         checkpoint: Take trained mixers from here, and measure them as they are.
         settings: What is looked at.
+        budget: Most that a plan's denoiser may cost, over that of the untouched one; no plan is made if not given.
+        budget_of: What is counted.
         folder: For the files.
 
     Raises:
@@ -65,9 +77,11 @@ def analyze_denoiser(
         FileNotFoundError: There is no such checkpoint.
     """
     refuse_processes(trainer)
+    require(budget is None or 0 < budget < 1, "budget", budget, "above 0 and below 1, the untouched denoiser's cost")
+    require(budget is None or settings.prediction_batches > 0, "prediction_batches", 0, "1 or more, for a budget")
     if checkpoint is not None:
         load_weights(module, checkpoint, weights="raw")
-    denoiser = module.diffusion.denoiser
+    denoiser, device = module.diffusion.denoiser, trainer.strategy.root_device
     candidates = candidates_of(denoiser, mixers, trained=checkpoint is not None)
     steps = module.diffusion.process.num_train_timesteps
 
@@ -76,30 +90,68 @@ def analyze_denoiser(
         return level * settings.buckets // steps
 
     def noised_batches() -> Iterator[dict[str, Any]]:
-        for number, batch in enumerate(calibration_batches(trainer, module, datamodule, split, batches)):
+        wanted = batches if budget is None else batches + 1
+        for number, batch in enumerate(calibration_batches(trainer, module, datamodule, split, wanted)):
             if number == 0:
-                module.to(trainer.strategy.root_device)
+                module.to(device)
                 module.setup("validate")
                 module.eval()
             assert datamodule is not None, "batches come from it"
-            moved = datamodule.transfer_batch_to_device(batch, trainer.strategy.root_device, 0)
+            moved = datamodule.transfer_batch_to_device(batch, device, 0)
             yield module.noised(moved, step=STREAM_OFFSET + number, condition_dropout=0.0)
 
-    with trainer.precision_plugin.forward_context():
+    drawn = noised_batches()
+    with watched(denoiser) as sites, trainer.precision_plugin.forward_context():
         found = record(
             denoiser,
-            noised_batches(),
+            sites,
+            islice(drawn, batches),
             candidates=candidates,
             bucket_of=bucket_of,
             settings=settings,
             on_batch=lambda count: print(f"analysed batch {count} of {batches}", flush=True),
         )
-    facts = {"model": _name(module), "split": split, "checkpoint": checkpoint}
-    analysis = Analysis(found, facts | {"environment": environment(trainer.strategy.root_device)})
+        report = None
+        if budget is not None:
+            further = next(drawn, None)
+            report = _planned(denoiser, sites, found, further, budget=budget, of=budget_of, device=device)
+    facts = {"model": _name(module), "split": split, "checkpoint": checkpoint, "environment": environment(device)}
+    analysis = Analysis(found, facts)
     analysis.write(folder)
     print(f"\n{analysis.text()}")
-    print(f"\nanalysis.json, heads.csv and mixers.csv are in {folder}")
+    written = ["analysis.json", "heads.csv", "mixers.csv"]
+    if report is not None:
+        write_text(folder / "plan.json", json_text(finite(report.as_dict(found))))
+        write_text(folder / "plan.yaml", report.config(found))
+        print(f"\n{report.text(found)}")
+        written += ["plan.json", "plan.yaml"]
+    print(f"\n{', '.join(written[:-1])} and {written[-1]} are in {folder}")
     return analysis
+
+
+def _planned(
+    denoiser: nn.Module,
+    sites: Mapping[str, WatchedSite],
+    found: Recording,
+    further: Mapping[str, Any] | None,
+    *,
+    budget: float,
+    of: BudgetOf,
+    device: torch.device,
+) -> PlanReport:
+    """The plan, measured on a further batch if there is one."""
+    if of == "latency":
+        if further is None:
+            raise ConfigurationError("budget_of: latency needs a batch more than `batches`: ask for fewer")
+        print("measuring the time of every mixer", flush=True)
+        costs = latency_costs(denoiser, sites, found, further, device)
+    else:
+        costs = flops_costs(denoiser, found)
+    report = report_on(found, costs, budget, of=of)
+    if further is not None:
+        print(f"measuring {len(report.plans)} plans on a further batch", flush=True)
+        measure_plans(denoiser, sites, found, further, report.plans)
+    return report
 
 
 def candidates_of(denoiser: nn.Module, mixers: Sequence[Factory] | None, *, trained: bool) -> Candidates:

@@ -22,10 +22,12 @@ FORMAT = 1
 
 def record_of(denoiser: nn.Module) -> dict[str, Any]:
     """JSON-able record of the mixers in a denoiser."""
-    return {
-        "format": FORMAT,
-        "sites": {path: _describe(student.mixer) for path, student in students(denoiser).items()},
-    }
+    return record_of_mixers({path: student.mixer for path, student in students(denoiser).items()})
+
+
+def record_of_mixers(mixers: Mapping[str, TokenMixer]) -> dict[str, Any]:
+    """JSON-able record of mixers by the sites that they are for."""
+    return {"format": FORMAT, "sites": {path: _describe(mixer) for path, mixer in mixers.items()}}
 
 
 def plan_in(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -45,9 +47,14 @@ def plan_in(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     return entries
 
 
-def plan_config(record: Mapping[str, Any]) -> str:
-    """A config file that lays a record's plan over any distillation, given as a further ``--config``."""
-    options = {"mixer": None, "sites": None, "plan": plan_in(record)}
+def plan_config(record: Mapping[str, Any], **others: Any) -> str:
+    """A config file that lays a record's plan over any distillation, given as a further ``--config``.
+
+    Args:
+        record: Has the plan.
+        others: Options of ``AttentionDistillation`` beside it.
+    """
+    options = {"mixer": None, "sites": None, "plan": plan_in(record), **others}
     model = {"class_path": "lightning_modules.AttentionDistillation", "init_args": options}
     return yaml.safe_dump({"model": model}, sort_keys=False)
 

@@ -18,6 +18,7 @@ from sparsight.diffusion.analyze.analysis import Analysis
 from sparsight.diffusion.analyze.candidates import BASELINES, MeanOfValues, OwnValue, named
 from sparsight.diffusion.analyze.run import Recording, Settings, record, refused
 from sparsight.diffusion.analyze.statistics import measure
+from sparsight.diffusion.analyze.watched import watched
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.surgery.replace import attention_weights, replace, set_mode, shells_of
@@ -53,7 +54,8 @@ def bucket_of(batch: Any) -> Tensor:
 def analysed(denoiser: Any, mixers: Sequence[Any], given: Sequence[Any], **options: Any) -> Recording:
     candidates = named(mixers, find_sites(denoiser))
     settings = Settings(buckets=2, **options)
-    return record(denoiser, given, candidates=candidates, bucket_of=bucket_of, settings=settings)
+    with watched(denoiser) as sites:
+        return record(denoiser, sites, given, candidates=candidates, bucket_of=bucket_of, settings=settings)
 
 
 def predicted(denoiser: Any, batch: Any) -> Tensor:
@@ -137,8 +139,9 @@ def test_trained_mixers_are_measured_as_they_are_and_shells_stay() -> None:
         shell.mixer.linear.weight.data.zero_()
         shell.mixer.linear.bias.data.zero_()
     given = batches(denoiser)
-    candidates = {"zero": dict(shells)}
-    found = record(denoiser, given, candidates=candidates, bucket_of=bucket_of, settings=Settings(buckets=2))
+    candidates, settings = {"zero": dict(shells)}, Settings(buckets=2)
+    with watched(denoiser) as sites:
+        found = record(denoiser, sites, given, candidates=candidates, bucket_of=bucket_of, settings=settings)
     assert [known.errors["zero"].after.relative() for known in found.sites.values()] == pytest.approx([1, 1])
     assert shells_of(denoiser) == shells
     assert all(shell.mixer.linear.weight.requires_grad for shell in shells.values())
