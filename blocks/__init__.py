@@ -16,6 +16,7 @@ from blocks.base import (
     TokenMixer,
 )
 from blocks.delta_conv import DeltaConvBlock
+from blocks.disc_attention import DiscAttention
 from blocks.edits import (
     AttentionEdit,
     HeadAblation,
@@ -26,6 +27,7 @@ from blocks.edits import (
 )
 from blocks.head_split import HeadSplit
 from blocks.linear_attention import LinearAttention
+from blocks.local_attention import LocalAttention
 from blocks.merge import Merge
 from blocks.neighborhood_attention import NeighborhoodAttention
 from blocks.no_mixing import NoMixing
@@ -44,12 +46,14 @@ from blocks.tokens import (
     VisionZip,
     VisPruner,
 )
+from blocks.window_attention import WindowAttention
 
 __all__ = [
     "AttentionEdit",
     "AttentionWeights",
     "CoreMixer",
     "DeltaConvBlock",
+    "DiscAttention",
     "DivPrune",
     "FastV",
     "FasterVLM",
@@ -61,6 +65,7 @@ __all__ = [
     "HeadSplit",
     "LayerPolicy",
     "LinearAttention",
+    "LocalAttention",
     "MaskProgram",
     "Merge",
     "ModalityMutualAttention",
@@ -79,4 +84,5 @@ __all__ = [
     "VisPruner",
     "VisionZip",
     "VisualAttentionRedistribution",
+    "WindowAttention",
 ]

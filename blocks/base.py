@@ -242,7 +242,13 @@ class CoreMixer(TokenMixer):
 
 
 class SoftmaxMixer(CoreMixer):
-    """A core mixer whose weights are one softmax over keys that it chooses or makes: it can be merged with others."""
+    """A core mixer whose weights are one softmax over keys that it chooses or makes: it can be merged with others.
+
+    Attributes:
+        left_out: A mixer as plain data, whose keys this one leaves to it; ``None`` for nothing.
+    """
+
+    left_out: dict[str, Any] | None = None
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float, *, mass: bool = False) -> Any:
         """As :meth:`mix`, or with ``mass`` as :meth:`partial`: what is made of mixers calls them as modules, too."""

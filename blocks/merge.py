@@ -27,7 +27,7 @@ _SAMPLE = 9  # tokens a side of the grid on which parts are compared: odd, so th
 
 
 class Merge(SoftmaxMixer):
-    """One softmax over the keys of all its parts, which must not share any.
+    """One softmax over the keys of all its parts, which must not share any, unless that is meant.
 
     Args:
         site: Where the mixer stands.
@@ -36,6 +36,7 @@ class Merge(SoftmaxMixer):
             zero, which is the plain softmax.
         balance_penalty: Weight of the mean square of these numbers in the loss, which holds them near the plain
             softmax.
+        shared_keys: Parts may see a key twice, as discs and pooled keys do in CLEAR.
 
     Raises:
         ValueError: The penalty is negative, there is no part, one has no :meth:`~blocks.SoftmaxMixer.partial`, or two
@@ -49,6 +50,7 @@ class Merge(SoftmaxMixer):
         parts: Sequence[Callable[[Site], TokenMixer]] | None = None,
         learned_balance: bool = True,
         balance_penalty: float = 0.0,
+        shared_keys: bool = False,
     ) -> None:
         super().__init__(site)
         if not 0 <= balance_penalty < math.inf:
@@ -65,7 +67,9 @@ class Merge(SoftmaxMixer):
         self.learned_balance, self.balance_penalty = learned_balance, balance_penalty
         more = len(self.mixers) - 1
         self.balance = nn.Parameter(torch.zeros(more, site.heads)) if learned_balance and more else None
-        self._refuse_shared_keys()
+        self.shared_keys = shared_keys
+        if not shared_keys:
+            self._refuse_shared_keys()
 
     @classmethod
     def exact_limit(cls, site: Site, grid: Grid) -> dict[str, object]:
@@ -127,6 +131,8 @@ class Merge(SoftmaxMixer):
             seen.append((output * lse.exp()).transpose(0, 2).flatten(2))  # (N, h, N)
         for position, each in enumerate(seen):
             for other in range(position):
+                if any(self.mixers[a].left_out == self.parts[b] for a, b in ((position, other), (other, position))):
+                    continue  # what is left of a pooled key still shows the mean of all of its tokens
                 if float((each + seen[other]).max()) > 1.01 and float(torch.minimum(each, seen[other]).max()) > 0.01:
                     names = " and ".join(f"parts.{at} ({type(self.mixers[at]).__name__})" for at in (other, position))
                     raise ValueError(

@@ -30,7 +30,7 @@ def made_parts(owner: str, parts: Sequence[Part | Mapping[str, Any]], sites: Seq
         raise ValueError(f"{owner} has no parts: name at least one core mixer")
     made = nn.ModuleList()
     for position, (part, site) in enumerate(zip(parts, sites, strict=True)):
-        mixer = _made(part, site, f"parts.{position} of {owner}")
+        mixer = made_part(part, site, f"parts.{position} of {owner}")
         if not isinstance(mixer, CoreMixer):
             raise ValueError(
                 f"parts.{position} of {owner} is {type(mixer).__name__}, which is no core mixer: a part takes queries, "
@@ -45,7 +45,17 @@ def plain_part(mixer: Any) -> dict[str, Any]:
     return {"class_path": _path(type(mixer)), "init_args": mixer.options}
 
 
-def _made(part: Part | Mapping[str, Any], site: Site, name: str) -> Any:
+def made_part(part: Part | Mapping[str, Any], site: Site, name: str) -> Any:
+    """One mixer.
+
+    Args:
+        part: What makes it: a function of the site, or plain data as :func:`plain_part` gives it.
+        site: Its site.
+        name: What it is called in messages.
+
+    Raises:
+        ValueError: It is neither, or names what is no mixer.
+    """
     if not isinstance(part, Mapping):
         if not callable(part):
             raise ValueError(f"{name} is {part!r}: name a class by class_path and init_args")

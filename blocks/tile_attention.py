@@ -61,7 +61,9 @@ class TileAttention(SoftmaxMixer):
         """Attention of (B, h, N, d) tensors inside tiles."""
         sides = tile_sides(self.tile, grid)
         q, k, v = (to_tiles(x, sides, grid).flatten(0, 1) for x in (q, k, v))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self._padding(sides, grid, q.device), scale=scale)
+        mask = self._padding(sides, grid, q.device)
+        mask = None if mask is None else mask[None]  # fused kernels take masks of four axes alone
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
         return from_tiles(mixed.unflatten(0, (-1, self.site.heads)), sides, grid)
 
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:

@@ -44,6 +44,13 @@ def test_methods_that_the_page_lists_are_those_that_there_are() -> None:
     assert listed == {name for name, method in vars(blocks).items() if _is_concrete(method, Edit)}
 
 
+def test_mixers_that_the_page_lists_are_those_that_there_are() -> None:
+    import blocks
+
+    listed = re.findall(r"^\| `(\w+)` \|", (DOCS / "mixers.md").read_text(), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(n for n, mixer in vars(blocks).items() if _is_concrete(mixer, blocks.TokenMixer))
+
+
 def _is_concrete(thing: object, base: type) -> bool:
     return isinstance(thing, type) and issubclass(thing, base) and not getattr(thing, "__abstractmethods__", None)
 

@@ -21,6 +21,8 @@ Partial = tuple[Tensor, Tensor]
 def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = None) -> Partial:
     """Softmax attention of queries (B, h, N, d) over keys and values (B, h, M, d); memory grows with N * M.
 
+    On a CPU, where nothing is to be differentiated, torch's fused kernel does it in little memory.
+
     Args:
         q: Queries.
         k: Keys.
@@ -28,12 +30,39 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None = 
         scale: Factor of the logits.
         mask: Boolean, true where a query sees a key, or added to the logits; broadcast to (B, h, N, M).
     """
+    if _has_fused_kernel(q, k, v, mask):
+        return _fused(q, k, v, scale, mask)
     logits = (q @ k.mT).float() * scale
     if mask is not None:
         logits = logits.masked_fill(~mask, -math.inf) if mask.dtype == torch.bool else logits + mask
     lse = _lse(logits)
     weights = (logits - _finite(lse)).exp()
     return weights.to(v.dtype) @ v, lse
+
+
+def _has_fused_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> bool:
+    """Whether torch tells the log-sum-exp of its fused kernel: that of CPUs, which cannot be differentiated by it."""
+    if torch.compiler.is_compiling() or q.device.type != "cpu" or k.shape[-2] == 0 or q.shape[-1] != v.shape[-1]:
+        return False
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, mask)):
+        return False
+    return q.dim() in (4, 5) and (mask is None or mask.dim() < q.dim() or q.dim() == 4)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Partial:
+    """As :func:`attend`, by the kernel behind ``scaled_dot_product_attention``."""
+    if mask is not None:
+        if mask.dtype == torch.bool:
+            mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -math.inf)
+        mask = mask.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
+        mask = mask[(None,) * (4 - mask.dim())]
+    flat = [x.flatten(0, x.dim() - 4) for x in (q, k, v)]
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    output, lse = fused(*flat, 0.0, False, attn_mask=mask, scale=scale)
+    lse = lse[..., None].float()
+    if mask is not None:  # of a query that sees nothing the kernel tells zero
+        lse = lse.masked_fill(mask.amax(-1, keepdim=True) == -math.inf, -math.inf)
+    return output.view(q.shape), lse.view(*q.shape[:-1], 1)
 
 
 def merge(parts: Sequence[Partial]) -> Partial:

@@ -69,3 +69,19 @@ def test_a_window_and_all_that_is_outside_are_full_attention(grid: Grid) -> None
 def test_a_union_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least one part"):
         merge([])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["none", "seen", "added", "tiles"])
+def test_without_gradients_the_fused_kernel_tells_the_same(kind: str, dtype: torch.dtype) -> None:
+    q, k, v = tensors(dtype=dtype)
+    seen = torch.rand(12, 20) < 0.5
+    seen[0] = False
+    mask = {"none": None, "added": torch.rand(12, 20).masked_fill(~seen, -math.inf)}.get(kind, seen)
+    if kind == "tiles":
+        q, k, v = (torch.stack([x, x.flip(2)], 2) for x in (q, k, v))
+        mask = torch.stack([seen, ~seen])
+    slow = attend(q.clone().requires_grad_(), k, v, 0.3, mask)
+    for one, other in zip(attend(q, k, v, 0.3, mask), slow, strict=True):
+        assert one.shape == other.shape and one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=2e-2 if dtype == torch.bfloat16 else 1e-5)

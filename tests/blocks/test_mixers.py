@@ -1,0 +1,184 @@
+"""Every mixer with every option: the contract, its reference in values and gradients, low precision, one graph."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blocks import (
+    CoreMixer,
+    DiscAttention,
+    Grid,
+    HeadSplit,
+    Merge,
+    NeighborhoodAttention,
+    PooledAttention,
+    Site,
+    TileAttention,
+    TokenMixer,
+    WindowAttention,
+)
+from sparsight.testing import SITE, apply_mixer, check_mixer, random_inputs, relative_l2
+from tests.tiny_rows import few
+
+LINE, IMAGE, ODD, VIDEO = Grid(11), Grid(4, 6), Grid(9, 5), Grid(3, 5, 4)
+NEAR = partial(NeighborhoodAttention, kernel_size=3)
+MIXERS: dict[str, Callable[..., TokenMixer]] = {
+    "neighborhood_dilated": partial(NeighborhoodAttention, kernel_size=[2, 3], dilation=[3, 2]),
+    "neighborhood_strided": partial(NeighborhoodAttention, kernel_size=5, stride=3, dilation=2),
+    "sliding_tiles": partial(NeighborhoodAttention, kernel_size=[2, 4, 4], stride=[1, 2, 2]),
+    "disc": partial(DiscAttention, radius=2.5),
+    "disc_oblong": partial(DiscAttention, radius=[2, 3]),
+    "windows_shifted": partial(WindowAttention, window=4, shifts=[0, 0.5]),
+    "windows_grid": partial(WindowAttention, window=3, dilation="grid"),
+    "windows_dilated": partial(WindowAttention, window=[2, 3], dilation=[2, 1], shifts=[0.5]),
+    "windows_halo": partial(WindowAttention, window=4, halo=2),
+    "quarters_drawn": partial(WindowAttention, windows=2, shifts=[0, 0.25, 0.5, 0.75], drawn=True),
+    "pooled_positions": partial(PooledAttention, tile=[2, 3], pooling="positions"),
+    "pooled_channels": partial(PooledAttention, tile=2, pooling="channels"),
+    "pooled_cells": partial(PooledAttention, cells=3),
+    "pooled_uncounted": partial(PooledAttention, tile=3, counted=False),
+    "pooled_without_disc": partial(PooledAttention, tile=2, without=partial(DiscAttention, radius=2), counted=False),
+    "near_and_pooled": partial(Merge, parts=[NEAR, partial(PooledAttention, tile=4, without=NEAR)]),
+    "clear": partial(
+        Merge,
+        parts=[partial(DiscAttention, radius=2), partial(PooledAttention, tile=4, pooling="positions", counted=False)],
+        shared_keys=True,
+    ),
+    "pyramid": partial(
+        Merge,
+        parts=[
+            partial(TileAttention, tile=2),
+            partial(PooledAttention, tile=2, within=4, without_own=True),
+            partial(PooledAttention, tile=4, without_own=True),
+        ],
+    ),
+    "hilo": partial(HeadSplit, parts=[partial(WindowAttention, window=2), partial(PooledAttention, tile=2)]),
+}
+QUICK = ("neighborhood_strided", "disc", "windows_shifted", "quarters_drawn", "near_and_pooled", "pyramid")
+TRANSPOSABLE = ("disc", "windows_halo", "windows_grid")
+EAGER = ()
+"""Mixers whose choice of keys is no single graph."""
+
+
+def site(grid: Grid) -> Site:
+    """A site whose grids have as many axes as this one."""
+    return dataclasses.replace(SITE, grid=Grid(*(8 for _ in grid.sizes)))
+
+
+@pytest.mark.parametrize("name", few(MIXERS, *QUICK))
+def test_keeps_the_contract(name: str) -> None:
+    check_mixer(MIXERS[name], transposable=name in TRANSPOSABLE)
+
+
+@pytest.mark.parametrize("name", few(MIXERS, *QUICK))
+@pytest.mark.parametrize("grid", [LINE, IMAGE, ODD, VIDEO], ids=str)
+def test_is_its_reference_in_values_and_gradients(name: str, grid: Grid) -> None:
+    torch.manual_seed(0)
+    mixer: Any = _moved(MIXERS[name](site(grid)))
+    if not hasattr(mixer, "reference"):
+        pytest.skip(f"{name} is its own reference")
+    inputs = [part.requires_grad_() for part in random_inputs(mixer, grid)]
+    sources = [*inputs, *mixer.parameters()]
+    scale = (0.4,) if isinstance(mixer, CoreMixer) else ()
+    expected = mixer.reference(*inputs, grid, *scale)
+    expected = expected if isinstance(expected, tuple) else (expected,)
+    found = mixer.partial(*inputs, grid, 0.4) if len(expected) > 1 else (mixer(*inputs, grid, *scale),)
+    weights = [torch.randn_like(part) for part in expected]
+    for one, other in zip(found, expected, strict=True):
+        assert relative_l2(one, other) < 1e-5
+    gradients = [_gradients(each, weights, sources) for each in (found, expected)]
+    for one, other in zip(*gradients, strict=True):
+        assert relative_l2(one, other) < 1e-4 or float(other.norm()) < 1e-5
+    if len(expected) > 1:
+        assert relative_l2(mixer(*inputs, grid, 0.4), expected[0]) < 1e-5
+
+
+@pytest.mark.parametrize("name", few(MIXERS, "windows_shifted"))
+@pytest.mark.parametrize("grid", few([LINE, ODD, VIDEO], VIDEO), ids=str)
+def test_bfloat16_is_near_float32(name: str, grid: Grid) -> None:
+    torch.manual_seed(0)
+    mixer = _moved(MIXERS[name](site(grid)))
+    low = copy.deepcopy(mixer).to(torch.bfloat16)
+    inputs = [part.to(torch.bfloat16) for part in random_inputs(mixer, grid)]
+    rounded = copy.deepcopy(low).float()
+    assert relative_l2(apply_mixer(low, inputs, grid), apply_mixer(rounded, [x.float() for x in inputs], grid)) < 5e-2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in MIXERS if name not in EAGER])
+def test_compiles_to_one_graph(name: str) -> None:
+    torch.manual_seed(0)
+    mixer = _moved(MIXERS[name](SITE))
+    torch._dynamo.reset()
+    compiled = torch.compile(mixer, fullgraph=True, backend="aot_eager")
+    scale = (0.4,) if isinstance(mixer, CoreMixer) else ()
+    for grid in (Grid(12, 10), Grid(10, 14)):
+        inputs = [part.requires_grad_() for part in random_inputs(mixer, grid)]
+        found, expected = compiled(*inputs, grid, *scale), mixer(*inputs, grid, *scale)
+        assert relative_l2(found, expected) < 1e-5
+        weight = torch.randn_like(expected)
+        gradients = [_gradients((each,), [weight], inputs) for each in (found, expected)]
+        assert all(relative_l2(one, other) < 1e-4 for one, other in zip(*gradients, strict=True))
+    torch._dynamo.reset()
+
+
+def _moved(mixer: TokenMixer) -> TokenMixer:
+    """Away from a start that may hold zeros."""
+    with torch.no_grad():
+        for parameter in mixer.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return mixer
+
+
+def _gradients(outputs: Any, weights: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
+    pairs = zip(outputs, weights, strict=True)
+    total = torch.stack([(out * weight).masked_fill(out.isinf(), 0).sum() for out, weight in pairs]).sum()
+    found = torch.autograd.grad(total, sources, allow_unused=True)
+    return [torch.zeros_like(s) if g is None else g for s, g in zip(sources, found, strict=True)]
+
+
+REFUSED = {
+    "no window": (partial(NeighborhoodAttention, kernel_size=0), "kernel_size is one number .* at least 1, got 0"),
+    "stride": (partial(NeighborhoodAttention, kernel_size=3, stride=4), "stride of NeighborhoodAttention is 4"),
+    "radius": (partial(DiscAttention, radius=0), "radius is one positive number"),
+    "shift": (partial(WindowAttention, shifts=[1.0]), r"shifts of WindowAttention are \[1.0\]"),
+    "shifts": (partial(WindowAttention, shifts=[0, 0.3, 0.6]), "and transformer_blocks.0.attn1 has 2 heads"),
+    "drawn": (partial(WindowAttention, drawn=True, halo=1), "drawn shifts .* go with dilation 1 and halo 0 alone"),
+    "word": (partial(WindowAttention, dilation="grids"), "'grids': give numbers of tokens, or grid"),
+    "pooling": (partial(PooledAttention, pooling="max"), "'max': give one of mean, positions, channels"),
+    "weights of any tile": (partial(PooledAttention, pooling="channels", cells=3), "cells make tiles of any size"),
+    "no level": (
+        partial(PooledAttention, tile=3, within=8),
+        "within of PooledAttention is 8, no multiple of its tile 3",
+    ),
+    "two": (partial(PooledAttention, tile=2, within=4, without=NEAR), "leave cells and without out"),
+    "far": (partial(PooledAttention, without=PooledAttention), "name a local mixer"),
+    "several": (partial(PooledAttention, without=partial(WindowAttention, shifts=[0, 0.5])), "has several shifts"),
+    "twice": (partial(Merge, parts=[NEAR, partial(PooledAttention, tile=2)]), "of Merge see one key twice"),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_what_does_not_fit_is_refused_by_name(kind: str) -> None:
+    make, message = REFUSED[kind]
+    with pytest.raises(ValueError, match=message):
+        make(SITE)
+
+
+def test_weights_of_a_tile_serve_grids_with_its_axes_alone() -> None:
+    mixer = PooledAttention(SITE, tile=2, pooling="positions")
+    with pytest.raises(ValueError, match="learned weights for tiles of 2 axes, and a grid of 3 came"):
+        mixer.mix(*random_inputs(mixer, Grid(2, 4, 4)), Grid(2, 4, 4), 0.4)
+
+
+@pytest.mark.parametrize(("radius", "keys"), [(8, 193), (16, 793), (32, 3205)])
+def test_discs_hold_as_many_tokens_as_published(radius: int, keys: int) -> None:
+    assert DiscAttention(SITE, radius=radius).flops(Grid(64, 64)) == 4 * 64**2 * keys * 16
