@@ -88,6 +88,9 @@ class ExportAtEnd(Callback):
             with trainer.precision_plugin.forward_context():
                 rehearse(pl_module, processor=processor_of(datamodule_of(trainer)))
 
+    def tried(self, folder: Path) -> None:
+        """A trial exports by itself."""
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Export on rank 0, once all processes have ended training."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]

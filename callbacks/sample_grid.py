@@ -12,9 +12,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from callbacks.drawing import DrawsTeacher, check_drawable
-from callbacks.logged_images import labelled_grid, log_image
+from callbacks.logged_images import log_image
 from sparsight.common.errors import require
 from sparsight.common.finite import broken_rows, samples
+from sparsight.common.labelled_grid import labelled_grid
 from sparsight.common.training.averaging import averaging
 from sparsight.common.training.sharding import is_sharded
 

@@ -15,6 +15,7 @@ Make pretrained vision models cheaper: replace the self-attention of diffusion m
 tune a sparse set of an image-text model's layers and remove others. Measure, and export to Hugging Face folders.
 
 verbs:
+  check        try all that `fit` would do, a few steps of every stage with it, and show the data
   fit          train: distil a student from its teacher, train a teacher, or tune (and prune) an image-text model
   validate     evaluate on the validation data
   test         evaluate on the test data

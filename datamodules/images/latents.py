@@ -124,6 +124,11 @@ class CachedLatentsDataModule(ProcessDataModule):
         """See that the files of the images are there."""
         self.images.check_paths()
 
+    def tried(self, folder: Path) -> ImageDataModule:
+        """The images, which the module encodes then."""
+        self.images.encoded = False
+        return self.images
+
     # -- the cache -------------------------------------------------------------------------------------------------
 
     def prepare_data(self) -> None:

@@ -151,6 +151,13 @@ class TeacherSamplesDataModule(ProcessDataModule):
         """Key of the samples' cache, which covers the teacher's weights and all sampler settings."""
         return None if self._opened is None else {"samples": cache_key(self._opened.settings)}
 
+    def tried(self, folder: Path) -> TeacherSamplesDataModule:
+        """Itself, with as few samples as fill a batch, in a cache of their own."""
+        self.cache_dir = folder / "teacher_samples"
+        self.count = min(self.count, -(-self.batch_size // self.plan.kept))
+        self.val_count = min(self.val_count, self.batch_size)
+        return self
+
     # ------------------------------------------------------------------------------------------------------ samples
     def prepare_data(self) -> None:
         """Draw what the cache lacks, in one process a machine.

@@ -11,7 +11,7 @@ from sparsight.common.disk.yaml_files import read_yaml, yaml_value
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.near import closest, did_you_mean, suggestion
 
-OURS = ("export", "benchmark", "analyze", "inspect", "reformulate")  # verbs beside Lightning's
+OURS = ("check", "export", "benchmark", "analyze", "inspect", "reformulate")  # verbs beside Lightning's
 VERBS = ("fit", "validate", "test", "predict", *OURS, "compare", "report", "list")
 FILE_OPTIONS = ("-c", "--config")
 CONFIG_OPTIONS = (*FILE_OPTIONS, "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")

@@ -9,6 +9,7 @@ from typing import Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from blocks import Site, TokenMixer
+from sparsight.command.checks.whole_run import check_run
 from sparsight.command.store import store_tasks
 from sparsight.common.checkpoint.connector import CheckpointConnector
 from sparsight.common.errors import ConfigurationError
@@ -31,6 +32,19 @@ class Verbs(Trainer):
 
     def _found(self, named: str | None) -> str | None:
         return None if named is None else str(self._checkpoint_connector.find(named))
+
+    def check(self, model: LightningModule, datamodule: LightningDataModule, output: str | None = None) -> None:
+        """Try all that ``fit`` would do: data, a few steps of every stage, validation, checkpoint and export.
+
+        Args:
+            model: The module that would be trained.
+            datamodule: What it would be trained on.
+            output: Folder for what the data look like; ``check`` in the trainer's root folder if not given. Everything
+                else that a run writes is written into it too, and removed again.
+        """
+        check_run(
+            self, model, datamodule, folder=Path(self.default_root_dir, "check") if output is None else Path(output)
+        )
 
     def export(
         self,

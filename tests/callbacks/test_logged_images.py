@@ -14,7 +14,8 @@ from lightning.pytorch.loggers.logger import Logger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from callbacks.logged_images import labelled_grid, log_image
+from callbacks.logged_images import log_image
+from sparsight.common.labelled_grid import labelled_grid
 
 
 class Tracker(Logger):
