@@ -83,10 +83,14 @@ class Layout:
         """Number of tokens that are not the image's."""
         return self.before + self.after
 
-    def split(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens before the image, its own, and those after it, of (B, h, tokens, d)."""
-        before, image, after = x.split([self.before, self.grid.tokens, self.after], 2)
+    def split(self, x: Tensor, dim: int = 2) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens before the image, its own, and those after it, of (B, h, tokens, d) or along another axis."""
+        before, image, after = x.split([self.before, self.grid.tokens, self.after], dim)
         return before, image, after
+
+    def image(self, x_BNC: Tensor) -> Tensor:
+        """The image's own tokens among (B, tokens, C)."""
+        return self.split(x_BNC, 1)[1] if self.others else x_BNC
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,10 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         compile: Compile every transformer block.
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sample_steps: Sampler steps of ``predict`` and sample grids.
-        guidance_scale: Guidance of ``predict`` and sample grids.
+        guidance_scale: Guidance of ``predict`` and sample grids; of training as well where the denoiser takes guidance
+            as an input (FLUX.1 [dev]): the student then answers as the teacher does at this guidance.
+        sample_size: Height and width, in model space, of what ``predict`` and sample grids draw, if not those that
+            the denoiser was made for.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
         revision: Git revision of a hub teacher.
         variant: Weight variant of the teacher, e.g. ``fp16``.
@@ -98,6 +101,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         seed: int = 0,
         sample_steps: int = 25,
         guidance_scale: float = 2.0,
+        sample_size: tuple[int, int] | None = None,
         max_skipped_steps: int = 0,
         revision: str | None = None,
         variant: str | None = None,
@@ -120,6 +124,8 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         self.diffusion = DiffusionModel.from_pretrained(
             teacher, revision=revision, variant=variant, trust_remote_code=trust_remote_code
         )
+        self.diffusion.size, self.diffusion.guidance = sample_size, guidance_scale
+        self.diffusion.sample_shape()  # refused now, not after training
         self.denoiser: Any = self.diffusion.denoiser
         self.teacher_hash = state_hash(self.denoiser.state_dict())
         self.diffusion.cast_frozen(DTYPES[teacher_dtype])

@@ -55,7 +55,7 @@ class DenoiserTraining(DiffusionModule):
         compile: Compile every transformer block.
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sample_steps: Sampler steps of ``predict`` and sample grids.
-        guidance_scale: Guidance of ``predict`` and sample grids.
+        guidance_scale: Guidance of ``predict`` and sample grids; of training, too, where the denoiser takes it.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
         variant: Weight variant of the pipeline, e.g. ``fp16``; what is trained is in fp32 all the same.
         trust_remote_code: Run code that comes with the pipeline; of a student, import mixers that it alone names.
@@ -114,6 +114,7 @@ class DenoiserTraining(DiffusionModule):
                 denoiser, noise_scheduler, class_names=class_names, text_encoder=text_encoder, text_tokens=text_tokens
             )
         self.diffusion = DiffusionModel(pipeline)
+        self.diffusion.guidance = guidance_scale
         self.denoiser: Any = self.diffusion.denoiser.float()  # half precision swallows small updates
         self.condition_dropout = condition_dropout
         self.snr_gamma = snr_gamma

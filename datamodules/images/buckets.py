@@ -69,8 +69,7 @@ class AspectBuckets:
             raise ValueError(
                 "aspect buckets need a denoiser of any size, diffusers' DiT is for squares: remove buckets"
             )
-        config = model.denoiser.config
-        patch = config.get("patch_size") or 2 ** (len(config.block_out_channels) - 1)
+        patch = family_of(model.denoiser).coarsest(model.denoiser)
         if self.cell % (patch * model.pixels_per_cell):
             raise ValueError(
                 f"buckets.cell is {self.cell}; allowed for this denoiser: multiples of {patch * model.pixels_per_cell}"

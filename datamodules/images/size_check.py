@@ -16,12 +16,11 @@ def check_size(transform: ImageTransform, model: DiffusionModel) -> None:
     Raises:
         ValueError: It takes other channels, larger cells, or squares alone; the message names the option.
     """
-    config = model.denoiser.config
     part = "denoiser" if model.vae is None else "VAE"
-    channels = config.in_channels if model.vae is None else model.vae.config.in_channels
+    channels = model.sample_shape()[0] if model.vae is None else model.vae.config.in_channels
     require(transform.channels == channels, "channels", transform.channels, f"{channels}, as the model's {part}")
-    size, patch = (transform.height, transform.width), config.get("patch_size") or 1  # U-Nets take any size
-    cell = patch * model.pixels_per_cell
+    size = (transform.height, transform.width)
+    cell = family_of(model.denoiser).patch(model.denoiser)[-1] * model.pixels_per_cell  # U-Nets take any size
     fits = not (transform.height % cell or transform.width % cell)
     require(fits, "image_size", size, f"multiples of {cell}, the pixels of a patch of the model")
     square = not family_of(model.denoiser).square_only or transform.height == transform.width

@@ -48,7 +48,7 @@ class Model:
     name: str
     denoiser: str
     part: str
-    size: tuple[int, int]
+    size: tuple[int, ...]
     class_conditional: bool
     licence: Mapping[str, Any]
     sites: Mapping[str, Any]
@@ -154,7 +154,7 @@ def _precision(model: Model) -> str:
     whole = max(value for name, value in model.reloaded.items() if name != "fp16")
     text = (
         f"Weights are in fp32. Loaded in a fresh process, the denoiser answers like the one that was exported "
-        f"(relative L2 {whole:.1e}, fixed random inputs, {model.size[0]}x{model.size[1]}, CPU)."
+        f"(relative L2 {whole:.1e}, fixed random inputs, {_sides(model)}, CPU)."
     )
     if whole > EXACT:
         text += " The difference is that of precision or device: the original did not compute in fp32 on a CPU."
@@ -167,13 +167,16 @@ def _precision(model: Model) -> str:
     return text
 
 
+def _sides(model: Model) -> str:
+    return "x".join(map(str, model.size))
+
+
 def _places(count: int, model: Model) -> str:
     return f"{count} of the {len(model.sites)} replaced places" if count < len(model.sites) else "The replaced places"
 
 
 def _limits(model: Model) -> str:
-    height, width = model.size
-    lines = [f"- Made for {height}x{width} in the space of the denoiser; nothing is said here about other sizes."]
+    lines = [f"- Made for {_sides(model)} in the space of the denoiser; nothing is said here about other sizes."]
     whole = len(model.sites) - len(model.cores)
     if whole:
         lines.append(

@@ -22,6 +22,7 @@ from sparsight.diffusion.surgery.shell import Mode
 FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),
     "to_kv": ("to_k", "to_v"),
+    "to_added_kv": ("add_k_proj", "add_v_proj"),
     "to_added_qkv": ("add_q_proj", "add_k_proj", "add_v_proj"),
 }
 """Layers that diffusers adds to an attention with ``fuse_qkv_projections``, and those that it makes each of."""
@@ -129,7 +130,7 @@ def reference_output(denoiser: Any) -> tuple[dict[str, Any], Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         inputs = example_inputs(denoiser, batch=2, dtype=compute_dtype(denoiser))
-    inputs["timestep"] = torch.tensor([100, 900])
+    inputs["timestep"] = family_of(denoiser).told(torch.tensor([100, 900]))
     with _as_student(denoiser), torch.compiler.set_stance("force_eager"):
         output = denoiser(**_on(parameter.device, inputs), return_dict=False)[0]
     return inputs, output.float().cpu()

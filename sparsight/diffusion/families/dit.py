@@ -24,7 +24,7 @@ class DiT(BasicBlocks):
     shard_units = frozenset({"BasicTransformerBlock", "CombinedTimestepLabelEmbeddings"})
     square_only = True
 
-    def inputs(self, denoiser: Any, batch: int, size: tuple[int, int], **options: Any) -> dict[str, Any]:
+    def inputs(self, denoiser: Any, batch: int, size: tuple[int, ...], **options: Any) -> dict[str, Any]:
         """A sample, timesteps and labels."""
         timestep = torch.full((batch,), 500, device=options["device"])
         sample = torch.randn(batch, denoiser.config.in_channels, *size, **options)

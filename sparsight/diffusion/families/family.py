@@ -7,15 +7,38 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from sparsight.diffusion.families.conditioning import Conditioner
+from sparsight.diffusion.families.conditioning import Condition, Conditioner
+from sparsight.diffusion.pipelines.schedulers import shift_options
 
 if TYPE_CHECKING:
     from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
+
+
+@dataclass(frozen=True)
+class AttentionFacts:
+    """What surgery asks of an attention module.
+
+    Args:
+        channels: Width of the hidden state that enters and leaves it.
+        heads: Number of heads.
+        head_dim: Channels of a head.
+        scale: Factor of the logits.
+        obstacles: What makes it more than attention among its own tokens, in words.
+        text_channels: Width of text that comes beside the hidden state; ``None`` where none does.
+    """
+
+    channels: int
+    heads: int
+    head_dim: int
+    scale: float
+    obstacles: tuple[str, ...] = ()
+    text_channels: int | None = None
 
 
 class Family(ABC):
@@ -25,6 +48,7 @@ class Family(ABC):
         name: Class of diffusers that the denoisers are, or derive from.
         pipelines: Classes of pipelines that are served, by name; what a pipeline's class derives from does not count.
         blocks: Classes of the modules that hold self-attentions, by name; they are what is compiled.
+        attentions: Classes of those self-attentions, by name.
         stacks: Classes of the modules that flatten an image into tokens, by name.
         shard_units: Classes of the modules that are gathered one after the other (FSDP2), by name.
         square_only: Whether it lays tokens out as a square.
@@ -39,6 +63,7 @@ class Family(ABC):
     name: ClassVar[str]
     pipelines: ClassVar[tuple[str, ...]]
     blocks: ClassVar[frozenset[str]]
+    attentions: ClassVar[frozenset[str]] = frozenset({"Attention"})
     stacks: ClassVar[frozenset[str]]
     shard_units: ClassVar[frozenset[str]]
     square_only: ClassVar[bool] = False
@@ -48,7 +73,7 @@ class Family(ABC):
     latent_settings: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @abstractmethod
-    def inputs(self, denoiser: Any, batch: int, size: tuple[int, int], **options: Any) -> dict[str, Any]:
+    def inputs(self, denoiser: Any, batch: int, size: tuple[int, ...], **options: Any) -> dict[str, Any]:
         """Keyword arguments of ``denoiser.forward`` with random content; see :func:`example_inputs`."""
 
     @abstractmethod
@@ -64,7 +89,71 @@ class Family(ABC):
 
     @abstractmethod
     def next_reader(self, block: Any, name: str) -> nn.Module:
-        """The module of a block that reads the residual stream right after the self-attention ``name``."""
+        """The module of a block that reads the residual stream right after the self-attention ``name``.
+
+        Where none does, the block itself, whose output that stream is; of several outputs the last.
+        """
+
+    # -- samples in model space, as the rest of the project holds them -----------------------------------------------
+
+    def sample_shape(self, denoiser: Any) -> tuple[int, ...]:
+        """Channels and sides of a sample at the size that a denoiser was made for."""
+        size = denoiser.config.sample_size
+        return denoiser.config.in_channels, *(size if isinstance(size, (tuple, list)) else (size, size))
+
+    def patch(self, denoiser: Any) -> tuple[int, ...]:
+        """Cells of model space that become one token, along each side; a side is a multiple of its own."""
+        patch = denoiser.config.get("patch_size") or 1
+        return tuple(patch) if isinstance(patch, (tuple, list)) else (patch, patch)
+
+    def coarsest(self, denoiser: Any) -> int:
+        """Cells a side that become one inside a denoiser where it is coarsest."""
+        return self.patch(denoiser)[-1]
+
+    def call(self, denoiser: Any, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
+        """What a denoiser returns for samples (B, C, ...) in model space, in their layout.
+
+        Args:
+            denoiser: Of this family.
+            sample: In the denoiser's precision.
+            timestep: Of the noise process, (B,).
+            cond: Condition, in the denoiser's precision.
+        """
+        output: Tensor = denoiser(sample, timestep=timestep, return_dict=False, **cond)[0]
+        return output
+
+    def told(self, timestep: Tensor) -> Tensor:
+        """What ``denoiser.forward`` is given for timesteps of the noise process."""
+        return timestep
+
+    def takes_guidance(self, denoiser: Any) -> bool:
+        """Whether guidance is an input of a denoiser, ``guidance`` (B,) in its condition, in place of a second pass."""
+        return False
+
+    def timetable(self, scheduler: Any, steps: int, tokens: int) -> dict[str, Any]:
+        """What the pipelines of this family hand to ``set_timesteps`` for samples of so many tokens."""
+        return {"num_inference_steps": steps} | shift_options(scheduler, tokens)
+
+    # -- attentions ----------------------------------------------------------------------------------------------------
+
+    def facts(self, attention: Any) -> AttentionFacts:
+        """What surgery asks of one of :attr:`attentions`."""
+        has = {
+            "group_norm": attention.group_norm,
+            "spatial_norm": attention.spatial_norm,
+            "norm_cross": attention.norm_cross,
+        }
+        obstacles = [name for name, value in has.items() if value is not None]
+        if attention.inner_kv_dim != attention.inner_dim:
+            obstacles.append("fewer key than query heads")
+        return AttentionFacts(
+            channels=attention.query_dim,
+            heads=attention.heads,
+            head_dim=attention.inner_dim // attention.heads,
+            scale=attention.scale,
+            obstacles=tuple(obstacles),
+            text_channels=attention.added_kv_proj_dim,
+        )
 
     def begin(
         self,

@@ -10,12 +10,13 @@ from torch import nn
 
 from sparsight.diffusion.families.conditioning import Conditioner
 from sparsight.diffusion.families.dit import DiT
-from sparsight.diffusion.families.family import Family
+from sparsight.diffusion.families.family import AttentionFacts, Family
+from sparsight.diffusion.families.flux import Flux
 from sparsight.diffusion.families.pixart import PixArt
 from sparsight.diffusion.families.sd3 import SD3
 from sparsight.diffusion.families.unet import UNet
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (UNet(), DiT(), PixArt(), SD3())}
+FAMILIES: dict[str, Family] = {family.name: family for family in (UNet(), DiT(), PixArt(), SD3(), Flux())}
 """By the class of diffusers."""
 
 
@@ -29,6 +30,13 @@ def family_of(denoiser: nn.Module) -> Family:
     if found is None:
         raise ValueError(f"{type(denoiser).__name__} is not supported: use one of {', '.join(FAMILIES)}")
     return found
+
+
+def facts_of(attention: nn.Module) -> AttentionFacts | None:
+    """What surgery asks of an attention module; ``None`` if no family has such a one."""
+    kinds = [base.__name__ for base in type(attention).__mro__]
+    found = next((family for family in FAMILIES.values() if not family.attentions.isdisjoint(kinds)), None)
+    return None if found is None else found.facts(attention)
 
 
 def plain_class(denoiser: nn.Module) -> Any:
@@ -62,7 +70,7 @@ def example_inputs(
     denoiser: Any,
     *,
     batch: int = 1,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, Any]:
@@ -71,14 +79,13 @@ def example_inputs(
     Args:
         denoiser: Of a family that is served.
         batch: Samples B.
-        size: Height and width in model space; the config's ``sample_size`` if not given.
+        size: Sides in model space; those that the denoiser was made for if not given.
         device: Where the tensors are; ``meta`` for counting.
         dtype: Of the floating-point inputs.
     """
-    if size is None:
-        side = denoiser.config.sample_size
-        size = tuple(side) if isinstance(side, (tuple, list)) else (side, side)
-    return family_of(denoiser).inputs(denoiser, batch, size, device=device, dtype=dtype)
+    family = family_of(denoiser)
+    size = family.sample_shape(denoiser)[1:] if size is None else size
+    return family.inputs(denoiser, batch, size, device=device, dtype=dtype)
 
 
 def published(name: str) -> Any:

@@ -32,7 +32,7 @@ class PixArt(BasicBlocks):
         }
     }
 
-    def inputs(self, denoiser: Any, batch: int, size: tuple[int, int], **options: Any) -> dict[str, Any]:
+    def inputs(self, denoiser: Any, batch: int, size: tuple[int, ...], **options: Any) -> dict[str, Any]:
         """A sample, timesteps, token embeddings with their mask and, where they are wanted, sizes."""
         added: dict[str, Any] = {"resolution": None, "aspect_ratio": None}
         if denoiser.use_additional_conditions:

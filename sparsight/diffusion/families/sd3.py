@@ -34,7 +34,7 @@ class SD3(Family):
         "PixelSD3": ("shift_factor",),
     }
 
-    def inputs(self, denoiser: Any, batch: int, size: tuple[int, int], **options: Any) -> dict[str, Any]:
+    def inputs(self, denoiser: Any, batch: int, size: tuple[int, ...], **options: Any) -> dict[str, Any]:
         """A sample, timesteps, token embeddings and pooled ones."""
         config = denoiser.config
         return {

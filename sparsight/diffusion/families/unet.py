@@ -50,7 +50,7 @@ class UNet(BasicBlocks):
         },
     }
 
-    def inputs(self, denoiser: Any, batch: int, size: tuple[int, int], **options: Any) -> dict[str, Any]:
+    def inputs(self, denoiser: Any, batch: int, size: tuple[int, ...], **options: Any) -> dict[str, Any]:
         """A sample, timesteps and token embeddings; for SDXL pooled embeddings and sizes, too."""
         config = denoiser.config
         width = config.cross_attention_dim
@@ -67,6 +67,11 @@ class UNet(BasicBlocks):
                 "time_ids": torch.full((batch, 6), 1024.0, **options),
             }
         return inputs
+
+    def coarsest(self, denoiser: Any) -> int:
+        """Every level but the last halves the sides."""
+        levels: int = len(denoiser.config.block_out_channels)
+        return 2 ** (levels - 1)
 
     def conditioner(self, pipeline: Any, device: torch.device) -> Conditioner:
         """Captions, as the pipeline embeds them."""

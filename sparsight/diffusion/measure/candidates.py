@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from blocks.base import Grid
 from sparsight.common.measure.latency import Call
-from sparsight.diffusion.families.known import example_inputs, plain_class
+from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
 from sparsight.diffusion.surgery.replace import finalize, restore, shells_of
 from sparsight.diffusion.surgery.sites import meta_twin
 from sparsight.diffusion.surgery.student import OnGrid
@@ -49,7 +49,7 @@ def site_calls(module: nn.Module, shape: tuple[int, int], grid: Grid, **options:
     return passes(lambda: module(hidden_BNC), (hidden_BNC, *module.parameters()))
 
 
-def denoiser_calls(denoiser: nn.Module, size: tuple[int, int], *, batch: int) -> dict[str, Call]:
+def denoiser_calls(denoiser: nn.Module, size: tuple[int, ...], *, batch: int) -> dict[str, Call]:
     """Forward and forward+backward of a whole denoiser on random inputs; ``size`` is in model space."""
     like = next(denoiser.parameters())
     inputs = example_inputs(denoiser, batch=batch, size=size, device=like.device, dtype=like.dtype)
@@ -90,8 +90,9 @@ def grid_of(tokens: int) -> Grid:
     return Grid(height, tokens // height)
 
 
-def size_for(denoiser: Any, own_tokens: int, own_size: tuple[int, int], tokens: int) -> tuple[int, int]:
+def size_for(denoiser: Any, own_tokens: int, own_size: tuple[int, ...], tokens: int) -> tuple[int, ...]:
     """Size in model space at which the largest site has about ``tokens`` tokens; the denoiser's own shape, scaled."""
-    step = denoiser.config.get("patch_size") or 1
-    height, width = (max(1, round(side * math.sqrt(tokens / own_tokens) / step)) * step for side in own_size)
-    return height, width
+    *kept, _, _ = own_size  # frames stay as many
+    patch, factor = family_of(denoiser).patch(denoiser)[-2:], math.sqrt(tokens / own_tokens)
+    sides = zip(own_size[-2:], patch, strict=True)
+    return *kept, *(max(1, round(side * factor / step)) * step for side, step in sides)

@@ -55,16 +55,17 @@ def mixer_flops(mixer: TokenMixer, grid: Grid) -> int:
 _counted: dict[tuple[object, ...], int] = {}  # a pass takes seconds at real size, and a run asks several times
 
 
-def count_flops(denoiser: Any, *, size: tuple[int, int] | None = None, batch: int = 1) -> int:
+def count_flops(denoiser: Any, *, size: tuple[int, ...] | None = None, batch: int = 1) -> int:
     """FLOPs of one forward pass, counted by torch: see :data:`COUNTED`.
 
     Where mixers stand in the denoiser, they are counted, not the teachers beside them; the untouched denoiser's number
-    is ``count_flops(meta_twin(denoiser))``. Text has 77 tokens for UNets, 154 for SD3 and 300 for PixArt. What settles
-    the number is counted once: class, configuration, mixers with their options, size and batch.
+    is ``count_flops(meta_twin(denoiser))``. Text has 77 tokens for UNets, 154 for SD3, 300
+    for PixArt and 512 for FLUX. What settles the number is counted once: class, configuration, mixers with their
+    options, size and batch.
 
     Args:
         denoiser: Of a family that is served, on any device.
-        size: Height and width in model space; the config's ``sample_size`` if not given.
+        size: Sides in model space; those that the denoiser was made for if not given.
         batch: Samples.
     """
     mixers = {path: student.mixer for path, student in students(denoiser).items()}
@@ -79,7 +80,7 @@ def _as_key(options: dict[str, Any]) -> str:
     return json.dumps(options, sort_keys=True, default=str)
 
 
-def count_site_flops(denoiser: nn.Module, *, size: tuple[int, int] | None = None, batch: int = 1) -> dict[str, int]:
+def count_site_flops(denoiser: nn.Module, *, size: tuple[int, ...] | None = None, batch: int = 1) -> dict[str, int]:
     """FLOPs that torch counts in every module, by path; as :func:`count_flops`."""
     counts = _count(meta_student(denoiser), size, batch).get_flop_counts()
     return {name.partition(".")[2]: sum(operators.values()) for name, operators in counts.items()}
@@ -100,7 +101,7 @@ def _twin_of(mixer: TokenMixer) -> TokenMixer:
     return own_class(mixer)(mixer.site, **mixer.options)
 
 
-def _count(twin: nn.Module, size: tuple[int, int] | None, batch: int) -> FlopCounterMode:
+def _count(twin: nn.Module, size: tuple[int, ...] | None, batch: int) -> FlopCounterMode:
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         twin(**example_inputs(twin, size=size, batch=batch, device="meta"))

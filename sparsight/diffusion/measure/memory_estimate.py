@@ -66,7 +66,7 @@ def estimate_memory(
     *,
     objectives: Iterable[str],
     batch: int,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
     averaged: bool = False,
     others: Mapping[str, nn.Module] | None = None,
@@ -79,7 +79,7 @@ def estimate_memory(
         denoiser: On any device, ``meta`` included; it is called, with fake tensors, and left as it was.
         objectives: ``layerwise``, ``end_to_end`` or both; ``denoising`` for a denoiser without shells.
         batch: Samples on the device.
-        size: Height and width in model space; the config's ``sample_size`` if not given.
+        size: Sides in model space; those that the denoiser was made for if not given.
         optimizer: Called as ``optimizer(parameters, learning_rate)``.
         averaged: Whether a moving average of what is trained is kept.
         others: Modules beside the denoiser by name, such as text encoders and VAE.
@@ -111,7 +111,7 @@ def saved_bytes(
     denoiser: Any,
     objective: str,
     *,
-    size: tuple[int, int] | None = None,
+    size: tuple[int, ...] | None = None,
     batch: int = 1,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | None = None,

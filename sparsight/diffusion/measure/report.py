@@ -13,6 +13,7 @@ from torch import nn
 from blocks.base import Grid, TokenMixer
 from sparsight.common.tables import csv_text, format_table, json_text, short
 from sparsight.common.training.sharding import own_class
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.measure.flops import COUNTED, attention_flops, count_flops, meta_student, mixer_flops
 from sparsight.diffusion.surgery.sites import find_sites, meta_twin, probe_grids, students
 
@@ -51,7 +52,7 @@ class ReplacementReport:
 
     Attributes:
         sites: One entry a site, in the order of the denoiser.
-        size: Height and width in model space that the numbers are for.
+        size: Sides in model space that the numbers are for.
         kept: Self-attentions that were left as they are.
         parameters_before: Of the untouched denoiser.
         parameters_after: Of the student, without the teachers that stand beside it in training.
@@ -62,7 +63,7 @@ class ReplacementReport:
     """
 
     sites: tuple[ReplacedSite, ...]
-    size: tuple[int, int]
+    size: tuple[int, ...]
     kept: int
     parameters_before: int
     parameters_after: int
@@ -96,7 +97,7 @@ class ReplacementReport:
         notes = [
             f"{len(sites)} self-attentions replaced{by}, {self.kept} kept; a row's numbers are of one site. The whole "
             f"denoiser has {_less(self.parameters_before, self.parameters_after)} parameters and takes "
-            f"{_less(self.flops_before, self.flops_after)} FLOPs at {self.size[0]}x{self.size[1]} in model space.",
+            f"{_less(self.flops_before, self.flops_after)} FLOPs at {'x'.join(map(str, self.size))} in model space.",
             COUNTED,
         ]
         if self.flops_after_counted != self.flops_after:
@@ -119,12 +120,12 @@ class ReplacementReport:
         return csv_text(self.rows())
 
 
-def replacement_report(denoiser: nn.Module, *, size: tuple[int, int] | None = None) -> ReplacementReport:
+def replacement_report(denoiser: nn.Module, *, size: tuple[int, ...] | None = None) -> ReplacementReport:
     """Report on a denoiser with mixers, whether their teachers still stand beside them or are gone.
 
     Args:
         denoiser: What :func:`sparsight.diffusion.surgery.replace.replace` changed; not changed here, and not run.
-        size: Height and width in model space; the config's ``sample_size`` if not given.
+        size: Sides in model space; those that the denoiser was made for if not given.
 
     Raises:
         ValueError: Nothing was replaced.
@@ -169,10 +170,9 @@ def _parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def own_size(denoiser: Any) -> tuple[int, int]:
-    """Height and width, in model space, that the denoiser was made for."""
-    side = denoiser.config.sample_size
-    return tuple(side) if isinstance(side, (tuple, list)) else (side, side)
+def own_size(denoiser: Any) -> tuple[int, ...]:
+    """Sides, in model space, that the denoiser was made for."""
+    return family_of(denoiser).sample_shape(denoiser)[1:]
 
 
 def _padded(mixer: TokenMixer, grid: Grid) -> str:

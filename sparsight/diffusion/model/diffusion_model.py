@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsight.common.errors import require
 from sparsight.common.finite import check_finite
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.conditioning import Condition, Conditioner, map_condition
@@ -27,10 +28,17 @@ class DiffusionModel:
     Args:
         pipeline: A diffusers pipeline with a ``unet`` or a ``transformer``.
 
+    Attributes:
+        size: Sides in model space of what is drawn; ``None`` for those that the denoiser was made for.
+        guidance: What a denoiser is told in training if guidance is an input of it.
+
     Raises:
         ValueError: The pipeline has no denoiser, or is of an unknown family.
         NonFiniteError: A weight is not finite.
     """
+
+    size: Sequence[int] | None = None
+    guidance: float = 3.5
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
@@ -87,12 +95,16 @@ class DiffusionModel:
             if isinstance(part, nn.Module) and part is not self.vae:
                 part.to(dtype)
 
-    def sample_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a sample in model space at the size the denoiser was made for."""
-        config = self.denoiser.config
-        size = config.sample_size
-        height, width = size if isinstance(size, (tuple, list)) else (size, size)
-        return config.in_channels, height, width
+    def sample_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of a sample in model space at :attr:`size`, or at the size the denoiser was made for.
+
+        Raises:
+            ConfigurationError: The denoiser cannot work at that size.
+        """
+        channels, *own = family_of(self.denoiser).sample_shape(self.denoiser)
+        if self.size is not None:
+            check_sides("sample_size", self.size, self.denoiser)
+        return channels, *(own if self.size is None else self.size)
 
     @property
     def pixels_per_cell(self) -> int:
@@ -125,9 +137,21 @@ class DiffusionModel:
             prepared["sample"] = self.encode(batch["image"])
         shape = prepared["sample" if "sample" in prepared else "xt"].shape
         size = (shape[-2] * self.pixels_per_cell, shape[-1] * self.pixels_per_cell)
-        prepared["cond"] = self.condition(batch, size)
-        prepared["uncond"] = self.unconditional(batch, shape[0], size)
+        prepared["cond"] = self.with_guidance(self.condition(batch, size), self.guidance)
+        prepared["uncond"] = self.with_guidance(self.unconditional(batch, shape[0], size), self.guidance)
         return prepared
+
+    @property
+    def takes_guidance(self) -> bool:
+        """Whether guidance is an input of the denoiser, in place of a second pass without a condition."""
+        return family_of(self.denoiser).takes_guidance(self.denoiser)
+
+    def with_guidance(self, cond: Condition, guidance: float) -> Condition:
+        """The condition, with guidance (B,) where that is an input of the denoiser."""
+        if not self.takes_guidance:
+            return cond
+        count = len(cond["encoder_hidden_states"])
+        return cond | {"guidance": torch.full((count,), guidance, device=self.device)}
 
     def condition(self, batch: Mapping[str, Any], size: tuple[int, int]) -> Condition:
         """What the denoiser is told about a batch of images of ``size`` pixels; embeddings in the batch are used."""
@@ -148,8 +172,29 @@ def _cast(condition: Condition, dtype: torch.dtype) -> Condition:
 def predict(denoiser: nn.Module, sample: Tensor, timestep: Tensor, cond: Condition) -> Tensor:
     """One denoiser call; a learned variance (second half of the channels) is left out. (B, C, H, W) to (B, C, H, W)."""
     dtype = compute_dtype(denoiser)
-    output = denoiser(sample.to(dtype), timestep=timestep, return_dict=False, **_cast(cond, dtype))[0]
+    output = family_of(denoiser).call(denoiser, sample.to(dtype), timestep, _cast(cond, dtype))
     return output[:, : sample.shape[1]].float()
+
+
+def check_sides(name: str, size: Sequence[int], denoiser: Any) -> None:
+    """See that a denoiser can work at a size.
+
+    Args:
+        name: Of the option, for the message.
+        size: Sides in model space.
+        denoiser: Of a family that is served.
+
+    Raises:
+        ConfigurationError: It has other sides, or cuts them into larger patches, or takes squares alone.
+    """
+    family = family_of(denoiser)
+    patch = family.patch(denoiser)
+    fits = len(size) == len(patch) and all(side >= p and side % p == 0 for side, p in zip(size, patch, strict=True))
+    told = str(patch[0]) if len(set(patch)) == 1 else " and ".join(map(str, patch))
+    allowed = f"{len(patch)} sides that are multiples of the denoiser's patch size {told}"
+    require(fits, name, tuple(size), allowed)
+    square = not family.square_only or len(set(size)) == 1
+    require(square, name, tuple(size), "square: diffusers' DiT lays its tokens out as a square")
 
 
 def learns_variance(denoiser: Any) -> bool:
@@ -157,4 +202,5 @@ def learns_variance(denoiser: Any) -> bool:
 
     DiT and PixArt have one. Pipelines of diffusers do not use it, nor do losses and samplers here.
     """
-    return denoiser.config.out_channels == 2 * denoiser.config.in_channels
+    config = denoiser.config
+    return config.out_channels is not None and config.out_channels == 2 * config.in_channels

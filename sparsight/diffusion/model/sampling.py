@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from sparsight.common.errors import require
 from sparsight.diffusion.families.conditioning import concatenate_conditions
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.randomness import Stream, sample_normal
-from sparsight.diffusion.pipelines.schedulers import is_flow_matching, shift_options
+from sparsight.diffusion.pipelines.schedulers import is_flow_matching
 
 
 def deterministic_sampler(scheduler: Any) -> Any:
@@ -30,7 +32,7 @@ def deterministic_sampler(scheduler: Any) -> Any:
     return DDIMScheduler.from_config(scheduler.config, timestep_spacing=spacing, clip_sample=False)
 
 
-def starting_noise(shape: tuple[int, int, int], *, seed: int, index: Tensor) -> Tensor:
+def starting_noise(shape: tuple[int, ...], *, seed: int, index: Tensor) -> Tensor:
     """Start of sampling for every sample id, (B, C, H, W): equal seeds and ids give equal images."""
     return sample_normal(shape, seed=seed, step=0, index=index, stream=Stream.START)
 
@@ -68,7 +70,8 @@ def sample(
         batch: Labels, captions or their embeddings (``cond`` and ``uncond``), one for every sample.
         noise: Start (B, C, H, W).
         steps: Sampler steps.
-        guidance: Guidance scale; 1 is none and costs one denoiser call a step instead of two.
+        guidance: Guidance scale; 1 is none and costs one denoiser call a step instead of two. Where it is an input of
+            the denoiser, it is handed over, and costs nothing.
         on_state: Called with every ``(x_t, timestep)`` that the denoiser is asked about.
 
     Returns:
@@ -77,19 +80,20 @@ def sample(
     sampler = deterministic_sampler(model.pipeline.scheduler)
     check_steps(model, steps, name="steps")
     state = noise.to(model.device)
-    patch = model.denoiser.config.get("patch_size") or 1
-    tokens = (state.shape[-2] // patch) * (state.shape[-1] // patch)
-    sampler.set_timesteps(steps, device=model.device, **shift_options(sampler, tokens))
+    family = family_of(model.denoiser)
+    tokens = math.prod(side // p for side, p in zip(state.shape[2:], family.patch(model.denoiser), strict=True))
+    sampler.set_timesteps(**family.timetable(sampler, steps, tokens), device=model.device)
     size = (state.shape[-2] * model.pixels_per_cell, state.shape[-1] * model.pixels_per_cell)
-    cond = model.condition(batch, size)
-    if guidance != 1.0:
+    cond = model.with_guidance(model.condition(batch, size), guidance)
+    twice = guidance != 1.0 and not model.takes_guidance
+    if twice:
         cond = concatenate_conditions(cond, model.unconditional(batch, len(state), size))
     for timestep in sampler.timesteps:
         if on_state is not None:
             on_state(state, timestep)
-        inputs = state if guidance == 1.0 else torch.cat([state, state])
+        inputs = torch.cat([state, state]) if twice else state
         output = predict(model.denoiser, inputs, timestep.expand(len(inputs)), cond)
-        if guidance != 1.0:
+        if twice:
             with_condition, without = output.chunk(2)
             output = without + guidance * (with_condition - without)
         state = sampler.step(output, timestep, state).prev_sample

@@ -59,9 +59,13 @@ class CoreShell(Shell, CoreSite):
 
         Without trained projections text gives exactly what it gave.
         """
-        if isinstance(output, tuple) and self._trained() and not self.context_pre_only:  # type: ignore[attr-defined]
-            return torch.cat(output, 1)
-        return super().compared(output)
+        if not self._trained():
+            return super().compared(output)
+        if isinstance(output, tuple):
+            image, text, *_ = output  # an image prompt's part may follow
+            return image if self.context_pre_only else torch.cat([image, text], 1)  # type: ignore[attr-defined]
+        whole: Tensor = output
+        return whole
 
     def trained_layers(self) -> Sequence[tuple[Any, nn.Module]]:
         """The attention's own projections, each with the trained one."""
@@ -107,7 +111,8 @@ def core_shell(attention: nn.Module, mixer: TokenMixer, *, train_projections: bo
         if TRAINED in dir(mixer):
             raise ValueError(f"{type(mixer).__name__} has a {TRAINED} of its own: rename it to train projections")
         # under other names than the attention's, which patterns of adapters look for
-        paths = [path for path in PROJECTIONS if not _is_idle(path, attention, mixer)]
+        there = [path for path in PROJECTIONS if path.partition(".")[0] in dict(attention.named_children())]
+        paths = [path for path in there if not _is_idle(path, attention, mixer)]
         layers = {_own(path): _trainable_copy(linear_in(attention.get_submodule(path))[1]) for path in paths}
         mixer.add_module(TRAINED, nn.ModuleDict(layers))
     return twin(attention, class_of(CoreShell, attention.__class__), {"mixer": mixer})

@@ -56,6 +56,7 @@ class CoreSite(OnGrid):
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
         **cross_attention_kwargs: Any,
     ) -> Any:
         """Map (B, N, C) to (B, N, C) as the attention does, with the mixer as its core; at a joint site text, too.
@@ -65,6 +66,8 @@ class CoreSite(OnGrid):
                 the grid, or the attention computes its core in a way that cannot be led to the mixer.
         """
         site = self.mixer.site
+        if rotary_emb is not None:  # some hand it over by its place
+            cross_attention_kwargs["rotary_emb"] = rotary_emb
         taken = self._taken(cross_attention_kwargs)
         others = {name: value for name, value in cross_attention_kwargs.items() if name not in taken}
         refuse_others(site.path, None if site.text else encoder_hidden_states, attention_mask, others)
@@ -107,7 +110,8 @@ class CoreSite(OnGrid):
             k, v = k.to(q.dtype), v.to(q.dtype)
             mixed: Tensor = self.mixer(q, k, v, grid, scale)
         else:
-            mixed = joint_core(self.mixer, q, k, v, layout, scale, hidden_states)
+            image_BNC = site.layout(grid, hidden_states.shape[1]).image(hidden_states)
+            mixed = joint_core(self.mixer, q, k, v, layout, scale, image_BNC)
         return stamped(mixed.to(dtype), *grid.sizes)
 
     def __reduce_ex__(self, protocol: Any) -> Any:

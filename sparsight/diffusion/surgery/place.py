@@ -18,8 +18,9 @@ def make_student(attention: Any, mixer: TokenMixer) -> Any:
         return core_site(attention, mixer)
     return StudentAttention(
         mixer,  # type: ignore[arg-type]  # there are two kinds
-        rescale_output_factor=attention.rescale_output_factor,
-        residual_connection=attention.residual_connection,
+        # most have neither
+        rescale_output_factor=vars(attention).get("rescale_output_factor", 1.0),
+        residual_connection=vars(attention).get("residual_connection", False),
     )
 
 

@@ -26,11 +26,12 @@ class Called:
 
 
 @torch.no_grad()
-def rehearsed(attention: Any) -> Called | None:
+def rehearsed(attention: Any, *, text_channels: int | None = None) -> Called | None:
     """What a self-attention of (B, N, C) calls with the processor that it has now.
 
     Args:
         attention: Stays as it is: tensors without memory compute in place of its own.
+        text_channels: Width of text that comes beside the hidden state, if any does.
 
     Returns:
         ``None`` where a pass is not possible so, which says nothing about one with memory.
@@ -39,10 +40,11 @@ def rehearsed(attention: Any) -> Called | None:
     try:
         own = {**dict(attention.named_parameters()), **dict(attention.named_buffers())}
         tensors = {name: torch.empty_like(tensor, device="meta") for name, tensor in own.items()}
-        weight = next(module.weight for module in attention.to_q.modules() if isinstance(module, nn.Linear))
-        hidden_BNC = torch.empty(1, 4, attention.query_dim, dtype=weight.dtype, device="meta")
+        query = next(module for module in attention.to_q.modules() if isinstance(module, nn.Linear))
+        widths = [query.in_features] + ([] if text_channels is None else [text_channels])
+        given = [torch.empty(1, 4, width, dtype=query.weight.dtype, device="meta") for width in widths]
         with _Noting(seen, {id(tensor): name for name, tensor in tensors.items()}):
-            functional_call(attention, tensors, (hidden_BNC,))
+            functional_call(attention, tensors, tuple(given))
     except Exception:  # kernels without a form for meta tensors, processors that want more: the real pass will tell
         return None
     return seen

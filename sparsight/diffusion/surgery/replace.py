@@ -13,7 +13,7 @@ from torch.func import functional_call
 from blocks.base import AttentionWeights, Site, TokenMixer
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.common.training.sharding import whole
-from sparsight.diffusion.families.known import family_of
+from sparsight.diffusion.families.known import facts_of, family_of
 from sparsight.diffusion.surgery.core_shell import core_shell, linear_in
 from sparsight.diffusion.surgery.joint import is_core
 from sparsight.diffusion.surgery.place import make_student, put
@@ -82,13 +82,20 @@ def _made(factory: MixerFactory, site: Site) -> TokenMixer:
 
 @torch.no_grad()
 def attention_weights(attention: Any) -> AttentionWeights:
-    """The projections of a diffusers attention as plain tensors, active adapters included, and its norms."""
-    layers = {"query": attention.to_q, "key": attention.to_k, "value": attention.to_v, "out": attention.to_out[0]}
+    """The projections of a diffusers attention as plain tensors, active adapters included, and its norms.
+
+    One without an output projection, which its block has for it, has the identity.
+    """
+    facts = facts_of(attention)
+    assert facts is not None, "a site"
+    layers = {"query": attention.to_q, "key": attention.to_k, "value": attention.to_v}
     acting = {name: _acting(layer) for name, layer in layers.items()}
+    has_out = "to_out" in dict(attention.named_children())
+    acting["out"] = _acting(attention.to_out[0]) if has_out else (torch.eye(facts.heads * facts.head_dim), None)
     weights = {name: weight for name, (weight, _) in acting.items()}
     biases = {f"{name}_bias": bias for name, (_, bias) in acting.items()}
     norms = {"query_norm": _norm(attention.norm_q), "key_norm": _norm(attention.norm_k)}
-    return AttentionWeights(**weights, **biases, **norms, scale=attention.scale)  # type: ignore[arg-type]
+    return AttentionWeights(**weights, **biases, **norms, scale=facts.scale)  # type: ignore[arg-type]
 
 
 def _norm(norm: nn.Module | None) -> Callable[[Tensor], Tensor] | None:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from blocks.base import Layout
 from sparsight.diffusion.surgery.site_error import image_tokens, mean_squares
 from sparsight.diffusion.surgery.stamp import stamped
-from sparsight.diffusion.surgery.student import OnGrid, StudentAttention, checked_grid
+from sparsight.diffusion.surgery.student import OnGrid, StudentAttention, delivered_grid
 
 
 class Mode(IntEnum):
@@ -65,8 +66,17 @@ class Shell(OnGrid):
         raise NotImplementedError
 
     def compared(self, output: Any) -> Tensor:
-        """Of what a pass returned, the part that losses compare: (B, N, C), the image's tokens, which come first."""
-        return image_tokens(output)
+        """Of what a pass returned, the part that losses compare: (B, N, C), the image's tokens.
+
+        Of several outputs they are the first; text may stand in it, too.
+        """
+        tokens = image_tokens(output)
+        return self._layout(tokens).image(tokens)
+
+    def _layout(self, tokens_BNC: Tensor) -> Layout:
+        site = self.mixer.site
+        layout: Layout = site.layout(delivered_grid(self.grid, site.path), tokens_BNC.shape[1])
+        return layout
 
     def trained_units(self) -> Iterable[nn.Module]:
         """Modules that a backward pass through the student alone asks for, each called as a whole."""
@@ -86,8 +96,7 @@ class Shell(OnGrid):
                 self.squares = mean_squares(self.compared(student), self.compared(output).detach())
         image, *text = output if isinstance(output, tuple) else (output,)
         if torch.is_grad_enabled() and image.requires_grad:
-            grid = checked_grid(self.grid, hidden_states.shape[1], self.mixer.site.path)
-            image = stamped(image, int(self.mode), *grid.sizes)
+            image = stamped(image, int(self.mode), *self._layout(hidden_states).grid.sizes)
             output = (image, *text) if isinstance(output, tuple) else image
         self.output = None if self.mode is Mode.LAYERWISE else self.compared(output)
         return output

@@ -6,21 +6,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from blocks.base import FeatureMixer, Grid, Site, TokenMixer
-from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
+from sparsight.diffusion.families.grids import grid_from
+from sparsight.diffusion.families.known import example_inputs, facts_of, family_of, plain_class
 from sparsight.diffusion.surgery.core_site import NO_CORE, CoreSite
 from sparsight.diffusion.surgery.joint import is_core
 from sparsight.diffusion.surgery.rehearsal import rehearsed
 from sparsight.diffusion.surgery.shell import Shell
 from sparsight.diffusion.surgery.student import StudentAttention, transformer_stacks
-
-if TYPE_CHECKING:
-    from diffusers.models.attention_processor import Attention
 
 
 @dataclass(frozen=True)
@@ -75,23 +73,23 @@ def find_sites(denoiser: nn.Module) -> list[Site]:
         ValueError: The denoiser's class is not supported.
     """
     grids, text = probe_grids(denoiser), family_of(denoiser).text
+    found = [(path, facts_of(attention)) for path, attention in self_attentions(denoiser)]
     return [
         Site(
             path=path,
-            channels=attention.query_dim,
-            heads=attention.heads,
-            head_dim=attention.inner_dim // attention.heads,
+            channels=facts.channels,
+            heads=facts.heads,
+            head_dim=facts.head_dim,
             grid=grids[path],
             text=text.get(path.rpartition(".")[2]),
         )
-        for path, attention in self_attentions(denoiser)
+        for path, facts in found
+        if facts is not None
     ]
 
 
 def self_attentions(denoiser: nn.Module) -> list[tuple[str, Any]]:
     """Paths and attention modules of all sites; where a site is replaced already, the teacher that stood there."""
-    from diffusers.models.attention_processor import Attention
-
     found = []
     family = family_of(denoiser)
     for block_path, block in denoiser.named_modules():
@@ -101,37 +99,33 @@ def self_attentions(denoiser: nn.Module) -> list[tuple[str, Any]]:
                 attention = attention.attention
             elif isinstance(attention, CoreSite):
                 continue
-            if isinstance(attention, Attention):
+            if facts_of(attention) is not None:
                 found.append((f"{block_path}.{name}", attention))
     return found
 
 
-def refuse_unsupported(path: str, attention: Attention, mixer: TokenMixer, *, train_projections: bool) -> None:
+def refuse_unsupported(path: str, attention: Any, mixer: TokenMixer, *, train_projections: bool) -> None:
     """Raise a ValueError that names what makes a self-attention more than attention among its own tokens.
 
     Fused projections stand around the core, and stay where that alone is replaced; so do projections of the text at a
     joint site.
     An attention that computes its core in another way than by torch's function is told here, where that can be seen.
     """
-    extras = {
-        "group_norm": attention.group_norm,
-        "spatial_norm": attention.spatial_norm,
-        "norm_cross": attention.norm_cross,
-    }
+    facts = facts_of(attention)
+    assert facts is not None, "a site"
     around = is_core(mixer)
-    if mixer.site.text is None:
-        extras["add_k_proj"] = attention.added_kv_proj_dim
-    present = [name for name, value in extras.items() if value is not None]
-    called = rehearsed(attention)
+    present = list(facts.obstacles)
+    if mixer.site.text is None and facts.text_channels is not None:
+        present.append("add_k_proj")
+    called = rehearsed(attention, text_channels=facts.text_channels if mixer.site.text else None)
     fused = attention.fused_projections and (called is None or bool(called.layers & {"to_qkv.weight", "to_kv.weight"}))
     if fused and (train_projections or not around):
         present.append("fused projections (call unfuse_qkv_projections first)")
     if "forward" in vars(attention):
         present.append("a hook in place of its forward pass (offload to the CPU after mixers are in place, not before)")
-    if attention.inner_kv_dim != attention.inner_dim:
-        present.append("fewer key than query heads")
-    if isinstance(mixer, FeatureMixer) and around and mixer.site.channels != attention.inner_dim:
-        present.append(f"{attention.inner_dim} channels in its heads for {mixer.site.channels} outside of them")
+    inner = facts.heads * facts.head_dim
+    if isinstance(mixer, FeatureMixer) and around and mixer.site.channels != inner:
+        present.append(f"{inner} channels in its heads for {mixer.site.channels} outside of them")
     if present:
         raise ValueError(f"{path} cannot be replaced: it has {', '.join(present)}")
     if around and called is not None and called.cores == 0:
@@ -147,8 +141,8 @@ def meta_twin(denoiser: Any) -> Any:
 _probed: dict[tuple[object, ...], dict[str, Grid]] = {}  # a pass takes seconds at real size, and a run asks ten times
 
 
-def probe_grids(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str, Grid]:
-    """Grid of every site at ``size`` (height, width in model space), by a forward pass without memory.
+def probe_grids(denoiser: Any, size: tuple[int, ...] | None = None) -> dict[str, Grid]:
+    """Grid of every site at ``size`` (sides in model space), by a forward pass without memory.
 
     Class, configuration and size settle the answer, so that one pass serves all denoisers that have them in common.
     """
@@ -160,15 +154,14 @@ def probe_grids(denoiser: Any, size: tuple[int, int] | None = None) -> dict[str,
 
 
 @torch.no_grad()
-def _probe(denoiser: nn.Module, size: tuple[int, int] | None) -> dict[str, Grid]:
+def _probe(denoiser: nn.Module, size: tuple[int, ...] | None) -> dict[str, Grid]:
     twin = meta_twin(denoiser)
     grids: dict[str, Grid] = {}
     paths = {module: path for path, module in twin.named_modules()}
 
     def note(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        hidden_BCHW = args[0] if args else kwargs["hidden_states"]
-        patch = stack.config.get("patch_size") or 1
-        grid = Grid(hidden_BCHW.shape[-2] // patch, hidden_BCHW.shape[-1] // patch)
+        grid = grid_from(stack, args, kwargs)
+        assert grid is not None
         prefix = f"{paths[stack]}." if paths[stack] else ""
         grids.update({path: grid for path, _ in self_attentions(twin) if path.startswith(prefix)})
 

@@ -1,6 +1,6 @@
 """A feature mixer in the place of a self-attention, and the hooks that tell what stands at a site its grid.
 
-Imports torch and ``blocks.base`` only: exported models carry this file's text as it is.
+Exported models carry this file's text as it is.
 
 Shape legend: B batch, N tokens, C channels.
 """
@@ -14,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from blocks.base import FeatureMixer, Grid, under_autocast
+from sparsight.diffusion.families.grids import grid_from
 
-# what diffusers hands to every attention of a block: options of adapters of others, and a scale that it ignores
-OF_OTHERS = frozenset({"ip_adapter_masks", "ip_hidden_states", "scale"})
+# what diffusers hands to every attention of a block: options of adapters of others, a scale that it ignores, and
+# positions, which are for queries and keys
+OF_OTHERS = frozenset({"ip_adapter_masks", "ip_hidden_states", "scale", "image_rotary_emb", "rotary_emb"})
 
 
 class OnGrid:
@@ -62,6 +64,7 @@ class StudentAttention(OnGrid, nn.Module):
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        rotary_emb: Any = None,
         **cross_attention_kwargs: Any,
     ) -> Tensor:
         """Map (B, N, C) to (B, N, C).
@@ -143,14 +146,12 @@ def delivered_grid(grid: Grid | None, path: str) -> Grid:
 def deliver_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Forward pre-hook of a transformer stack: tell every site in it how its tokens are laid out.
 
-    It reads the input's height and width and the patch size, and uses the module it is given, so deep copies work.
+    It uses the module it is given, so deep copies work.
     """
-    hidden_BCHW = args[0] if args else kwargs["hidden_states"]
-    patch = stack.config.get("patch_size") or 1
-    grid = Grid(hidden_BCHW.shape[-2] // patch, hidden_BCHW.shape[-1] // patch)
+    grid = grid_from(stack, args, kwargs)
     module: Any
     for module in stack.modules():
-        if isinstance(module, OnGrid):
+        if isinstance(module, OnGrid) and grid is not None:
             module.grid = grid
 
 

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.families.conditioning import ClassLabels, zeros_for_no_caption
-from sparsight.diffusion.families.known import family_of
-from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.diffusion_model import DiffusionModel, check_sides
 from sparsight.diffusion.model.sampling import deterministic_sampler
 
 FORMAT = 2  # goes up when the same settings would give other numbers
@@ -105,20 +104,16 @@ class TeacherPlan:
                 "raise count or states_per_trajectory, or lower steps"
             )
 
-    def shape(self, model: DiffusionModel) -> tuple[int, int, int]:
+    def shape(self, model: DiffusionModel) -> tuple[int, ...]:
         """(C, H, W) of a sample.
 
         Raises:
-            ValueError: The denoiser cannot work at this size.
+            ConfigurationError: The denoiser cannot work at this size.
         """
-        channels, height, width = model.sample_shape()
-        height, width = self.size or (height, width)
-        patch = model.denoiser.config.get("patch_size") or 1
-        if min(height, width) < patch or height % patch or width % patch:
-            raise ValueError(f"size {(height, width)} must be multiples of the denoiser's patch size {patch}")
-        if height != width and family_of(model.denoiser).square_only:
-            raise ValueError(f"size {(height, width)} must be square: diffusers' DiT lays its tokens out as a square")
-        return channels, height, width
+        channels, *own = model.sample_shape()
+        size = self.size or own
+        check_sides("size", size, model.denoiser)
+        return channels, *size
 
     def condition(self, ids_N: Tensor, model: DiffusionModel) -> dict[str, Any]:
         """Labels (int64, (N,), all classes equally often) or captions of samples.

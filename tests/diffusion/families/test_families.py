@@ -11,13 +11,15 @@ import torch
 
 from sparsight.diffusion.families.known import FAMILIES, example_inputs, family_of, plain_class
 from tests import tiny
+from tests.tiny_flux import flux
+from tests.tiny_sd3 import sd35
 
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("sparsight", "datamodules", "callbacks", "lightning_modules")
 HOME = ROOT / "sparsight" / "diffusion" / "families"
 CLASSES = re.compile(
     r"\b(UNet\w*Model|\w*Transformer[23]DModel|\w*TransformerBlock|ResnetBlock2D|LabelEmbedding|\w+LabelEmbeddings"
-    r"|StableDiffusion\w*|PixArt\w*Pipeline|DiTPipeline)\b"
+    r"|StableDiffusion\w*|PixArt\w*Pipeline|DiTPipeline|Flux\w+|Wan[A-Z]\w+)\b"
 )
 FILES = [
     path
@@ -48,13 +50,16 @@ def test_class_names_of_diffusers_stand_with_the_families_alone(path: Path) -> N
     assert not CLASSES.findall(without_docstrings(path.read_text()))
 
 
-@pytest.mark.parametrize("name", tiny.FAMILIES)
+MADE = tiny.FAMILIES | {"sd3": sd35, "flux": flux}
+
+
+@pytest.mark.parametrize("name", MADE)
 def test_a_denoiser_answers_to_the_inputs_of_its_family(name: str) -> None:
-    denoiser = tiny.FAMILIES[name]().eval()
+    denoiser = MADE[name]().eval()
     family = family_of(denoiser)
     assert FAMILIES[family.name] is family
     assert plain_class(denoiser).__name__ == family.name
-    inputs = example_inputs(denoiser, batch=2)
+    inputs = example_inputs(denoiser, batch=2, size=(8, 8) if name == "flux" else None)
     with torch.no_grad():
         output = denoiser(**inputs, return_dict=False)[0]
     assert output.shape[0] == 2
