@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -89,8 +89,8 @@ class Layout:
         return before, image, after
 
     def image(self, x_BNC: Tensor) -> Tensor:
-        """The image's own tokens among (B, tokens, C)."""
-        return self.split(x_BNC, 1)[1] if self.others else x_BNC
+        """The image's own tokens among (B, tokens, C); without the others all are."""
+        return x_BNC if x_BNC.shape[1] == self.grid.tokens else self.split(x_BNC, 1)[1]
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,12 @@ class TokenMixer(nn.Module, ABC):
     plain-data keyword options after it, and keep each option in an attribute of its name: they are written to YAML,
     checkpoints and exports. The file of a mixer may import torch, ``blocks`` and plain files beside it, which travel
     inside an exported model with it.
+
+    Attributes:
+        served_axes: How many axes a grid may have: video has three.
     """
+
+    served_axes: Collection[int] = (1, 2)
 
     def __init__(self, site: Site) -> None:
         super().__init__()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +47,11 @@ class HeadSplit(SoftmaxMixer):
         sites = [dataclasses.replace(site, heads=stop - start) for start, stop in self.heads]
         self.mixers: Any = made_parts("HeadSplit", parts, sites)
         self.parts = [plain_part(mixer) for mixer in self.mixers]
+
+    @property
+    def served_axes(self) -> Collection[int]:  # type: ignore[override]
+        """Those that every part serves."""
+        return set.intersection(*(set(mixer.served_axes) for mixer in self.mixers))
 
     @property
     def is_softmax(self) -> bool:
@@ -98,7 +103,8 @@ class HeadSplit(SoftmaxMixer):
         """Let every part start from its heads: their rows and columns, and what these heads alone give."""
         for mixer, (start, stop) in zip(self.mixers, self.heads, strict=True):
             own = _of_heads(weights, slice(start * self.site.head_dim, stop * self.site.head_dim))
-            mixer.init_from_teacher(own, [_given_by(own, sample, stop - start) for sample in samples])
+            given = [_given_by(weights, own, sample, slice(start, stop), self.site.heads) for sample in samples]
+            mixer.init_from_teacher(own, given)
 
 
 def _checked_ranges(heads: Sequence[Sequence[int]] | None, parts: int, site: Site) -> list[list[int]]:
@@ -141,8 +147,10 @@ def _of_heads(weights: AttentionWeights, inner: slice) -> AttentionWeights:
     )
 
 
-def _given_by(weights: AttentionWeights, sample: SiteSamples, heads: int) -> SiteSamples:
-    """What some heads give where the teacher gives a sample."""
-    q, k, v = weights.projected(sample.inputs.to(weights.query), heads)
+def _given_by(
+    weights: AttentionWeights, own: AttentionWeights, sample: SiteSamples, which: slice, heads: int
+) -> SiteSamples:
+    """What some of all heads give where the teacher gives a sample; norms may be over all."""
+    q, k, v = (x[:, which] for x in weights.projected(sample.inputs.to(weights.query), heads))
     mixed = F.scaled_dot_product_attention(q, k, v, scale=weights.scale).transpose(1, 2).flatten(2)
-    return dataclasses.replace(sample, outputs=F.linear(mixed, weights.out, weights.out_bias).to(sample.outputs))
+    return dataclasses.replace(sample, outputs=F.linear(mixed, own.out, own.out_bias).to(sample.outputs))

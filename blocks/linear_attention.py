@@ -34,6 +34,8 @@ class LinearAttention(FeatureMixer):
         ValueError: If the width is negative.
     """
 
+    served_axes = (1, 2, 3)
+
     def __init__(self, site: Site, *, branch_dim: int | float | None = 1.0) -> None:
         super().__init__(site)
         self.branch_dim = _channels(branch_dim, site.channels)

@@ -19,6 +19,8 @@ from blocks.parts import Part, made_part
 class LocalAttention(SoftmaxMixer):
     """Softmax attention over keys that depend on where a query stands, and on nothing else."""
 
+    served_axes = (1, 2, 3)
+
     @property
     def has_one_plan(self) -> bool:
         """Whether all heads of all images see alike."""

@@ -8,7 +8,7 @@ Shape legend: B batch, h heads, N tokens, d channels of a head, P parts.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,11 @@ class Merge(SoftmaxMixer):
         self.shared_keys = shared_keys
         if not shared_keys:
             self._refuse_shared_keys()
+
+    @property
+    def served_axes(self) -> Collection[int]:  # type: ignore[override]
+        """Those that every part serves."""
+        return set.intersection(*(set(mixer.served_axes) for mixer in self.mixers))
 
     @classmethod
     def exact_limit(cls, site: Site, grid: Grid) -> dict[str, object]:

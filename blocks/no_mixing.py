@@ -18,6 +18,8 @@ _RIDGE = 1e-3  # of the mean square of the inputs
 class NoMixing(FeatureMixer):
     """One linear map of each token, W_o W_v to begin with: attention in which every token attends to itself alone."""
 
+    served_axes = (1, 2, 3)
+
     def __init__(self, site: Site) -> None:
         super().__init__(site)
         self.linear = nn.Linear(site.channels, site.channels)

@@ -57,6 +57,8 @@ class PooledAttention(SoftmaxMixer):
         ValueError: If a side is below 1, there are more than three, or options exclude each other.
     """
 
+    served_axes = (1, 2, 3)
+
     def __init__(
         self,
         site: Site,

@@ -15,6 +15,8 @@ from blocks.ops.partial import Partial, attend
 class SoftmaxAttention(SoftmaxMixer):
     """Full softmax attention over all tokens of the grid; equal to the teacher up to rounding."""
 
+    served_axes = (1, 2, 3)
+
     @classmethod
     def exact_limit(cls, site: Site, grid: Grid) -> dict[str, object]:
         """Every setting is exact, since there is none to choose."""

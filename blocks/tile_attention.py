@@ -39,6 +39,8 @@ class TileAttention(SoftmaxMixer):
         ValueError: If a side is below 1, or there are more than three.
     """
 
+    served_axes = (1, 2, 3)
+
     def __init__(self, site: Site, *, tile: int | Sequence[int] = 8) -> None:
         super().__init__(site)
         self.tile = checked_tile(tile)

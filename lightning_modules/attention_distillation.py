@@ -69,8 +69,8 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         sample_steps: Sampler steps of ``predict`` and sample grids.
         guidance_scale: Guidance of ``predict`` and sample grids; of training as well where the denoiser takes guidance
             as an input (FLUX.1 [dev]): the student then answers as the teacher does at this guidance.
-        sample_size: Height and width, in model space, of what ``predict`` and sample grids draw, if not those that
-            the denoiser was made for.
+        sample_size: Height and width, in model space, behind frames for video, of what ``predict`` and sample grids
+            draw, if not those that the denoiser was made for.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
         revision: Git revision of a hub teacher.
         variant: Weight variant of the teacher, e.g. ``fp16``.
@@ -101,7 +101,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         seed: int = 0,
         sample_steps: int = 25,
         guidance_scale: float = 2.0,
-        sample_size: tuple[int, int] | None = None,
+        sample_size: tuple[int, ...] | None = None,
         max_skipped_steps: int = 0,
         revision: str | None = None,
         variant: str | None = None,

@@ -8,6 +8,8 @@ from typing import Any
 
 from tests import tiny
 
+LETTERS = ["<pad>", "</s>", "<unk>", "\u2581", *ascii_lowercase]
+
 
 def sd35(**options: Any) -> Any:
     """As :func:`tests.tiny.sd3`, with a second attention in its first block, and norms of queries and keys awake."""
@@ -18,9 +20,8 @@ def letters_encoder() -> tuple[Any, Any]:
     """A tokenizer of letters and a T5 of 32 channels."""
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
-    letters = ["<pad>", "</s>", "<unk>", "\u2581", *ascii_lowercase]
-    text = T5Config(vocab_size=len(letters), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    vocabulary = [(letter, -float(i > 2)) for i, letter in enumerate(letters)]
+    text = T5Config(vocab_size=len(LETTERS), d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    vocabulary = [(letter, -float(i > 2)) for i, letter in enumerate(LETTERS)]
     return T5Tokenizer(vocab=vocabulary, extra_ids=0), T5EncoderModel(text)
 
 

@@ -49,7 +49,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
         states_per_trajectory: States kept of each trajectory, one from each of as many equal parts of it; over all
             trajectories every noise level is there. ``null`` keeps all.
         captions: Captions for text-to-image teachers: a list, or a text file with one in each line.
-        size: Height and width in model space; ``null`` is what the teacher was made for.
+        size: Height and width in model space, behind frames for video; ``null`` is what the teacher was made for.
         cache_dir: Folder of caches, or the folder of one, which must then have been made with these settings.
         shard_size: Samples of a file.
         verify_days: Compare shards with their checksums when they were not for so many days: 0 for every time, ``null``
@@ -85,7 +85,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
         guidance_scale: float | None = None,
         states_per_trajectory: int | None = None,
         captions: list[str] | str | None = None,
-        size: tuple[int, int] | None = None,
+        size: tuple[int, ...] | None = None,
         cache_dir: str = "runs/teacher_samples",
         shard_size: int = 64,
         verify_days: int | None = 30,
@@ -108,7 +108,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
             guidance=GUIDANCE if guidance_scale is None else guidance_scale,
             states_per_trajectory=states_per_trajectory,
             captions=read_captions(captions),
-            size=None if size is None else (size[0], size[1]),
+            size=None if size is None else tuple(size),
             seed=seed,
             dtype=dtype,
             shard_size=shard_size,
@@ -142,10 +142,9 @@ class TeacherSamplesDataModule(ProcessDataModule):
             )
         self.plan.check_coverage(self.count)
 
-    def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
-        """Samples a batch, their height and width in model space; known before there is any sample."""
-        height, width = self.plan.size or model.sample_shape()[1:]
-        return self.batch_size, height, width
+    def batch_shape(self, model: DiffusionModel) -> tuple[int, ...]:
+        """Samples a batch, their sides in model space; known before there is any sample."""
+        return self.batch_size, *(self.plan.size or model.sample_shape()[1:])
 
     def identity(self) -> dict[str, Any] | None:
         """Key of the samples' cache, which covers the teacher's weights and all sampler settings."""

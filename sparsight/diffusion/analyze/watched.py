@@ -61,7 +61,7 @@ class Pass:
     """One forward pass of a site.
 
     Attributes:
-        hidden: The image's tokens that entered (B, N, C).
+        hidden: The image's tokens that entered (B, N, C), or all of a block with one stream.
         args: Whatever else was given, by position.
         kwargs: Whatever else was given, by name.
         core: What went through the core.

@@ -106,6 +106,11 @@ class Family(ABC):
         patch = denoiser.config.get("patch_size") or 1
         return tuple(patch) if isinstance(patch, (tuple, list)) else (patch, patch)
 
+    def pixels_per_cell(self, vae: Any) -> int:
+        """Side, in pixels, of one cell of model space behind a VAE."""
+        levels: int = len(vae.config.block_out_channels)
+        return 2 ** (levels - 1)
+
     def coarsest(self, denoiser: Any) -> int:
         """Cells a side that become one inside a denoiser where it is coarsest."""
         return self.patch(denoiser)[-1]

@@ -15,8 +15,9 @@ from sparsight.diffusion.families.flux import Flux
 from sparsight.diffusion.families.pixart import PixArt
 from sparsight.diffusion.families.sd3 import SD3
 from sparsight.diffusion.families.unet import UNet
+from sparsight.diffusion.families.wan import Wan
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (UNet(), DiT(), PixArt(), SD3(), Flux())}
+FAMILIES: dict[str, Family] = {family.name: family for family in (UNet(), DiT(), PixArt(), SD3(), Flux(), Wan())}
 """By the class of diffusers."""
 
 

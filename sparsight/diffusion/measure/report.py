@@ -39,11 +39,12 @@ class ReplacedSite:
     flops_before: int
     flops_after: int
     padded: str = ""  # sides of the grid that the mixer computes on, where that is larger
+    frames: int = 1
 
     @property
     def tokens(self) -> int:
         """Tokens N at the size of the report."""
-        return self.height * self.width
+        return self.frames * self.height * self.width
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ def replacement_report(denoiser: nn.Module, *, size: tuple[int, ...] | None = No
             flops_before=attention_flops(before[path], grids[path]),
             flops_after=mixer_flops(module.mixer, grids[path]),
             padded=_padded(module.mixer, grids[path]),
+            frames=grids[path].named.get("frames", 1),
         )
         for path, module in replaced.items()
     )
@@ -181,7 +183,8 @@ def _padded(mixer: TokenMixer, grid: Grid) -> str:
 
 
 def _tokens(row: Mapping[str, Any]) -> str:
-    sides = f"{row['height']}x{row['width']}" + (f", padded to {row['padded']}" if row["padded"] else "")
+    frames = f"{row['frames']}x" if row["frames"] not in ("", 1) else ""
+    sides = f"{frames}{row['height']}x{row['width']}" + (f", padded to {row['padded']}" if row["padded"] else "")
     return f"{row['tokens']} ({sides})" if row["tokens"] else ""
 
 

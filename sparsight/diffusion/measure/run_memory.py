@@ -19,8 +19,8 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel
 class Shaped(Protocol):
     """Data whose batches are known in size before there are any."""
 
-    def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
-        """Samples a batch, height and width in model space."""
+    def batch_shape(self, model: DiffusionModel) -> tuple[int, ...]:
+        """Samples a batch, sides in model space."""
         ...
 
 

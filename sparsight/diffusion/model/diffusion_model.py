@@ -109,19 +109,30 @@ class DiffusionModel:
     @property
     def pixels_per_cell(self) -> int:
         """Side, in pixels, of one cell of model space: 8 for most VAEs, 1 without one."""
-        return 1 if self.vae is None else 2 ** (len(self.vae.config.block_out_channels) - 1)
+        return 1 if self.vae is None else family_of(self.denoiser).pixels_per_cell(self.vae)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) in [-1, 1] to model space; a VAE's posterior gives its mean."""
+        """Images (B, C, H, W) in [-1, 1] to model space; a VAE's posterior gives its mean.
+
+        To a model of video they are videos of one frame.
+        """
         if self.vae is None:
             return images
+        if len(self.sample_shape()) == images.ndim == 4:
+            images = images[:, :, None]
         latents = self.vae.encode(images.to(self.vae.dtype)).latent_dist.mean
         return scaling_of(self.pipeline).to_model_space(latents).to(images.dtype)
 
     @torch.no_grad()
     def decode(self, sample: Tensor) -> Tensor:
-        """Model space to images in [0, 1], float32 (B, C, H, W)."""
+        """Model space to images in [0, 1], float32 (B, C, H, W); of a video its middle frame."""
+        pixels = self.decode_whole(sample)
+        return pixels if pixels.ndim == 4 else pixels[:, :, pixels.shape[2] // 2]
+
+    @torch.no_grad()
+    def decode_whole(self, sample: Tensor) -> Tensor:
+        """Model space to images, or videos (B, C, F, H, W), in [0, 1], float32."""
         if self.vae is not None:
             sample = self.vae.decode(scaling_of(self.pipeline).to_latents(sample.to(self.vae.dtype))).sample
         return (sample.float() / 2 + 0.5).clamp(0, 1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsight.common.errors import require
-from sparsight.diffusion.pipelines.schedulers import is_flow_matching
+from sparsight.diffusion.pipelines.schedulers import flow_sigmas, is_flow_matching
 
 NO_SIGNAL = 1e-6  # alpha^2 of a last step that is noise alone; Euler schedulers hold 2^-24 in place of 0
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
@@ -49,10 +49,7 @@ class NoiseProcess:
         require(self.num_train_timesteps >= 1, "num_train_timesteps", self.num_train_timesteps, "1 or more (scheduler)")
         if is_flow_matching(scheduler):
             self.prediction_type = "flow"
-            # The training table of the scheduler, noise descending, with its resolution shift; index 0 is t = 1 step.
-            self._sigma_T = torch.as_tensor(scheduler.sigmas).float().flip(0)
-            if len(self._sigma_T) > self.num_train_timesteps:  # a trailing zero closes the sampling table
-                self._sigma_T = self._sigma_T[-self.num_train_timesteps :]
+            self._sigma_T = flow_sigmas(scheduler)
             self._alpha_T = 1 - self._sigma_T
             self.timesteps_T = self._sigma_T * self.num_train_timesteps
         elif isinstance(scheduler, KnowsSignal):

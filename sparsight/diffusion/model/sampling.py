@@ -15,17 +15,23 @@ from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.randomness import Stream, sample_normal
-from sparsight.diffusion.pipelines.schedulers import is_flow_matching
+from sparsight.diffusion.pipelines.schedulers import is_flow_matching, is_multistep_flow
 
 
 def deterministic_sampler(scheduler: Any) -> Any:
     """A sampler without noise of its own for a training scheduler: DDIM, or Euler for flow matching.
+
+    A solver of several steps that is set to flow matching stays what it is.
 
     DDIM (Song et al., arXiv 2010.02502) starts at the last training step (Lin et al., arXiv 2305.08891), unless nothing
     can be told there.
     """
     from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
+    if is_multistep_flow(scheduler):
+        kind, config = type(scheduler), scheduler.config
+        plain = {"algorithm_type": "dpmsolver++"} if "sde" in (config.get("algorithm_type") or "") else {}
+        return kind.from_config(config, **plain)
     if is_flow_matching(scheduler):
         return FlowMatchEulerDiscreteScheduler.from_config(scheduler.config)
     spacing = "leading" if NoiseProcess(scheduler).ends_blind else "trailing"

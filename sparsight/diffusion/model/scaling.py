@@ -16,7 +16,7 @@ SETTINGS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 
 @dataclass(frozen=True)
 class Scaling:
-    """x = (z - mean) * factor / deviation, of latents z and samples x in model space (B, C, H, W).
+    """x = (z - mean) * factor / deviation, of latents z and samples x in model space (B, C, ...).
 
     Args:
         factor: Of all channels.
@@ -39,7 +39,9 @@ class Scaling:
         return sample_BCHW * deviation / self.factor + mean
 
     def _of_channels(self, like_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-        mean, deviation = (torch.tensor(v).view(1, -1, 1, 1).to(like_BCHW) for v in (self.mean, self.deviation))
+        mean, deviation = (
+            torch.tensor(v).view(1, -1, *[1] * (like_BCHW.ndim - 2)).to(like_BCHW) for v in (self.mean, self.deviation)
+        )
         return mean, deviation
 
 
@@ -48,7 +50,7 @@ def scaling_of(pipeline: Any) -> Scaling:
     settings = used_settings(pipeline)
     mean, deviation = settings.get("latents_mean"), settings.get("latents_std")
     if mean is not None and deviation is not None:
-        return Scaling(settings["scaling_factor"], tuple(mean), tuple(deviation))
+        return Scaling(settings.get("scaling_factor", 1.0), tuple(mean), tuple(deviation))
     return Scaling(settings["scaling_factor"], (settings.get("shift_factor") or 0.0,))
 
 

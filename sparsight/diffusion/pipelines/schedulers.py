@@ -4,9 +4,33 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+
 
 def is_flow_matching(scheduler: Any) -> bool:
     """Whether denoisers of a scheduler predict the flow from noise to image."""
+    return is_multistep_flow(scheduler) or _is_flow_class(scheduler)
+
+
+def is_multistep_flow(scheduler: Any) -> bool:
+    """Whether it is a solver of other models, such as UniPC, that is set to flow matching."""
+    config = scheduler.config
+    return bool(config.get("use_flow_sigmas")) and config.get("prediction_type") == "flow_prediction"
+
+
+def flow_sigmas(scheduler: Any) -> Tensor:
+    """Noise levels that a flow-matching scheduler trains at, ascending, float32 (T,)."""
+    steps: int = scheduler.config.num_train_timesteps
+    if is_multistep_flow(scheduler):
+        even_T, shift = torch.arange(1, steps + 1) / steps, scheduler.config.flow_shift
+        return shift * even_T / (1 + (shift - 1) * even_T)
+    # the training table of the scheduler, noise descending, with its resolution shift; index 0 is t = 1 step
+    sigma_T = torch.as_tensor(scheduler.sigmas).float().flip(0)
+    return sigma_T[-steps:]  # a trailing zero closes the sampling table
+
+
+def _is_flow_class(scheduler: Any) -> bool:
     from diffusers import FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler, FlowMatchLCMScheduler
 
     return isinstance(

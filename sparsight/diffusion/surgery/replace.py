@@ -94,16 +94,30 @@ def attention_weights(attention: Any) -> AttentionWeights:
     acting["out"] = _acting(attention.to_out[0]) if has_out else (torch.eye(facts.heads * facts.head_dim), None)
     weights = {name: weight for name, (weight, _) in acting.items()}
     biases = {f"{name}_bias": bias for name, (_, bias) in acting.items()}
-    norms = {"query_norm": _norm(attention.norm_q), "key_norm": _norm(attention.norm_k)}
+    norms = {
+        "query_norm": _norm(attention.norm_q, facts.head_dim),
+        "key_norm": _norm(attention.norm_k, facts.head_dim),
+    }
     return AttentionWeights(**weights, **biases, **norms, scale=facts.scale)  # type: ignore[arg-type]
 
 
-def _norm(norm: nn.Module | None) -> Callable[[Tensor], Tensor] | None:
-    """A norm of queries or keys in the precision of what it is given; its parameters may be split over processes."""
+def _norm(norm: nn.Module | None, head_dim: int) -> Callable[[Tensor], Tensor] | None:
+    """A norm of queries or keys in the precision of what it is given; its parameters may be split over processes.
+
+    Some are over all heads at once.
+    """
     if norm is None:
         return None
     parameters = {name: whole(parameter) for name, parameter in norm.named_parameters()}
-    return lambda x: functional_call(norm, parameters, (x,)).to(x.dtype)
+
+    def of_each(x_BhNd: Tensor) -> Tensor:
+        normed: Tensor = functional_call(norm, parameters, (x_BhNd,)).to(x_BhNd.dtype)
+        return normed
+
+    def of_all(x_BhNd: Tensor) -> Tensor:
+        return of_each(x_BhNd.transpose(1, 2).flatten(2)).unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+    return of_all if any(parameter.numel() > head_dim for parameter in parameters.values()) else of_each
 
 
 def _acting(layer: Any) -> tuple[Tensor, Tensor | None]:

@@ -115,6 +115,13 @@ def refuse_unsupported(path: str, attention: Any, mixer: TokenMixer, *, train_pr
     assert facts is not None, "a site"
     around = is_core(mixer)
     present = list(facts.obstacles)
+    axes = len(mixer.site.grid.sizes)
+    if axes not in mixer.served_axes:
+        served = " or ".join(map(str, sorted(mixer.served_axes)))
+        raise ValueError(
+            f"{path} has tokens on {axes} axes ({', '.join(mixer.site.grid.named)}), and {type(mixer).__name__} serves "
+            f"{served or 'none that all of its parts serve'}: choose a mixer whose served_axes hold {axes}"
+        )
     if mixer.site.text is None and facts.text_channels is not None:
         present.append("add_k_proj")
     called = rehearsed(attention, text_channels=facts.text_channels if mixer.site.text else None)

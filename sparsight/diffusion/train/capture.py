@@ -79,7 +79,7 @@ def samples_of_image(hidden_BNC: Tensor, q: Tensor, k: Tensor, v: Tensor, layout
     """What image tokens take from each other in a joint attention, with its mass.
 
     Args:
-        hidden_BNC: The image's tokens that entered it.
+        hidden_BNC: The image's tokens that entered it, alone or among those of text.
         q: Queries (B, h, tokens, d) of image and text.
         k: Keys.
         v: Values.
@@ -87,7 +87,7 @@ def samples_of_image(hidden_BNC: Tensor, q: Tensor, k: Tensor, v: Tensor, layout
         scale: Factor of the logits.
     """
     q, k, v = (layout.split(x.detach().float())[1] for x in (q, k, v))
-    hidden_BNC = site.layout(layout.grid, hidden_BNC.shape[1]).image(hidden_BNC)
+    hidden_BNC = layout.image(hidden_BNC)
     output_BNC = F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
     # head by head: all logits at once may not fit
     masses = [

@@ -39,7 +39,7 @@ class TeacherPlan:
         guidance: Guidance scale; 1 is none.
         states_per_trajectory: Kept states of a trajectory, one from each of as many equal parts; ``None`` keeps all.
         captions: Captions for text-to-image teachers, dealt out in turn.
-        size: Height and width in model space; ``None`` is what the denoiser was made for.
+        size: Height and width in model space, behind frames for video; ``None`` is what the denoiser was made for.
         seed: Decides the starting noise, together with the sample's id.
         dtype: Of the stored tensors.
         shard_size: Samples of a shard.
@@ -53,7 +53,7 @@ class TeacherPlan:
     guidance: float
     states_per_trajectory: int | None
     captions: tuple[str, ...] | None
-    size: tuple[int, int] | None
+    size: tuple[int, ...] | None
     seed: int
     dtype: Literal["float32", "float16"]
     shard_size: int

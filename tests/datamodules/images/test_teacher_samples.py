@@ -177,9 +177,11 @@ def test_half_precision_files_give_float32_batches(teacher: str, tmp_path: Path)
 def test_sizes_in_model_space_that_the_teacher_can_do(teacher: str, text_teacher: str, tmp_path: Path) -> None:
     batch = next(iter(ready(text_teacher, tmp_path, size=(8, 12), captions=["a cat"]).train_dataloader()))
     assert batch["xt"].shape == (4, 4, 8, 12) and batch["caption"] == ["a cat"] * 4
-    with pytest.raises(ValueError, match=r"size \(4, 12\) must be square"):
+    with pytest.raises(ValueError, match=r"size is \(4, 12\); allowed: square"):
         data(teacher, tmp_path, size=(4, 12)).prepare_data()
-    with pytest.raises(ValueError, match=r"size \(4, 5\) must be multiples of the denoiser's patch size 2"):
+    with pytest.raises(
+        ValueError, match=r"size is \(4, 5\); allowed: 2 sides that are multiples of the denoiser's patch size 2"
+    ):
         data(teacher, tmp_path, size=(4, 5)).prepare_data()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import DDPMScheduler, DiTTransformer2DModel, FlowMatchEulerDiscreteScheduler
 
 from sparsight.diffusion.families.conditioning import concatenate_conditions, drop_condition
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
@@ -111,14 +111,7 @@ def test_the_sampler_finds_the_data_when_the_denoiser_is_perfect(scheduler: obje
     clean = torch.rand(2, 1, 8, 8) * 2 - 1
     process = model.process
 
-    class Perfect(torch.nn.Module):
-        config = model.denoiser.config
-        dtype = torch.float32
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.one = torch.nn.Parameter(torch.ones(1))
-
+    class Perfect(DiTTransformer2DModel):
         def forward(self, x: torch.Tensor, timestep: torch.Tensor, **_: object) -> tuple[torch.Tensor]:
             level = process.level(timestep)
             alpha = process._alpha_T[level].view(-1, 1, 1, 1)
@@ -126,7 +119,7 @@ def test_the_sampler_finds_the_data_when_the_denoiser_is_perfect(scheduler: obje
             noise = (x - alpha * clean) / sigma
             return (process.target(clean, noise, level),)
 
-    pipeline.register_modules(transformer=Perfect())
+    pipeline.register_modules(transformer=Perfect.from_config(model.denoiser.config))
     noise = starting_noise((1, 8, 8), seed=0, index=torch.arange(2))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sparsight.diffusion.model.diffusion_model.conditioner_for", lambda *_: lambda batch, size: {})
