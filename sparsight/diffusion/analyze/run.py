@@ -223,8 +223,8 @@ def _compare(site: WatchedSite, known: SiteRecord, candidate: Candidate, seen: P
         candidate.refuse(str(error))
         return
     errors = known.errors[candidate.name]
-    after = [seen.core.layout.image(image_tokens(each)) for each in (output, seen.output)]
-    errors.after.add(*after, bucket_B)
+    found, wanted = (seen.core.layout.image(image_tokens(each)) for each in (output, seen.output))
+    errors.after.add(found, wanted, bucket_B)
     if isinstance(student, CandidateSite) and student.mixed is not None:
         mixed, student.mixed = student.mixed, None
         errors.before.add(_image(mixed, seen.core), _image(seen.core.output, seen.core), bucket_B, heads=True)
