@@ -114,7 +114,7 @@ def test_norms_over_all_heads_and_starts() -> None:
         weights = attention_weights(shell.attention)
         q, _, _ = weights.projected(samples[0].inputs, 2)
         torch.testing.assert_close(q.transpose(1, 2).flatten(2), seen["q"])
-        start_from_teacher(shell, samples)
+        start_from_teacher(shell.mixer, shell.attention, samples)
 
 
 @pytest.mark.parametrize("mixer", few([NEAR, LinearAttention], NEAR), ids=["near", "linear"])

@@ -117,7 +117,7 @@ def test_the_start_is_the_teachers(name: str) -> None:
                     set_mode(shells.values(), Mode.TEACHER)
                     run(denoiser)
                 assert [(sample.inputs.shape, sample.outputs.shape) for sample in samples] == [((2, 24, 32),) * 2]
-                start_from_teacher(shell, samples)
+                start_from_teacher(shell.mixer, shell.attention, samples)
         set_mode(shells.values(), Mode.LAYERWISE)
         with torch.no_grad():
             run(denoiser)
