@@ -52,6 +52,11 @@ class Analysis:
     found: Recording
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def name(self) -> str:
+        """Of the model."""
+        return str(self.facts.get("model", "denoiser"))
+
     def head_rows(self) -> list[dict[str, object]]:
         """A line for every site, head and timestep bucket with samples."""
         return [

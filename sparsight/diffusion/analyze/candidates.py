@@ -187,6 +187,8 @@ def _short(value: Any) -> str:
     if isinstance(value, Mapping) and "class_path" in value:
         inside = ", ".join(f"{name}={_short(item)}" for name, item in (value.get("init_args") or {}).items())
         return f"{str(value['class_path']).rpartition('.')[2]}({inside})".removesuffix("()")
+    if isinstance(value, (list, tuple)) and value and all(isinstance(item, int) for item in value):
+        return "x".join(map(str, value))
     if isinstance(value, (list, tuple)):
         return f"[{', '.join(map(_short, value))}]"
     return str(value)

@@ -55,7 +55,7 @@ def plan_under(found: Recording, costs: Costs, share: float, *, of: BudgetOf, na
     Raises:
         ConfigurationError: No plan is so cheap, or the effects on the prediction were not measured.
     """
-    groups, names = _groups(found, costs)
+    groups, names = groups_of(found, costs)
     least = (costs.around + cheapest(groups)) / costs.whole
     budget = share * costs.whole - costs.around
     if least > share * (1 + 1e-9):
@@ -102,7 +102,12 @@ def measure_plans(
         plan.measured = errors.relative()
 
 
-def _groups(found: Recording, costs: Costs) -> tuple[list[list[Option]], dict[str, list[str]]]:
+def groups_of(found: Recording, costs: Costs) -> tuple[list[list[Option]], dict[str, list[str]]]:
+    """Cost and squared error of what can stand at each site, attention first, and the names of these by path.
+
+    Raises:
+        ConfigurationError: The effects on the prediction were not measured.
+    """
     groups, names = [], {}
     for path, known in found.sites.items():
         options: list[Option] = [(costs.sites[path][ATTENTION], 0.0)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -11,7 +12,7 @@ import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
 
-from sparsight.common.disk.files import write_text
+from sparsight.common.disk.files import write_text, write_whole
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.measure.environment import environment
 from sparsight.common.tables import json_text
@@ -21,6 +22,8 @@ from sparsight.diffusion.analyze.analysis import Analysis, finite
 from sparsight.diffusion.analyze.candidates import Candidates, Factory, label, named
 from sparsight.diffusion.analyze.costs import BudgetOf, flops_costs, latency_costs
 from sparsight.diffusion.analyze.plan import PlanReport, measure_plans, report_on
+from sparsight.diffusion.analyze.plan_plot import plot_plan
+from sparsight.diffusion.analyze.plot import plot_decay, plot_errors, plot_maps
 from sparsight.diffusion.analyze.run import Recording, Settings, record
 from sparsight.diffusion.analyze.watched import WatchedSite, watched
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
@@ -29,6 +32,7 @@ from sparsight.diffusion.surgery.shell import Shell
 from sparsight.diffusion.surgery.sites import find_sites
 from sparsight.publish.checkpoint import load_weights
 
+PLOTS = {"attention.png": plot_maps, "decay.png": plot_decay, "mixers.png": plot_errors}
 STREAM_OFFSET = 2_000_003  # draws of an analysis repeat neither those of training nor those of evaluations
 
 
@@ -57,7 +61,7 @@ def analyze_denoiser(
     budget_of: BudgetOf,
     folder: Path,
 ) -> Analysis:
-    """Analyse the self-attentions of a module's denoiser, print the tables, and write them as JSON and CSV.
+    """Analyse the self-attentions of a module's denoiser, print the tables, and write them as JSON, CSV and pictures.
 
     Args:
         trainer: Says on which device and in which precision.
@@ -77,6 +81,7 @@ def analyze_denoiser(
         FileNotFoundError: There is no such checkpoint.
     """
     refuse_processes(trainer)
+    require(batches >= 1, "batches", batches, "1 or more")
     require(budget is None or 0 < budget < 1, "budget", budget, "above 0 and below 1, the untouched denoiser's cost")
     require(budget is None or settings.prediction_batches > 0, "prediction_batches", 0, "1 or more, for a budget")
     if checkpoint is not None:
@@ -118,13 +123,17 @@ def analyze_denoiser(
     facts = {"model": _name(module), "split": split, "checkpoint": checkpoint, "environment": environment(device)}
     analysis = Analysis(found, facts)
     analysis.write(folder)
+    for name, plot in PLOTS.items():
+        write_whole(folder / name, partial(plot, analysis))
     print(f"\n{analysis.text()}")
-    written = ["analysis.json", "heads.csv", "mixers.csv"]
+    written = ["analysis.json", "heads.csv", "mixers.csv", *PLOTS]
     if report is not None:
         write_text(folder / "plan.json", json_text(finite(report.as_dict(found))))
         write_text(folder / "plan.yaml", report.config(found))
         print(f"\n{report.text(found)}")
-        written += ["plan.json", "plan.yaml"]
+        title = f"{facts['model']}: plan under {report.budget:.1%} of the {report.of}"
+        write_whole(folder / "plan.png", lambda path: plot_plan(report, found, path, title=title))
+        written += ["plan.json", "plan.yaml", "plan.png"]
     print(f"\n{', '.join(written[:-1])} and {written[-1]} are in {folder}")
     return analysis
 
@@ -181,4 +190,6 @@ def _again(shell: Shell) -> Factory:
 
 
 def _name(module: Any) -> str:
-    return str(module.diffusion.denoiser.config.get("_name_or_path") or type(module.diffusion.denoiser).__name__)
+    """What the configuration calls the model, without the place where it lies."""
+    given = [module.hparams.get(option) for option in ("teacher", "pretrained")]
+    return next((Path(str(name)).name for name in given if name), type(module.diffusion.denoiser).__name__)

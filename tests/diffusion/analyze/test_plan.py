@@ -148,7 +148,7 @@ def test_fit_takes_the_plan_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixtu
     folder = tmp_path / "runs" / "analysis"
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["plan"]["cost"] <= 0.99 and plan["plan"]["measured"] > 0
-    assert str(folder) in capsys.readouterr().out
+    assert str(folder) in capsys.readouterr().out and (folder / "plan.png").is_file()
     ended = main(["fit", "--config", config, "--config", str(folder / "plan.yaml"), "--trainer.logger", "false"])
     chosen = {path: name.partition("(")[0] for path, name in plan["plan"]["sites"].items() if name}
     assert chosen and "NoMixing" not in chosen.values(), (
@@ -175,18 +175,12 @@ def test_times_are_measured_once_for_sites_that_are_alike(make: Any) -> None:
     assert min(*first.values(), costs.whole) > 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--budget", "1.5"], "budget is 1.5; allowed: above 0 and below 1"),
-        (["--budget", "0.01"], "budget is 0.01, but the cheapest choice of these mixers costs 0."),
-        (["--budget", "0.9", "--prediction_batches", "0"], "prediction_batches is 0; allowed: 1 or more, for a budget"),
-    ],
-    ids=["range", "too little", "no predictions"],
-)
-def test_budgets_that_cannot_be_kept_are_refused(arguments: list[str], message: str, tmp_path: Path) -> None:
-    with pytest.raises(SystemExit, match=message):
-        main(["analyze", "--config", str(distillation_config(tmp_path)), "--batches", "2", *arguments])
+def test_a_budget_that_no_choice_keeps_is_refused(four_sites: tuple[Recording, Costs]) -> None:
+    message = (
+        r"budget is 0.01, but the cheapest choice of these mixers costs 0\.\d+ of the denoiser's flops: give at least"
+    )
+    with pytest.raises(ConfigurationError, match=message):
+        plan_under(*four_sites, 0.01, of="flops")
 
 
 def test_unmeasured_effects_are_refused() -> None:

@@ -30,7 +30,7 @@ from tests.tiny_rows import few
 from tests.tiny_sd3 import sd35
 
 NEAR = partial(NeighborhoodAttention, kernel_size=3)
-NAME = "NeighborhoodAttention(kernel_size=[3, 3])"
+NAME = "NeighborhoodAttention(kernel_size=3x3)"
 MAKE: dict[str, Callable[[], Any]] = {**tiny.FAMILIES, "sd3": sd35}
 LEVELS = torch.tensor([10, 400, 990])
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from sparsight.command.cli import main
+from sparsight.diffusion.analyze.verb import PLOTS
 from tests.tiny_distillation import distillation_config
+from tests.tiny_rows import few
 
 HEADS, SITES, BUCKETS = 2, 2, 2
 
@@ -20,13 +22,13 @@ def test_a_distillation_is_analysed_into_a_folder(tmp_path: Path, capsys: pytest
     main(["analyze", "--config", config, *arguments, "--mixers.kernel_size", "3"])
     folder = tmp_path / "runs" / "analysis"
     said = capsys.readouterr().out
-    assert {path.name for path in folder.iterdir()} >= {"analysis.json", "heads.csv", "mixers.csv"}
+    assert {path.name for path in folder.iterdir()} == {"analysis.json", "heads.csv", "mixers.csv", *PLOTS}
     heads = list(csv.DictReader((folder / "heads.csv").open()))
     mixers = list(csv.DictReader((folder / "mixers.csv").open()))
     assert len(heads) == SITES * BUCKETS * HEADS
     assert sum(int(row["samples"]) for row in heads if row["head"] == "0") == SITES * 4 * 4
     assert all(0 < float(row["effective_keys"]) <= 16 for row in heads)
-    names = ["NoMixing", "NeighborhoodAttention(kernel_size=[3, 3])", "mean of v", "identity"]
+    names = ["NoMixing", "NeighborhoodAttention(kernel_size=3x3)", "mean of v", "identity"]
     assert list(dict.fromkeys(row["mixer"] for row in mixers)) == names
     assert len(mixers) == SITES * len(names) * (1 + BUCKETS)
     content = json.loads((folder / "analysis.json").read_text())
@@ -37,6 +39,7 @@ def test_a_distillation_is_analysed_into_a_folder(tmp_path: Path, capsys: pytest
     assert "transformer_blocks.0.attn1" in said and "mean of v" in said and str(folder) in said
 
 
+@pytest.mark.slow
 def test_without_a_list_the_configured_mixers_are_analysed(tmp_path: Path) -> None:
     main(["analyze", "--config", str(distillation_config(tmp_path)), "--batches", "2", "--output", str(tmp_path / "o")])
     content = json.loads((tmp_path / "o" / "analysis.json").read_text())
@@ -44,15 +47,21 @@ def test_without_a_list_the_configured_mixers_are_analysed(tmp_path: Path) -> No
     assert all(site["errors"][content["mixers"][0]]["all"]["prediction"] > 0 for site in content["sites"])
 
 
+SCORES = (["--scores+=BlockInfluence"], "scores are of decoder layers, and this module has a denoiser")
+MISTAKES = [
+    SCORES,
+    (["--buckets", "0"], "buckets is 0; allowed: 1 or more"),
+    (["--batches", "0"], "batches is 0; allowed: 1 or more"),
+    (["--mixers+=NoMixin"], "did you mean NoMixing"),
+    (["--trainer.devices", "2"], "analyze runs in one process, not 2"),
+    (["--budget", "1.5"], "budget is 1.5; allowed: above 0 and below 1"),
+    (["--budget", "0.9", "--prediction_batches", "0"], "prediction_batches is 0; allowed: 1 or more, for a budget"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        (["--scores+=BlockInfluence"], "scores are of decoder layers, and this module has a denoiser"),
-        (["--buckets", "0"], "buckets is 0; allowed: 1 or more"),
-        (["--batches", "0"], "the train split has no batches to calibrate on, or batches is 0"),
-        (["--mixers+=NoMixin"], "did you mean NoMixing"),
-        (["--trainer.devices", "2"], "analyze runs in one process, not 2"),
-    ],
+    few(MISTAKES, SCORES),
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
 def test_mistakes_end_in_one_readable_message(
