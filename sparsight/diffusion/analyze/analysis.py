@@ -13,12 +13,12 @@ from typing import Any
 
 from sparsight.common.disk.files import write_text
 from sparsight.common.tables import csv_text, format_table, json_text
+from sparsight.diffusion.analyze.attention.high_pass import WAVELENGTH
+from sparsight.diffusion.analyze.attention.rank import COLUMNS, SHARE
+from sparsight.diffusion.analyze.attention.statistics import OUTLIER
+from sparsight.diffusion.analyze.attention.sums import FIELD
 from sparsight.diffusion.analyze.candidates import BASELINES, MEAN
-from sparsight.diffusion.analyze.high_pass import WAVELENGTH
-from sparsight.diffusion.analyze.rank import COLUMNS, SHARE
 from sparsight.diffusion.analyze.run import Recording, SiteRecord, refused
-from sparsight.diffusion.analyze.statistics import OUTLIER
-from sparsight.diffusion.analyze.sums import FIELD
 from sparsight.diffusion.measure.flops import attention_flops, mixer_flops
 
 FORMAT = "sparsight attention analysis 1"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsight.diffusion.analyze.sums import BucketSums
+from sparsight.diffusion.analyze.attention.sums import BucketSums
 
 
 class ErrorSums:

@@ -13,9 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from sparsight.diffusion.analyze.analysis import Analysis
+from sparsight.diffusion.analyze.attention.sums import BucketSums
 from sparsight.diffusion.analyze.candidates import BASELINES
 from sparsight.diffusion.analyze.run import SiteRecord
-from sparsight.diffusion.analyze.sums import BucketSums
 
 MISSING = float("nan")
 MAPS = {  # title and column of the table

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from blocks.base import Grid, Site, SiteSamples
 from sparsight.common.errors import ConfigurationError
+from sparsight.diffusion.analyze.attention.statistics import measure
+from sparsight.diffusion.analyze.attention.sums import SiteSums
 from sparsight.diffusion.analyze.candidates import BASELINES, Candidate, Candidates, CandidateSite, candidate_at
 from sparsight.diffusion.analyze.errors import CandidateErrors
-from sparsight.diffusion.analyze.statistics import measure
-from sparsight.diffusion.analyze.sums import SiteSums
 from sparsight.diffusion.analyze.watched import Core, Pass, WatchedSite, on_grid
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.surgery.site_error import image_tokens

@@ -15,9 +15,9 @@ from torch import Tensor
 from blocks import FeatureMixer, Grid, LinearAttention, NeighborhoodAttention, NoMixing, Site, SoftmaxAttention
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.analyze.analysis import Analysis
+from sparsight.diffusion.analyze.attention.statistics import measure
 from sparsight.diffusion.analyze.candidates import BASELINES, MeanOfValues, OwnValue, named
 from sparsight.diffusion.analyze.run import Recording, Settings, record, refused
-from sparsight.diffusion.analyze.statistics import measure
 from sparsight.diffusion.analyze.watched import watched
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.model.diffusion_model import predict

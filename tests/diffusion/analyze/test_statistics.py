@@ -10,11 +10,11 @@ from torch import Tensor
 
 from blocks.base import Grid, Layout
 from sparsight.common.measure.memory import peak_bytes
-from sparsight.diffusion.analyze import maps
-from sparsight.diffusion.analyze.maps import Maps
-from sparsight.diffusion.analyze.rank import COLUMNS, projected, ranks
-from sparsight.diffusion.analyze.statistics import Measured, measure
-from sparsight.diffusion.analyze.sums import decay, mass_within, receptive_field
+from sparsight.diffusion.analyze.attention import maps
+from sparsight.diffusion.analyze.attention.maps import Maps
+from sparsight.diffusion.analyze.attention.rank import COLUMNS, projected, ranks
+from sparsight.diffusion.analyze.attention.statistics import Measured, measure
+from sparsight.diffusion.analyze.attention.sums import decay, mass_within, receptive_field
 
 FLAT = Layout(Grid(5, 7))
 JOINT = Layout(Grid(4, 6), before=3, after=2)
@@ -152,7 +152,7 @@ def test_memory_does_not_grow_with_the_map() -> None:
 def test_a_wide_batch_is_taken_a_few_samples_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k = qk(FLAT, batch=5)
     together = measure(q, k, FLAT, 0.3, queries=35)
-    monkeypatch.setattr("sparsight.diffusion.analyze.statistics.CHUNK", 2 * 2 * 35 * COLUMNS)  # two samples
+    monkeypatch.setattr("sparsight.diffusion.analyze.attention.statistics.CHUNK", 2 * 2 * 35 * COLUMNS)  # two samples
     apart: Measured = measure(q, k, FLAT, 0.3, queries=35)
     torch.testing.assert_close(apart.means, together.means)
     torch.testing.assert_close(apart.mass, together.mass)

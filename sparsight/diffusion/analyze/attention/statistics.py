@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from blocks.base import Layout
-from sparsight.diffusion.analyze.high_pass import high_passed
-from sparsight.diffusion.analyze.maps import CHUNK, Maps, ring_count, rings, sums_by_ring
-from sparsight.diffusion.analyze.rank import COLUMNS, projected, ranks
+from sparsight.diffusion.analyze.attention.high_pass import high_passed
+from sparsight.diffusion.analyze.attention.maps import CHUNK, Maps, ring_count, rings, sums_by_ring
+from sparsight.diffusion.analyze.attention.rank import COLUMNS, projected, ranks
 
 OUTLIER = 10.0
 """A key is an outlier if its mean attention is more than so many times that of an even distribution."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sparsight.diffusion.analyze.maps import Maps
+from sparsight.diffusion.analyze.attention.maps import Maps
 
 COLUMNS = 64
 SHARE = 0.9

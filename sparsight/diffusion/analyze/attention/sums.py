@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from blocks.base import Grid
-from sparsight.diffusion.analyze.maps import coordinates
-from sparsight.diffusion.analyze.statistics import Measured
+from sparsight.diffusion.analyze.attention.maps import coordinates
+from sparsight.diffusion.analyze.attention.statistics import Measured
 
 FIELD = 0.8
 """Share of the mass that a receptive field holds."""
