@@ -26,6 +26,7 @@ verbs:
   inspect      print conversations as an image-text model will see them, and which tokens carry the loss
   reformulate  write the tasks of an evaluation, with their options, as files in ReForm-Eval's format
   list         name what there is to choose from: token mixers, sources of data, scores, metrics, callbacks and more
+  schema       write a JSON schema of configs, with which editors complete and check them
   report       one page of HTML for a run, or several beside each other: sparsight report RUN [RUN ...]
   compare      set evaluations side by side, without a config: sparsight compare REPORT REPORT --output FOLDER
 
@@ -92,6 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from sparsight.report.main import main as report
 
         report(arguments[1:])
+        return
+    if arguments[0] == "schema":
+        from sparsight.command.output.schema import main as schema
+
+        schema(arguments[1:])
         return
     from sparsight.command.cli import main as run
 
