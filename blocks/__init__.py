@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+from blocks.adapted import Adapted
+from blocks.agent_attention import AgentAttention
 from blocks.base import (
     AttentionWeights,
     CoreMixer,
@@ -26,14 +28,17 @@ from blocks.edits import (
     VisualAttentionRedistribution,
 )
 from blocks.head_split import HeadSplit
+from blocks.kernel_attention import KernelAttention
 from blocks.linear_attention import LinearAttention
 from blocks.local_attention import LocalAttention
 from blocks.merge import Merge
 from blocks.neighborhood_attention import NeighborhoodAttention
 from blocks.no_mixing import NoMixing
 from blocks.pooled_attention import PooledAttention
+from blocks.routed_attention import RoutedAttention
 from blocks.softmax_attention import SoftmaxAttention
 from blocks.tile_attention import TileAttention
+from blocks.token_merging import TokenMerging
 from blocks.tokens import (
     DivPrune,
     FasterVLM,
@@ -49,6 +54,8 @@ from blocks.tokens import (
 from blocks.window_attention import WindowAttention
 
 __all__ = [
+    "Adapted",
+    "AgentAttention",
     "AttentionEdit",
     "AttentionWeights",
     "CoreMixer",
@@ -63,6 +70,7 @@ __all__ = [
     "HeadAblation",
     "HeadEdit",
     "HeadSplit",
+    "KernelAttention",
     "LayerPolicy",
     "LinearAttention",
     "LocalAttention",
@@ -74,11 +82,13 @@ __all__ = [
     "PooledAttention",
     "PyramidDrop",
     "RandomTokens",
+    "RoutedAttention",
     "Site",
     "SiteSamples",
     "SoftmaxAttention",
     "SoftmaxMixer",
     "TileAttention",
+    "TokenMerging",
     "TokenMixer",
     "UniformTokens",
     "VisPruner",

@@ -259,6 +259,11 @@ class SoftmaxMixer(CoreMixer):
 
     left_out: dict[str, Any] | None = None
 
+    @property
+    def has_product_logits(self) -> bool:
+        """Whether the logarithm of a weight is ``scale`` times query times key, and what no query changes."""
+        return True
+
     def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float, *, mass: bool = False) -> Any:
         """As :meth:`mix`, or with ``mass`` as :meth:`partial`: what is made of mixers calls them as modules, too."""
         return self.partial(q, k, v, grid, scale) if mass else self.mix(q, k, v, grid, scale)

@@ -58,6 +58,11 @@ class HeadSplit(SoftmaxMixer):
         """Whether every part is one softmax."""
         return all(mixer.is_softmax for mixer in self.mixers)
 
+    @property
+    def has_product_logits(self) -> bool:
+        """Whether those of every part are products."""
+        return all(mixer.has_product_logits for mixer in self.mixers)
+
     @classmethod
     def exact_limit(cls, site: Site, grid: Grid) -> dict[str, object]:
         """Plain attention for all heads."""

@@ -76,6 +76,11 @@ class Merge(SoftmaxMixer):
         """Those that every part serves."""
         return set.intersection(*(set(mixer.served_axes) for mixer in self.mixers))
 
+    @property
+    def has_product_logits(self) -> bool:
+        """Whether those of every part are products."""
+        return all(mixer.has_product_logits for mixer in self.mixers)
+
     @classmethod
     def exact_limit(cls, site: Site, grid: Grid) -> dict[str, object]:
         """All keys in one part."""

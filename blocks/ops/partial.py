@@ -46,7 +46,9 @@ def _has_fused_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> b
         return False
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, mask)):
         return False
-    return q.dim() in (4, 5) and (mask is None or mask.dim() < q.dim() or q.dim() == 4)
+    if q.dim() not in (4, 5) or q.shape[:-2] != k.shape[:-2]:
+        return False
+    return mask is None or mask.dim() <= 4 or mask.shape[:2] == q.shape[:2]
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Partial:
@@ -55,14 +57,14 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -
         if mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -math.inf)
         mask = mask.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
-        mask = mask[(None,) * (4 - mask.dim())]
+        mask = mask.flatten(0, 1) if mask.dim() == 5 else mask[(None,) * (4 - mask.dim())]
     flat = [x.flatten(0, x.dim() - 4) for x in (q, k, v)]
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     output, lse = fused(*flat, 0.0, False, attn_mask=mask, scale=scale)
     lse = lse[..., None].float()
     if mask is not None:  # of a query that sees nothing the kernel tells zero
         lse = lse.masked_fill(mask.amax(-1, keepdim=True) == -math.inf, -math.inf)
-    return output.view(q.shape), lse.view(*q.shape[:-1], 1)
+    return output.reshape(q.shape), lse.reshape(*q.shape[:-1], 1)
 
 
 def merge(parts: Sequence[Partial]) -> Partial:

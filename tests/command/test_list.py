@@ -42,7 +42,7 @@ ROOTS: dict[str, type] = {
     "text_metrics": AnswerMetric,
     "callbacks": Callback,
 }
-BY_OPTION = {"PooledAttention"}
+BY_OPTION = {"PooledAttention", "RoutedAttention"}
 """Mixers that have nothing to train unless an option asks for it."""
 OWN = """
 from pathlib import Path

@@ -1,0 +1,60 @@
+"""A short fit of a mixer's parameters to what a teacher's attention mixes on real batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blocks.base import AttentionWeights, SiteSamples
+from blocks.ops.partial import merge
+
+_STEPS = 60
+_RATE = 2e-2
+_TOKENS = 1 << 12  # that a fit holds, to bound its memory and time
+
+
+def fitted(mixer: Any, weights: AttentionWeights, samples: Sequence[SiteSamples], *, beside: Any = None) -> None:
+    """Adam on the relative error of each head's output; nothing without parameters or samples.
+
+    Args:
+        mixer: A core mixer; changed in place, and left at the best of all steps.
+        weights: The teacher's projections.
+        samples: What it saw; those on the first one's grid count.
+        beside: A mixer of other keys that it stands beside, under one softmax.
+    """
+    parameters = [parameter for parameter in mixer.parameters() if parameter.requires_grad]
+    if not samples or not parameters:
+        return
+    device, grid = parameters[0].device, samples[0].grid
+    hidden_BNC = torch.cat([sample.inputs for sample in samples if sample.grid == grid])
+    hidden_BNC = hidden_BNC[: max(1, _TOKENS // grid.tokens)].to(weights.query)
+    q, k, v = (x.float().to(device) for x in weights.projected(hidden_BNC, mixer.site.heads))
+    target = F.scaled_dot_product_attention(q, k, v, scale=weights.scale)
+    power_h11 = target.square().mean((0, 2, 3), keepdim=True).clamp(min=1e-12)
+    near = None if beside is None else beside.partial(q, k, v, grid, weights.scale)
+
+    def error() -> Tensor:
+        if near is None:
+            output = mixer(q, k, v, grid, weights.scale)
+        else:
+            output = merge([near, mixer.partial(q, k, v, grid, weights.scale)])[0]
+        return ((output - target).square() / power_h11).mean()
+
+    best, kept = torch.inf, [parameter.detach().clone() for parameter in parameters]
+    with torch.enable_grad():
+        optimizer = torch.optim.Adam(parameters, lr=_RATE)
+        for _ in range(_STEPS):
+            loss = error()
+            if float(loss.detach()) < best:
+                best, kept = float(loss.detach()), [parameter.detach().clone() for parameter in parameters]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    with torch.no_grad():
+        for parameter, value in zip(parameters, kept, strict=True):
+            parameter.copy_(value)
+            parameter.grad = None
