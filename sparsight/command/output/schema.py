@@ -14,7 +14,6 @@ from typing import Any
 from jsonargparse._common import get_generic_origin
 from jsonargparse._completions_jsonschema import ParserJsonschema, config_schema_key
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser
-from torch import nn
 
 from sparsight.command.arguments import INCLUDE
 from sparsight.command.cli import METHODS, SparsightCLI
@@ -23,6 +22,7 @@ from sparsight.publish.shared_config import OURS as PACKAGES
 
 FILE = "sparsight.schema.json"
 ANY_CLASS = {"type": ["string", "object"]}
+DESCRIBED = (*(f"{package}." for package in PACKAGES), "lightning.", "torch.optim.")  # classes with their options
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -90,12 +90,11 @@ def config_schema(parser: LightningArgumentParser) -> dict[str, Any]:
 
 
 class _Classes(ParserJsonschema):
-    """Without the thousand modules and metrics of other libraries, of any of which a path may be given."""
+    """Without the thousands of classes of libraries, of any of which a path may be given."""
 
     def class_ref(self, class_type: Any, action: Any, subclass: bool) -> dict[str, Any]:
         class_type = get_generic_origin(class_type)
-        of_others = class_type.__module__.partition(".")[0] not in (*PACKAGES, "lightning")
-        if issubclass(class_type, type) or (of_others and issubclass(class_type, nn.Module)):
+        if not class_type.__module__.startswith(DESCRIBED) or issubclass(class_type, type):
             return dict(ANY_CLASS)
         return super().class_ref(class_type, action, subclass=subclass)
 
