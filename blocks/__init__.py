@@ -27,8 +27,11 @@ from blocks.edits import (
     ModalityMutualAttention,
     VisualAttentionRedistribution,
 )
+from blocks.frequency_filter import FrequencyFilter
+from blocks.gated import Gated
 from blocks.head_split import HeadSplit
 from blocks.kernel_attention import KernelAttention
+from blocks.large_kernel import LargeKernelAttention
 from blocks.linear_attention import LinearAttention
 from blocks.local_attention import LocalAttention
 from blocks.merge import Merge
@@ -66,11 +69,14 @@ __all__ = [
     "FasterVLM",
     "FeatureMixer",
     "FeatureReducer",
+    "FrequencyFilter",
+    "Gated",
     "Grid",
     "HeadAblation",
     "HeadEdit",
     "HeadSplit",
     "KernelAttention",
+    "LargeKernelAttention",
     "LayerPolicy",
     "LinearAttention",
     "LocalAttention",

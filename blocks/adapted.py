@@ -141,7 +141,8 @@ class Adapted(SoftmaxMixer):
     def _scaled(self, q: Tensor, grid: Grid) -> Tensor:
         """Queries, scaled as their logits are to be."""
         if self.trained_tokens is not None:
-            q = q * (math.log(max(grid.tokens, 2)) / math.log(self.trained_tokens))
+            tokens = q.new_full((), grid.tokens, dtype=torch.float32)  # as a number, each size would be a graph
+            q = q * (tokens.log() / math.log(self.trained_tokens)).to(q.dtype)
         return q if self.log_factor is None else q * self.log_factor.float().exp()[:, None, None].to(q.dtype)
 
     def _around(self, output: Tensor, q: Tensor, v: Tensor, grid: Grid) -> Tensor:
