@@ -30,6 +30,8 @@ Candidates = Mapping[str, Factory | Mapping[str, Factory | Shell]]
 class MeanOfValues(CoreMixer):
     """Every query gets the mean of all values: attention that knows no difference between keys."""
 
+    served_axes = (1, 2, 3)
+
     def flops(self, grid: Grid) -> int:
         """None: means are not counted."""
         return 0
@@ -41,6 +43,8 @@ class MeanOfValues(CoreMixer):
 
 class OwnValue(CoreMixer):
     """Every query gets its own value: attention of each token to itself."""
+
+    served_axes = (1, 2, 3)
 
     def flops(self, grid: Grid) -> int:
         """None: nothing is computed."""

@@ -80,7 +80,7 @@ class Recording:
     Attributes:
         sites: By path, in the order of the denoiser.
         names: Of the candidates that were asked for.
-        size: Height and width in model space of the first batch.
+        size: Sides in model space of the first batch.
         batches: How many.
         samples: How many, by bucket.
     """
@@ -88,7 +88,7 @@ class Recording:
     settings: Settings
     sites: dict[str, SiteRecord]
     names: list[str]
-    size: tuple[int, int] = (0, 0)
+    size: tuple[int, ...] = ()
     batches: int = 0
     samples: list[int] = field(default_factory=list)
 
@@ -131,7 +131,7 @@ def record(
             found.samples[bucket] += 1
         found.batches += 1
         if number == 0:
-            found.size = (batch["xt"].shape[-2], batch["xt"].shape[-1])
+            found.size = tuple(batch["xt"].shape[2:])
             kept = batch
         else:
             kept = None

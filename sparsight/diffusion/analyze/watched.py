@@ -26,6 +26,8 @@ from sparsight.diffusion.surgery.student import OnGrid, delivered_grid, install_
 class Watching(CoreMixer):
     """What holds a core's place while it is watched; nobody calls it."""
 
+    served_axes = (1, 2, 3)
+
     def flops(self, grid: Grid) -> int:
         """None of its own."""
         return 0

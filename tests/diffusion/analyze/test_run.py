@@ -19,32 +19,34 @@ from sparsight.diffusion.analyze.attention.statistics import measure
 from sparsight.diffusion.analyze.candidates import BASELINES, MeanOfValues, OwnValue, named
 from sparsight.diffusion.analyze.run import Recording, Settings, record, refused
 from sparsight.diffusion.analyze.watched import watched
-from sparsight.diffusion.families.known import example_inputs
+from sparsight.diffusion.families.known import example_inputs, family_of
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.surgery.replace import attention_weights, replace, set_mode, shells_of
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites
 from sparsight.testing import relative_l2
 from tests import tiny
+from tests.tiny_flux import flux
 from tests.tiny_rows import few
 from tests.tiny_sd3 import sd35
+from tests.tiny_wan import wan
 
 NEAR = partial(NeighborhoodAttention, kernel_size=3)
 NAME = "NeighborhoodAttention(kernel_size=3x3)"
-MAKE: dict[str, Callable[[], Any]] = {**tiny.FAMILIES, "sd3": sd35}
+MAKE: dict[str, Callable[[], Any]] = {**tiny.FAMILIES, "sd3": sd35, "flux": flux, "wan": wan}
 LEVELS = torch.tensor([10, 400, 990])
+NO_CONDITION = ("hidden_states", "sample", "timestep", "img_ids", "txt_ids")
 
 
 def batches(denoiser: Any, count: int = 2) -> list[dict[str, Any]]:
     torch.manual_seed(3)
-    made = []
-    for _ in range(count):
-        cond = example_inputs(denoiser, batch=3)
-        xt = cond.pop("hidden_states", None)
-        xt = cond.pop("sample") if xt is None else xt
-        del cond["timestep"]
-        made.append({"xt": xt, "cond": cond, "timestep": LEVELS, "level": LEVELS})
-    return made
+    channels, *sides = family_of(denoiser).sample_shape(denoiser)
+    size = tuple(min(side, most) for side, most in zip(sides, (2, 16, 16)[-len(sides) :], strict=True))
+    cond = example_inputs(denoiser, batch=3, size=size)
+    cond = {name: value for name, value in cond.items() if name not in NO_CONDITION}
+    return [
+        {"xt": torch.randn(3, channels, *size), "cond": cond, "timestep": LEVELS, "level": LEVELS} for _ in range(count)
+    ]
 
 
 def bucket_of(batch: Any) -> Tensor:
@@ -97,7 +99,7 @@ def test_errors_are_those_of_mixers_put_there_by_hand(family: str) -> None:
             set_mode([shell], mode)
             outputs.append((predicted(changed, batch), shell.take_output()))
         (wanted, wanted_site), (output, output_site) = outputs
-        errors = found.sites[site.path].errors[NAME]
+        errors = found.sites[site.path].errors[found.names[0]]
         # the teacher's own input enters the site in both passes, as nothing before it was changed
         assert errors.after.relative() == pytest.approx(relative_l2(output_site, wanted_site), rel=1e-4)
         assert errors.prediction.relative() == pytest.approx(relative_l2(output, wanted), rel=1e-4)
