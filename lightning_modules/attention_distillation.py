@@ -29,6 +29,7 @@ from sparsight.common.training.stage_clock import StageClock
 from sparsight.diffusion.measure.report import COSTS, replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.timesteps import Timesteps
 from sparsight.diffusion.surgery.plan import PlanEntry, plan_from
 from sparsight.diffusion.surgery.record import differing, record_of
 from sparsight.diffusion.surgery.replace import replace
@@ -300,7 +301,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         chosen, count = [], 0
         for batch in batches:
             batch = self.trainer.strategy.batch_to_device(batch) if self._trainer is not None else batch
-            chosen.append(self.noised(batch, step=0, condition_dropout=self.condition_dropout))
+            chosen.append(self._noised(batch, step=0))
             count += len(batch["index"]) * process_count()
             if count >= self.init_samples:
                 break
@@ -310,9 +311,14 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
                     self.distiller.predict(batch, Mode.TEACHER)
             start_from_teacher(shell.mixer, shell.attention, [gathered(sample) for sample in samples])
 
+    def _noised(self, batch: Mapping[str, Any], *, step: int) -> dict[str, Any]:
+        return self.noised(
+            batch, step=step, condition_dropout=self.condition_dropout, timesteps=self.stage.timesteps or Timesteps()
+        )
+
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The stage's loss; logs every term and every site's relative L2 error."""
-        noised = self.noised(batch, step=self.global_step, condition_dropout=self.condition_dropout)
+        noised = self._noised(batch, step=self.global_step)
         if self.stage.objective == "layerwise":
             terms = self.distiller.layerwise(noised)
         else:

@@ -21,6 +21,7 @@ from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.load import load_polished
+from sparsight.diffusion.model.timesteps import EVEN, Timesteps
 from sparsight.diffusion.train.losses import min_snr_weight
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class DenoiserTraining(DiffusionModule):
         text_tokens: Tokens of every caption for it.
         trainable: Patterns of parameter names to train, e.g. ``*.attn1.*``; everything else is frozen.
         condition_dropout: Share of samples trained without their condition, for classifier-free guidance.
+        timesteps: At which noise levels is trained how often; all alike, shifted by the size as the pipeline does, if
+            not given.
         snr_gamma: Clip of the min-SNR loss weight (Hang et al., arXiv 2303.09556); none weighs all timesteps alike.
         optimizer: Optimiser class and options.
         lr_schedule: One of transformers' schedules, e.g. ``constant_with_warmup`` or ``cosine``.
@@ -75,6 +78,7 @@ class DenoiserTraining(DiffusionModule):
         text_tokens: int = 16,
         trainable: Sequence[str] = ("*",),
         condition_dropout: float = 0.1,
+        timesteps: Timesteps | None = None,
         snr_gamma: float | None = None,
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4),
         lr_schedule: str = "constant_with_warmup",
@@ -117,7 +121,7 @@ class DenoiserTraining(DiffusionModule):
         self.diffusion.guidance = guidance_scale
         self.denoiser: Any = self.diffusion.denoiser.float()  # half precision swallows small updates
         self.condition_dropout = condition_dropout
-        self.snr_gamma = snr_gamma
+        self.snr_gamma, self.timesteps = snr_gamma, timesteps
         self.optimizer, self.lr_schedule, self.warmup_steps = optimizer, lr_schedule, warmup_steps
         for name, parameter in self.denoiser.named_parameters():
             parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in trainable))
@@ -184,7 +188,8 @@ class DenoiserTraining(DiffusionModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean squared error to the target of the noising process."""
-        loss = self._loss(batch, step=self.global_step, condition_dropout=self.condition_dropout)
+        timesteps = self.timesteps or Timesteps()
+        loss = self._loss(batch, step=self.global_step, condition_dropout=self.condition_dropout, timesteps=timesteps)
         self.guard.note({"denoising": loss}, batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
@@ -199,8 +204,10 @@ class DenoiserTraining(DiffusionModule):
         loss = self._loss(batch, step=STREAM_OFFSET_EVAL, condition_dropout=0.0)
         self.log("test/loss", loss, batch_size=len(batch["index"]), sync_dist=True)
 
-    def _loss(self, batch: Mapping[str, Any], *, step: int, condition_dropout: float) -> Tensor:
-        noised = self.noised(batch, step=step, condition_dropout=condition_dropout)
+    def _loss(
+        self, batch: Mapping[str, Any], *, step: int, condition_dropout: float, timesteps: Timesteps = EVEN
+    ) -> Tensor:
+        noised = self.noised(batch, step=step, condition_dropout=condition_dropout, timesteps=timesteps)
         if "target" not in noised:
             raise ValueError("the data holds trajectory states without a true target: train on images or samples")
         output = predict(self.denoiser, noised["xt"], noised["timestep"], noised["cond"])

@@ -24,6 +24,7 @@ from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.randomness import Stream, sample_normal, sample_uniform
 from sparsight.diffusion.model.sampling import check_steps, sample, starting_noise
+from sparsight.diffusion.model.timesteps import EVEN, Timesteps
 from sparsight.diffusion.train.sharding import shard
 
 VARIANTS = 8  # compilations of one block
@@ -91,13 +92,16 @@ class DiffusionModule(TrainedPartsModule):
 
     # -- batches -------------------------------------------------------------------------------------------------
 
-    def noised(self, batch: Mapping[str, Any], *, step: int, condition_dropout: float) -> dict[str, Any]:
+    def noised(
+        self, batch: Mapping[str, Any], *, step: int, condition_dropout: float, timesteps: Timesteps = EVEN
+    ) -> dict[str, Any]:
         """The batch contract with ``xt``, ``timestep``, ``level`` and, for clean samples, ``target`` added.
 
         Args:
             batch: What the datamodule gave.
             step: Optimiser step that the draws belong to.
             condition_dropout: Share of samples that lose their condition.
+            timesteps: From which noise levels are drawn, unless the batch has some.
         """
         prepared = self.diffusion.prepare(batch)
         index = batch["index"]
@@ -111,7 +115,7 @@ class DiffusionModule(TrainedPartsModule):
         clean = prepared["sample"]
         uniform_B = sample_uniform(seed=self.seed, step=step, index=index, stream=Stream.TIMESTEP)
         noise = sample_normal(clean.shape[1:], seed=self.seed, step=step, index=index, stream=Stream.NOISE)
-        level = process.levels(uniform_B)
+        level = self.diffusion.levels(uniform_B, clean.shape[2:], timesteps)
         noise = noise.to(clean)
         prepared |= {
             "level": level,

@@ -30,7 +30,8 @@ class Model:
         name: How its folder is loaded: a hub id, or the folder's own name.
         denoiser: Name of the diffusers class.
         part: ``unet`` or ``transformer``.
-        size: Height and width that the denoiser was made for, in model space.
+        size: Sides that the denoiser was made for, in model space.
+        checked: Sides at which it was compared after loading it again.
         class_conditional: Whether it draws classes rather than captions.
         licence: Entries of a card's metadata that begin with ``license``.
         sites: Recorded mixers by the path of the self-attention that they replace.
@@ -49,6 +50,7 @@ class Model:
     denoiser: str
     part: str
     size: tuple[int, ...]
+    checked: tuple[int, ...]
     class_conditional: bool
     licence: Mapping[str, Any]
     sites: Mapping[str, Any]
@@ -154,7 +156,7 @@ def _precision(model: Model) -> str:
     whole = max(value for name, value in model.reloaded.items() if name != "fp16")
     text = (
         f"Weights are in fp32. Loaded in a fresh process, the denoiser answers like the one that was exported "
-        f"(relative L2 {whole:.1e}, fixed random inputs, {_sides(model)}, CPU)."
+        f"(relative L2 {whole:.1e}, fixed random inputs, {_sides(model.checked)}, CPU)."
     )
     if whole > EXACT:
         text += " The difference is that of precision or device: the original did not compute in fp32 on a CPU."
@@ -167,8 +169,8 @@ def _precision(model: Model) -> str:
     return text
 
 
-def _sides(model: Model) -> str:
-    return "x".join(map(str, model.size))
+def _sides(size: tuple[int, ...]) -> str:
+    return "x".join(map(str, size))
 
 
 def _places(count: int, model: Model) -> str:
@@ -176,7 +178,7 @@ def _places(count: int, model: Model) -> str:
 
 
 def _limits(model: Model) -> str:
-    lines = [f"- Made for {_sides(model)} in the space of the denoiser; nothing is said here about other sizes."]
+    lines = [f"- Made for {_sides(model.size)} in the space of the denoiser; nothing is said here about other sizes."]
     whole = len(model.sites) - len(model.cores)
     if whole:
         lines.append(

@@ -125,12 +125,13 @@ def _plain(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def reference_output(denoiser: Any) -> tuple[dict[str, Any], Tensor]:
-    """Fixed inputs (batch 2, the denoiser's own size), and what the student in memory returns for them."""
-    parameter = next(denoiser.parameters())
+    """Fixed inputs (batch 2, of its family's ``check_size``), and what the student in memory returns for them."""
+    parameter, family = next(denoiser.parameters()), family_of(denoiser)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        inputs = example_inputs(denoiser, batch=2, dtype=compute_dtype(denoiser))
-    inputs["timestep"] = family_of(denoiser).told(torch.tensor([100, 900]))
+        size = family.check_size(denoiser)
+        inputs = example_inputs(denoiser, batch=2, size=size, dtype=compute_dtype(denoiser))
+    inputs["timestep"] = family.told(torch.tensor([100, 900]))
     with _as_student(denoiser), torch.compiler.set_stance("force_eager"):
         output = denoiser(**_on(parameter.device, inputs), return_dict=False)[0]
     return inputs, output.float().cpu()

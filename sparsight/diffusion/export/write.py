@@ -100,6 +100,7 @@ def _describe(
         denoiser=family_of(model.denoiser).name,
         part=model.component,
         size=model.sample_shape()[1:],
+        checked=family_of(model.denoiser).check_size(model.denoiser),
         class_conditional=isinstance(model.conditioner, ClassLabels),
         licence=licence,
         sites=record_of(model.denoiser)["sites"],

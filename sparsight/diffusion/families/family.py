@@ -101,6 +101,10 @@ class Family(ABC):
         size = denoiser.config.sample_size
         return denoiser.config.in_channels, *(size if isinstance(size, (tuple, list)) else (size, size))
 
+    def check_size(self, denoiser: Any) -> tuple[int, ...]:
+        """Sides at which an export is compared with what it was written from: its own where those are few tokens."""
+        return self.sample_shape(denoiser)[1:]
+
     def patch(self, denoiser: Any) -> tuple[int, ...]:
         """Cells of model space that become one token, along each side; a side is a multiple of its own."""
         patch = denoiser.config.get("patch_size") or 1

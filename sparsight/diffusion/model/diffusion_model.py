@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from sparsight.diffusion.families.known import conditioner_for, family_of
 from sparsight.diffusion.model.load import denoiser_name, load_pipeline
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.scaling import scaling_of, warn_of_unused
+from sparsight.diffusion.model.timesteps import Timesteps
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -151,6 +153,26 @@ class DiffusionModel:
         prepared["cond"] = self.with_guidance(self.condition(batch, size), self.guidance)
         prepared["uncond"] = self.with_guidance(self.unconditional(batch, shape[0], size), self.guidance)
         return prepared
+
+    def levels(self, uniform_B: Tensor, sides: Sequence[int], timesteps: Timesteps) -> Tensor:
+        """Noise levels (B,) that training draws for uniform numbers in [0, 1).
+
+        Args:
+            uniform_B: The numbers.
+            sides: Of a sample in model space, which may shift the levels.
+            timesteps: The density that is drawn from.
+        """
+        time_B, scheduler = timesteps.times(uniform_B), self.pipeline.scheduler
+        told = self.timetable(scheduler, 1, sides) if timesteps.shifted else {}
+        if "mu" in told:
+            time_B = scheduler.time_shift(told["mu"], 1.0, time_B)
+        return self.process.levels(time_B)
+
+    def timetable(self, scheduler: Any, steps: int, sides: Sequence[int]) -> dict[str, Any]:
+        """What the family's pipelines hand to ``set_timesteps`` for a sample of these sides in model space."""
+        family = family_of(self.denoiser)
+        tokens = math.prod(side // p for side, p in zip(sides, family.patch(self.denoiser), strict=True))
+        return family.timetable(scheduler, steps, tokens)
 
     @property
     def takes_guidance(self) -> bool:

@@ -73,9 +73,9 @@ class NoiseProcess:
         """
         return self.prediction_type == "epsilon" and bool(self._alpha_T[-1] ** 2 < NO_SIGNAL)
 
-    def levels(self, uniform_B: Tensor) -> Tensor:
-        """Noise levels (indices into the training table, int64, (B,)) for uniform numbers in [0, 1)."""
-        return (uniform_B * self.num_train_timesteps).long()
+    def levels(self, time_B: Tensor) -> Tensor:
+        """Noise levels (indices into the training table, int64, (B,)) for times in [0, 1), such as uniform numbers."""
+        return (time_B * self.num_train_timesteps).long().clamp_max(self.num_train_timesteps - 1)
 
     def timestep(self, level_B: Tensor) -> Tensor:
         """What the denoiser is told at each noise level, (B,)."""

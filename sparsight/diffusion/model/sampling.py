@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from sparsight.common.errors import require
 from sparsight.diffusion.families.conditioning import concatenate_conditions
-from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.randomness import Stream, sample_normal
@@ -86,9 +84,7 @@ def sample(
     sampler = deterministic_sampler(model.pipeline.scheduler)
     check_steps(model, steps, name="steps")
     state = noise.to(model.device)
-    family = family_of(model.denoiser)
-    tokens = math.prod(side // p for side, p in zip(state.shape[2:], family.patch(model.denoiser), strict=True))
-    sampler.set_timesteps(**family.timetable(sampler, steps, tokens), device=model.device)
+    sampler.set_timesteps(**model.timetable(sampler, steps, state.shape[2:]), device=model.device)
     size = (state.shape[-2] * model.pixels_per_cell, state.shape[-1] * model.pixels_per_cell)
     cond = model.with_guidance(model.condition(batch, size), guidance)
     twice = guidance != 1.0 and not model.takes_guidance

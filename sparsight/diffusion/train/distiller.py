@@ -19,7 +19,7 @@ from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.surgery.replace import set_mode
 from sparsight.diffusion.surgery.shell import Mode, Shell
 from sparsight.diffusion.surgery.site_error import TINY, mean_squares
-from sparsight.diffusion.train.losses import min_snr_weight, snr_over_gamma_weight
+from sparsight.diffusion.train.losses import min_snr_weight, paper_weight
 from sparsight.diffusion.train.residual import ResidualTaps
 from sparsight.diffusion.train.stages import Objective
 
@@ -118,9 +118,8 @@ class Distiller:
         if objective.timestep_weight == "none":
             return error_B.mean()
         snr_B = self.process.snr(noised["level"]).to(error_B.device)
-        if objective.timestep_weight == "paper":
-            return (snr_over_gamma_weight(snr_B, objective.gamma) * error_B).mean()
-        return (min_snr_weight(snr_B, objective.gamma, self.process.prediction_type) * error_B).mean()
+        weight = paper_weight if objective.timestep_weight == "paper" else min_snr_weight
+        return (weight(snr_B, objective.gamma, self.process.prediction_type) * error_B).mean()
 
     def _normalised(self, squares: Squares) -> dict[str, Tensor]:
         """This process's errors over the teacher's mean squares in the batches of all processes."""

@@ -10,6 +10,7 @@ from typing import Literal
 
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.training.lr_schedules import SCHEDULES
+from sparsight.diffusion.model.timesteps import Timesteps
 
 
 @dataclass
@@ -24,7 +25,8 @@ class Objective:
             added (``residual``).
         site_normalised: Divide every site's error by the teacher's mean square, and average over sites; otherwise
             plain mean squared errors, summed.
-        timestep_weight: ``none``; ``min_snr`` (Hang et al., arXiv 2303.09556); ``paper``: min(gamma * SNR, 1).
+        timestep_weight: ``none``; ``min_snr`` (Hang et al., arXiv 2303.09556): min(SNR, gamma) of the error of the
+            sample; ``paper``: min(gamma * SNR, 1) of the error of the noise; both whatever the denoiser predicts.
         gamma: Of the timestep weight.
     """
 
@@ -58,6 +60,8 @@ class Stage:
         lr: Learning rate at its highest.
         lr_schedule: One of transformers' schedules, e.g. ``constant_with_warmup`` or ``cosine``.
         warmup_steps: Steps over which the learning rate rises.
+        timesteps: At which noise levels is trained how often; all alike, shifted by the size as the pipeline does, if
+            not given.
 
     Raises:
         ValueError: A number is out of range, or the schedule or the preset is unknown.
@@ -69,6 +73,7 @@ class Stage:
     lr: float = 3e-4
     lr_schedule: str = "constant_with_warmup"
     warmup_steps: int = 100
+    timesteps: Timesteps | None = None
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", self.steps, "1 or more")

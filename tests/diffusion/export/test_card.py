@@ -87,6 +87,8 @@ def test_a_learned_variance_is_told_as_not_trained(family: str, learned: bool, t
         "parameters": (1, 1),
     }
     flags = {"class_conditional": False, "pipeline_code": False, "fp16": False, "delta": False}
-    model = Model("name", type(denoiser).__name__, "transformer", (8, 8), **facts, **flags, learned_variance=learned)
+    model = Model(
+        "name", type(denoiser).__name__, "transformer", (8, 8), (8, 8), **facts, **flags, learned_variance=learned
+    )
     write_card(tmp_path, model=model, run=Run(), base=None)
     assert ("learned variance, which training did not look at" in (tmp_path / "README.md").read_text()) == learned
