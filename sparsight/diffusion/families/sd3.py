@@ -29,6 +29,16 @@ class SD3(Family):
     stacks = frozenset({"SD3Transformer2DModel"})
     shard_units = frozenset({"JointTransformerBlock"})
     text: ClassVar[Mapping[str, Literal["before", "after"]]] = {"attn": "after"}
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "sd35_medium": {
+            "num_layers": 24,
+            "num_attention_heads": 24,
+            "caption_projection_dim": 1536,
+            "pos_embed_max_size": 384,
+            "dual_attention_layers": tuple(range(13)),
+            "qk_norm": "rms_norm",
+        }
+    }
     latent_settings: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "StableDiffusion3": ("shift_factor",),
         "PixelSD3": ("shift_factor",),

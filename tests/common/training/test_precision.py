@@ -13,7 +13,14 @@ from sparsight.command.trainer import SparsightTrainer
 from sparsight.common.training.precision import processor_computes_in_bf16
 
 X86 = {"architecture": "x86_64", "avx2": True}
-NEEDS_A_GPU = ("_24gb", "_paper", "llava15_", "bunny_", "own_")  # experiments whose models a processor cannot train
+NEEDS_A_GPU = (
+    "_24gb",
+    "_80gb",
+    "_paper",
+    "llava15_",
+    "bunny_",
+    "own_",
+)  # experiments whose models a processor cannot train
 
 
 @pytest.mark.parametrize(

@@ -218,3 +218,11 @@ def test_the_page_has_the_numbers_of_its_command(name: str) -> None:
     (table,) = re.findall(r"^\|  ?\| standing \|.*\n(?:\|.*\n)+", page, flags=re.MULTILINE)
     assert header in table and row in table
     assert all(0.1 < float(count) < 20 for count in row.split("|")[2:-1])  # batches of the recipes for 24 GB
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", diffusion_memory.LARGE)
+def test_the_page_has_the_numbers_of_large_models(title: str) -> None:
+    header, _, row = markdown_table([diffusion_memory.large_row(title)]).splitlines()
+    (table,) = re.findall(r"^\|  ?\| frozen, .*\n(?:\|.*\n)+", Path("docs/recipes.md").read_text(), flags=re.MULTILINE)
+    assert header in table and row in table
