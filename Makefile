@@ -15,7 +15,7 @@ LOWEST ?= .venv-lowest
 UV = $(LOWEST)/bin/uv pip
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart test test-slow test-browser test-gpu test-faults test-portable test-lowest lint format pins clean
+.PHONY: help venv quickstart docs test test-slow test-browser test-gpu test-faults test-portable test-lowest lint format pins clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -24,6 +24,9 @@ venv: $(READY)  ## Make the virtual environment and install sparsight with its d
 
 quickstart: $(READY)  ## Distil the shipped teacher and measure the student: about 10 minutes on 2 cores
 	$(BIN)/python benchmarks/quickstart.py
+
+docs: $(READY)  ## Build the documentation site into site/; look at it with `python3 -m http.server -d site`
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 test: $(READY)  ## Lint, types and tests, in WORKERS processes: about 10 minutes on 2 cores
 	$(STYLE)

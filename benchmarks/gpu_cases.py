@@ -69,7 +69,7 @@ class Case:
 
     Attributes:
         candidate: Its name.
-        part: What of it: :data:`LAYER`, :data:`STAGES`, one convolution, or :data:`WHOLE`.
+        part: What of it: ``LAYER``, ``STAGES``, one convolution, or ``WHOLE``.
         call: Computes the output.
         compiled: The modules that `torch.compile` is applied to.
         weights: Parameters that are read.

@@ -53,8 +53,8 @@ class Piece:
     """Candidates that are measured together, in turn.
 
     Attributes:
-        level: One of :data:`LEVELS`.
-        mode: One of :data:`MODES`.
+        level: One of ``LEVELS``.
+        mode: One of ``MODES``.
         direction: ``forward`` or ``forward+backward``.
         model: Name of the model.
         pixels: Side of the image.
@@ -86,7 +86,7 @@ class Bench:
         self._denoisers: tuple[tuple[str, str], dict[str, Any]] = (("", ""), {})
 
     def pieces(self) -> Iterator[Piece]:
-        """All that the options ask for, in the order of :data:`PHASES`, small images first."""
+        """All that the options ask for, in the order of ``PHASES``, small images first."""
         options = self.options
         for level, mode, direction in PHASES:
             if level not in options.levels or mode not in options.modes:

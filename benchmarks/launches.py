@@ -63,7 +63,7 @@ class LayerByLayer(DeltaConvBlock):
     autocasts = False
 
     def forward(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
-        """As :meth:`DeltaConvBlock.reference`."""
+        """As ``DeltaConvBlock.reference``."""
         return self.reference(hidden_BNC, grid)
 
 

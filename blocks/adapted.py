@@ -126,7 +126,7 @@ class Adapted(SoftmaxMixer):
         return self._around(output, q, v, grid), lse
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Any:
-        """As :meth:`partial` around the reference of the part, or :meth:`mix` where it cannot tell."""
+        """As ``partial`` around the reference of the part, or ``mix`` where it cannot tell."""
         output = self.mixers[0].reference(self._scaled(q, grid), k, v, grid, scale)
         output, *lse = output if isinstance(output, tuple) else (output,)
         output = self._around(output, q, v, grid)

@@ -183,7 +183,7 @@ class SiteSamples:
 class TokenMixer(nn.Module, ABC):
     """Base of everything that can stand in for a self-attention.
 
-    Subclass :class:`CoreMixer` or :class:`FeatureMixer`, take a :class:`Site` as the only positional argument and
+    Subclass ``CoreMixer`` or ``FeatureMixer``, take a ``Site`` as the only positional argument and
     plain-data keyword options after it, and keep each option in an attribute of its name: they are written to YAML,
     checkpoints and exports. The file of a mixer may import torch, ``blocks`` and plain files beside it, which travel
     inside an exported model with it.
@@ -206,7 +206,7 @@ class TokenMixer(nn.Module, ABC):
 
     @property
     def is_softmax(self) -> bool:
-        """Whether :meth:`SoftmaxMixer.partial` may be called."""
+        """Whether ``SoftmaxMixer.partial`` may be called."""
         return isinstance(self, SoftmaxMixer)
 
     @abstractmethod
@@ -221,7 +221,7 @@ class TokenMixer(nn.Module, ABC):
     def padded(self, grid: Grid) -> Grid:
         """The grid that it computes on, each side at a multiple of what it cuts it into (default: the grid itself).
 
-        :meth:`flops` counts what is padded, and reports name it.
+        ``flops`` counts what is padded, and reports name it.
         """
         return grid
 
@@ -246,7 +246,7 @@ class CoreMixer(TokenMixer):
         """Mix tokens: ``q``, ``k``, ``v`` are (B, h, N, d), and so is the result; ``scale`` is the teacher's."""
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
-        """As :meth:`mix`; sites call the module, so that whatever offloads, shards or casts modules sees it."""
+        """As ``mix``; sites call the module, so that whatever offloads, shards or casts modules sees it."""
         return self.mix(q, k, v, grid, scale)
 
 
@@ -265,20 +265,20 @@ class SoftmaxMixer(CoreMixer):
         return True
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float, *, mass: bool = False) -> Any:
-        """As :meth:`mix`, or with ``mass`` as :meth:`partial`: what is made of mixers calls them as modules, too."""
+        """As ``mix``, or with ``mass`` as ``partial``: what is made of mixers calls them as modules, too."""
         return self.partial(q, k, v, grid, scale) if mass else self.mix(q, k, v, grid, scale)
 
     @abstractmethod
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> tuple[Tensor, Tensor]:
-        """Mix as :meth:`mix` does, and tell the mass of the keys.
+        """Mix as ``mix`` does, and tell the mass of the keys.
 
         Returns:
             Output (B, h, N, d), and the log-sum-exp of each query's logits (B, h, N, 1) in fp32: minus infinity where a
-            query sees no key. See :func:`blocks.ops.partial.merge`.
+            query sees no key. See ``blocks.ops.partial.merge``.
         """
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> tuple[Tensor, Tensor]:
-        """The slow and obvious twin of :meth:`partial`, which tests compare it with; itself where it is obvious."""
+        """The slow and obvious twin of ``partial``, which tests compare it with; itself where it is obvious."""
         return self.partial(q, k, v, grid, scale)
 
 

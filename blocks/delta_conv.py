@@ -92,7 +92,7 @@ class DeltaConvBlock(FeatureMixer):
     ``pool`` of the image's mean is added. Options left at ``None`` are taken from the preset.
 
     Parameters start as torch's Linear and Conv2d do (the released code starts its kernels smaller), unless
-    :meth:`init_from_teacher` is called.
+    ``init_from_teacher`` is called.
 
     Args:
         site: Where the mixer stands.
@@ -167,7 +167,7 @@ class DeltaConvBlock(FeatureMixer):
         return delta_conv(hidden_BNC, weights, self._form(), grid)
 
     def reference(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
-        """Map the hidden state (B, N, C) to the output layer by layer; see :mod:`blocks.ops.delta_conv.naive`."""
+        """Map the hidden state (B, N, C) to the output layer by layer; see ``blocks.ops.delta_conv.naive``."""
         return naive.delta_conv(hidden_BNC, self._layers(hidden_BNC, grid), self._form(), grid)
 
     def features(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:

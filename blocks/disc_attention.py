@@ -1,7 +1,7 @@
 """Attention inside a disc around each query, the convolution-like attention of CLEAR.
 
 Liu et al., "CLEAR: Conv-Like Linearization Revs Pre-Trained Diffusion Transformers Up", arXiv 2412.16112. Discs are cut
-off at the borders. Its pooled keys are :class:`blocks.PooledAttention` beside it in a :class:`blocks.Merge`.
+off at the borders. Its pooled keys are ``blocks.PooledAttention`` beside it in a ``blocks.Merge``.
 """
 
 from __future__ import annotations

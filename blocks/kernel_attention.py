@@ -49,7 +49,7 @@ class KernelAttention(SoftmaxMixer):
         decay: Weights fall with the distance along the sequence of rows (``two`` scans, forward and back), or along
             that of rows and of columns (``four``); a learned rate per head.
         augmented: Keys weigh by how much the mean query asks for them, by a learned share that starts at none.
-        without: A local mixer, whose keys a query does not see here; beside that mixer in a :class:`blocks.Merge`.
+        without: A local mixer, whose keys a query does not see here; beside that mixer in a ``blocks.Merge``.
 
     Raises:
         ValueError: An option is unknown, or some exclude each other.

@@ -39,7 +39,7 @@ class Merge(SoftmaxMixer):
         shared_keys: Parts may see a key twice, as discs and pooled keys do in CLEAR.
 
     Raises:
-        ValueError: The penalty is negative, there is no part, one has no :meth:`~blocks.SoftmaxMixer.partial`, or two
+        ValueError: The penalty is negative, there is no part, one has no ``partial``, or two
             see one key.
     """
 

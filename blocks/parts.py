@@ -20,7 +20,7 @@ def made_parts(owner: str, parts: Sequence[Part | Mapping[str, Any]], sites: Seq
 
     Args:
         owner: Name of its class.
-        parts: What makes each of them: a function of the site, or plain data as :func:`plain_part` gives it.
+        parts: What makes each of them: a function of the site, or plain data as ``plain_part`` gives it.
         sites: The site of each.
 
     Raises:
@@ -49,7 +49,7 @@ def made_part(part: Part | Mapping[str, Any], site: Site, name: str) -> Any:
     """One mixer.
 
     Args:
-        part: What makes it: a function of the site, or plain data as :func:`plain_part` gives it.
+        part: What makes it: a function of the site, or plain data as ``plain_part`` gives it.
         site: Its site.
         name: What it is called in messages.
 

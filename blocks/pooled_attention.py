@@ -43,10 +43,10 @@ class PooledAttention(SoftmaxMixer):
         site: Where the mixer stands.
         tile: Side of a tile in tokens, or one for each of the last axes. A tile larger than the grid is cut to it.
         cells: Cut every axis into so many tiles instead, at any size, as PVT v2 does; ``tile`` then counts for nothing.
-        without_own: Whether a query does not see the tile that it lies in, as beside :class:`blocks.TileAttention` of
-            the same tiles in a :class:`blocks.Merge`. Where there is one tile alone it then gives zero.
+        without_own: Whether a query does not see the tile that it lies in, as beside ``blocks.TileAttention`` of
+            the same tiles in a ``blocks.Merge``. Where there is one tile alone it then gives zero.
         without: A local mixer, whose keys a query does not see here: a tile weighs as many tokens as are left of it.
-            Beside that mixer in a :class:`blocks.Merge`.
+            Beside that mixer in a ``blocks.Merge``.
         within: Side of a larger tile, a multiple of ``tile``: a query sees tiles of its own larger tile alone. A level
             of a pyramid, beside the next one with the larger tile and ``without_own``.
         pooling: ``mean``, or a weighted one: ``positions`` learns a weight for each position in a tile (CLEAR),

@@ -1,7 +1,7 @@
 """Attention inside tiles: the grid is cut into equal tiles, and every token attends to those of its own.
 
 The windows of Liu et al., "Swin Transformer", arXiv 2103.14030, without their shift. Alone it joins nothing across
-borders; merged with :class:`blocks.PooledAttention`, which sees all other tiles, it does.
+borders; merged with ``blocks.PooledAttention``, which sees all other tiles, it does.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 @runtime_checkable
 class Draws(Protocol):
-    """A module that draws samples, as :class:`lightning_modules.diffusion.DiffusionModule` does."""
+    """A module that draws samples, as ``lightning_modules.diffusion.DiffusionModule`` does."""
 
     diffusion: DiffusionModel
 

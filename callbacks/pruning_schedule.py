@@ -16,7 +16,7 @@ ORDERS = ("score", "first", "last")
 
 
 class PruningSchedule(Callback):
-    """Retires the sites of a module along a schedule; see :class:`sparsight.common.training.schedule.Schedule`.
+    """Retires the sites of a module along a schedule; see ``sparsight.common.training.schedule.Schedule``.
 
     In AttentionDistillation a retired site is one where the mixer is on instead of the attention. The others learn
     beside their attention until then, so every parameter trains from the first step on, as DDP needs it. With an

@@ -137,7 +137,7 @@ class LengthSampler(GroupSampler):
         groups: Group of every sample.
         lengths: Length of every sample, in any unit.
         pool: Batches of a pool: more make lengths more alike, fewer make the order more random.
-        options: As for :class:`GroupSampler`.
+        options: As for ``GroupSampler``.
     """
 
     def __init__(self, groups: Sequence[int], *, lengths: Sequence[int], pool: int = 32, **options: Any) -> None:

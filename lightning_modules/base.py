@@ -250,7 +250,7 @@ class TrainedPartsModule(LightningModule):
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in kept}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load what :meth:`state_dict` saved.
+        """Load what ``state_dict`` saved.
 
         Raises:
             ValueError: A trained tensor is missing, or one is there that was not trained.

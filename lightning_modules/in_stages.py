@@ -11,7 +11,7 @@ SAVED = "sparsight"  # key in checkpoints under which a module keeps what is its
 
 
 class InStages(TrainedPartsModule, Generic[AnyStage]):
-    """Lets the stages of :attr:`clock`, which a subclass sets, follow each other; other bases are named after it.
+    """Lets the stages of ``clock``, which a subclass sets, follow each other; other bases are named after it.
 
     Attributes:
         clock: The stages.
@@ -50,7 +50,7 @@ class InStages(TrainedPartsModule, Generic[AnyStage]):
             self.trainer.strategy.setup_optimizers(self.trainer)
 
     def on_stage_start(self) -> None:
-        """Prepare the model for :attr:`stage`, which is new; its optimiser is made afterwards."""
+        """Prepare the model for ``stage``, which is new; its optimiser is made afterwards."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the stage beside what the subclass keeps."""

@@ -66,7 +66,7 @@ class LVLMEvaluation(LVLMModule):
         super().setup(stage)
 
     def training_step(self, *arguments: Any) -> None:
-        """Never called, but without it Lightning refuses to fit before :meth:`setup` can say why."""
+        """Never called, but without it Lightning refuses to fit before ``setup`` can say why."""
 
     def configure_optimizers(self) -> Any:
         """There is nothing to optimise."""

@@ -125,7 +125,7 @@ class SparseLayerTuning(TunedLayers):
         """Refuse what would fail while it trains.
 
         Raises:
-            ConfigurationError: As :func:`check_tuning` and :meth:`Healing.begin`.
+            ConfigurationError: As ``check_tuning`` and ``Healing.begin``.
         """
         super().setup(stage)
         if stage != "fit":

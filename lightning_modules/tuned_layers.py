@@ -91,11 +91,11 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
         return sorted(self.learned.layers)
 
     def write_export(self, folder: Path, name: str, *, fp16: bool, **facts: Any) -> None:
-        """Write a transformers folder, in the precision of the frozen part; see :func:`write_lvlm`."""
+        """Write a transformers folder, in the precision of the frozen part; see ``write_lvlm``."""
         write_lvlm(self, folder, name, **facts)
 
     def rehearse_export(self, processor: Any) -> None:
-        """Try what an export needs besides trained weights; see :func:`sparsight.lvlm.export.rehearsal`."""
+        """Try what an export needs besides trained weights; see ``sparsight.lvlm.export.rehearsal``."""
         rehearse_export(self, processor or load_processor(self.base, **self.source))
 
     def train(self, mode: bool = True) -> Any:

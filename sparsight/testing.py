@@ -30,7 +30,7 @@ def check_mixer(
     transposable: bool = False,
     tolerance: float = 1e-4,
 ) -> None:
-    """Check that a mixer keeps every promise of :class:`blocks.TokenMixer`; takes seconds on a CPU.
+    """Check that a mixer keeps every promise of ``blocks.TokenMixer``; takes seconds on a CPU.
 
     Args:
         factory: Makes a mixer for a site, e.g. the class itself or ``partial(MyMixer, kernel_size=5)``. It must be
@@ -67,7 +67,7 @@ def check_mixer(
 
 
 def apply_mixer(mixer: TokenMixer, inputs: Sequence[Tensor], grid: Grid) -> Tensor:
-    """Run a mixer of either kind; ``inputs`` is what :func:`random_inputs` returned for it."""
+    """Run a mixer of either kind; ``inputs`` is what ``random_inputs`` returned for it."""
     if isinstance(mixer, CoreMixer):
         q, k, v = inputs
         return mixer.mix(q, k, v, grid, mixer.site.head_dim**-0.5)

@@ -124,7 +124,7 @@ def save_text_encoder(folder: Path, width: int = 32) -> Path:
 
 
 def save_pixel_unet_pipeline(folder: Path, **options: Any) -> Path:
-    """A pixel-space pipeline over :func:`unet` with the text encoder of :func:`save_text_encoder`."""
+    """A pixel-space pipeline over ``unet`` with the text encoder of ``save_text_encoder``."""
     from sparsight.diffusion.pipelines.text_encoders import load_text_encoder
 
     denoiser = awake(unet(**{"in_channels": 3, "out_channels": 3} | options))
@@ -158,7 +158,7 @@ def sd3(**options: Any) -> Any:
 
 
 def save_pixel_sd3_pipeline(folder: Path, **options: Any) -> Path:
-    """A pixel-space pipeline over :func:`sd3` with the text encoder of :func:`save_text_encoder`."""
+    """A pixel-space pipeline over ``sd3`` with the text encoder of ``save_text_encoder``."""
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     from sparsight.diffusion.pipelines.text_encoders import load_text_encoder
@@ -170,7 +170,7 @@ def save_pixel_sd3_pipeline(folder: Path, **options: Any) -> Path:
 
 
 def save_sd_pipeline(folder: Path, **options: Any) -> Path:
-    """A Stable Diffusion folder over :func:`unet`; its text encoder reads 8 tokens, one for every letter."""
+    """A Stable Diffusion folder over ``unet``; its text encoder reads 8 tokens, one for every letter."""
     # only the tests that draw from captions pay for these imports
     from diffusers import DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTextModel
@@ -190,7 +190,7 @@ def save_sd_pipeline(folder: Path, **options: Any) -> Path:
 
 
 def save_sdxl_pipeline(folder: Path, **options: Any) -> Path:
-    """A Stable Diffusion XL folder over :func:`sdxl_unet`; two text encoders read as in :func:`save_sd_pipeline`."""
+    """A Stable Diffusion XL folder over ``sdxl_unet``; two text encoders read as in ``save_sd_pipeline``."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
@@ -210,7 +210,7 @@ def save_sdxl_pipeline(folder: Path, **options: Any) -> Path:
 
 
 def save_pixart_pipeline(folder: Path, **options: Any) -> Path:
-    """A PixArt-Sigma folder over :func:`pixart`; its T5 reads one token for every letter."""
+    """A PixArt-Sigma folder over ``pixart``; its T5 reads one token for every letter."""
     from diffusers import DPMSolverMultistepScheduler, PixArtSigmaPipeline
     from transformers import T5Config, T5EncoderModel, T5Tokenizer
 
@@ -290,7 +290,7 @@ def save_idx(folder: Path, count: int = 24, side: int = 8) -> tuple[Path, Path]:
 def image_data(
     folder: Path, *, batch_size: int = 4, count: int = 24, side: int = 8, channels: int = 1
 ) -> ImageDataModule:
-    """An ImageDataModule over :func:`save_idx`, used for training and validation."""
+    """An ImageDataModule over ``save_idx``, used for training and validation."""
     images, labels = map(str, save_idx(folder, count, side))
     return ImageDataModule(
         train=IdxRecords(images, labels),

@@ -31,7 +31,7 @@ def store(checkpoint: dict[str, Any], folder: Path) -> None:
 
 
 def stored(folder: Path) -> dict[str, Any]:
-    """The checkpoint that :func:`store` has written."""
+    """The checkpoint that ``store`` has written."""
     tensors = load_file(folder / "tensors.safetensors")
 
     def give(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """Real transformers image-text models at a tiny size, made from configs: what tests use in place of downloads.
 
-Every family of :data:`FAMILIES` has 6 text layers of 32 channels, 2 or 3 vision layers, and reads the tokens of
-:func:`tiny_tokenizer`. Layers of :data:`HYBRIDS` are not all of one kind. Those that read images
+Every family of ``FAMILIES`` has 6 text layers of 32 channels, 2 or 3 vision layers, and reads the tokens of
+``tiny_tokenizer``. Layers of ``HYBRIDS`` are not all of one kind. Those that read images
 through timm (FastVLM, PerceptionLM) are made without the hub too.
 """
 
@@ -38,7 +38,7 @@ def tiny_lvlm(family: str, **options: Any) -> Any:
     """A randomly initialised model of a family, in eval mode.
 
     Args:
-        family: One of :data:`FAMILIES`.
+        family: One of ``FAMILIES``.
         options: Override the text model's config, such as ``num_hidden_layers=4``; ``tie_word_embeddings`` counts
             for the whole model.
     """
@@ -119,7 +119,7 @@ def tiny_processor(family: str = "llava") -> LlavaProcessor:
 
 
 def save_tiny_lvlm(folder: Path, family: str = "llava", **options: Any) -> Path:
-    """Model and processor as the folder of a published model; families as in :func:`tiny_processor`."""
+    """Model and processor as the folder of a published model; families as in ``tiny_processor``."""
     tiny_lvlm(family, **options).save_pretrained(folder)
     tiny_processor(family).save_pretrained(folder)
     return folder

@@ -12,7 +12,7 @@ LETTERS = ["<pad>", "</s>", "<unk>", "\u2581", *ascii_lowercase]
 
 
 def sd35(**options: Any) -> Any:
-    """As :func:`tests.tiny.sd3`, with a second attention in its first block, and norms of queries and keys awake."""
+    """As ``tests.tiny.sd3``, with a second attention in its first block, and norms of queries and keys awake."""
     return tiny.awake(tiny.sd3(**{"dual_attention_layers": (0,)} | options)).eval()
 
 

@@ -43,7 +43,7 @@ CHATML = """\
 
 
 def tiny_tokenizer(chatml: bool = False) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of :data:`VOCABULARY` tokens: any text can be read, common English letter pairs are one token.
+    """Byte-level BPE of ``VOCABULARY`` tokens: any text can be read, common English letter pairs are one token.
 
     Args:
         chatml: Ends turns with ``<|im_end|>`` as Qwen2 does, instead of starting texts with ``<s>`` as Llama does.

@@ -26,7 +26,7 @@ class FeatureMap(nn.Module):
     Porcupine", arXiv 2402.04347).
 
     Args:
-        kind: One of :data:`MAPS`.
+        kind: One of ``MAPS``.
         heads: Number of heads h.
         head_dim: Channels d of each.
         width: Of the learned map; d if not given.

@@ -52,7 +52,7 @@ def _has_fused_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> b
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -> Partial:
-    """As :func:`attend`, by the kernel behind ``scaled_dot_product_attention``."""
+    """As ``attend``, by the kernel behind ``scaled_dot_product_attention``."""
     if mask is not None:
         if mask.dtype == torch.bool:
             mask = torch.zeros(mask.shape, device=mask.device).masked_fill(~mask, -math.inf)

@@ -182,7 +182,7 @@ class ReformEvalDataModule(ProcessDataModule):
         """Do not ask again what was answered before.
 
         Args:
-            finished: Gives keys of questions (:func:`sparsight.evaluation.questions.question.question_key`); called
+            finished: Gives keys of questions (``sparsight.evaluation.questions.question.question_key``); called
                 when they are about to be asked.
         """
         self._finished = finished

@@ -39,7 +39,7 @@ def find_field(entry: Any, path: str) -> Any:
 
 
 def optional_field(entry: Mapping[str, Any], path: str | None) -> Any:
-    """As :func:`find_field`, but ``None`` where the layout has no such field or the entry leaves it out."""
+    """As ``find_field``, but ``None`` where the layout has no such field or the entry leaves it out."""
     return None if path is None or path.split(".")[0] not in entry else find_field(entry, path)
 
 

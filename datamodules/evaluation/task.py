@@ -81,7 +81,7 @@ class EvaluationTask(ABC):
         """One sample, its parts fitting together.
 
         Raises:
-            CorruptRecord: It cannot be used; the message begins with :meth:`where`.
+            CorruptRecord: It cannot be used; the message begins with ``where``.
         """
 
     @abstractmethod

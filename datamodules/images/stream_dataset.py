@@ -158,7 +158,7 @@ class StreamDataset(IterableDataset):
 
 
 class StreamLoader(ReportingLoader):
-    """Loader over a :class:`StreamDataset` that knows how far every worker of every process has come.
+    """Loader over a ``StreamDataset`` that knows how far every worker of every process has come.
 
     Lightning's epochs are so many batches; the stream goes on from one to the next. The state holds the positions of
     all processes, so all of them must ask for it together, as they do for checkpoints.

@@ -107,7 +107,7 @@ def number_labels(values: Sequence[object], *, classes: list[str] | None, where:
     """Turn labels into numbers: numbers stay as they are, names get the place of their class.
 
     Args:
-        values: All labels of a source, as it holds them; see :func:`read_label`.
+        values: All labels of a source, as it holds them; see ``read_label``.
         classes: Names in the order of their numbers; ``None`` sorts the names that occur.
         where: What the labels belong to, for messages.
 

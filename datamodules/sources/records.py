@@ -81,7 +81,7 @@ class Record:
 
     @property
     def picture(self) -> Image.Image:
-        """The old name of :attr:`needed_image`, for one release."""
+        """The old name of ``needed_image``, for one release."""
         warnings.warn("Record.picture is called needed_image now", FutureWarning, stacklevel=2)
         return self.needed_image
 
@@ -144,7 +144,7 @@ class Records(ABC):
     def content(self) -> Iterator[object]:
         """What the records of opened data are made of, in their order, by which a run knows its data again.
 
-        Plain values, and a :class:`datamodules.sources.identity.Part` for each file or member; nothing that tells where
+        Plain values, and a ``datamodules.sources.identity.Part`` for each file or member; nothing that tells where
         the data are. Sources of files override this; of others eight records are compared.
         """
         return iter(())
@@ -257,19 +257,19 @@ class RecordStream(Records):
         return f"record {position} of shard {shard} of {type(self).__name__}"
 
     def left_out(self, raw: Any) -> Sequence[str]:
-        """Files or members beside what :meth:`read` gave that are no part of any record."""
+        """Files or members beside what ``read`` gave that are no part of any record."""
         return ()
 
     @abstractmethod
     def read(self, shard: int, start: int) -> Iterator[Any]:
         """Records of a shard from position ``start`` on, always in the same order, to be decoded when needed.
 
-        What cannot be read is a :class:`CorruptRecord` in its place.
+        What cannot be read is a ``CorruptRecord`` in its place.
         """
 
     @abstractmethod
     def decode(self, raw: Any) -> Record:
-        """Decode one record of :meth:`read`.
+        """Decode one record of ``read``.
 
         Raises:
             CorruptRecord: If this record cannot be read.

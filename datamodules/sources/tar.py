@@ -271,7 +271,7 @@ class TarStream(RecordStream):
     """Records of tar shards, read from beginning to end; as many shards as processes times workers, or more.
 
     Args:
-        files: As for :class:`TarRecords`; so are the other arguments.
+        files: As for ``TarRecords``; so are the other arguments.
         caption: Part with the caption.
         label: Part with the class.
         classes: Names of the classes in the order of their numbers.

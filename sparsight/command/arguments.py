@@ -107,7 +107,7 @@ def included(file: Path, *, above: tuple[Path, ...] = ()) -> list[Path]:
     """The configs that a config is laid over, in the order in which they are read, each once.
 
     Args:
-        file: The config. What it names under ``include`` lies beside it, or is found by :func:`find_config`.
+        file: The config. What it names under ``include`` lies beside it, or is found by ``find_config``.
         above: Files that include this one.
 
     Raises:

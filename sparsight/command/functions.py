@@ -44,7 +44,7 @@ def distill(
         stages: Layer by layer, then as a whole, unless given.
         output: Folder for the exported student; nothing is exported if not given.
         trainer: Options of Lightning's Trainer, such as ``{"devices": 2, "precision": "bf16-mixed"}``.
-        options: Of :class:`~lightning_modules.AttentionDistillation`, such as ``sites`` and ``guidance_scale``.
+        options: Of ``AttentionDistillation``, such as ``sites`` and ``guidance_scale``.
 
     Returns:
         The module with teacher and student; ``module.denoiser`` draws as the student.
@@ -78,7 +78,7 @@ def tune(
         stages: One of 1 000 steps unless given.
         output: Folder for the exported model; nothing is exported if not given.
         trainer: Options of Lightning's Trainer.
-        options: Of :class:`~lightning_modules.SparseLayerTuning`, such as ``lora``, ``prune`` and ``dtype``.
+        options: Of ``SparseLayerTuning``, such as ``lora``, ``prune`` and ``dtype``.
 
     Returns:
         The module; ``module.model`` is transformers' model.
@@ -107,7 +107,7 @@ def evaluate(
         data: Has the data.
         split: ``val`` or ``test``.
         trainer: Options of Lightning's Trainer, callbacks such as ``GenerationMetrics`` among them.
-        options: Of :class:`~lightning_modules.LVLMEvaluation`, where ``model`` is a name.
+        options: Of ``LVLMEvaluation``, where ``model`` is a name.
 
     Returns:
         Values by name, such as ``val/output_relative_l2``.

@@ -114,7 +114,7 @@ def known_plugins(groups: Iterable[str] = GROUPS, *, folder: Path | None = None)
     """Plug-ins of each group, sorted by name, those of users last.
 
     Args:
-        groups: Names in :data:`GROUPS`.
+        groups: Names in ``GROUPS``.
         folder: With classes of a user's own; none means none.
     """
     ours = _ours()

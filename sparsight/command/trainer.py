@@ -1,4 +1,4 @@
-"""The Trainer whose methods are the command's verbs: training and sampling here, the others in :mod:`verbs`."""
+"""The Trainer whose methods are the command's verbs: training and sampling here, the others in ``verbs``."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class SparsightTrainer(Verbs):
         limit_val_batches: Of validation.
         limit_test_batches: Of tests.
         limit_predict_batches: Of prediction.
-        callbacks: Lightning's or of ``callbacks``; :class:`RunProgress` and
-            :class:`ParameterSummary` are added where none of their kind is among them.
+        callbacks: Lightning's or of ``callbacks``; ``RunProgress`` and
+            ``ParameterSummary`` are added where none of their kind is among them.
         enable_progress_bar: Whether a run tells where it is.
         enable_model_summary: Whether the parts of the model are printed.
         kwargs: As Lightning's.

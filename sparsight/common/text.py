@@ -46,7 +46,7 @@ def clean_text(value: object, *, what: str) -> str:
         what: Its field, for messages.
 
     Raises:
-        BadText: It is a number, list, object or nothing at all, or holds what :func:`check_text` refuses.
+        BadText: It is a number, list, object or nothing at all, or holds what ``check_text`` refuses.
     """
     if not isinstance(value, str):
         kind = "nothing" if value is None else f"a {type(value).__name__} ({str(value)[:40]})"
@@ -118,7 +118,7 @@ def read_options(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def decode_text(data: bytes) -> str:
-    """Text of a file's bytes; those that are not UTF-8 are kept so that :func:`check_text` finds them.
+    """Text of a file's bytes; those that are not UTF-8 are kept so that ``check_text`` finds them.
 
     Raises:
         BadText: It is UTF-16 or UTF-32.
@@ -129,7 +129,7 @@ def decode_text(data: bytes) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Text of a whole file, of which single records may be bad: see :func:`decode_text`. All ends of lines become one.
+    """Text of a whole file, of which single records may be bad: see ``decode_text``. All ends of lines become one.
 
     Raises:
         BadText: It is UTF-16 or UTF-32; the message names the file.

@@ -45,7 +45,7 @@ def restore(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) ->
 
 
 def load_weights(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) -> dict[str, Any]:
-    """Put a checkpoint's weights into a module of any kind; arguments and errors as :func:`restore`.
+    """Put a checkpoint's weights into a module of any kind; arguments and errors as ``restore``.
 
     Returns:
         The checkpoint.

@@ -42,7 +42,7 @@ class Exportable(Protocol):
         fp16: bool,
         processor: Any,
     ) -> None:
-        """Write ``folder``, load it in a fresh process and compare; arguments as those of :func:`export`."""
+        """Write ``folder``, load it in a fresh process and compare; arguments as those of ``export``."""
         ...
 
     def rehearse_export(self, processor: Any) -> None:
@@ -75,7 +75,7 @@ def export(
     and a model card; of an image-text model what transformers saves, with a card and ``sparsight.json``.
 
     Args:
-        module: AttentionDistillation, DenoiserTraining, SparseLayerTuning, or another :class:`Exportable`.
+        module: AttentionDistillation, DenoiserTraining, SparseLayerTuning, or another ``Exportable``.
         output: The folder to make.
         run: What the card tells about the training.
         fp16: Write half-precision weights of a denoiser as well, as ``variant="fp16"``; image-text models are written
@@ -160,12 +160,12 @@ def export_and_push(
         checkpoint: Checkpoint to take weights from; none exports the module as it is.
         weights: Which of the checkpoint's weights.
         run: What is known of the run, if there is no checkpoint.
-        metrics: File of :func:`sparsight.publish.facts.read_metrics`.
+        metrics: File of ``sparsight.publish.facts.read_metrics``.
         repo: Hub repository to upload to.
         private: Make a new repository private.
         dry_run: List what would be uploaded in place of uploading it.
         overwrite: Replace an earlier export.
-        **options: The other options of :func:`export`.
+        **options: The other options of ``export``.
 
     Returns:
         The folder.

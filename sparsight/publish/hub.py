@@ -77,7 +77,7 @@ def refuse_secrets(folder: Path, repo: str) -> None:
 
 
 def would_go(folder: Path, repo: str) -> str:
-    """What :func:`push` would upload, a line for each file with its size in bytes.
+    """What ``push`` would upload, a line for each file with its size in bytes.
 
     Raises:
         PushFailed: The folder holds what looks like a secret.

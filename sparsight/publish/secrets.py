@@ -105,7 +105,7 @@ def _last(path: str) -> str:
 
 
 def without_places(value: Any) -> Any:
-    """Plain data in which every text, also as a key, went through :func:`without_place`."""
+    """Plain data in which every text, also as a key, went through ``without_place``."""
     if isinstance(value, Mapping):
         return {
             without_place(key) if isinstance(key, str) else key: without_places(item) for key, item in value.items()

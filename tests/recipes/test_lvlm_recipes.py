@@ -165,7 +165,7 @@ FIRST: dict[str, tuple[str, int, tuple[int, ...]]] = {
 
 @pytest.fixture(scope="module")
 def exported(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Any]]:
-    """Walks a recipe of :data:`FIRST`, once for all tests of this file; its export and its module."""
+    """Walks a recipe of ``FIRST``, once for all tests of this file; its export and its module."""
 
     @cache
     def walked(name: str) -> tuple[Path, Any]:

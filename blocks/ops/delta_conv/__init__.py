@@ -1,1 +1,1 @@
-"""The delta convolution as an operation, in several forms that give the same: see :mod:`blocks.delta_conv`."""
+"""The delta convolution as an operation, in several forms that give the same: see ``blocks.delta_conv``."""

@@ -1,7 +1,7 @@
 """The delta convolution layer by layer, as it is described: what every other form is held against.
 
 It calls the layers themselves, so hooks, adapters and quantised weights in them count, and it stays within float16's
-range. Shape legend: that of :mod:`blocks.ops.delta_conv.form`.
+range. Shape legend: that of ``blocks.ops.delta_conv.form``.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """The delta convolution in few calls of torch, for eager use.
 
-What differs from :mod:`blocks.ops.delta_conv.naive`: weights in another precision are cast all at once, a gate is one
+What differs from ``blocks.ops.delta_conv.naive``: weights in another precision are cast all at once, a gate is one
 call, a stage that divides a larger one is pooled from it, the pool branch enters the exit's bias where there is one
 image, and nothing is clamped, so float16 is left to the other form. Tokens stay in channels-last order throughout:
 planar images cost more at every step on a CPU, and so does the exit in front of up-sampling, which has to pass through
 C channels instead of E / 2.
 
-Shape legend: that of :mod:`blocks.ops.delta_conv.form`.
+Shape legend: that of ``blocks.ops.delta_conv.form``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ GAP = 4  # least pixels between two images, and to the border
 
 
 def capacity(size: int, *, side: int) -> int:
-    """How many images of ``side`` pixels :func:`scattered` finds places for on a square of ``size`` pixels."""
+    """How many images of ``side`` pixels ``scattered`` finds places for on a square of ``size`` pixels."""
     return _cells(size, side) ** 2
 
 
@@ -21,7 +21,7 @@ def scattered(count: int, *, size: int, side: int, rng: np.random.Generator) -> 
     """Drawn places (left, top) for squares of ``side`` pixels that neither touch each other nor the border.
 
     Args:
-        count: Number of places, up to the :func:`capacity`.
+        count: Number of places, up to the ``capacity``.
         size: Height and width of the canvas in pixels.
         side: Height and width of a square in pixels.
         rng: Source of the draw.

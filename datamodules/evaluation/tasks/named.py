@@ -21,7 +21,7 @@ class NamedTask(ReformulatedTask):
         max_words: Most words of a name; records with longer ones, or with an empty caption, are left out.
         similar: Take the most similar names as wrong ones: ``spelling``, or a safetensors file of embeddings (see
             ``datamodules.evaluation.tasks.similarity``); otherwise they are drawn.
-        common: As for :class:`ReformulatedTask`.
+        common: As for ``ReformulatedTask``.
 
     Raises:
         ValueError: An option is out of range.

@@ -38,7 +38,7 @@ class Need(NamedTuple):
     """What a class says of one of its options.
 
     Args:
-        rule: Name in :data:`RULES`.
+        rule: Name in ``RULES``.
         option: What the rule is about.
         words: Further arguments of the rule.
     """

@@ -1,6 +1,6 @@
 """Checkpoint files that are whole or not there, carry a hash of themselves, and run no code when they are read.
 
-A file is what ``torch.save`` writes, with one more record in its archive: :class:`Header`, which can be read without
+A file is what ``torch.save`` writes, with one more record in its archive: ``Header``, which can be read without
 the rest. The hash covers all other records.
 """
 
@@ -126,7 +126,7 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
 
 
 def _refuse_unreadable(part: Path, path: Path) -> None:
-    """Refuse now what :func:`read_checkpoint` would not take later."""
+    """Refuse now what ``read_checkpoint`` would not take later."""
     with safe_globals(HARMLESS):
         kinds = get_unsafe_globals_in_checkpoint(part)
     if kinds:
@@ -177,7 +177,7 @@ def verify(path: Path) -> Header:
     """Compare a file with its hash.
 
     Raises:
-        CheckpointError: As for :func:`read_header`, and where the content is not what was written.
+        CheckpointError: As for ``read_header``, and where the content is not what was written.
     """
     with _archive(path) as archive:
         header = _header(archive, path)
@@ -194,7 +194,7 @@ def check_format(content: Mapping[str, Any], path: str | Path) -> None:
     """Refuse checkpoints of later versions; those from before there were numbers have none.
 
     Raises:
-        CheckpointError: The number is above :data:`FORMAT`, or no number.
+        CheckpointError: The number is above ``FORMAT``, or no number.
     """
     try:
         if formats.KEY in content:

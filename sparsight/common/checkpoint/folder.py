@@ -87,7 +87,7 @@ def verify_folder(folder: Path) -> Header:
     """Compare all files with their hashes.
 
     Raises:
-        CheckpointError: As :func:`read_marker`, and where a file is missing or not what was written.
+        CheckpointError: As ``read_marker``, and where a file is missing or not what was written.
     """
     header, files = _marker(folder)
     for name, expected in files.items():

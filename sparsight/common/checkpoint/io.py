@@ -47,7 +47,7 @@ class WholeCheckpointIO(CheckpointIO):
         """Load a checkpoint; only tensors and plain data are taken, whatever ``weights_only`` says.
 
         Raises:
-            CheckpointError: See :func:`~sparsight.common.checkpoint.file.read_checkpoint`.
+            CheckpointError: See ``read_checkpoint``.
         """
         if weights_only is False:
             raise CheckpointError("checkpoints are read with weights_only=True alone, because others run code")

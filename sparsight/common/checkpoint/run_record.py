@@ -157,13 +157,13 @@ def check_module(saved: Mapping[str, Any], module: LightningModule, *, source: s
         source: Where the checkpoint is, for the message.
 
     Raises:
-        CheckpointError: Its class or an option outside :data:`FLAG_WINS` differs.
+        CheckpointError: Its class or an option outside ``FLAG_WINS`` differs.
     """
     check_options(saved, dict(module.hparams), class_path=type(module).__name__, source=source)
 
 
 def check_options(saved: Mapping[str, Any], current: Mapping[str, Any], *, class_path: str, source: str) -> None:
-    """The comparison behind :func:`check_module`, for options that nothing was built from yet."""
+    """The comparison behind ``check_module``, for options that nothing was built from yet."""
     saved_class = saved.get("_class_path", class_path)
     if saved_class.rpartition(".")[2] != class_path.rpartition(".")[2]:
         raise CheckpointError(f"{source} was saved from {saved_class}, but the configuration asks for {class_path}")

@@ -51,7 +51,7 @@ def flush(path: Path) -> None:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Remove what :func:`write_whole` left in ``folder`` when its process was killed; returns what was removed."""
+    """Remove what ``write_whole`` left in ``folder`` when its process was killed; returns what was removed."""
     found = [(path, PART.fullmatch(path.name)) for path in folder.glob(".*.part*")]
     dead = [path for path, match in found if match and not is_running(int(match["process"]))]
     for path in dead:

@@ -39,7 +39,7 @@ def appear(partial: Path, destination: Path) -> None:
     """Put the folder ``partial`` in the place of ``destination``, on the same file system; what stood there goes.
 
     Linux swaps the two in one step. Where it cannot, as on other systems and on NFS, there is a moment without
-    ``destination``, after which :func:`put_back` finds what stood there.
+    ``destination``, after which ``put_back`` finds what stood there.
     """
     for folder, _, names in os.walk(partial, topdown=False):
         for name in names:

@@ -101,7 +101,7 @@ class SampleCache:
     def unusable(self, wanted: Sequence[Shard]) -> dict[Shard, str]:
         """Shards that must be made, with the reason.
 
-        What has changed on disk since it was written, and what was not verified for :attr:`verify_days`, is read whole.
+        What has changed on disk since it was written, and what was not verified for ``verify_days``, is read whole.
         """
         verified = self._read_verified()
         known = dict(verified)
@@ -171,13 +171,13 @@ class SampleCache:
                         part.unlink(missing_ok=True)
 
     def fill(self, missing: Iterable[Shard], make: Callable[[Shard], Mapping[str, Tensor]]) -> None:
-        """Make what is missing, and return when all is there; after :meth:`begin`.
+        """Make what is missing, and return when all is there; after ``begin``.
 
         Any number of processes may do this at once, of one run or of several, on one machine or on many that share the
         folder: a shard is made by whoever holds its lock, and one that was given up in the middle by the next.
 
         Args:
-            missing: What :meth:`unusable` found.
+            missing: What ``unusable`` found.
             make: Makes a shard's tensors, with one row for every sample.
         """
         left = list(missing)
@@ -250,7 +250,7 @@ class SampleCache:
 
 
 def fill_progress(unit: str) -> Progress:
-    """A bar for what :meth:`SampleCache.fill` makes in this process."""
+    """A bar for what ``SampleCache.fill`` makes in this process."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     return Progress(*columns, TimeElapsedColumn(), TextColumn("left:"), TimeRemainingColumn())
 

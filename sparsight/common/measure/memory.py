@@ -20,7 +20,7 @@ METHOD = (
 
 
 def peak_bytes(call: Call, device: torch.device) -> int:
-    """Most bytes that ``call`` held at a time beyond those held before it; see :data:`METHOD`.
+    """Most bytes that ``call`` held at a time beyond those held before it; see ``METHOD``.
 
     Raises:
         ValueError: The device is neither a CPU nor CUDA: others do not report their peak.

@@ -45,7 +45,7 @@ class Work:
     flops: int
 
     def seconds(self, roofs: Roofs) -> float:
-        """Floor of the time that it takes; see :data:`FLOORS`."""
+        """Floor of the time that it takes; see ``FLOORS``."""
         return max(self.bytes / roofs.copy, self.flops / roofs.matmul)
 
 

@@ -69,7 +69,7 @@ def averaged(values: Tensor) -> Tensor:
 def gathered(samples: SiteSamples) -> SiteSamples:
     """The samples of all processes, in the order in which one process alone would have met them.
 
-    Global batches are dealt out sample by sample, see :class:`datamodules.sampler.ResumableSampler`.
+    Global batches are dealt out sample by sample, see ``datamodules.sampler.ResumableSampler``.
     """
     if process_count() == 1:
         return samples

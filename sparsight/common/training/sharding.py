@@ -27,7 +27,7 @@ def shard_parts(model: nn.Module, parts: Iterable[nn.Module], mesh: DeviceMesh) 
     Args:
         model: Changed in place.
         parts: Modules inside, what is inside others first.
-        mesh: Lightning's mesh of processes, see :func:`data_parallel`.
+        mesh: Lightning's mesh of processes, see ``data_parallel``.
     """
     mesh = data_parallel(mesh)
     for part in parts:

@@ -30,7 +30,7 @@ class Costs:
 
     Attributes:
         whole: Of the untouched denoiser.
-        sites: By path and candidate, :data:`ATTENTION` among them.
+        sites: By path and candidate, ``ATTENTION`` among them.
     """
 
     whole: float
@@ -64,7 +64,7 @@ def latency_costs(
     """By the clock on the wall, one sample at a time: medians of runs in turn, once for sites that are alike.
 
     Args:
-        denoiser: Inside of :func:`watched`.
+        denoiser: Inside of ``watched``.
         sites: What that gives.
         found: Candidates.
         batch: Its first sample is what is computed.

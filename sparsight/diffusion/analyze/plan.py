@@ -204,7 +204,7 @@ def report_on(found: Recording, costs: Costs, share: float, *, of: BudgetOf) -> 
     """The plan under a budget beside uniform choices; nothing is measured yet.
 
     Raises:
-        ConfigurationError: As :func:`plan_under`.
+        ConfigurationError: As ``plan_under``.
     """
     plan = plan_under(found, costs, share, of=of)
     beside: Callable[[Plan], Plan] = lambda uniform: plan_under(  # noqa: E731

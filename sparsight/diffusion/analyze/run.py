@@ -110,10 +110,10 @@ def record(
     there is one batch alone, on that.
 
     Args:
-        denoiser: Inside of :func:`watched`.
+        denoiser: Inside of ``watched``.
         sites: What that gives.
         batches: With ``xt``, ``timestep`` and ``cond``; each is looked at once.
-        candidates: By name, what makes a mixer for a site; see :data:`Candidates`.
+        candidates: By name, what makes a mixer for a site; see ``Candidates``.
         bucket_of: The bucket of each sample of a batch, (B,), on the CPU.
         settings: What is looked at.
         on_batch: Called with the number of batches after each of them.

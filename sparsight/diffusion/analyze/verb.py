@@ -65,7 +65,7 @@ def analyze_denoiser(
 
     Args:
         trainer: Says on which device and in which precision.
-        module: Is :class:`Analysed`.
+        module: Is ``Analysed``.
         datamodule: Where batches come from.
         mixers: Candidates; those that the module has, at their sites, if not given.
         batches: How many; the first one lets candidates start from the teacher.

@@ -26,7 +26,7 @@ def changed_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
     """Tensors of the students that are not their teachers', by the names that they have without shells.
 
     Raises:
-        ValueError: Something stands around layers of the denoiser, see :func:`student_state`.
+        ValueError: Something stands around layers of the denoiser, see ``student_state``.
     """
     exported, changed = student_state(denoiser), {}
     for path, shell in shells_of(denoiser).items():
@@ -41,7 +41,7 @@ def changed_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
 def write_delta(
     denoiser: nn.Module, folder: Path, *, teacher: str, revision: str | None, variant: str | None, teacher_hash: str
 ) -> None:
-    """Write the changed tensors and the plan that :func:`mount` follows.
+    """Write the changed tensors and the plan that ``mount`` follows.
 
     Args:
         denoiser: A denoiser with shells.
@@ -49,7 +49,7 @@ def write_delta(
         teacher: What the teacher is called: a hub id, or a name for people to read.
         revision: Its revision.
         variant: Its weight variant.
-        teacher_hash: :func:`sparsight.diffusion.model.identity.state_hash` of its denoiser.
+        teacher_hash: ``sparsight.diffusion.model.identity.state_hash`` of its denoiser.
     """
     tensors = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).cpu().contiguous()

@@ -16,7 +16,7 @@ def fitting_text_encoder(
         denoiser: Its configuration is compared.
         widths: Options of it that must be the encoder's width.
         class_names: Must not be given.
-        text_encoder: See :func:`load_text_encoder`.
+        text_encoder: See ``load_text_encoder``.
         text_tokens: Tokens of every caption.
 
     Raises:

@@ -46,7 +46,7 @@ def flatten_condition(condition: Condition, prefix: str) -> dict[str, Tensor]:
 
 
 def nest_condition(flat: Mapping[str, Tensor], prefix: str) -> Condition:
-    """The condition that :func:`flatten_condition` was given; other tensors in ``flat`` are left out."""
+    """The condition that ``flatten_condition`` was given; other tensors in ``flat`` are left out."""
     condition: Condition = {}
     for name, part in flat.items():
         first, *keys = name.split(".")

@@ -77,7 +77,7 @@ def benchmark_sites(denoiser: nn.Module, settings: Settings, device: torch.devic
     """Rows of every distinct replaced site: one for each precision, size and pass.
 
     Sites with equal widths, heads and mixer options are one; the first of them is named. A mixer that does not match
-    its reference (:func:`sparsight.diffusion.measure.verify.verify`) is not timed.
+    its reference (``sparsight.diffusion.measure.verify.verify``) is not timed.
     """
     for path, student in distinct_sites(denoiser).items():
         attention = candidates.attention_like(denoiser, path)
@@ -218,7 +218,7 @@ def run_benchmark(
 
 
 def benchmark_model(model: nn.Module, settings: Settings, *, device: torch.device, folder: Path) -> None:
-    """:func:`run_benchmark` of a LightningModule's denoiser, printing rows as they come and the table at the end.
+    """``run_benchmark`` of a LightningModule's denoiser, printing rows as they come and the table at the end.
 
     Raises:
         ConfigurationError: The module has no denoiser with mixers in it.

@@ -44,7 +44,7 @@ def projection_flops(site: Site, grid: Grid) -> int:
 
 
 def mixer_flops(mixer: TokenMixer, grid: Grid) -> int:
-    """FLOPs of all that stands at a site in the attention's place, on one image, as :func:`attention_flops`.
+    """FLOPs of all that stands at a site in the attention's place, on one image, as ``attention_flops``.
 
     Core mixers keep its projections, and so do all mixers at joint sites.
     """
@@ -56,7 +56,7 @@ _counted: dict[tuple[object, ...], int] = {}  # a pass takes seconds at real siz
 
 
 def count_flops(denoiser: Any, *, size: tuple[int, ...] | None = None, batch: int = 1) -> int:
-    """FLOPs of one forward pass, counted by torch: see :data:`COUNTED`.
+    """FLOPs of one forward pass, counted by torch: see ``COUNTED``.
 
     Where mixers stand in the denoiser, they are counted, not the teachers beside them; the untouched denoiser's number
     is ``count_flops(meta_twin(denoiser))``. Text has 77 tokens for UNets, 154 for SD3, 300
@@ -81,7 +81,7 @@ def _as_key(options: dict[str, Any]) -> str:
 
 
 def count_site_flops(denoiser: nn.Module, *, size: tuple[int, ...] | None = None, batch: int = 1) -> dict[str, int]:
-    """FLOPs that torch counts in every module, by path; as :func:`count_flops`."""
+    """FLOPs that torch counts in every module, by path; as ``count_flops``."""
     counts = _count(meta_student(denoiser), size, batch).get_flop_counts()
     return {name.partition(".")[2]: sum(operators.values()) for name, operators in counts.items()}
 

@@ -116,7 +116,7 @@ def saved_bytes(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | None = None,
 ) -> Saved:
-    """What autograd keeps of one forward pass, without running it; arguments as :func:`estimate_memory`."""
+    """What autograd keeps of one forward pass, without running it; arguments as ``estimate_memory``."""
     device = device or next(denoiser.parameters()).device
     shells = shells_of(denoiser)
     modes = {path: shell.mode for path, shell in shells.items()}

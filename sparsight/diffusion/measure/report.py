@@ -23,7 +23,7 @@ COSTS = "costs.json"  # in a run's log folder: a report as JSON
 
 @dataclass(frozen=True)
 class ReplacedSite:
-    """One replaced self-attention; FLOPs are those of one image, see :data:`sparsight.diffusion.measure.flops.COUNTED`.
+    """One replaced self-attention; FLOPs are those of one image, see ``sparsight.diffusion.measure.flops.COUNTED``.
 
     A core mixer's parameters and FLOPs include the query, key, value and output projections that it keeps.
     """
@@ -113,11 +113,11 @@ class ReplacementReport:
         return asdict(self) | {"counted": COUNTED}
 
     def json(self) -> str:
-        """JSON of :meth:`as_dict`."""
+        """JSON of ``as_dict``."""
         return json_text(self.as_dict())
 
     def csv(self) -> str:
-        """CSV of :meth:`rows`."""
+        """CSV of ``rows``."""
         return csv_text(self.rows())
 
 
@@ -125,7 +125,7 @@ def replacement_report(denoiser: nn.Module, *, size: tuple[int, ...] | None = No
     """Report on a denoiser with mixers, whether their teachers still stand beside them or are gone.
 
     Args:
-        denoiser: What :func:`sparsight.diffusion.surgery.replace.replace` changed; not changed here, and not run.
+        denoiser: What ``sparsight.diffusion.surgery.replace.replace`` changed; not changed here, and not run.
         size: Sides in model space; those that the denoiser was made for if not given.
 
     Raises:

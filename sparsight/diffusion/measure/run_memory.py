@@ -34,7 +34,7 @@ def run_memory(
 
     Args:
         module: Has not begun to train.
-        objectives: As for :func:`estimate_memory`.
+        objectives: As for ``estimate_memory``.
         optimizer: Called as ``optimizer(parameters, learning_rate)``.
     """
     trainer, model = module.trainer, module.diffusion

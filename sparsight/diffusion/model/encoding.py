@@ -77,5 +77,5 @@ def text_tensor(texts: list[str]) -> Tensor:
 
 
 def text_of(row_L: Tensor) -> str:
-    """One text of :func:`text_tensor`."""
+    """One text of ``text_tensor``."""
     return bytes(row_L.tolist()).rstrip(b"\0").decode()

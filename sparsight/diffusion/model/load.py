@@ -47,7 +47,7 @@ def load_pipeline(
 
 
 def denoiser_name(pipeline: DiffusionPipeline) -> str:
-    """Which of :data:`DENOISERS` a pipeline has; empty for none."""
+    """Which of ``DENOISERS`` a pipeline has; empty for none."""
     return next((part for part in DENOISERS if pipeline.components.get(part) is not None), "")
 
 
@@ -81,8 +81,8 @@ def load_polished(name: str, *, variant: str | None = None, trust_remote_code: b
     """Load a pipeline to train it further: a student's mixers are always this installation's, never its folder's.
 
     Args:
-        name: As in :func:`load_pipeline`.
-        variant: As in :func:`load_pipeline`.
+        name: As in ``load_pipeline``.
+        variant: As in ``load_pipeline``.
         trust_remote_code: Import mixers that nothing but a student's folder names; of other folders, run their code.
     """
     from sparsight.diffusion.students.load import find_student

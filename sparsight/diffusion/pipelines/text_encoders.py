@@ -16,7 +16,7 @@ def load_text_encoder(name: str, *, tokens: int) -> tuple[Any, Any]:
     """A tokenizer that makes ``tokens`` tokens of every text, and its text encoder.
 
     Args:
-        name: A folder or hub id of transformers, or a name in :data:`PACKAGED`.
+        name: A folder or hub id of transformers, or a name in ``PACKAGED``.
         tokens: Tokens of a text, the ones that mark its start and end included; longer texts are cut off.
 
     Raises:

@@ -55,7 +55,7 @@ def student_file(mixers: Collection[type[TokenMixer]], base: str) -> CodeFile:
         base: Name of the diffusers class that it derives from.
 
     Raises:
-        ValueError: A mixer's file imports what cannot travel (see :mod:`sparsight.diffusion.students.closure`), or a
+        ValueError: A mixer's file imports what cannot travel (see ``sparsight.diffusion.students.closure``), or a
             mixer is not defined at the top of a file.
     """
     family, name = FAMILIES[base], f"Student{base}"

@@ -27,7 +27,7 @@ def place_students(denoiser: Any, record: Mapping[str, Any], mixers: Mapping[str
     """Put fresh mixers where the record says.
 
     Args:
-        denoiser: The untouched diffusers model, an :class:`ExportedStudent`.
+        denoiser: The untouched diffusers model, an ``ExportedStudent``.
         record: What was changed, as ``sparsight.diffusion.surgery.record`` writes it.
         mixers: Classes by the path that the record knows them by.
     """

@@ -23,7 +23,7 @@ TRAINED = "trained_projections"
 
 
 class CoreShell(Shell, CoreSite):
-    """Mixed into an attention's own class by :func:`core_shell`."""
+    """Mixed into an attention's own class by ``core_shell``."""
 
     @property
     def attention(self) -> Any:

@@ -1,7 +1,7 @@
 """An attention with a mixer as its core: everything around softmax(QK)V stays the attention's own.
 
 At a joint site, where text attends in the same sequence, the mixer stands for the image's own part of the core
-(:mod:`sparsight.diffusion.surgery.joint`).
+(``sparsight.diffusion.surgery.joint``).
 
 The attention's class is exchanged for one that runs the same forward pass while ``scaled_dot_product_attention`` is led
 to the mixer. Projections, norms, processors, adapters and names in the state dict stay; ``mixer.*`` is added. Exported
@@ -40,11 +40,11 @@ NO_CORE = (
 
 
 class CoreSite(OnGrid):
-    """Mixed into an attention's own class by :func:`class_of`; the attention gets a child called ``mixer``.
+    """Mixed into an attention's own class by ``class_of``; the attention gets a child called ``mixer``.
 
     Attributes:
         attention_class: The attention's own class.
-        mixer: A :class:`blocks.base.CoreMixer`, or at a joint site any mixer.
+        mixer: A ``blocks.base.CoreMixer``, or at a joint site any mixer.
     """
 
     attention_class: ClassVar[type]
@@ -175,7 +175,7 @@ _classes: dict[tuple[type, type], Any] = {}
 
 
 def class_of(kind: type, attention_class: type) -> Any:
-    """The class of a site: of ``kind``, a :class:`CoreSite`, around an attention's class."""
+    """The class of a site: of ``kind``, a ``CoreSite``, around an attention's class."""
     members = {"attention_class": attention_class, "kind": kind, "__module__": kind.__module__}
     name = f"{attention_class.__name__}{kind.__name__}"
     return _classes.setdefault((kind, attention_class), type(name, (kind, attention_class), members))

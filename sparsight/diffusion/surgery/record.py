@@ -120,7 +120,7 @@ def apply_record(denoiser: nn.Module, record: Mapping[str, Any], *, trust_remote
 
     Args:
         denoiser: The untouched diffusers model; changed in place.
-        record: What :func:`record_of` made.
+        record: What ``record_of`` made.
         trust_remote_code: Import mixers that nothing but the record names.
 
     Raises:

@@ -31,10 +31,10 @@ class Shell(OnGrid):
     """A self-attention and its student, behind the attention's signature: all that training, export and reports ask of.
 
     Attributes:
-        mode: Who computes; written by :func:`sparsight.diffusion.surgery.replace.set_mode`.
+        mode: Who computes; written by ``sparsight.diffusion.surgery.replace.set_mode``.
         handed_over: Whether the student has the site for good; while not, it learns beside the teacher.
         mixer: The student's mixer.
-        output: (B, N, C) that the site last returned in teacher or student mode: see :meth:`compared`.
+        output: (B, N, C) that the site last returned in teacher or student mode: see ``compared``.
         squares: Mean square of the student's error and of the teacher's output, from the last layer-wise pass.
     """
 

@@ -15,7 +15,7 @@ TINY = 1e-12  # a teacher that gives zero must not make an error infinite
 def image_tokens(output: Any) -> Tensor:
     """Of what an attention returned, the image's tokens (B, N, C): all, or the first of a pair with those of text.
 
-    In blocks with one stream text stands among them: see :meth:`blocks.base.Layout.image`.
+    In blocks with one stream text stands among them: see ``blocks.base.Layout.image``.
     """
     tokens: Tensor = output[0] if isinstance(output, tuple) else output
     return tokens

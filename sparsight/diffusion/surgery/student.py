@@ -31,7 +31,7 @@ class OnGrid:
 
     @property
     def grid(self) -> Grid | None:
-        """Written before every forward pass by the hook of the owning stack, :func:`deliver_grid`."""
+        """Written before every forward pass by the hook of the owning stack, ``deliver_grid``."""
         return None if self._sides is None else Grid(*self._sides.shape[1:])
 
     @grid.setter
@@ -113,7 +113,7 @@ def entering(x: Tensor, module: nn.Module) -> Tensor:
 
 
 def entered(hidden_states: Tensor, mixer: FeatureMixer) -> Tensor:
-    """The hidden state as a feature mixer takes it: see :func:`entering`; some cast by themselves under autocast."""
+    """The hidden state as a feature mixer takes it: see ``entering``; some cast by themselves under autocast."""
     casts_itself = mixer.autocasts and under_autocast(hidden_states)
     return hidden_states if casts_itself else entering(hidden_states, mixer)
 
@@ -156,7 +156,7 @@ def deliver_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
 
 
 def install_grid_hooks(denoiser: nn.Module, stacks: Collection[str]) -> None:
-    """Register :func:`deliver_grid` once on every transformer stack; hooks are not in a state dict."""
+    """Register ``deliver_grid`` once on every transformer stack; hooks are not in a state dict."""
     for stack in transformer_stacks(denoiser, stacks):
         if deliver_grid not in stack._forward_pre_hooks.values():
             stack.register_forward_pre_hook(deliver_grid, with_kwargs=True)

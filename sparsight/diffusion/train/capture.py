@@ -23,7 +23,7 @@ from sparsight.diffusion.surgery.student import delivered_grid
 def capture_site(shell: Shell) -> Iterator[list[SiteSamples]]:
     """Collect what a shell's teacher saw and gave, in fp32, one entry for every forward pass inside.
 
-    At a joint site that is what image tokens take from each other, with its mass: see :class:`blocks.SiteSamples`.
+    At a joint site that is what image tokens take from each other, with its mass: see ``blocks.SiteSamples``.
     """
     samples: list[SiteSamples] = []
     cores = _Cores() if shell.mixer.site.text is not None else None

@@ -15,7 +15,7 @@ RECENT = 0.95  # share of the running mean that a step keeps
 class RelativeErrors:
     """sqrt(sum of squared errors / sum of the teacher's squares), by name.
 
-    Every process must have updated the same names before :meth:`compute`.
+    Every process must have updated the same names before ``compute``.
     """
 
     def __init__(self) -> None:

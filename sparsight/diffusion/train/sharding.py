@@ -19,7 +19,7 @@ def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
 
     Args:
         denoiser: A denoiser with shells; changed in place.
-        mesh: Lightning's mesh of processes, see :func:`sparsight.common.training.sharding.data_parallel`.
+        mesh: Lightning's mesh of processes, see ``sparsight.common.training.sharding.data_parallel``.
     """
     mesh = data_parallel(mesh)
     for shell in shells_of(denoiser).values():

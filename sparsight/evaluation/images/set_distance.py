@@ -27,7 +27,7 @@ Distance = TypeVar("Distance", bound="SetDistance")
 class SetDistance(GenerationMetric, WrapperMetric):
     """Distance of all samples to all reference images, under a feature extractor.
 
-    Statistics of the reference come from a file, or from images given to :meth:`update_reference`; they stay when the
+    Statistics of the reference come from a file, or from images given to ``update_reference``; they stay when the
     metric is reset.
 
     Args:

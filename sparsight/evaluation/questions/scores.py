@@ -116,7 +116,7 @@ def task_scores(
     Args:
         answers: Plain data with ``method``, ``task``, ``sample`` and ``run``; of a choice its ``answer`` and
             ``choice``, of a text ``text`` and ``references``; further ones as
-            :func:`sparsight.evaluation.reform_eval.answer.plain_answers` gives them.
+            ``sparsight.evaluation.reform_eval.answer.plain_answers`` gives them.
         resamples: Number of draws R; 0 for none.
         formulations: What the questions of each task ask for, in the order of the result; choices, and the order in
             which tasks are met, if not given.

@@ -91,7 +91,7 @@ class Item:
         return NAMES.get(self.task, self.task)
 
     def answers(self) -> list[Answer]:
-        """What counts in accuracies, as plain data for :func:`sparsight.evaluation.questions.scores.task_scores`."""
+        """What counts in accuracies, as plain data for ``sparsight.evaluation.questions.scores.task_scores``."""
         asked = {"task": self.name, "sample": str(self.index), "run": 0, "answer": self.answer}
         found: list[Answer] = []
         if self.candidates > 1:  # with one there is nothing to choose
@@ -188,7 +188,7 @@ class TaskScores:
 
     @classmethod
     def load(cls, path: str | Path) -> TaskScores:
-        """The items of a file that :meth:`save` wrote.
+        """The items of a file that ``save`` wrote.
 
         Raises:
             FileNotFoundError: There is no such file.

@@ -57,7 +57,7 @@ def lead_end(text: str) -> int:
 
 
 def without_lead(text: str) -> str:
-    """A text without what :func:`lead_end` finds, and without ``There are``."""
+    """A text without what ``lead_end`` finds, and without ``There are``."""
     rest = text[lead_end(text) :]
     found = _THERE.match(rest)
     return rest[found.end() :] if found else rest

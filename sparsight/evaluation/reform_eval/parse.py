@@ -38,7 +38,7 @@ def parse_choice(written: str, shown: Sequence[tuple[str, str]], *, opened: bool
 
     What follows a thought is the answer; what stands in a box or between answer tags, if anything does. The first of
     these that holds decides: it is an option's text and does not begin with a mark in brackets; it has marks (see
-    :func:`sparsight.evaluation.reform_eval.marks.decided`); it begins with an option's text and speaks of no other.
+    ``sparsight.evaluation.reform_eval.marks.decided``); it begins with an option's text and speaks of no other.
 
     Args:
         written: What the model wrote.

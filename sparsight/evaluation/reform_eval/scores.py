@@ -26,7 +26,7 @@ def scores_of(
     captions enter no mean: the dimension of description has its own scale.
 
     Args:
-        answers: Plain data of :func:`sparsight.evaluation.reform_eval.answer.plain_answers`.
+        answers: Plain data of ``sparsight.evaluation.reform_eval.answer.plain_answers``.
         tasks: Plain data with ``name``, ``dimension`` and ``formulation``.
         resamples: Number of draws R.
     """

@@ -19,7 +19,7 @@ class AnswerMetric(Metric, ABC):
     """A torchmetrics metric whose score is a function of a mean over samples.
 
     That is what a bootstrap needs: ``combine(statistics(...).mean(0))`` is the score of all samples, and
-    :meth:`combine` takes the means of thousands of resamples at once.
+    ``combine`` takes the means of thousands of resamples at once.
 
     Args:
         width: K, how many numbers describe a sample.
@@ -45,7 +45,7 @@ class AnswerMetric(Metric, ABC):
         """
 
     def combine(self, means: Tensor) -> Tensor:
-        """Scores (...) of means of :meth:`statistics` over samples, (..., K)."""
+        """Scores (...) of means of ``statistics`` over samples, (..., K)."""
         return means[..., 0]
 
     def reset(self) -> None:
@@ -54,7 +54,7 @@ class AnswerMetric(Metric, ABC):
         self.kept.append(self._nothing().to(self.device))
 
     def update(self, *answers: Any) -> None:
-        """Add samples; arguments are those of :meth:`statistics`."""
+        """Add samples; arguments are those of ``statistics``."""
         self.kept.append(self._keep(*answers).to(self.device))
 
     def compute(self) -> Tensor:

@@ -23,7 +23,7 @@ class BLEU(AnswerMetric):
 
     Counts are summed over samples before precisions are taken, so it is no mean of sentence scores. Of reference
     lengths the closest counts, the shorter one of two equally close (as in sacrebleu and coco-caption; torchmetrics
-    takes the first). Words are those of :func:`sparsight.evaluation.texts.ngrams.words`.
+    takes the first). Words are those of ``sparsight.evaluation.texts.ngrams.words``.
 
     Args:
         order: Longest n-grams, 4 for BLEU-4. Samples of fewer words have none and add nothing to that precision.

@@ -32,7 +32,7 @@ class FormatHitRate(AnswerMetric):
         Args:
             predictions: Position of the option whose mark was found, ``None`` where there was no mark. An option that
                 was recognised by its text is ``None`` here.
-            targets: Right positions, not looked at; so that it can be updated beside :class:`ChoiceAccuracy`.
+            targets: Right positions, not looked at; so that it can be updated beside ``ChoiceAccuracy``.
         """
         check_pairs(predictions, targets)
         return column([float(prediction is not None) for prediction in predictions])

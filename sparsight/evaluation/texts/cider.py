@@ -30,7 +30,7 @@ class CIDEr(AnswerMetric):
     one sample alone has 0. Give every sample once; score perturbed runs of the same samples one run at a time. A
     sentence of fewer than 4 words lacks the longer n-grams: it cannot reach 10.
 
-    Words are those of :func:`sparsight.evaluation.texts.ngrams.words`. ReForm-Eval's scorer splits at spaces only, so
+    Words are those of ``sparsight.evaluation.texts.ngrams.words``. ReForm-Eval's scorer splits at spaces only, so
     that there case and full stops count as differences. METEOR is left out: what packages offer needs Java, or WordNet
     from a download.
     """

@@ -16,7 +16,7 @@ class RougeL(AnswerMetric):
 
     Of several references the best F1 counts, words are not stemmed: torchmetrics' and rouge-score's ``rougeL``. (COCO's
     evaluation weighs recall by 1.2 squared instead, and takes precision and recall from different references.) Words
-    are those of :func:`sparsight.evaluation.texts.ngrams.words`.
+    are those of ``sparsight.evaluation.texts.ngrams.words``.
     """
 
     def statistics(self, predictions: Sequence[str], targets: Sequence[Sequence[str]]) -> Tensor:

@@ -88,7 +88,7 @@ class ChatFormat:
     Args:
         processor: With tokenizer, image processor and chat template.
         options: Variables of the template, such as ``enable_thinking``.
-        reasoning: What happens to thoughts of answers; see :class:`ChatText`.
+        reasoning: What happens to thoughts of answers; see ``ChatText``.
 
     Attributes:
         text: How the model writes conversations.
@@ -159,7 +159,7 @@ class ChatFormat:
         token, the prompt ends before that token for all candidates, so all are continuations of one prompt.
 
         Raises:
-            UnusableConversation: As for :meth:`encode`, or prompt and candidate do not fit into ``max_length``.
+            UnusableConversation: As for ``encode``, or prompt and candidate do not fit into ``max_length``.
         """
         question, answer = conversation.question_and_answer
         candidates = conversation.candidates or (answer.text,)

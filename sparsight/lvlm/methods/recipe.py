@@ -61,11 +61,11 @@ class Recipe:
     def on(self, model: Any) -> Iterator[None]:
         """Let a model work with the methods inside: forward, backward, and ``generate`` with a cache.
 
-        Labels, given to the model or to :func:`sparsight.lvlm.model.answers.answer_losses`, tell where the answer
+        Labels, given to the model or to ``sparsight.lvlm.model.answers.answer_losses``, tell where the answer
         begins; without them the whole text is the prompt. Outputs have the shape that they have without the methods.
 
         Raises:
-            ValueError: As :meth:`check`, or the model has a recipe already.
+            ValueError: As ``check``, or the model has a recipe already.
         """
         if model in _BUSY:
             raise ValueError("the model has a recipe already: put all methods into one")

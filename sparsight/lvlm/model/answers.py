@@ -24,7 +24,7 @@ _LABELS: ContextVar[Tensor | None] = ContextVar("labels", default=None)
 
 
 def labels_now() -> Tensor | None:
-    """Labels (B, T) of the pass that is being computed, which models do not get; none outside :func:`answer_losses`."""
+    """Labels (B, T) of the pass that is being computed, which models do not get; none outside ``answer_losses``."""
     return _LABELS.get()
 
 
@@ -45,7 +45,7 @@ def answer_logits(model: PreTrainedModel, inputs: Mapping[str, Any], wanted_BT: 
 
 
 def forward(model: PreTrainedModel, wanted_BT: Tensor, **inputs: Any) -> Any:
-    """The model's output with logits (1, N, V) of the chosen positions alone; otherwise as :func:`answer_logits`."""
+    """The model's output with logits (1, N, V) of the chosen positions alone; otherwise as ``answer_logits``."""
     head: nn.Module = model.get_output_embeddings()
     seen: list[tuple[int, ...]] = []
 

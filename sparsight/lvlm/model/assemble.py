@@ -114,7 +114,7 @@ def load_text_model(file: Path) -> PreTrainedModel:
 
 
 def load_tokenizer(file: Path) -> PreTrainedTokenizerFast:
-    """SmolLM2's tokenizer with :data:`IMAGE_TOKEN` in the place of a token that it never used."""
+    """SmolLM2's tokenizer with ``IMAGE_TOKEN`` in the place of a token that it never used."""
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     content["model"]["vocab"][IMAGE_TOKEN] = content["model"]["vocab"].pop(UNUSED_TOKEN)
@@ -138,7 +138,7 @@ def build_model(text: Any, *, vision: Any, image_token_id: int, seed: int) -> Fa
 
     Args:
         text: A Llama with its head, the head's weights being those of the embeddings.
-        vision: timm's :data:`VISION`; it loses its classifier.
+        vision: timm's ``VISION``; it loses its classifier.
         image_token_id: The token that stands for a part of an image.
         seed: Of the projector.
     """

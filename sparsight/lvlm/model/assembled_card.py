@@ -1,4 +1,4 @@
-"""The model card of :func:`sparsight.lvlm.model.assemble.assemble`."""
+"""The model card of ``sparsight.lvlm.model.assemble.assemble``."""
 
 CARD = """\
 ---

@@ -46,7 +46,7 @@ class Loading:
 
     @property
     def options(self) -> dict[str, Any]:
-        """Those of :func:`load_lvlm`."""
+        """Those of ``load_lvlm``."""
         return {"dtype": self.dtype, "attn_implementation": self.attn_implementation, **self.source}
 
 

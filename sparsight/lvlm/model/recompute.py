@@ -36,7 +36,7 @@ def recompute_layers(model: PreTrainedModel) -> None:
 
 
 def keep_activations(model: PreTrainedModel) -> None:
-    """Undo :func:`recompute_layers`."""
+    """Undo ``recompute_layers``."""
     if isinstance(model, Renamed):
         model.activation_checkpointing_disable()
     else:

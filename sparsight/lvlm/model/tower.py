@@ -78,14 +78,14 @@ class Parts:
 
 
 def name_parts(model: PreTrainedModel, named: PartNames | None) -> PreTrainedModel:
-    """Let :func:`find_parts` take a user's word for where the parts of a model, and of its copies, are."""
+    """Let ``find_parts`` take a user's word for where the parts of a model, and of its copies, are."""
     if named is not None:
         vars(model)[_NAMED] = named
     return model
 
 
 def named_parts(model: PreTrainedModel) -> PartNames | None:
-    """What :func:`name_parts` was told."""
+    """What ``name_parts`` was told."""
     return vars(model).get(_NAMED)
 
 

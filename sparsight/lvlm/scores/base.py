@@ -65,7 +65,7 @@ class StreamingScore(LayerScore):
         """Begin anew."""
 
     def attached(self, parts: Parts) -> AbstractContextManager[None]:
-        """Held open during the pass; for scores that need more than :meth:`observe` is given."""
+        """Held open during the pass; for scores that need more than ``observe`` is given."""
         return nullcontext()
 
     @abstractmethod

@@ -31,7 +31,7 @@ class ChangeScore(StreamingScore):
         self.tokens = tokens
 
     def observe(self, step: LayerPass) -> None:
-        """Add what :meth:`change` says of a layer."""
+        """Add what ``change`` says of a layer."""
         self.means.add(step.layer, *self.change(step))
 
     @abstractmethod

@@ -43,7 +43,7 @@ class GreedyLossIncrease(SeparateScore):
     """Order in which SLEB (Song et al., arXiv 2402.09025) removes layers: again and again the one that is missed least.
 
     A layer's number is the round in which it went, from 0; those that stay share the next one, so that the ``remove``
-    lowest are the removed ones. Each round costs as much as :class:`LossIncrease` for the layers that are left.
+    lowest are the removed ones. Each round costs as much as ``LossIncrease`` for the layers that are left.
 
     Args:
         remove: Number of layers to remove.

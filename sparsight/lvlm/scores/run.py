@@ -31,7 +31,7 @@ def score_layers(
     The model is left as it was: no hook, no changed mode, no changed attention.
 
     Args:
-        model: Any model that :func:`sparsight.lvlm.model.tower.find_parts` knows.
+        model: Any model that ``sparsight.lvlm.model.tower.find_parts`` knows.
         batches: Batches of the instruction datamodule: ``inputs`` for the model, ``labels`` where a score needs them.
         scores: With different names.
         **facts: What else the table is to say about where it comes from.

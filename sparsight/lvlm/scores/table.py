@@ -109,7 +109,7 @@ class ScoreTable:
         return {"format": FORMAT, **self.facts, "scores": scores, "rank_correlations": correlations}
 
     def save(self, path: Path) -> None:
-        """Write JSON that :meth:`load` reads."""
+        """Write JSON that ``load`` reads."""
         write_text(path, json_text(self.as_dict()))
 
     def write(self, folder: Path) -> None:
@@ -124,7 +124,7 @@ class ScoreTable:
 
     @classmethod
     def load(cls, path: Path) -> ScoreTable:
-        """Read what :meth:`save` wrote.
+        """Read what ``save`` wrote.
 
         Raises:
             FileNotFoundError: There is no such file.

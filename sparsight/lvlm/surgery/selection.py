@@ -61,7 +61,7 @@ class LayerSelection(ABC):
 
     @abstractmethod
     def choose(self, num_layers: int) -> Sequence[int]:
-        """The chosen layers in any order; :meth:`select` checks them."""
+        """The chosen layers in any order; ``select`` checks them."""
 
     def record(self) -> dict[str, Any]:
         """The rule and its options as plain data, for the record of where a model comes from."""

@@ -35,7 +35,7 @@ def make_trainable(
         Names of the parameters of each of these parts; none of them requires gradients yet.
 
     Raises:
-        ValueError: As :func:`add_lora`.
+        ValueError: As ``add_lora``.
     """
     if lora is not None:
         rank_zero_info(describe(add_lora(model, parts, layers, lora)))

@@ -80,7 +80,7 @@ def unpruned_model(
         base: What the model was loaded from.
         student: The model, with as many layers as it was loaded with.
         dtype: Precision of what is never trained.
-        options: Of :func:`sparsight.lvlm.model.load.load_lvlm`.
+        options: Of ``sparsight.lvlm.model.load.load_lvlm``.
 
     Raises:
         ConfigurationError: ``source`` is not what the model was before layers left, or it must be named.

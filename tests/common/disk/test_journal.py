@@ -26,7 +26,7 @@ FORMAT_1 = """{"device": "this", "date": "monday"}
 
 
 def filled(path: Path) -> list[bytes]:
-    """Lines of a journal of :data:`WORK`."""
+    """Lines of a journal of ``WORK``."""
     journal = Journal(path, ABOUT)
     for key, result in WORK.items():
         journal.add(key, result)

@@ -26,11 +26,11 @@ def projected(maps: Maps) -> Tensor:
 
 
 def ranks(maps: Maps, sketch: Tensor, energy: Tensor) -> Tensor:
-    """Fewest directions that hold :data:`SHARE` of each map's energy, (B, h); :data:`COLUMNS` where more are needed.
+    """Fewest directions that hold ``SHARE`` of each map's energy, (B, h); ``COLUMNS`` where more are needed.
 
     Args:
         maps: Looked at a second time.
-        sketch: The maps times :func:`projected`: (B, h, n, s).
+        sketch: The maps times ``projected``: (B, h, n, s).
         energy: Sum of the squares of each map, (B, h).
     """
     basis = torch.linalg.qr(sketch).Q  # (B, h, n, s), s cut to n

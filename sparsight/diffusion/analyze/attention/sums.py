@@ -132,7 +132,7 @@ def mass_within(curve: Sequence[float], side: int) -> float:
 
 
 def receptive_field(curve: Sequence[float]) -> int | None:
-    """Side of the smallest window that holds :data:`FIELD` of the mass; none where there is no mass."""
+    """Side of the smallest window that holds ``FIELD`` of the mass; none where there is no mass."""
     within = 0.0
     for distance, share in enumerate(curve):
         within += share
