@@ -78,8 +78,12 @@ def merge(parts: Sequence[Partial]) -> Partial:
     each = torch.cat([lse for _, lse in parts], -1)
     lse = _lse(each)
     weights = (each - _finite(lse)).exp()
-    outputs = torch.stack([output for output, _ in parts], -1)
-    return (outputs.float() * weights[..., None, :]).sum(-1).to(outputs.dtype), lse
+    first, *others = (output for output, _ in parts)
+    share, *shares = weights.split(1, -1)
+    total = first.float() * share
+    for output, share in zip(others, shares, strict=True):  # without a copy of all: that costs more than the parts
+        total = torch.addcmul(total, output.float(), share)
+    return total.to(first.dtype), lse
 
 
 def _lse(logits: Tensor) -> Tensor:

@@ -80,6 +80,9 @@ MIXERS: dict[str, Callable[..., TokenMixer]] = {
     "lightning": partial(KernelAttention, feature_map="elu", normaliser="rms", decay="two"),
     "decay_four": partial(KernelAttention, feature_map="elu", decay="four"),
     "lolcats": partial(Merge, parts=[NEAR, partial(KernelAttention, without=NEAR)]),
+    "sharp_and_diffuse": partial(
+        HeadSplit, parts=[partial(WindowAttention, window=2), partial(PooledAttention, tile=2)], by_entropy=True
+    ),
     "agents": partial(AgentAttention, cells=2),
     "agents_sd": partial(AgentAttention, cells=3, sharpness=0.3, shortcut=0.075),
     "proxies": partial(AgentAttention, cells=3, kind="proxy"),
@@ -306,3 +309,22 @@ def test_a_fit_comes_nearer_to_the_teacher_and_is_left_out_where_it_is_told_too_
         mixer.init_from_teacher(weights, [samples])
         after = relative_l2(mixer(q, k, v, SITE.grid, weights.scale), expected)
         assert after < 0.97 * before, type(mixer).__name__
+
+
+def test_sharp_heads_go_to_the_first_part() -> None:
+    torch.manual_seed(0)
+    site = dataclasses.replace(SITE, heads=4, head_dim=4)
+    weights, samples = random_teacher(site, site.grid)
+    factor = torch.tensor([0.3, 3.0, 0.1, 6.0]).repeat_interleave(4)[:, None]
+    weights = dataclasses.replace(weights, query=weights.query * factor)
+    near, far = partial(WindowAttention, window=2), partial(PooledAttention, cells=1)
+    split: Any = HeadSplit(site, parts=[near, far], by_entropy=True)
+    split.init_from_teacher(weights, [samples])
+    again: Any = HeadSplit(site, parts=[near, far], by_entropy=True)
+    again.load_state_dict(split.state_dict())
+    q, k, v = weights.projected(samples.inputs, 4)
+    mixed = again.to(torch.float32)(q, k, v, site.grid, 0.5)
+    for which, part in (([1, 3], near), ([0, 2], far)):
+        alone = part(dataclasses.replace(site, heads=2))
+        expected = alone.mix(q[:, which], k[:, which], v[:, which], site.grid, 0.5)
+        torch.testing.assert_close(mixed[:, which], expected)
