@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 import blocks
 from blocks import TokenMixer
+from sparsight.diffusion.export.standalone import standalone
 from sparsight.diffusion.surgery.replace import finalize, replace
 from tests import tiny
 from tests.tiny import run
@@ -27,6 +29,7 @@ MIXERS = sorted(
 OPTIONS: dict[str, dict[str, Any]] = {
     "FrequencyFilter": {"groups": 4},
     "Gated": {"groups": 2},
+    "HeadSplit": {"by_entropy": True},
     "NeighborhoodAttention": {"kernel_size": 3},
     "PooledAttention": {"tile": 2},
     "RoutedAttention": {"tile": 2, "router": "gate", "rest": "linear"},
@@ -56,3 +59,17 @@ def test_a_student_of_any_mixer_runs(name: str, family: str) -> None:
     finalize(denoiser)
     found = run(denoiser, size)  # type: ignore[arg-type]
     assert found.shape == expected.shape and found.isfinite().all()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", few(MIXERS, "HeadSplit"))
+def test_an_export_of_any_mixer_gives_what_the_student_gives(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    denoiser = tiny.dit().eval()
+    shells = replace(denoiser, partial(getattr(blocks, name), **OPTIONS.get(name, {})))
+    for shell in shells.values():
+        for tensor in shell.mixer.state_dict().values():
+            tensor.copy_(tensor.flip(0) if tensor.dtype == torch.long else tensor + 0.1 * torch.randn_like(tensor))
+    finalize(denoiser)
+    model = standalone(denoiser, tmp_path).eval()
+    torch.testing.assert_close(run(model, (12, 12)), run(denoiser, (12, 12)))
