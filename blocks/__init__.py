@@ -17,6 +17,7 @@ from blocks.base import (
     SoftmaxMixer,
     TokenMixer,
 )
+from blocks.cluster_attention import ClusterAttention
 from blocks.delta_conv import DeltaConvBlock
 from blocks.disc_attention import DiscAttention
 from blocks.edits import (
@@ -38,6 +39,7 @@ from blocks.merge import Merge
 from blocks.neighborhood_attention import NeighborhoodAttention
 from blocks.no_mixing import NoMixing
 from blocks.pooled_attention import PooledAttention
+from blocks.radial_attention import RadialAttention
 from blocks.routed_attention import RoutedAttention
 from blocks.softmax_attention import SoftmaxAttention
 from blocks.tile_attention import TileAttention
@@ -61,6 +63,7 @@ __all__ = [
     "AgentAttention",
     "AttentionEdit",
     "AttentionWeights",
+    "ClusterAttention",
     "CoreMixer",
     "DeltaConvBlock",
     "DiscAttention",
@@ -87,6 +90,7 @@ __all__ = [
     "NoMixing",
     "PooledAttention",
     "PyramidDrop",
+    "RadialAttention",
     "RandomTokens",
     "RoutedAttention",
     "Site",

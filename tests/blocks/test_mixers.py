@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from blocks import (
     Adapted,
     AgentAttention,
+    ClusterAttention,
     CoreMixer,
     DiscAttention,
     FrequencyFilter,
@@ -28,6 +29,7 @@ from blocks import (
     Merge,
     NeighborhoodAttention,
     PooledAttention,
+    RadialAttention,
     RoutedAttention,
     Site,
     TileAttention,
@@ -101,6 +103,9 @@ MIXERS: dict[str, Callable[..., TokenMixer]] = {
         temperature=False,
         value_kernel=3,
     ),
+    "clusters": partial(ClusterAttention, group=7, cells=2),
+    "clusters_alone": partial(ClusterAttention, group=10, neighbours=0, cells=3, rounds=0),
+    "radial": partial(RadialAttention, reach=3),
     "large_kernel": partial(LargeKernelAttention, kernel_size=7, dilation=2),
     "frequencies": partial(FrequencyFilter, groups=4),
     "gated_ela": partial(Gated, reach=3),
@@ -133,6 +138,7 @@ MASKED = (
     "near_and_pooled",
     "clear",
     "lolcats",
+    "radial",
 )
 """Mixers whose gathered keys are not all seen."""
 

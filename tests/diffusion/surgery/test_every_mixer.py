@@ -27,11 +27,13 @@ MIXERS = sorted(
     if isinstance(kind, type) and issubclass(kind, TokenMixer) and not getattr(kind, "__abstractmethods__", None)
 )
 OPTIONS: dict[str, dict[str, Any]] = {
+    "ClusterAttention": {"group": 4, "cells": 2},
     "FrequencyFilter": {"groups": 4},
     "Gated": {"groups": 2},
     "HeadSplit": {"by_entropy": True},
     "NeighborhoodAttention": {"kernel_size": 3},
     "PooledAttention": {"tile": 2},
+    "RadialAttention": {"reach": 2},
     "RoutedAttention": {"tile": 2, "router": "gate", "rest": "linear"},
     "TileAttention": {"tile": 2},
     "WindowAttention": {"window": 2, "shifts": [0, 0.5]},
