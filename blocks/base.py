@@ -149,12 +149,27 @@ class AttentionWeights:
     query_norm: Callable[[Tensor], Tensor] | None = None
     key_norm: Callable[[Tensor], Tensor] | None = None
 
-    def projected(self, hidden_BNC: Tensor, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values as they attend, each (B, h, N, d)."""
+    def projected(
+        self, hidden_BNC: Tensor, heads: int, positions: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values as they attend, each (B, h, N, d).
+
+        Args:
+            hidden_BNC: What enters the attention.
+            heads: Number of heads h.
+            positions: Of its tokens, see :class:`SiteSamples`.
+        """
         pairs = ((self.query, self.query_bias), (self.key, self.key_bias), (self.value, self.value_bias))
         q, k, v = (F.linear(hidden_BNC, w, b).unflatten(-1, (heads, -1)).transpose(1, 2) for w, b in pairs)
         q = q if self.query_norm is None else self.query_norm(q)
-        return q, k if self.key_norm is None else self.key_norm(k), v
+        k = k if self.key_norm is None else self.key_norm(k)
+        return (q, k, v) if positions is None else (turned(q, *positions), turned(k, *positions), v)
+
+
+def turned(x_BhNd: Tensor, cos_Nd: Tensor, sin_Nd: Tensor) -> Tensor:
+    """Queries or keys with every pair of neighbouring channels turned by an angle (rotary embedding, 2104.09864)."""
+    crossed = torch.stack([-x_BhNd[..., 1::2], x_BhNd[..., 0::2]], -1).flatten(-2)
+    return x_BhNd * cos_Nd.to(x_BhNd) + crossed * sin_Nd.to(x_BhNd)
 
 
 def under_autocast(x: Tensor) -> bool:
@@ -172,12 +187,14 @@ class SiteSamples:
 
     Of a joint site these are the image's tokens, and outputs are what they take from each other, in front of the
     attention's last projection; ``masses`` (B, N, h) is then the log-sum-exp of each query's logits over them.
+    ``positions`` are cosines and sines (N, d) by which queries and keys are turned, where they are.
     """
 
     inputs: Tensor
     outputs: Tensor
     grid: Grid
     masses: Tensor | None = None
+    positions: tuple[Tensor, Tensor] | None = None
 
 
 class TokenMixer(nn.Module, ABC):

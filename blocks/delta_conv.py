@@ -204,7 +204,8 @@ class DeltaConvBlock(FeatureMixer):
         grid = samples[0].grid
         images = max(1, _FIT_TOKENS // grid.tokens)
         hidden_BNC = torch.cat([sample.inputs for sample in samples if sample.grid == grid])[:images]
-        rows_EC, mixed_BNE = _head_directions(weights, hidden_BNC, self.site.heads, self.entry_width)
+        heads, positions = self.site.heads, samples[0].positions
+        rows_EC, mixed_BNE = _head_directions(weights, hidden_BNC, heads, self.entry_width, positions)
         half = self.entry_width // 2
         self._open_gates(rows_EC, hidden_BNC.mean((0, 1)))
         value_BGHW = as_image(self.entry(hidden_BNC.to(self.entry.weight))[..., :half], grid)
@@ -265,12 +266,14 @@ class DeltaConvBlock(FeatureMixer):
             self.pool.bias.zero_()
 
 
-def _head_directions(weights: AttentionWeights, hidden_BNC: Tensor, heads: int, count: int) -> tuple[Tensor, Tensor]:
+def _head_directions(
+    weights: AttentionWeights, hidden_BNC: Tensor, heads: int, count: int, positions: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
     """Directions in which heads write most, strongest first: rows (E, C) that read them, and the mixed values there.
 
     The principal axes of each head's output over positions, ranked over all heads; repeated when there are too few.
     """
-    q, k, v = weights.projected(hidden_BNC, heads)
+    q, k, v = weights.projected(hidden_BNC, heads, positions)
     core_BhNd = F.scaled_dot_product_attention(q, k, v, scale=weights.scale)
     core_BhNd = core_BhNd - core_BhNd.mean(2, keepdim=True)
     out_hCd = weights.out.unflatten(1, (heads, -1)).transpose(0, 1)
@@ -314,7 +317,10 @@ def _moved(
     """Weights and samples on one device in float32."""
     fields: dict[str, Any] = dict(vars(weights))
     fields |= {name: t.to(device, torch.float32) for name, t in fields.items() if isinstance(t, Tensor)}
-    moved = [SiteSamples(s.inputs.to(device).float(), s.outputs.to(device).float(), s.grid) for s in samples]
+    moved = [
+        SiteSamples(s.inputs.to(device).float(), s.outputs.to(device).float(), s.grid, positions=s.positions)
+        for s in samples
+    ]
     return AttentionWeights(**fields), moved
 
 

@@ -180,7 +180,7 @@ def _given_by(
     weights: AttentionWeights, own: AttentionWeights, sample: SiteSamples, which: Tensor, heads: int
 ) -> SiteSamples:
     """What some of all heads give where the teacher gives a sample; norms may be over all."""
-    q, k, v = (x[:, which] for x in weights.projected(sample.inputs.to(weights.query), heads))
+    q, k, v = (x[:, which] for x in weights.projected(sample.inputs.to(weights.query), heads, sample.positions))
     mixed = F.scaled_dot_product_attention(q, k, v, scale=weights.scale).transpose(1, 2).flatten(2)
     return dataclasses.replace(sample, outputs=F.linear(mixed, own.out, own.out_bias).to(sample.outputs))
 

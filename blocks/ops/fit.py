@@ -21,7 +21,7 @@ _TOKENS = 1 << 12  # that a fit holds, to bound its memory and time
 def fitted(mixer: Any, weights: AttentionWeights, samples: Sequence[SiteSamples], *, beside: Any = None) -> None:
     """Adam on the relative error of each head's output; nothing without parameters or samples.
 
-    Nor where the teacher does more between projections and core than is told here, such as rotary embeddings: what it
+    Nor where the teacher does more between projections and core than is told here, in a processor of its own: what it
     returned is then another thing than what its projections say.
 
     Args:
@@ -36,7 +36,7 @@ def fitted(mixer: Any, weights: AttentionWeights, samples: Sequence[SiteSamples]
     device, grid = parameters[0].device, samples[0].grid
     hidden_BNC = torch.cat([sample.inputs for sample in samples if sample.grid == grid])
     hidden_BNC = hidden_BNC[: max(1, _TOKENS // grid.tokens)].to(weights.query)
-    q, k, v = (x.float().to(device) for x in weights.projected(hidden_BNC, mixer.site.heads))
+    q, k, v = (x.float().to(device) for x in weights.projected(hidden_BNC, mixer.site.heads, samples[0].positions))
     target = F.scaled_dot_product_attention(q, k, v, scale=weights.scale)
     outputs = torch.cat([sample.outputs for sample in samples if sample.grid == grid])[: len(hidden_BNC)]
     told = F.linear(target.transpose(1, 2).flatten(2).to(weights.out), weights.out, weights.out_bias).to(outputs)

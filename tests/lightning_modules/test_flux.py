@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from blocks import DeltaConvBlock, NeighborhoodAttention
 from callbacks import SampleGrid
@@ -17,7 +18,9 @@ from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.export.folder import write_pipeline
+from sparsight.diffusion.families.conditioning import nest_condition
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.encoding import encode_batches
 from sparsight.diffusion.model.sampling import sample, starting_noise
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Objective, Stage
@@ -75,9 +78,9 @@ def test_what_is_drawn_is_what_diffusers_draws(embeds: bool, scheduler: dict[str
         assert not torch.allclose(plain, found, atol=1e-4)
 
 
-def distillation(teacher: str, **options: Any) -> AttentionDistillation:
+def distillation(teacher: str, objective: Objective | None = None, **options: Any) -> AttentionDistillation:
     torch.manual_seed(0)
-    terms = Objective(site_on="residual", to_target=0.5)
+    terms = objective or Objective(site_on="residual", to_target=0.5)
     stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=terms, warmup_steps=1)]
     defaults = {"plan": PLAN, "train_projections": True, "init_samples": 2, "sample_steps": 2, "sample_size": SIZE}
     return AttentionDistillation(teacher, stages=stages, **defaults | options)
@@ -101,6 +104,34 @@ def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     assert trainer.global_step == 4
     assert 0 < float(trainer.callback_metrics["val/output_relative_l2"]) < 10
     return folder, module
+
+
+@pytest.mark.slow
+def test_a_resumed_run_on_trajectories_ends_where_one_in_one_go_does(teacher: str, tmp_path: Path) -> None:
+    def fitted(steps: int, folder: Path, **options: Any) -> Trainer:
+        data = TeacherSamplesDataModule(
+            teacher,
+            mode="trajectory",
+            size=SIZE,
+            captions=CAPTIONS,
+            count=4,
+            steps=2,
+            batch_size=2,
+            device="cpu",
+            cache_dir=str(tmp_path / "cache"),
+        )
+        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        saving = ModelCheckpoint(folder, save_last=True, every_n_train_steps=steps)
+        trainer = Trainer(
+            default_root_dir=folder, accelerator="cpu", max_epochs=-1, max_steps=steps, callbacks=[saving], **quiet
+        )
+        trainer.fit(distillation(teacher, objective=Objective(site_on="residual")), data, **options)
+        return trainer
+
+    whole = fitted(4, tmp_path / "whole").lightning_module
+    fitted(2, tmp_path / "half")
+    resumed = fitted(4, tmp_path / "resumed", ckpt_path=tmp_path / "half" / "last.ckpt").lightning_module
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 
 def test_both_stages_train_and_a_grid_is_drawn(trained: tuple[Path, AttentionDistillation], teacher: str) -> None:
@@ -148,6 +179,25 @@ def test_two_sizes_in_a_run_and_guidance_as_an_input(teacher: str) -> None:
             assert loss.isfinite() and loss > 0
         assert seen[-1][1] == [size[0] / 2 - 1, size[1] / 2 - 1]
     assert all(torch.equal(guidance, torch.full((2,), 4.0)) for guidance, _ in seen)
+
+
+def test_images_become_the_latents_that_the_pipeline_decodes(teacher: str) -> None:
+    model = DiffusionModel.from_pretrained(teacher)
+    batch = {"image": torch.rand(2, 3, 16, 24) * 2 - 1, "caption": CAPTIONS[:2], "index": torch.arange(2)}
+    prepared = model.prepare(batch)
+    assert prepared["sample"].shape == (2, 4, *SIZE) and torch.equal(
+        prepared["cond"]["guidance"], torch.full((2,), 3.5)
+    )
+    with torch.no_grad():
+        mean = model.vae.encode(batch["image"]).latent_dist.mean
+    torch.testing.assert_close(prepared["sample"], (mean - 0.1) * 0.4)
+    rows = encode_batches(model, [batch], mirrored=False, dtype=torch.float32)
+    cached = model.prepare(
+        {"sample": rows["sample"][:, 0], "cond": nest_condition(rows, "cond"), "index": rows["index"]}
+        | {"uncond": prepared["uncond"]}
+    )
+    assert prepared["cond"].keys() == cached["cond"].keys()
+    assert all(torch.equal(part, cached["cond"][name]) for name, part in prepared["cond"].items())
 
 
 def test_sizes_and_pipelines_that_do_not_fit_are_refused(teacher: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
 from lightning.pytorch import Trainer
 from peft import LoraConfig
@@ -114,6 +115,10 @@ def test_norms_over_all_heads_and_starts() -> None:
         weights = attention_weights(shell.attention)
         q, _, _ = weights.projected(samples[0].inputs, 2)
         torch.testing.assert_close(q.transpose(1, 2).flatten(2), seen["q"])
+        turned = weights.projected(samples[0].inputs, 2, samples[0].positions)
+        mixed = F.scaled_dot_product_attention(*turned, scale=weights.scale).transpose(1, 2).flatten(2)
+        found = F.linear(mixed, weights.out, weights.out_bias)
+        torch.testing.assert_close(found, samples[0].outputs, rtol=1e-4, atol=1e-5)
         start_from_teacher(shell.mixer, shell.attention, samples)
 
 

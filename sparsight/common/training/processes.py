@@ -74,7 +74,7 @@ def gathered(samples: SiteSamples) -> SiteSamples:
     if process_count() == 1:
         return samples
     masses = None if samples.masses is None else _dealt(samples.masses)
-    return SiteSamples(_dealt(samples.inputs), _dealt(samples.outputs), samples.grid, masses)
+    return SiteSamples(_dealt(samples.inputs), _dealt(samples.outputs), samples.grid, masses, samples.positions)
 
 
 def _dealt(share_BNC: Tensor) -> Tensor:

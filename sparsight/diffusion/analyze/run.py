@@ -24,7 +24,7 @@ from sparsight.diffusion.analyze.errors import CandidateErrors
 from sparsight.diffusion.analyze.watched import Core, Pass, WatchedSite, on_grid
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.surgery.site_error import image_tokens
-from sparsight.diffusion.train.capture import samples_of_image
+from sparsight.diffusion.train.capture import positions_of, samples_of_image
 
 _log = logging.getLogger(__name__)
 Noised = Mapping[str, Any]
@@ -210,9 +210,10 @@ def _at_site(
 
 def _samples(site: Site, seen: Pass) -> SiteSamples:
     core, hidden = seen.core, seen.hidden.float()
+    positions = positions_of((seen.hidden, *seen.args), seen.kwargs, core.layout)
     if site.text is None:
-        return SiteSamples(hidden, image_tokens(seen.output).float(), core.layout.grid)
-    return samples_of_image(hidden, core.q, core.k, core.v, core.layout, core.scale)
+        return SiteSamples(hidden, image_tokens(seen.output).float(), core.layout.grid, positions=positions)
+    return samples_of_image(hidden, core.q, core.k, core.v, core.layout, core.scale, positions)
 
 
 def _compare(site: WatchedSite, known: SiteRecord, candidate: Candidate, seen: Pass, bucket_B: Tensor) -> None:

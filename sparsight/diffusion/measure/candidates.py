@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from blocks.base import Grid
 from sparsight.common.measure.latency import Call
-from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
+from sparsight.diffusion.families.known import example_inputs, facts_of, family_of, plain_class
 from sparsight.diffusion.surgery.replace import finalize, restore, shells_of
 from sparsight.diffusion.surgery.sites import meta_twin
 from sparsight.diffusion.surgery.student import OnGrid
@@ -41,12 +41,21 @@ def ready(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
 def site_calls(module: nn.Module, shape: tuple[int, int], grid: Grid, **options: Any) -> dict[str, Call]:
     """Forward and forward+backward of an attention or a student on a random hidden state (B, N, C).
 
-    ``shape`` is (B, C); ``options`` are the tensor's device and dtype.
+    ``shape`` is (B, C); ``options`` are the tensor's device and dtype. A token of text comes beside it where some does.
     """
     if isinstance(module, OnGrid):
         module.grid = grid
     hidden_BNC = torch.randn(shape[0], grid.tokens, shape[1], requires_grad=True, **options)
-    return passes(lambda: module(hidden_BNC), (hidden_BNC, *module.parameters()))
+    facts = facts_of(module)
+    width = None if facts is None else facts.text_channels
+    text = [] if width is None else [torch.randn(shape[0], 1, width, **options)]
+
+    def call() -> Tensor:
+        output = module(hidden_BNC, *text)
+        image: Tensor = output[0] if isinstance(output, tuple) else output
+        return image
+
+    return passes(call, (hidden_BNC, *module.parameters()))
 
 
 def denoiser_calls(denoiser: nn.Module, size: tuple[int, ...], *, batch: int) -> dict[str, Call]:

@@ -5,7 +5,7 @@ Shape legend: B batch, N tokens of the image, C channels, h heads, d channels of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,6 +17,9 @@ from torch.overrides import TorchFunctionMode
 from blocks.base import Layout, SiteSamples
 from sparsight.diffusion.surgery.shell import Shell
 from sparsight.diffusion.surgery.student import delivered_grid
+
+POSITIONS, POSITIONS_PLACE = ("image_rotary_emb", "rotary_emb"), 3
+"""Names, and place where there is no name, of what turns queries and keys, among the arguments of an attention."""
 
 
 @contextmanager
@@ -36,11 +39,13 @@ def capture_site(shell: Shell) -> Iterator[list[SiteSamples]]:
         hidden_BNC = (args[0] if args else kwargs["hidden_states"]).detach().float()
         if cores is None:
             grid = delivered_grid(shell.grid, shell.mixer.site.path)
-            samples.append(SiteSamples(hidden_BNC, output.detach().float(), grid))
+            positions = positions_of(args, kwargs, Layout(grid))
+            samples.append(SiteSamples(hidden_BNC, output.detach().float(), grid, positions=positions))
         elif cores.first is not None:
             site, (q, k, v, scale) = shell.mixer.site, cores.first
             layout = site.layout(delivered_grid(shell.grid, site.path), q.shape[2])
-            samples.append(samples_of_image(hidden_BNC, q, k, v, layout, scale))
+            positions = positions_of(args, kwargs, layout)
+            samples.append(samples_of_image(hidden_BNC, q, k, v, layout, scale, positions))
 
     handles = [
         shell.attention.register_forward_pre_hook(begin),
@@ -75,7 +80,25 @@ class _Cores(TorchFunctionMode):
         self.first = query, key, value, query.shape[-1] ** -0.5 if scale is None else scale
 
 
-def samples_of_image(hidden_BNC: Tensor, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float) -> SiteSamples:
+def positions_of(args: tuple[Any, ...], kwargs: Mapping[str, Any], layout: Layout) -> tuple[Tensor, Tensor] | None:
+    """Cosines and sines (N, d) of the image's tokens, of what an attention was given; none if nothing turns them."""
+    by_place = args[POSITIONS_PLACE] if len(args) > POSITIONS_PLACE else None
+    given = next((kwargs[name] for name in POSITIONS if kwargs.get(name) is not None), by_place)
+    if given is None:
+        return None
+    cos, sin = (layout.image(each.detach().float().reshape(1, -1, each.shape[-1]))[0] for each in given)
+    return cos, sin
+
+
+def samples_of_image(
+    hidden_BNC: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: Layout,
+    scale: float,
+    positions: tuple[Tensor, Tensor] | None = None,
+) -> SiteSamples:
     """What image tokens take from each other in a joint attention, with its mass.
 
     Args:
@@ -85,6 +108,7 @@ def samples_of_image(hidden_BNC: Tensor, q: Tensor, k: Tensor, v: Tensor, layout
         v: Values.
         layout: Where the image stands among them.
         scale: Factor of the logits.
+        positions: Of the image's tokens, see :func:`positions_of`.
     """
     q, k, v = (layout.split(x.detach().float())[1] for x in (q, k, v))
     hidden_BNC = layout.image(hidden_BNC)
@@ -94,4 +118,4 @@ def samples_of_image(hidden_BNC: Tensor, q: Tensor, k: Tensor, v: Tensor, layout
         (q_Nd @ k_Nd.mT * scale).logsumexp(-1) for q_Nd, k_Nd in zip(q.flatten(0, 1), k.flatten(0, 1), strict=True)
     ]
     masses_BNh = torch.stack(masses).unflatten(0, q.shape[:2]).transpose(1, 2)
-    return SiteSamples(hidden_BNC, output_BNC, layout.grid, masses_BNh)
+    return SiteSamples(hidden_BNC, output_BNC, layout.grid, masses_BNh, positions)

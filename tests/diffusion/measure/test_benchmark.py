@@ -13,7 +13,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 
 from benchmarks import training_step
-from blocks import DeltaConvBlock, Grid, NeighborhoodAttention
+from blocks import DeltaConvBlock, Grid, LinearAttention, NeighborhoodAttention
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.command.trainer import SparsightTrainer
 from sparsight.common.errors import ConfigurationError
@@ -30,8 +30,10 @@ from sparsight.diffusion.surgery.replace import Mode, finalize, replace, set_mod
 from sparsight.diffusion.surgery.sites import students
 from sparsight.diffusion.train.stages import Stage
 from tests import tiny
+from tests.tiny_flux import flux
 from tests.tiny_mixers import WrongKernel
 from tests.tiny_rows import few
+from tests.tiny_wan import wan
 
 CPU = torch.device("cpu")
 QUICK = Settings(tokens=(64, 16), runs=3, max_seconds=60)
@@ -82,6 +84,13 @@ def test_rows_of_sites() -> None:
         assert row.attention.timing is not None
         assert row.attention.timing.runs == 3
     assert rows[1].attention.peak > rows[0].attention.peak  # type: ignore[operator]
+
+
+def test_rows_of_sites_with_text_beside_them_and_of_video() -> None:
+    for made, mixer in ((flux(), DeltaConvBlock), (wan(), LinearAttention)):
+        replace(made, mixer)
+        rows = list(benchmark_sites(made, QUICK, CPU))
+        assert rows and all(row.tokens == row.height * row.width for row in rows)
 
 
 def test_backward_passes_can_be_left_out() -> None:

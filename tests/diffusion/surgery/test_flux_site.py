@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from blocks import DeltaConvBlock, Grid, LinearAttention, NeighborhoodAttention, NoMixing, SoftmaxAttention
 from sparsight.diffusion.families.known import example_inputs, family_of
 from sparsight.diffusion.surgery.record import apply_record, record_of
-from sparsight.diffusion.surgery.replace import finalize, replace, restore, set_mode, shells_of
+from sparsight.diffusion.surgery.replace import attention_weights, finalize, replace, restore, set_mode, shells_of
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import find_sites
 from sparsight.diffusion.train.capture import capture_site
@@ -103,6 +103,22 @@ def masked(window_NN: torch.Tensor) -> Iterator[None]:
 
     with Masked():
         yield
+
+
+def test_what_is_captured_is_the_images_own_attention_with_its_positions() -> None:
+    denoiser = flux()
+    for shell in replace(denoiser, NEAR).values():
+        with torch.no_grad(), capture_site(shell) as samples:
+            run(denoiser, SIZE)
+            run(denoiser, SIZE[::-1])
+        weights = attention_weights(shell.attention)
+        for sample, grid in zip(samples, (Grid(4, 6), Grid(6, 4)), strict=True):
+            assert sample.grid == grid and sample.positions is not None
+            q, k, v = weights.projected(sample.inputs, 2, sample.positions)
+            mixed = F.scaled_dot_product_attention(q, k, v, scale=weights.scale)
+            assert relative_l2(sample.outputs, mixed.transpose(1, 2).flatten(2)) < 1e-6
+            unturned = F.scaled_dot_product_attention(*weights.projected(sample.inputs, 2), scale=weights.scale)
+            assert relative_l2(unturned, mixed) > 1e-4
 
 
 @pytest.mark.parametrize("name", few(MIXERS, "delta"))
