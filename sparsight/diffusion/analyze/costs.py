@@ -22,6 +22,8 @@ from sparsight.diffusion.surgery.sites import meta_twin
 ATTENTION = "attention"
 RUNS, MAX_SECONDS = 15, 20.0
 BudgetOf = Literal["flops", "latency"]
+CALLED = {"flops": "FLOPs", "latency": "time"}
+"""What a budget is of, in words."""
 
 
 @dataclass(frozen=True)

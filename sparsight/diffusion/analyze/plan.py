@@ -16,7 +16,7 @@ from torch import nn
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.tables import format_table
-from sparsight.diffusion.analyze.costs import ATTENTION, BudgetOf, Costs
+from sparsight.diffusion.analyze.costs import ATTENTION, CALLED, BudgetOf, Costs
 from sparsight.diffusion.analyze.errors import ErrorSums
 from sparsight.diffusion.analyze.knapsack import Option, cheapest, choose
 from sparsight.diffusion.analyze.run import Noised, Recording, standing_in
@@ -60,8 +60,8 @@ def plan_under(found: Recording, costs: Costs, share: float, *, of: BudgetOf, na
     budget = share * costs.whole - costs.around
     if least > share * (1 + 1e-9):
         raise ConfigurationError(
-            f"budget is {share:g}, but the cheapest choice of these mixers costs {least:.3f} of the denoiser's {of}: "
-            f"give at least {math.ceil(least * 1000) / 1000:g}, or cheaper mixers"
+            f"budget is {share:g}, but the cheapest choice of these mixers costs {least:.3f} of the denoiser's "
+            f"{CALLED[of]}: give at least {math.ceil(least * 1000) / 1000:g}, or cheaper mixers"
         )
     choice = choose(groups, budget)
     picked = {path: names[path][at] for path, at in zip(found.sites, choice.options, strict=True)}
@@ -166,7 +166,7 @@ class PlanReport:
         mixers = {path: found.sites[path].candidates[name].mixer for path, name in self.plan.chosen.items()}
         kept = [path for path in found.sites if path not in mixers]
         lines = [
-            f"{self.plan.cost:.1%} of the untouched denoiser's {self.of}; budget {self.budget:.1%}.",
+            f"{self.plan.cost:.1%} of the untouched denoiser's {CALLED[self.of]}; budget {self.budget:.1%}.",
             f"Relative L2 error of the prediction before training: {self.plan.error:.3g} by single sites.",
             f"Attention stays at {', '.join(kept) or 'no site'}.",
             "sparsight fit --config EXPERIMENT --config THIS_FILE",
@@ -190,7 +190,7 @@ class PlanReport:
             rows += [_line(plan), _line(beside)]
         return "\n".join(
             [
-                f"Plan under {self.budget:.1%} of the {self.of}: {listed}.",
+                f"Plan under {self.budget:.1%} of the {CALLED[self.of]}: {listed}.",
                 f"Its error by single sites is {self.plan.error:.3g}; of choices within the budget, {gap}.",
                 "",
                 format_table(rows),

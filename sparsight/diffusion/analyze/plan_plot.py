@@ -10,7 +10,7 @@ from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from sparsight.diffusion.analyze.costs import ATTENTION
+from sparsight.diffusion.analyze.costs import ATTENTION, CALLED
 from sparsight.diffusion.analyze.knapsack import cheapest
 from sparsight.diffusion.analyze.plan import Plan, PlanReport, groups_of, plan_under
 from sparsight.diffusion.analyze.plot import plain_ticks, short_names
@@ -73,7 +73,7 @@ def _map(panel: Any, frontier: list[Plan], report: PlanReport, found: Recording,
     panel.set_yticks(range(0, len(names), every), names[::every], fontsize=7)
     for edge in range(1, len(names)):
         panel.axhline(edge - 0.5, color="white", linewidth=0.6)
-    panel.set_xlabel(f"budget, % of the untouched denoiser's {report.of}")
+    panel.set_xlabel(f"budget, % of the untouched denoiser's {CALLED[report.of]}")
     panel.set_title("which mixer plans have at which site", fontsize=9, pad=14)
 
 
@@ -96,7 +96,7 @@ def _errors(panel: Any, frontier: list[Plan], report: PlanReport, colours: dict[
     panel.axvline(100 * report.budget, color="black", linewidth=0.8, linestyle=":")
     panel.set_yscale("log")
     plain_ticks(panel.yaxis)
-    panel.set_xlabel(f"cost, % of the untouched denoiser's {report.of}")
+    panel.set_xlabel(f"cost, % of the untouched denoiser's {CALLED[report.of]}")
     panel.set_ylabel("relative L2 error of the prediction")
     panel.set_title("errors before training: filled by single sites, hollow measured", fontsize=9)
     panel.grid(alpha=0.3, which="both")

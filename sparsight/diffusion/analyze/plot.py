@@ -82,11 +82,12 @@ def plot_decay(analysis: Analysis, path: Path) -> None:
         panel.set_ylabel("mass of a key / mean over keys")
         panel.set_title(title, fontsize=10)
         panel.grid(alpha=0.3, which="both")
-    if len(known) <= MOST_NAMES:
+    shades = "" if len(known) <= MOST_NAMES else f"; {len(known)} sites, the first dark, the last light"
+    if not shades:
         handles, labels = panels[0].get_legend_handles_labels()
         columns = 1 + (len(known) - 1) // 16
         figure.legend(handles, labels, loc="outside right upper", title="site", fontsize=7, ncols=columns)
-    figure.suptitle(f"{analysis.name}: decay with distance, all noise levels and heads", fontsize=10)
+    figure.suptitle(f"{analysis.name}: decay with distance, all noise levels and heads{shades}", fontsize=10)
     figure.savefig(path, dpi=130)
 
 

@@ -20,7 +20,7 @@ from sparsight.common.training.calibration import Split, calibration_batches, re
 from sparsight.common.training.sharding import own_class
 from sparsight.diffusion.analyze.analysis import Analysis, finite
 from sparsight.diffusion.analyze.candidates import Candidates, Factory, label, named
-from sparsight.diffusion.analyze.costs import BudgetOf, flops_costs, latency_costs
+from sparsight.diffusion.analyze.costs import CALLED, BudgetOf, flops_costs, latency_costs
 from sparsight.diffusion.analyze.plan import PlanReport, measure_plans, report_on
 from sparsight.diffusion.analyze.plan_plot import plot_plan
 from sparsight.diffusion.analyze.plot import plot_decay, plot_errors, plot_maps
@@ -131,7 +131,7 @@ def analyze_denoiser(
         write_text(folder / "plan.json", json_text(finite(report.as_dict(found))))
         write_text(folder / "plan.yaml", report.config(found))
         print(f"\n{report.text(found)}")
-        title = f"{facts['model']}: plan under {report.budget:.1%} of the {report.of}"
+        title = f"{facts['model']}: plan under {report.budget:.1%} of the {CALLED[report.of]}"
         write_whole(folder / "plan.png", lambda path: plot_plan(report, found, path, title=title))
         written += ["plan.json", "plan.yaml", "plan.png"]
     print(f"\n{', '.join(written[:-1])} and {written[-1]} are in {folder}")

@@ -177,7 +177,7 @@ def test_times_are_measured_once_for_sites_that_are_alike(make: Any) -> None:
 
 def test_a_budget_that_no_choice_keeps_is_refused(four_sites: tuple[Recording, Costs]) -> None:
     message = (
-        r"budget is 0.01, but the cheapest choice of these mixers costs 0\.\d+ of the denoiser's flops: give at least"
+        r"budget is 0.01, but the cheapest choice of these mixers costs 0\.\d+ of the denoiser's FLOPs: give at least"
     )
     with pytest.raises(ConfigurationError, match=message):
         plan_under(*four_sites, 0.01, of="flops")

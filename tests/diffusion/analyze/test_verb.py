@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sparsight.command.cli import main
 from sparsight.diffusion.analyze.verb import PLOTS
@@ -40,11 +41,29 @@ def test_a_distillation_is_analysed_into_a_folder(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.slow
-def test_without_a_list_the_configured_mixers_are_analysed(tmp_path: Path) -> None:
-    main(["analyze", "--config", str(distillation_config(tmp_path)), "--batches", "2", "--output", str(tmp_path / "o")])
-    content = json.loads((tmp_path / "o" / "analysis.json").read_text())
-    assert [name.partition("(")[0] for name in content["mixers"]] == ["DeltaConvBlock"]
-    assert all(site["errors"][content["mixers"][0]]["all"]["prediction"] > 0 for site in content["sites"])
+def test_without_a_list_the_configured_mixers_are_analysed_and_trained_ones_as_they_are(tmp_path: Path) -> None:
+    config = ["--config", str(distillation_config(tmp_path)), "--seed_everything", "1"]
+    errors = []
+    main(["fit", *config])
+    (checkpoint,) = (tmp_path / "runs").rglob("*.ckpt")
+    for given in ([], ["--ckpt_path", str(checkpoint)]):
+        main(["analyze", *config, "--batches", "2", "--output", str(tmp_path / "o"), *given])
+        content = json.loads((tmp_path / "o" / "analysis.json").read_text())
+        (name,) = content["mixers"]
+        assert name.partition("(")[0] == "DeltaConvBlock" and name.endswith("(trained)") == bool(given)
+        errors.append([site["errors"][name]["all"]["prediction"] for site in content["sites"]])
+    assert all(error > 0 for each in errors for error in each)
+    assert errors[0] != errors[1]
+
+
+@pytest.mark.slow
+def test_a_teacher_is_analysed_with_mixers_that_are_named(tmp_path: Path) -> None:
+    config = distillation_config(tmp_path)
+    teacher = {"class_path": "DenoiserTraining", "init_args": {"pretrained": str(tmp_path / "teacher")}}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"model": teacher}))
+    main(["analyze", "--config", str(config), "--batches", "2", "--split", "val", "--mixers+=NoMixing"])
+    content = json.loads((tmp_path / "runs" / "analysis" / "analysis.json").read_text())
+    assert (content["model"], content["mixers"], content["split"]) == ("teacher", ["NoMixing"], "val")
 
 
 SCORES = (["--scores+=BlockInfluence"], "scores are of decoder layers, and this module has a denoiser")
