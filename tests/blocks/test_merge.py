@@ -117,7 +117,7 @@ def test_hooks_on_parts_see_every_pass(part: Any, mass: bool) -> None:
         if isinstance(inner, CoreMixer):
             inner.register_forward_hook(lambda *_, name=name: seen.append(name))
     inputs = random_inputs(mixer, Grid(4, 6))
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, depth=4)
     with counter:
         mixer(*inputs, Grid(4, 6), 0.4, **({"mass": True} if mass else {}))
     assert sorted(seen) == ["", "mixers.0", "mixers.0.mixers.0", "mixers.1"]
