@@ -35,6 +35,7 @@ from blocks.kernel_attention import KernelAttention
 from blocks.large_kernel import LargeKernelAttention
 from blocks.linear_attention import LinearAttention
 from blocks.local_attention import LocalAttention
+from blocks.local_scan import LocalScan
 from blocks.merge import Merge
 from blocks.neighborhood_attention import NeighborhoodAttention
 from blocks.no_mixing import NoMixing
@@ -83,6 +84,7 @@ __all__ = [
     "LayerPolicy",
     "LinearAttention",
     "LocalAttention",
+    "LocalScan",
     "MaskProgram",
     "Merge",
     "ModalityMutualAttention",

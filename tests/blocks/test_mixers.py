@@ -26,6 +26,7 @@ from blocks import (
     KernelAttention,
     LargeKernelAttention,
     LinearAttention,
+    LocalScan,
     Merge,
     NeighborhoodAttention,
     PooledAttention,
@@ -105,7 +106,8 @@ MIXERS: dict[str, Callable[..., TokenMixer]] = {
     ),
     "clusters": partial(ClusterAttention, group=7, cells=2),
     "clusters_alone": partial(ClusterAttention, group=10, neighbours=0, cells=3, rounds=0),
-    "radial": partial(RadialAttention, reach=3),
+    "radial": partial(RadialAttention, reach=2),
+    "local_scan": partial(LocalScan, window=3, width=0.5),
     "large_kernel": partial(LargeKernelAttention, kernel_size=7, dilation=2),
     "frequencies": partial(FrequencyFilter, groups=4),
     "gated_ela": partial(Gated, reach=3),
@@ -114,6 +116,8 @@ MIXERS: dict[str, Callable[..., TokenMixer]] = {
 }
 OBVIOUS = ("large_kernel", "gated_ela", "gated_polarized", "gated_ulsam")
 """Mixers whose form is the slow one already."""
+IMAGES = ("large_kernel", "local_scan")
+"""Mixers that serve two axes alone."""
 CONTRACT = ("quarters_drawn", "pyramid", "proxies", "merging", "routed_gate")
 
 QUICK = (
@@ -127,7 +131,7 @@ QUICK = (
     *CONTRACT,
 )
 TRANSPOSABLE = ("disc", "windows_halo", "windows_grid")
-EAGER = ("lightning", "decay_four", "frequencies")
+EAGER = ("local_scan", "lightning", "decay_four", "frequencies")
 """Mixers that walk over chunks, or transform, by graphs of their own for every size."""
 MASKED = (
     "neighborhood_dilated",
@@ -153,7 +157,7 @@ def test_keeps_the_contract(name: str) -> None:
     check_mixer(MIXERS[name], transposable=name in TRANSPOSABLE)
 
 
-@pytest.mark.parametrize("name", few([name for name in MIXERS if name not in OBVIOUS], *QUICK))
+@pytest.mark.parametrize("name", few([name for name in MIXERS if name not in (*OBVIOUS, *IMAGES)], *QUICK))
 @pytest.mark.parametrize("grid", few([LINE, IMAGE, ODD, VIDEO], ODD, VIDEO), ids=str)
 def test_is_its_reference_in_values_and_gradients(name: str, grid: Grid) -> None:
     torch.manual_seed(0)
@@ -174,7 +178,7 @@ def test_is_its_reference_in_values_and_gradients(name: str, grid: Grid) -> None
         assert relative_l2(mixer(*inputs, grid, 0.4), expected[0]) < 1e-5
 
 
-@pytest.mark.parametrize("name", few([name for name in MIXERS if name != "large_kernel"], "windows_shifted"))
+@pytest.mark.parametrize("name", few([name for name in MIXERS if name not in IMAGES], "windows_shifted"))
 @pytest.mark.parametrize("grid", few([LINE, ODD, VIDEO], VIDEO), ids=str)
 def test_bfloat16_is_near_float32(name: str, grid: Grid) -> None:
     torch.manual_seed(0)
@@ -334,3 +338,18 @@ def test_sharp_heads_go_to_the_first_part() -> None:
         alone = part(dataclasses.replace(site, heads=2))
         expected = alone.mix(q[:, which], k[:, which], v[:, which], site.grid, 0.5)
         torch.testing.assert_close(mixed[:, which], expected)
+
+
+@pytest.mark.parametrize("grid", [IMAGE, ODD], ids=str)
+def test_a_scan_by_chunks_is_the_scan_by_tokens(grid: Grid) -> None:
+    torch.manual_seed(0)
+    mixer: Any = _moved(MIXERS["local_scan"](SITE))
+    (hidden,) = random_inputs(mixer, grid)
+    sources = [hidden.requires_grad_(), *mixer.parameters()]
+    found, expected = mixer(hidden, grid), mixer.reference(hidden, grid)
+    assert relative_l2(found, expected) < 1e-5
+    weight = torch.randn_like(found)
+    gradients = [_gradients((each,), [weight], sources) for each in (found, expected)]
+    assert all(
+        relative_l2(one, other) < 1e-3 or float(other.norm()) < 1e-4 for one, other in zip(*gradients, strict=True)
+    )

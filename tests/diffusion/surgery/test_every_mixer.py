@@ -31,6 +31,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "FrequencyFilter": {"groups": 4},
     "Gated": {"groups": 2},
     "HeadSplit": {"by_entropy": True},
+    "LocalScan": {"window": 2},
     "NeighborhoodAttention": {"kernel_size": 3},
     "PooledAttention": {"tile": 2},
     "RadialAttention": {"reach": 2},
@@ -38,7 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "TileAttention": {"tile": 2},
     "WindowAttention": {"window": 2, "shifts": [0, 0.5]},
 }
-IMAGES_ALONE = ("DeltaConvBlock", "LargeKernelAttention")
+IMAGES_ALONE = ("DeltaConvBlock", "LargeKernelAttention", "LocalScan")
 DENOISERS: dict[str, Callable[[], Any]] = {"unet": tiny.unet, "dit": tiny.dit, "sd3": sd35, "flux": flux, "wan": wan}
 SIZES: dict[str, tuple[int, ...]] = {"dit": (16, 16), "wan": (3, 8, 12)}
 
