@@ -116,8 +116,9 @@ def test_hooks_on_parts_see_every_pass(part: Any, mass: bool) -> None:
     for name, inner in mixer.named_modules():
         if isinstance(inner, CoreMixer):
             inner.register_forward_hook(lambda *_, name=name: seen.append(name))
-    inputs = random_inputs(mixer, Grid(4, 6))
-    counter = FlopCounterMode(display=False, depth=4)
+    # torch 2.11 does not count the kernel that is taken where nothing is to be differentiated
+    inputs = [each.requires_grad_() for each in random_inputs(mixer, Grid(4, 6))]
+    counter = FlopCounterMode(display=False)
     with counter:
         mixer(*inputs, Grid(4, 6), 0.4, **({"mass": True} if mass else {}))
     assert sorted(seen) == ["", "mixers.0", "mixers.0.mixers.0", "mixers.1"]
