@@ -18,7 +18,7 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.common.tables import format_table
 from sparsight.diffusion.analyze.costs import ATTENTION, CALLED, BudgetOf, Costs
 from sparsight.diffusion.analyze.errors import ErrorSums
-from sparsight.diffusion.analyze.knapsack import Option, cheapest, choose
+from sparsight.diffusion.analyze.knapsack import Option, choose
 from sparsight.diffusion.analyze.run import Noised, Recording, standing_in
 from sparsight.diffusion.analyze.watched import WatchedSite
 from sparsight.diffusion.model.diffusion_model import predict
@@ -55,19 +55,28 @@ def plan_under(found: Recording, costs: Costs, share: float, *, of: BudgetOf, na
     Raises:
         ConfigurationError: No plan is so cheap, or the effects on the prediction were not measured.
     """
+    check_share(costs, share, of=of)
     groups, names = groups_of(found, costs)
-    least = (costs.around + cheapest(groups)) / costs.whole
     budget = share * costs.whole - costs.around
-    if least > share * (1 + 1e-9):
-        raise ConfigurationError(
-            f"budget is {share:g}, but the cheapest choice of these mixers costs {least:.3f} of the denoiser's "
-            f"{CALLED[of]}: give at least {math.ceil(least * 1000) / 1000:g}, or cheaper mixers"
-        )
     choice = choose(groups, budget)
     picked = {path: names[path][at] for path, at in zip(found.sites, choice.options, strict=True)}
     chosen = {path: name for path, name in picked.items() if name != ATTENTION}
     error = math.sqrt(max(0.0, choice.loss))
     return Plan(name, chosen, costs.of(chosen), error, error - math.sqrt(max(0.0, choice.loss - choice.gap)))
+
+
+def check_share(costs: Costs, share: float, *, of: BudgetOf) -> None:
+    """See that some choice costs at most this share of the untouched denoiser.
+
+    Raises:
+        ConfigurationError: None does.
+    """
+    least = (costs.around + sum(min(site.values()) for site in costs.sites.values())) / costs.whole
+    if least > share * (1 + 1e-9):
+        raise ConfigurationError(
+            f"budget is {share:g}, but the cheapest choice of these mixers costs {least:.3f} of the denoiser's "
+            f"{CALLED[of]}: give at least {math.ceil(least * 1000) / 1000:g}, or cheaper mixers"
+        )
 
 
 def uniform_plans(found: Recording, costs: Costs) -> list[Plan]:

@@ -102,7 +102,7 @@ def record(
     candidates: Candidates,
     bucket_of: Callable[[Noised], Tensor],
     settings: Settings,
-    on_batch: Callable[[int], object] = lambda count: None,
+    on_batch: Callable[[Recording], object] = lambda found: None,
 ) -> Recording:
     """Watch a denoiser on batches.
 
@@ -116,7 +116,7 @@ def record(
         candidates: By name, what makes a mixer for a site; see ``Candidates``.
         bucket_of: The bucket of each sample of a batch, (B,), on the CPU.
         settings: What is looked at.
-        on_batch: Called with the number of batches after each of them.
+        on_batch: Called after each batch with what is known by then.
 
     Raises:
         ConfigurationError: There are no batches.
@@ -137,7 +137,7 @@ def record(
             kept = None
             if number <= settings.prediction_batches:
                 _swap_in_turn(denoiser, sites, found, batch, bucket_B, wanted)
-        on_batch(found.batches)
+        on_batch(found)
     if not found.batches:
         raise ConfigurationError("there are no batches to analyse")
     if kept is not None:

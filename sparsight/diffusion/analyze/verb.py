@@ -21,7 +21,7 @@ from sparsight.common.training.sharding import own_class
 from sparsight.diffusion.analyze.analysis import Analysis, finite
 from sparsight.diffusion.analyze.candidates import Candidates, Factory, label, named
 from sparsight.diffusion.analyze.costs import CALLED, BudgetOf, flops_costs, latency_costs
-from sparsight.diffusion.analyze.plan import PlanReport, measure_plans, report_on
+from sparsight.diffusion.analyze.plan import PlanReport, check_share, measure_plans, report_on
 from sparsight.diffusion.analyze.plan_plot import plot_plan
 from sparsight.diffusion.analyze.plot import plot_decay, plot_errors, plot_maps
 from sparsight.diffusion.analyze.run import Recording, Settings, record
@@ -105,6 +105,11 @@ def analyze_denoiser(
             moved = datamodule.transfer_batch_to_device(batch, device, 0)
             yield module.noised(moved, step=STREAM_OFFSET + number, condition_dropout=0.0)
 
+    def after_batch(found: Recording) -> None:
+        print(f"analysed batch {found.batches} of {batches}", flush=True)
+        if found.batches == 1 and budget is not None and budget_of == "flops":  # before hours of work
+            check_share(flops_costs(denoiser, found), budget, of=budget_of)
+
     drawn = noised_batches()
     with watched(denoiser) as sites, trainer.precision_plugin.forward_context():
         found = record(
@@ -114,15 +119,15 @@ def analyze_denoiser(
             candidates=candidates,
             bucket_of=bucket_of,
             settings=settings,
-            on_batch=lambda count: print(f"analysed batch {count} of {batches}", flush=True),
+            on_batch=after_batch,
         )
+        facts = {"model": _name(module), "split": split, "checkpoint": checkpoint, "environment": environment(device)}
+        analysis = Analysis(found, facts)
+        analysis.write(folder)
         report = None
         if budget is not None:
             further = next(drawn, None)
             report = _planned(denoiser, sites, found, further, budget=budget, of=budget_of, device=device)
-    facts = {"model": _name(module), "split": split, "checkpoint": checkpoint, "environment": environment(device)}
-    analysis = Analysis(found, facts)
-    analysis.write(folder)
     for name, plot in PLOTS.items():
         write_whole(folder / name, partial(plot, analysis))
     print(f"\n{analysis.text()}")

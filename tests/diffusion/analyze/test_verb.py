@@ -73,6 +73,7 @@ MISTAKES = [
     (["--batches", "0"], "batches is 0; allowed: 1 or more"),
     (["--mixers+=NoMixin"], "did you mean NoMixing"),
     (["--trainer.devices", "2"], "analyze runs in one process, not 2"),
+    (["--budget", "0.01"], "budget is 0.01, but the cheapest choice of these mixers costs 0."),
     (["--budget", "1.5"], "budget is 1.5; allowed: above 0 and below 1"),
     (["--budget", "0.9", "--prediction_batches", "0"], "prediction_batches is 0; allowed: 1 or more, for a budget"),
 ]
