@@ -46,7 +46,7 @@ def _has_fused_kernel(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> b
         return False
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, mask)):
         return False
-    if q.dim() not in (4, 5) or q.shape[:-2] != k.shape[:-2]:
+    if q.dim() not in (4, 5) or q.shape[:-2] != k.shape[:-2] or not q.dtype == k.dtype == v.dtype:
         return False
     return mask is None or mask.dim() <= 4 or mask.shape[:2] == q.shape[:2]
 

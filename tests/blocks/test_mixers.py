@@ -38,7 +38,7 @@ from blocks import (
     TokenMixer,
     WindowAttention,
 )
-from sparsight.testing import SITE, apply_mixer, check_mixer, random_inputs, random_teacher, relative_l2
+from sparsight.testing import SITE, apply_mixer, check_mixer, random_inputs, relative_l2
 from tests.tiny_rows import few
 
 LINE, IMAGE, ODD, VIDEO = Grid(11), Grid(4, 6), Grid(9, 5), Grid(3, 5, 4)
@@ -242,102 +242,6 @@ def _gradients(outputs: Any, weights: list[Tensor], sources: list[Tensor]) -> li
     total = torch.stack([(out * weight).masked_fill(out.isinf(), 0).sum() for out, weight in pairs]).sum()
     found = torch.autograd.grad(total, sources, allow_unused=True)
     return [torch.zeros_like(s) if g is None else g for s, g in zip(sources, found, strict=True)]
-
-
-REFUSED = {
-    "no window": (partial(NeighborhoodAttention, kernel_size=0), "kernel_size is one number .* at least 1, got 0"),
-    "stride": (partial(NeighborhoodAttention, kernel_size=3, stride=4), "stride of NeighborhoodAttention is 4"),
-    "radius": (partial(DiscAttention, radius=0), "radius is one positive number"),
-    "shift": (partial(WindowAttention, shifts=[1.0]), r"shifts of WindowAttention are \[1.0\]"),
-    "shifts": (partial(WindowAttention, shifts=[0, 0.3, 0.6]), "and transformer_blocks.0.attn1 has 2 heads"),
-    "drawn": (partial(WindowAttention, drawn=True, halo=1), "drawn shifts .* go with dilation 1 and halo 0 alone"),
-    "word": (partial(WindowAttention, dilation="grids"), "'grids': give numbers of tokens, or grid"),
-    "pooling": (partial(PooledAttention, pooling="max"), "'max': give one of mean, positions, channels"),
-    "weights of any tile": (partial(PooledAttention, pooling="channels", cells=3), "cells make tiles of any size"),
-    "no level": (
-        partial(PooledAttention, tile=3, within=8),
-        "within of PooledAttention is 8, no multiple of its tile 3",
-    ),
-    "two": (partial(PooledAttention, tile=2, within=4, without=NEAR), "leave cells and without out"),
-    "far": (partial(PooledAttention, without=PooledAttention), "name a local mixer"),
-    "several": (partial(PooledAttention, without=partial(WindowAttention, shifts=[0, 0.5])), "has several shifts"),
-    "twice": (partial(Merge, parts=[NEAR, partial(PooledAttention, tile=2)]), "of Merge see one key twice"),
-}
-
-
-@pytest.mark.parametrize("kind", REFUSED)
-def test_what_does_not_fit_is_refused_by_name(kind: str) -> None:
-    make, message = REFUSED[kind]
-    with pytest.raises(ValueError, match=message):
-        make(SITE)
-
-
-def test_weights_of_a_tile_serve_grids_with_its_axes_alone() -> None:
-    mixer = PooledAttention(SITE, tile=2, pooling="positions")
-    with pytest.raises(ValueError, match="learned weights for tiles of 2 axes, and a grid of 3 came"):
-        mixer.mix(*random_inputs(mixer, Grid(2, 4, 4)), Grid(2, 4, 4), 0.4)
-
-
-@pytest.mark.parametrize(("radius", "keys"), [(8, 193), (16, 793), (32, 3205)])
-def test_discs_hold_as_many_tokens_as_published(radius: int, keys: int) -> None:
-    assert DiscAttention(SITE, radius=radius).flops(Grid(64, 64)) == 4 * 64**2 * keys * 16
-
-
-@pytest.mark.parametrize("name", ["gated_ela", "gated_polarized", "gated_ulsam"])
-def test_gates_start_as_one(name: str) -> None:
-    torch.manual_seed(0)
-    gated: Any = MIXERS[name](SITE)
-    inputs = random_inputs(gated, ODD)
-    torch.testing.assert_close(gated(*inputs, ODD), gated.mixer(*inputs, ODD))
-
-
-def test_a_large_kernel_starts_as_attention_of_each_token_to_itself_and_then_reaches_far() -> None:
-    weights, samples = random_teacher(SITE, Grid(9, 9))
-    mixer = LargeKernelAttention(SITE, kernel_size=7, dilation=2)
-    mixer.init_from_teacher(weights, [samples])
-    value = torch.nn.functional.linear(samples.inputs, weights.value, weights.value_bias)
-    expected = torch.nn.functional.linear(value, weights.out, weights.out_bias)
-    torch.testing.assert_close(mixer(samples.inputs, samples.grid), expected)
-    hidden = samples.inputs[:1].clone().requires_grad_()
-    _moved(mixer)(hidden, samples.grid)[0, 40].sum().backward()
-    assert hidden.grad is not None
-    seen = hidden.grad[0].any(-1).view(9, 9)
-    assert seen[4, :].sum() == 9 and seen[4 - 4, 4 - 4]  # 3 and 3 * 2 taps, of 5 = 2 * 2 + 1 and 4 -> 5
-
-
-def test_a_fit_comes_nearer_to_the_teacher_and_is_left_out_where_it_is_told_too_little() -> None:
-    torch.manual_seed(0)
-    weights, samples = random_teacher(SITE, SITE.grid)
-    q, k, v = weights.projected(samples.inputs, SITE.heads)
-    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=weights.scale)
-    for make in (KernelAttention, MIXERS["adapted"], MIXERS["lolcats"]):
-        mixer: Any = make(SITE)
-        before = relative_l2(mixer(q, k, v, SITE.grid, weights.scale), expected)
-        unfit = copy.deepcopy(mixer)
-        unfit.init_from_teacher(weights, [dataclasses.replace(samples, outputs=samples.outputs.flip(1))])
-        assert relative_l2(unfit(q, k, v, SITE.grid, weights.scale), expected) == pytest.approx(before)
-        mixer.init_from_teacher(weights, [samples])
-        after = relative_l2(mixer(q, k, v, SITE.grid, weights.scale), expected)
-        assert after < 0.97 * before, type(mixer).__name__
-
-
-def test_sharp_heads_go_to_the_first_part() -> None:
-    torch.manual_seed(0)
-    site = dataclasses.replace(SITE, heads=4, head_dim=4)
-    weights, samples = random_teacher(site, site.grid)
-    factor = torch.tensor([0.3, 3.0, 0.1, 6.0]).repeat_interleave(4)[:, None]
-    weights = dataclasses.replace(weights, query=weights.query * factor)
-    near, far = partial(WindowAttention, window=2), partial(PooledAttention, cells=1)
-    split: Any = HeadSplit(site, parts=[near, far], by_entropy=True)
-    split.init_from_teacher(weights, [samples])
-    again: Any = HeadSplit(site, parts=[near, far], by_entropy=True)
-    again.load_state_dict(split.state_dict())
-    q, k, v = weights.projected(samples.inputs, 4)
-    mixed = again.to(torch.float32)(q, k, v, site.grid, 0.5)
-    for which, part in (([1, 3], near), ([0, 2], far)):
-        alone = part(dataclasses.replace(site, heads=2))
-        expected = alone.mix(q[:, which], k[:, which], v[:, which], site.grid, 0.5)
-        torch.testing.assert_close(mixed[:, which], expected)
 
 
 @pytest.mark.parametrize("grid", [IMAGE, ODD], ids=str)
