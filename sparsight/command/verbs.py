@@ -173,7 +173,7 @@ class Verbs(Trainer):
                 to see what its prediction loses; 2 if not given.
             budget: Of a denoiser: write a plan, which says what mixer stands at which site, of a denoiser that costs at
                 most this share of the untouched one, such as 0.7. A further batch tells what it does to the prediction.
-            budget_of: What the budget counts: FLOPs, or measured time of one sample.
+            budget_of: What the budget counts: FLOPs, or measured for one sample: latency, or processor time on a CPU.
         """
         numbers = {"buckets": buckets, "queries": queries, "prediction_batches": prediction_batches}
         given = {name: value for name, value in numbers.items() if value is not None}

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from sparsight.common.errors import ConfigurationError
 from sparsight.common.measure.latency import Call, TooSlow, time_in_turn
 from sparsight.diffusion.analyze.run import Noised, Recording, SiteRecord
 from sparsight.diffusion.analyze.watched import Pass, WatchedSite, on_grid
@@ -21,8 +23,8 @@ from sparsight.diffusion.surgery.sites import meta_twin
 
 ATTENTION = "attention"
 RUNS, MAX_SECONDS = 15, 20.0
-BudgetOf = Literal["flops", "latency"]
-CALLED = {"flops": "FLOPs", "latency": "time"}
+BudgetOf = Literal["flops", "latency", "processor"]
+CALLED = {"flops": "FLOPs", "latency": "time", "processor": "processor time"}
 """What a budget is of, in words."""
 
 
@@ -61,7 +63,13 @@ def flops_costs(denoiser: nn.Module, found: Recording) -> Costs:
 
 @torch.no_grad()
 def latency_costs(
-    denoiser: nn.Module, sites: Mapping[str, WatchedSite], found: Recording, batch: Noised, device: torch.device
+    denoiser: nn.Module,
+    sites: Mapping[str, WatchedSite],
+    found: Recording,
+    batch: Noised,
+    device: torch.device,
+    *,
+    processor: bool = False,
 ) -> Costs:
     """By the clock on the wall, one sample at a time: medians of runs in turn, once for sites that are alike.
 
@@ -71,7 +79,14 @@ def latency_costs(
         found: Candidates.
         batch: Its first sample is what is computed.
         device: Where.
+        processor: Count processor time, of all threads, on a CPU: others on the machine move it less.
+
+    Raises:
+        ConfigurationError: Processor time is asked for where something else computes.
     """
+    if processor and device.type != "cpu":
+        raise ConfigurationError(f"budget_of: processor tells nothing of work on {device.type}: use latency, or a CPU")
+    medians = partial(_medians, device=device, processor=processor)
     one = _first(dict(batch), len(batch["xt"]))
 
     def whole() -> Tensor:
@@ -88,13 +103,13 @@ def latency_costs(
         known, site = found.sites[path], sites[path]
         calls = {ATTENTION: _call(site.plain, seen)}
         calls |= {name: _call(on_grid(known.candidates[name].student, site), seen) for name in known.mixers()}
-        measured[kind] = _medians(calls, device)
+        measured[kind] = medians(calls)
     by_path = {path: measured[_kind(known)] for path, known in found.sites.items()}
-    return Costs(_medians({"whole": whole}, device)["whole"], by_path)
+    return Costs(medians({"whole": whole})["whole"], by_path)
 
 
-def _medians(calls: Mapping[str, Call], device: torch.device) -> dict[str, float]:
-    timed = time_in_turn(calls, device=device, runs=RUNS, max_seconds=MAX_SECONDS)
+def _medians(calls: Mapping[str, Call], *, device: torch.device, processor: bool) -> dict[str, float]:
+    timed = time_in_turn(calls, device=device, runs=RUNS, max_seconds=MAX_SECONDS, processor=processor)
     return {name: each.seconds if isinstance(each, TooSlow) else each.median for name, each in timed.items()}
 
 

@@ -154,11 +154,11 @@ def _planned(
     device: torch.device,
 ) -> PlanReport:
     """The plan, measured on a further batch if there is one."""
-    if of == "latency":
+    if of != "flops":
         if further is None:
-            raise ConfigurationError("budget_of: latency needs a batch more than `batches`: ask for fewer")
+            raise ConfigurationError(f"budget_of: {of} needs a batch more than `batches`: ask for fewer")
         print("measuring the time of every mixer", flush=True)
-        costs = latency_costs(denoiser, sites, found, further, device)
+        costs = latency_costs(denoiser, sites, found, further, device, processor=of == "processor")
     else:
         costs = flops_costs(denoiser, found)
     report = report_on(found, costs, budget, of=of)

@@ -169,7 +169,9 @@ def test_times_are_measured_once_for_sites_that_are_alike(make: Any) -> None:
         found = record(
             denoiser, sites, given, candidates=candidates, bucket_of=first_bucket, settings=Settings(buckets=1)
         )
-        costs = latency_costs(denoiser, sites, found, batch, torch.device("cpu"))
+        costs = latency_costs(denoiser, sites, found, batch, torch.device("cpu"), processor=True)
+        with pytest.raises(ConfigurationError, match="processor tells nothing of work on cuda"):
+            latency_costs(denoiser, sites, found, batch, torch.device("cuda"), processor=True)
     first, second, *_ = costs.sites.values()
     assert first == second and first.keys() == {ATTENTION, "NoMixing"}
     assert min(*first.values(), costs.whole) > 0
