@@ -18,10 +18,11 @@ from sparsight.diffusion.families.known import conditioner_for, family_of
 from sparsight.diffusion.model.load import denoiser_name, load_pipeline
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.scaling import scaling_of, warn_of_unused
-from sparsight.diffusion.model.timesteps import Timesteps
 
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+    from sparsight.diffusion.model.timesteps import Timesteps
 
 
 class DiffusionModel:

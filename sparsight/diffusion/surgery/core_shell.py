@@ -72,11 +72,16 @@ class CoreShell(Shell, CoreSite):
         return [(linear_in(self.get_submodule(path))[1], layer) for path, layer in self._trained().items()]  # type: ignore[attr-defined]
 
     def trained_units(self) -> Iterable[nn.Module]:
-        """Trained projections, or else the attention's own, which a backward pass to the mixer asks for; the mixer."""
+        """The mixer, trained projections, and all of the attention's own layers and norms that are left in the student.
+
+        A backward pass to what is trained asks for those: norms of queries and keys, and what text leaves by.
+        """
         if next(self.mixer.parameters(), None) is None:
             return []
         trained, mass = self._trained(), self.mixer._modules.get(MASS)
-        layers = trained.values() if trained else (m for m in self.as_teacher().modules() if isinstance(m, nn.Linear))
+        replaced = [layer for layer, _ in self.trained_layers()]
+        own_layers = (m for m in self.as_teacher().modules() if next(m.parameters(recurse=False), None) is not None)
+        layers = [*trained.values(), *(m for m in own_layers if not any(m is layer for layer in replaced))]
         mixer = self.as_student().mixer
         own = next(iter((mixer if mass is None else twin(mixer, type(mixer), {MASS: None})).parameters()), None)
         return [*layers, *([] if mass is None else [mass]), *([] if own is None else [self.mixer])]

@@ -38,7 +38,7 @@ class JointMass(nn.Module):
         """Logarithm of the mass behind a mixer's output: (B, h, N, 1) in fp32."""
         count = output_BhNd.new_full((), output_BhNd.shape[2], dtype=torch.float32)
         mass_h11 = (self.per_token.float() + count.log())[:, None, None]
-        return mass_h11.expand(*output_BhNd.shape[:-1], 1)
+        return mass_h11.expand(*output_BhNd.shape[:-1], 1).clone()  # what shards modules wants no views of them
 
 
 def is_core(mixer: TokenMixer) -> bool:
