@@ -5,7 +5,7 @@
     import sparsight
     from blocks import DeltaConvBlock
 
-    module = sparsight.distill("fashion-mnist-dit", DeltaConvBlock, data, output="student")
+    module = sparsight.distill("fashion_mnist_dit", DeltaConvBlock, data, output="student")
     pipeline = sparsight.load("student")
 
 Plug-ins are the top-level packages ``blocks``, ``datamodules``, ``lightning_modules`` and ``callbacks``.
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from sparsight.diffusion.export.delta import mount
     from sparsight.diffusion.model.load import load_pipeline as load
     from sparsight.diffusion.surgery.plan import PlanEntry
-    from sparsight.diffusion.surgery.replace import replace, restore
+    from sparsight.diffusion.surgery.replace import replace, restore, set_mode
+    from sparsight.diffusion.surgery.shell import Mode
     from sparsight.diffusion.surgery.sites import SiteSelection, find_sites
     from sparsight.diffusion.train.stages import Stage
     from sparsight.lvlm.methods.recipe import Recipe
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "Mode",
     "PlanEntry",
     "Recipe",
     "SiteSelection",
@@ -52,9 +54,11 @@ __all__ = [
     "replace",
     "restore",
     "select_layers",
+    "set_mode",
     "tune",
 ]
 _AT = {  # module and name there
+    "Mode": "diffusion.surgery.shell:Mode",
     "PlanEntry": "diffusion.surgery.plan:PlanEntry",
     "Recipe": "lvlm.methods.recipe:Recipe",
     "SiteSelection": "diffusion.surgery.sites:SiteSelection",
@@ -71,6 +75,7 @@ _AT = {  # module and name there
     "replace": "diffusion.surgery.replace:replace",
     "restore": "diffusion.surgery.replace:restore",
     "select_layers": "lvlm.surgery.selection:select_layers",
+    "set_mode": "diffusion.surgery.replace:set_mode",
     "tune": "command.functions:tune",
 }
 

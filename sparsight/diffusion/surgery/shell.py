@@ -19,7 +19,7 @@ from sparsight.diffusion.surgery.student import OnGrid, StudentAttention, delive
 
 
 class Mode(IntEnum):
-    """Who computes at a site."""
+    """Who computes at a site: the attention that was there, the mixer, or both."""
 
     TEACHER = 0
     STUDENT = 1
