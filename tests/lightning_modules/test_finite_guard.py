@@ -61,8 +61,8 @@ def test_a_batch_that_is_not_finite_ends_the_run_and_spoils_nothing(
 class WithoutTarget(AttentionDistillation):
     """Its data's true target is lost at step 1."""
 
-    def noised(self, batch: Any, *, step: int, condition_dropout: float) -> dict[str, Any]:
-        noised = super().noised(batch, step=step, condition_dropout=condition_dropout)
+    def noised(self, batch: Any, *, step: int, **options: Any) -> dict[str, Any]:
+        noised = super().noised(batch, step=step, **options)
         return noised | ({"target": noised["target"] * torch.nan} if step == 1 else {})
 
 
