@@ -211,6 +211,7 @@ def test_trouble_at_one_shape_costs_that_shape_only(tmp_path: Path, monkeypatch:
     assert "- layer eager forward few 128 0: out of memory" in (tmp_path / "table.md").read_text()
 
 
+@pytest.mark.slow
 def test_denoisers_share_what_is_not_replaced_and_count_as_the_counter_does() -> None:
     workshop = Workshop(TINY["tiny_unet"], device=CPU, dtype=torch.float32, batch=2)
     denoisers = workshop.denoisers()

@@ -31,12 +31,8 @@ def fit(config: Path, root: Path, *arguments: str, processes: int) -> None:
     run_command([*plain, *share, *arguments], processes=processes)
 
 
-QUICK = ("pruning",)  # scores of a layer are those of all processes; the others take another way through the same code
-
-
-@pytest.mark.parametrize(
-    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in RUNS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", RUNS)
 def test_two_processes_train_as_one(tmp_path: Path, kind: str) -> None:
     options, callback = RUNS[kind]
     config = tuning_config(tmp_path, **options)

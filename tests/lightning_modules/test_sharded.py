@@ -89,7 +89,7 @@ MODELS: dict[str, dict[str, Any]] = {
     [
         pytest.param("plan", WHOLE_FILES, marks=pytest.mark.slow),
         pytest.param("plan", "ddp", marks=pytest.mark.slow),
-        ("delta_conv", WHOLE_FILES),
+        pytest.param("delta_conv", WHOLE_FILES, marks=pytest.mark.slow),
         pytest.param("own_projections", WHOLE_FILES, marks=pytest.mark.slow),
     ],
     ids=["plan", "plan_ddp", "delta_conv", "own_projections"],

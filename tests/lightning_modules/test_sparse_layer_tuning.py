@@ -74,11 +74,8 @@ def test_checkpoints_hold_what_was_trained_and_say_of_which_model(plain: Any, fo
         main(["validate", "--config", config, "--ckpt_path", str(checkpoint(plain.folder, 4))])
 
 
-@pytest.mark.parametrize(
-    "lora",
-    [pytest.param(None, marks=pytest.mark.slow), {"rank": 2, "alpha": 4, "dropout": 0.5}],
-    ids=["full", "dropout"],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.5}], ids=["full", "dropout"])
 def test_resuming_is_bitwise(folder: Path, lora: object) -> None:
     stages = [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]
     optimizer = {"class_path": "torch.optim.AdamW", "init_args": {"weight_decay": 0.1}}
@@ -200,9 +197,8 @@ def test_layers_outside_the_region_leave_and_the_rest_heals(folder: Path, base: 
     assert len(again.model.parts.layers) == 6
 
 
-@pytest.mark.parametrize(
-    "lora", [pytest.param(None, marks=pytest.mark.slow), {"rank": 2, "alpha": 4, "dropout": 0.5}], ids=["full", "lora"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.5}], ids=["full", "lora"])
 def test_healing_is_compared_with_what_was_tuned_before_layers_left(folder: Path, lora: object) -> None:
     options: dict[str, Any] = {"prune": SCORE, "distill": 0.5, "lora": lora}
     config = with_callback(tuning_config(folder, **options), pruning(begin=2))

@@ -88,11 +88,10 @@ PAIRS: dict[str, tuple[tuple[int, Callable[[], None]], tuple[int, Callable[[], N
     "the second is told to end": ((0, nothing), (3, terminate), True),
     "both are told to end, one after the other": ((3, terminate), (4, terminate), True),
 }
+MARKS = {"one fails while the other is busy": pytest.mark.faults, "both fail in other steps": pytest.mark.slow}
 
 
-@pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.faults if "busy" in kind else ()) for kind in PAIRS]
-)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=MARKS.get(kind, ())) for kind in PAIRS])
 def test_processes_save_together_or_not_at_all(tmp_path: Path, kind: str) -> None:
     first, second, saved = PAIRS[kind]
     together(run_pair, tmp_path, first, second)
