@@ -28,7 +28,7 @@ quickstart: $(READY)  ## Distil the shipped teacher and measure the student: abo
 docs: $(READY)  ## Build the documentation site into site/; look at it with `python3 -m http.server -d site`
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
-test: $(READY)  ## Lint, types and tests, in WORKERS processes: about 10 minutes on 2 cores
+test: $(READY)  ## Lint, types and tests, in WORKERS processes: about 8 minutes on 2 cores
 	$(STYLE)
 	@$(TYPES) > $(VENV)/types.txt 2>&1 & types=$$!; \
 	  $(SUITE); tests=$$?; wait $$types; types=$$?; cat $(VENV)/types.txt; [ $$types = 0 ] && exit $$tests
