@@ -24,6 +24,7 @@ from sparsight.diffusion.model.encoding import encode_batches
 from sparsight.diffusion.model.sampling import sample, starting_noise
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Objective, Stage
+from tests.tiny_distillation import trainer
 from tests.tiny_flux import save_flux_pipeline
 from tests.tiny_rows import few
 
@@ -91,18 +92,10 @@ def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     folder, module = tmp_path_factory.mktemp("run"), distillation(teacher)
     options = {"captions": CAPTIONS, "count": 4, "val_count": 2, "steps": 2, "batch_size": 2, "device": "cpu"}
     data = TeacherSamplesDataModule(teacher, mode="samples", size=SIZE, cache_dir=str(folder / "cache"), **options)
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_epochs=-1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)],
-    )
-    trainer.fit(module, data)
-    assert trainer.global_step == 4
-    assert 0 < float(trainer.callback_metrics["val/output_relative_l2"]) < 10
+    run = trainer(folder, callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)])
+    run.fit(module, data)
+    assert run.global_step == 4
+    assert 0 < float(run.callback_metrics["val/output_relative_l2"]) < 10
     return folder, module
 
 

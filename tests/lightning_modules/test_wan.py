@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler, WanPipeline
-from lightning.pytorch import Trainer
 from peft import LoraConfig
 
 from blocks import (
@@ -43,6 +42,7 @@ from sparsight.diffusion.train.stages import Objective, Stage
 from sparsight.diffusion.train.start import start_from_teacher
 from sparsight.testing import relative_l2
 from tests.tiny import run
+from tests.tiny_distillation import trainer
 from tests.tiny_rows import few
 from tests.tiny_wan import save_wan_pipeline, wan
 
@@ -262,18 +262,10 @@ def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         device="cpu",
         cache_dir=str(folder / "cache"),
     )
-    trainer = Trainer(
-        default_root_dir=folder,
-        accelerator="cpu",
-        max_epochs=-1,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)],
-    )
-    trainer.fit(module, data)
-    assert trainer.global_step == 4
-    assert 0 < float(trainer.callback_metrics["val/output_relative_l2"]) < 10
+    fitted = trainer(folder, callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)])
+    fitted.fit(module, data)
+    assert fitted.global_step == 4
+    assert 0 < float(fitted.callback_metrics["val/output_relative_l2"]) < 10
     return folder, module
 
 
