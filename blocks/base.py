@@ -7,12 +7,14 @@ Shape legend: B batch, N tokens (= H * W), C channels, h heads, d channels of a 
 
 from __future__ import annotations
 
+import functools
 import inspect
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -207,9 +209,14 @@ class TokenMixer(nn.Module, ABC):
 
     Attributes:
         served_axes: How many axes a grid may have: video has three.
+        backends: What it can be computed with, each with what that needs: ``torch``, and others where an option
+            ``backend`` names the one that is wanted.
+        backend: The one that is wanted.
     """
 
     served_axes: Collection[int] = (1, 2)
+    backends: ClassVar[dict[str, str]] = {"torch": ""}
+    backend: str = "torch"
 
     def __init__(self, site: Site) -> None:
         super().__init__()
@@ -242,6 +249,35 @@ class TokenMixer(nn.Module, ABC):
         """
         return grid
 
+    def missing_backend(self, name: str, grid: Grid, like: Tensor) -> str:
+        """Why one of ``backends`` cannot compute inputs like this one on a grid, here and now; empty if it can."""
+        return ""
+
+    def checked_backend(self, name: str) -> str:
+        """A name among ``backends``.
+
+        Raises:
+            ValueError: It is not.
+        """
+        if name not in self.backends:
+            raise ValueError(f"backend of {type(self).__name__} is one of {', '.join(self.backends)}; got {name!r}")
+        return name
+
+    def serving_backend(self, grid: Grid, like: Tensor, **more: Any) -> str:
+        """The backend that computes such inputs: the one that is wanted, or ``torch``, with one warning of why.
+
+        Args:
+            grid: Their grid.
+            like: One of them.
+            more: What else a mixer's ``missing_backend`` is told.
+        """
+        if self.backend == "torch":
+            return "torch"
+        reason = self.missing_backend(self.backend, grid, like, **more)
+        if reason and not torch.compiler.is_compiling():
+            _warn_once(f"{type(self).__name__} is computed with torch, not with {self.backend}: {reason}")
+        return "torch" if reason else self.backend
+
     def auxiliary_loss(self) -> Tensor | None:
         """What training adds to the error of this mixer's site: a scalar, or ``None`` if there is nothing (default).
 
@@ -253,6 +289,11 @@ class TokenMixer(nn.Module, ABC):
     @torch.no_grad()
     def init_from_teacher(self, weights: AttentionWeights, samples: Sequence[SiteSamples]) -> None:
         """Set the parameters from the teacher's weights and from what it did on real batches (default: nothing)."""
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    warnings.warn(text, stacklevel=3)
 
 
 class CoreMixer(TokenMixer):

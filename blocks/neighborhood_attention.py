@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from blocks.base import Grid, Site
 from blocks.local_attention import LocalAttention, checked_sides, on_axes
+from blocks.ops.flex import Rule, flex_mix, flex_partial, why_no_flex
 from blocks.ops.local import LocalPlan, at_most, sliding_axis, tiles_of
+from blocks.ops.partial import Partial
 
 
 class NeighborhoodAttention(LocalAttention):
@@ -32,10 +35,18 @@ class NeighborhoodAttention(LocalAttention):
         dilation: Distance of neighbours along an axis: a query sees only tokens at multiples of it. More than the grid
             is long leaves a query alone.
         stride: So many neighbours along an axis share the window of the one in their middle.
+        backend: ``torch``: tiles of queries with the block of their keys, or ``flex``: flex attention, which compiles a
+            kernel of the rule.
 
     Raises:
-        ValueError: If a number is below 1, there are more than three, or a stride is longer than the window.
+        ValueError: If a number is below 1, there are more than three, a stride is longer than the window, or there is
+            no such backend.
     """
+
+    backends: ClassVar[dict[str, str]] = {
+        "torch": "",
+        "flex": "CUDA and heads of 16 channels or more, or a CPU without gradients and outside of Merge",
+    }
 
     def __init__(
         self,
@@ -44,8 +55,10 @@ class NeighborhoodAttention(LocalAttention):
         kernel_size: int | Sequence[int] = 13,
         dilation: int | Sequence[int] = 1,
         stride: int | Sequence[int] = 1,
+        backend: Literal["torch", "flex"] = "torch",
     ) -> None:
         super().__init__(site)
+        self.backend = self.checked_backend(backend)
         self.kernel_size = on_axes(checked_sides("kernel_size", kernel_size), site.grid)
         self.dilation = checked_sides("dilation", dilation)
         self.stride = checked_sides("stride", stride)
@@ -65,6 +78,22 @@ class NeighborhoodAttention(LocalAttention):
         """Two products of each query with its keys: 4 * N * keys * h * d (the masked-out keys are not counted)."""
         keys = math.prod(min(side, -(-size // dilation)) for size, side, dilation, _ in self._axes(grid))
         return 4 * grid.tokens * keys * self.site.heads * self.site.head_dim
+
+    def missing_backend(self, name: str, grid: Grid, like: Tensor, *, mass: bool = False) -> str:
+        """Why queries cannot be computed so; with ``mass``, together with their log-sum-exp."""
+        return why_no_flex(like, mass=mass) if name == "flex" else ""
+
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
+        """Attention of (B, h, N, d) tensors."""
+        if self.serving_backend(grid, q) == "flex":
+            return flex_mix(q, k, v, scale, *self._rule(grid))
+        return super().mix(q, k, v, grid, scale)
+
+    def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
+        """Attention with its log-sum-exp."""
+        if self.serving_backend(grid, q, mass=True) == "flex":
+            return flex_partial(q, k, v, scale, *self._rule(grid))
+        return super().partial(q, k, v, grid, scale)
 
     def plan(self, grid: Grid, device: torch.device | None = None) -> LocalPlan:
         """Tiles of queries, each with the keys that its queries see."""
@@ -87,9 +116,23 @@ class NeighborhoodAttention(LocalAttention):
         """Which keys (second axis) each query (first axis) attends to: boolean (N, N), row-major tokens."""
         mask = torch.ones(1, 1, dtype=torch.bool, device=device)
         for axis in self._axes(grid):
-            own = _axis_mask(*axis, device)
+            position = torch.arange(axis[0], device=device)
+            own = _are_near(position[:, None], position, *axis)
             mask = (mask[:, None, :, None] & own[:, None]).flatten(2).flatten(0, 1)
         return mask
+
+    def _rule(self, grid: Grid) -> tuple[Rule, object]:
+        """Which keys a query sees, of the numbers of tokens, and a name for that rule."""
+        axes = self._axes(grid)
+
+        def near(query: Tensor, key: Tensor) -> Tensor:
+            seen, behind = (query >= 0) & (key >= 0), 1  # always true: where a loop over axes can begin
+            for axis in reversed(axes):
+                position, other = query // behind % axis[0], key // behind % axis[0]
+                seen, behind = seen & _are_near(position, other, *axis), behind * axis[0]
+            return seen
+
+        return near, (type(self), tuple(axes))
 
     def _axes(self, grid: Grid) -> list[tuple[int, int, int, int]]:
         """Length, window, dilation and stride of every axis."""
@@ -98,13 +141,12 @@ class NeighborhoodAttention(LocalAttention):
         return list(zip(grid.sizes, windows, dilations, strides, strict=True))
 
 
-def _axis_mask(length: int, window: int, dilation: int, stride: int, device: torch.device | None) -> Tensor:
-    """Boolean (length, length): positions within the window of each position along one axis."""
-    position = torch.arange(length, device=device)
-    remainder, inside = position % dilation, position // dilation
-    count = (length - 1 - remainder) // dilation + 1
-    leader = torch.minimum(inside // stride * stride + stride // 2, count - 1)
-    side = count.clamp(max=window)
-    start = torch.minimum((leader - window // 2).clamp(min=0), count - side)
-    near = (inside >= start[:, None]) & (inside < (start + side)[:, None])
-    return near & (remainder == remainder[:, None])
+def _are_near(query: Tensor, key: Tensor, length: int, window: int, dilation: int, stride: int) -> Tensor:
+    """Whether the position of a key lies within the window of a query's, along one axis."""
+    remainder, inside = query % dilation, query // dilation
+    last = (length - 1 - remainder) // dilation
+    leader = torch.minimum(inside // stride * stride + stride // 2, last)
+    side = (last + 1).clamp(max=window)
+    start = torch.minimum((leader - window // 2).clamp(min=0), last + 1 - side)
+    other = key // dilation
+    return (key % dilation == remainder) & (other >= start) & (other < start + side)

@@ -59,6 +59,7 @@ def check_mixer(
             _check_exact_limit(mixer, grid, tolerance)
             _check_mass(mixer, grid, tolerance)
             _check_padding(mixer, grid)
+            _check_backends(mixer, grid, tolerance)
         _check_gradients(mixer, grids[0])
         _check_auxiliary_loss(mixer)
         _check_determinism(mixer, grids[0])
@@ -254,6 +255,27 @@ def _check_exact_limit(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
         mass = exact.partial(q, k, v, grid, scale)[1]
         error = relative_l2(mass, (q @ k.mT * scale).logsumexp(-1, keepdim=True))
         assert error <= tolerance, f"{grid}: not the teacher's log-sum-exp at its exact limit (relative L2 {error:.2e})"
+
+
+@torch.no_grad()
+def _check_backends(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
+    """What another backend gives equals what torch gives, and where it is missing torch steps in and says why."""
+    kind, name = type(mixer), type(mixer).__name__
+    assert "torch" in kind.backends, f"{name} declares the backends {', '.join(kind.backends)}, torch is not among them"
+    if len(kind.backends) == 1:
+        return
+    assert "backend" in mixer.options, f"{name} declares several backends and has no option 'backend' that names one"
+    inputs, answers = random_inputs(mixer, grid), {}
+    for backend in ("torch", *kind.backends):
+        twin = kind(mixer.site, **{**mixer.options, "backend": backend})
+        twin.load_state_dict(mixer.state_dict())
+        reason = twin.missing_backend(backend, grid, inputs[0])
+        assert not (reason and backend == "torch"), f"{name} misses the backend torch: {reason}"
+        serving = twin.serving_backend(grid, inputs[0])
+        assert serving == ("torch" if reason else backend), f"{name} with backend {backend} is computed with {serving}"
+        answers[backend] = apply_mixer(twin, inputs, grid)
+        error = relative_l2(answers[backend], answers["torch"])
+        assert error <= tolerance, f"{grid}: backend {backend} of {name} differs from torch (relative L2 {error:.2e})"
 
 
 def _check_gradients(mixer: TokenMixer, grid: Grid) -> None:

@@ -47,8 +47,17 @@ def test_methods_that_the_page_lists_are_those_that_there_are() -> None:
 def test_mixers_that_the_page_lists_are_those_that_there_are() -> None:
     import blocks
 
-    listed = re.findall(r"^\| `(\w+)` \|", (DOCS / "mixers.md").read_text(), flags=re.MULTILINE)
-    assert sorted(listed) == sorted(n for n, mixer in vars(blocks).items() if _is_concrete(mixer, blocks.TokenMixer))
+    listed = re.findall(r"^\| `([A-Z]\w+)` \|", (DOCS / "mixers.md").read_text(), flags=re.MULTILINE)
+    mixers = {n: mixer for n, mixer in vars(blocks).items() if _is_concrete(mixer, blocks.TokenMixer)}
+    assert sorted(listed) == sorted(mixers)
+
+
+def test_backends_that_the_page_lists_are_those_that_mixers_declare() -> None:
+    import blocks
+
+    listed = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", (DOCS / "mixers.md").read_text(), flags=re.MULTILINE)
+    mixers = [mixer for mixer in vars(blocks).values() if _is_concrete(mixer, blocks.TokenMixer)]
+    assert sorted(listed) == sorted((b, mixer.__name__) for mixer in mixers for b in mixer.backends if b != "torch")
 
 
 def _is_concrete(thing: object, base: type) -> bool:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 from sparsight.command.sources import Module, Sources, read_modules
@@ -26,6 +27,7 @@ DECLARED = {  # by mixers that override what says so
     "padded": "pads the grid",
     "auxiliary_loss": "may add to the loss",
 }
+NEEDED = re.compile(r"the package (\w+)")  # of a backend
 LIGHTNING = r"(lightning|pytorch_lightning)\.(\w+\.)*"
 
 
@@ -189,7 +191,14 @@ def _properties(path: str, sources: Sources, group: str) -> tuple[str, ...]:
     return (
         *told,
         *(text for name, text in DECLARED.items() if sources.method(path, name) != sources.method(base, name)),
+        *(_told(name, needs) for name, needs in sources.table(path, "backends").items() if name != "torch"),
     )
+
+
+def _told(backend: str, needs: str) -> str:
+    """A backend, what it needs, and which package that it needs is not installed here."""
+    absent = [package for package in NEEDED.findall(needs) if find_spec(package) is None]
+    return f"backend {backend} ({needs}{''.join(f'; {package} is not installed' for package in absent)})"
 
 
 def _logged(path: str, sources: Sources) -> tuple[str, ...]:

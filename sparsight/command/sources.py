@@ -116,6 +116,16 @@ class Sources:
         value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
         return value.value if isinstance(value, ast.Constant) and isinstance(value.value, str) else None
 
+    def table(self, path: str, name: str) -> dict[str, str]:
+        """Texts by name, as a class or the nearest of its ancestors has them; none where they are computed."""
+        node = self._member(path, name)
+        value = node.value if isinstance(node, (ast.Assign, ast.AnnAssign)) else None
+        try:
+            found = ast.literal_eval(value) if isinstance(value, ast.Dict) else {}
+        except ValueError:
+            return {}
+        return {str(key): str(text) for key, text in found.items()}
+
     def method(self, path: str, name: str) -> Function | None:
         """A method of a class, or of the nearest of its ancestors."""
         node = self._member(path, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
+from typing import ClassVar
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from blocks import (
     TileAttention,
 )
 from sparsight.testing import SITE, check_mixer
+from tests.tiny_rows import few
 
 TILE = partial(TileAttention, tile=4)
 FAR = partial(PooledAttention, tile=4, without_own=True)
@@ -37,6 +39,7 @@ MIXERS = {
     "linear_narrow": partial(LinearAttention, branch_dim=1 / 4),
     "linear_plain": partial(LinearAttention, branch_dim=None),
     "neighborhood": partial(NeighborhoodAttention, kernel_size=3),
+    "neighborhood_flex": partial(NeighborhoodAttention, kernel_size=3, backend="flex"),
     "neighborhood_even": partial(NeighborhoodAttention, kernel_size=(4, 2)),
     "no_mixing": NoMixing,
     "softmax": SoftmaxAttention,
@@ -56,7 +59,7 @@ MIXERS = {
 }
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", few(MIXERS, *(name for name in MIXERS if name != "neighborhood_flex")))
 def test_shipped_mixers_conform(name):
     check_mixer(MIXERS[name])
 
@@ -176,7 +179,24 @@ class AddsARowToTheLoss(MeanMixer):
         return self.linear.weight.square().mean(0)
 
 
+class HasASecondForm(MeanMixer):
+    backends: ClassVar[dict[str, str]] = {"torch": "", "twice": "nothing"}
+
+    def __init__(self, site: Site, *, gain: float = 1.0, backend: str = "torch") -> None:
+        super().__init__(site, gain=gain)
+        self.backend = self.checked_backend(backend)
+
+    def forward(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
+        return super().forward(hidden_BNC, grid) * (1 + (self.serving_backend(grid, hidden_BNC) == "twice"))
+
+
+class HasNoOptionForItsForm(MeanMixer):
+    backends: ClassVar[dict[str, str]] = {"torch": "", "fast": "nothing"}
+
+
 BROKEN = {
+    HasASecondForm: "backend twice of HasASecondForm differs from torch",
+    HasNoOptionForItsForm: "no option 'backend'",
     PadsToLess: "which is smaller",
     PadsForNothing: "but it is padded to",
     AddsItsSizeToTheLoss: "has no gradient",

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from blocks import Grid, NeighborhoodAttention, Site
+from blocks.base import _warn_once
 from sparsight.testing import relative_l2
 
 
@@ -84,3 +85,51 @@ def test_bfloat16_stays_close_to_float32():
 def test_impossible_windows_are_refused(bad):
     with pytest.raises(ValueError, match="kernel_size"):
         NeighborhoodAttention(site(Grid(4, 4)), kernel_size=bad)
+
+
+AXES = {
+    "plain": {},
+    "dilated": {"dilation": 2},
+    "strided": {"stride": 3},
+    "each": {"kernel_size": [2, 5], "dilation": [3, 1]},
+}
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without")
+@pytest.mark.parametrize("options", AXES.values(), ids=AXES)
+def test_flex_sees_what_the_mask_says(options):
+    for grid in (Grid(7, 6), Grid(5), Grid(3, 2, 4)):
+        mixer = NeighborhoodAttention(site(grid), **{"kernel_size": 3, **options}, backend="flex")
+        q, k, v = (each.detach() for each in inputs(grid))
+        assert mixer.serving_backend(grid, q) == "flex"
+        assert relative_l2(mixer.mix(q, k, v, grid, 0.7), mixer.reference(q, k, v, grid, 0.7)[0]) < 1e-5
+
+
+def test_flex_gives_way_to_torch_and_says_why_once():
+    _warn_once.cache_clear()
+    grid = Grid(3, 3)
+    mixer, plain = (NeighborhoodAttention(site(grid), kernel_size=3, backend=name) for name in ("flex", "torch"))
+    with pytest.warns(
+        UserWarning, match="NeighborhoodAttention is computed with torch, not with flex: .*no backward"
+    ) as seen:
+        for _ in range(2):
+            mixed = mixer.mix(*inputs(grid), grid, 0.7)
+    assert len(seen) == 1 and mixed.requires_grad
+    assert relative_l2(mixed, plain.mix(*inputs(grid), grid, 0.7)) < 1e-6
+    for like, reason in (
+        (torch.zeros(1, 1, 9, 8, device="meta"), "no kernel for the device meta"),
+        (torch.zeros(1, 1, 9, 8, dtype=torch.float64), ""),
+    ):
+        assert reason in mixer.missing_backend("flex", grid, like)
+    with pytest.raises(ValueError, match="backend of NeighborhoodAttention is one of torch, flex; got 'fast'"):
+        NeighborhoodAttention(site(grid), backend="fast")
+
+
+@pytest.mark.slow
+def test_flex_compiles_with_what_is_around_it():
+    grid = Grid(6, 5)
+    mixer = NeighborhoodAttention(site(grid), kernel_size=3, backend="flex")
+    q, k, v = (each.detach() for each in inputs(grid))
+    with torch.no_grad():
+        mixed = torch.compile(mixer, fullgraph=True)(q, k, v, grid, 0.7)
+    assert relative_l2(mixed, mixer.reference(q, k, v, grid, 0.7)[0]) < 1e-5

@@ -136,10 +136,25 @@ def test_properties_of_mixers_are_true() -> None:
         expected += ["one softmax beside text" if kind(site).is_softmax else "a learned mass per head beside text"]
         for method, told in DECLARED.items():
             expected += [told] if vars(TokenMixer)[method] is not inspect.getattr_static(kind, method) else []
+        told = [each for each in plugin.properties if each.startswith("backend ")]
+        assert [each.split()[1] for each in told] == [name for name in kind.backends if name != "torch"], plugin.name
+        expected += told
         assert list(plugin.properties) == expected, plugin.name
     listed = {plugin.name: plugin.properties for plugin in known_plugins(["mixers"])["mixers"]}
     assert "may add to the loss" in listed["Merge"] and "pads the grid" in listed["TileAttention"]
     assert "may add to the loss" not in listed["TileAttention"]
+
+
+def test_backends_tell_what_they_need_and_what_is_not_installed(tmp_path: Path) -> None:
+    text = OWN.replace(
+        "    def forward",
+        """    backends = {"torch": "", "fast": "the package nobody_has and the package json"}
+
+    def forward""",
+    )
+    (tmp_path / "my_own.py").write_text(text)
+    properties = known_plugins(["mixers"], folder=tmp_path)["mixers"][-1].properties
+    assert properties[-1] == "backend fast (the package nobody_has and the package json; nobody_has is not installed)"
 
 
 def test_own_classes_in_the_current_folder_are_listed(tmp_path: Path) -> None:
