@@ -19,7 +19,8 @@ from sparsight.common.training.sharding import fill, whole
 class TrainableEMA(Callback):
     """Averages the trainable parameters in fp32 and puts the average in place for validation, test and prediction.
 
-    After optimiser step s the average moves by 1 - min(decay, (1 + s) / (10 + s)), so that early steps are forgotten.
+    After optimiser step s the average moves by 1 - min(decay, (1 + s) / (10 + s)), so that early steps are forgotten;
+    of what a later stage begins to train it is what its first step left, and what no longer trains keeps its average.
     It is saved in checkpoints beside the raw parameters and restored with them. After ``fit`` the module keeps the
     average, which is what exports at the end of a run should hold. A step that was left out does not move it, and
     parameters that are not finite never enter it: where it would next be used, the run ends.
@@ -48,7 +49,9 @@ class TrainableEMA(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin from the parameters, or from the restored average (FSDP2 restores it after ``on_fit_start``)."""
-        named = dict(_trainable(pl_module))
+        parameters = dict(pl_module.named_parameters())
+        learning = {name for name, _ in _trainable(pl_module)}
+        named = {name: p for name, p in parameters.items() if name in learning or name in self.average}
         for name, parameter in named.items():
             start = parameter.detach().float().clone()
             if name in self.average:
@@ -72,8 +75,11 @@ class TrainableEMA(Callback):
         finite = summed((~all_finite(named.values())).int()) == 0  # all processes take the same average, or none does
         self._finite = finite if self._finite is None else self._finite & finite
         for name, parameter in named.items():
-            average = self.average[name]
-            average.copy_(torch.where(finite, average.lerp(parameter.float(), 1 - keep), average))
+            if name in self.average:
+                average = self.average[name]
+                average.copy_(torch.where(finite, average.lerp(parameter.float(), 1 - keep), average))
+            else:
+                self.average[name] = parameter.float().clone()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the average."""

@@ -15,9 +15,9 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from blocks.base import Site, TokenMixer
-from lightning_modules.beside_teacher import BesideTeacher
+from lightning_modules.beside_mixers import BesideMixers
 from lightning_modules.diffusion import compile_blocks
-from lightning_modules.in_stages import SAVED, InStages
+from lightning_modules.in_stages import SAVED
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError, require
@@ -33,6 +33,7 @@ from sparsight.diffusion.model.timesteps import Timesteps
 from sparsight.diffusion.surgery.plan import PlanEntry, plan_from
 from sparsight.diffusion.surgery.record import differing, record_of
 from sparsight.diffusion.surgery.replace import replace
+from sparsight.diffusion.surgery.rest.low_rank import LoRA
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import SiteSelection
 from sparsight.diffusion.surgery.training_free import is_training_free
@@ -46,7 +47,7 @@ from sparsight.diffusion.train.start import start_alike, start_from_teacher
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class AttentionDistillation(InStages[Stage], BesideTeacher):
+class AttentionDistillation(BesideMixers):
     """Layer-wise and end-to-end distillation of self-attention (Dong et al., arXiv 2504.21292), in one ``fit``.
 
     Args:
@@ -59,6 +60,9 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         site_weights: Weight of a site's loss by pattern of its path; the first match counts, others weigh 1.
         optimizer: Optimiser class and options; every stage makes one with its own learning rate.
         train_projections: Train copies of the query, key, value and output projections of core mixers as well.
+        train_rest: What of the denoiser's other layers trains in end-to-end stages: ``norms``, ``feed_forward``,
+            ``everything``, or patterns of parameter names. The teacher keeps a frozen copy of that.
+        lora: Low-rank adapters on linear layers that do not train otherwise, for end-to-end stages.
         init_samples: Samples of the training data that mixers may use to start from the teacher; 0 keeps their
             random start.
         teacher_dtype: Precision of the frozen denoiser and the text encoders, however they are stored; mixers are
@@ -94,6 +98,8 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         site_weights: dict[str, float] | None = None,
         optimizer: Callable[[Iterable[torch.nn.Parameter], float], torch.optim.Optimizer] = torch.optim.AdamW,
         train_projections: bool = False,
+        train_rest: Sequence[str] = (),
+        lora: LoRA | None = None,
         init_samples: int = 64,
         teacher_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         condition_dropout: float = 0.1,
@@ -135,6 +141,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         check_weights(site_weights or {}, self.site_weights)
         if any(stage.objective == "layerwise" for stage in self.clock.stages):
             check_learners(self.site_weights, self._learners())
+        self.free_rest(train_rest, lora)
         self.distiller = Distiller(self.denoiser, self.shells, self.site_weights, self.diffusion.process)
         self.optimizer = optimizer
         self.init_samples = init_samples
@@ -144,6 +151,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
         if compile:
             compile_blocks(self.denoiser)
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
+        self.require_gradients()
         self._restored = False
         self.recent_errors = RecentErrors()
 
@@ -163,6 +171,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
             return None
         computing = [shell.as_student().mixer for shell in self.shells.values() if shell.handed_over]
         kinds = sorted({own_class(mixer).__name__ for mixer in computing if not is_training_free(mixer)})
+        kinds += ["other layers"] if self.rest_names else []
         return f"the student is untrained: no optimiser step has changed its {' and '.join(kinds)}" if kinds else None
 
     def train(self, mode: bool = True) -> AttentionDistillation:
@@ -200,6 +209,7 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
             raise ValueError(f"the checkpoint holds other mixers than the configuration asks for: {told}")
         self.follow_names(checkpoint)
         self.take_stage(checkpoint)
+        self.require_gradients()
         # checkpoints from before sites could wait have neither
         self.recent_errors.take(saved.get("recent_errors", {}), self.device)
         self.retire(saved.get("handed_over", self.sites()))
@@ -249,6 +259,8 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
                 f"{kinds} has no parameters, so nothing is trained: set model.train_projections to true to train "
                 "copies of the projections around it, or use it as it is (validate, predict, benchmark, export)"
             )
+        if self.trainer.state.fn == TrainerFn.FITTING:
+            self.refuse_rest(checkpointing=self.denoiser.is_gradient_checkpointing)
         return super().configure_callbacks()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -263,7 +275,8 @@ class AttentionDistillation(InStages[Stage], BesideTeacher):
 
     def estimated_memory(self) -> MemoryEstimate:
         """Of the stage that needs most."""
-        return run_memory(self, objectives=[s.objective for s in self.clock.stages], optimizer=self.optimizer)
+        with self.all_learning():
+            return run_memory(self, objectives=[s.objective for s in self.clock.stages], optimizer=self.optimizer)
 
     def on_fit_start(self) -> None:
         """Say what is replaced, and what that saves."""

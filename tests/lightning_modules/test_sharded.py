@@ -81,6 +81,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "plan": {"mixer": None, "plan": PLAN, "train_projections": True},
     "delta_conv": {"mixer": CONV},
     "own_projections": {"mixer": WINDOW, "train_projections": True},
+    "rest": {"mixer": CONV, "train_rest": ["*.norm1.linear.*"], "lora": {"rank": 2}},
 }
 
 
@@ -91,8 +92,9 @@ MODELS: dict[str, dict[str, Any]] = {
         pytest.param("plan", "ddp", marks=pytest.mark.slow),
         pytest.param("delta_conv", WHOLE_FILES, marks=pytest.mark.slow),
         pytest.param("own_projections", WHOLE_FILES, marks=pytest.mark.slow),
+        pytest.param("rest", "ddp", marks=pytest.mark.slow),
     ],
-    ids=["plan", "plan_ddp", "delta_conv", "own_projections"],
+    ids=["plan", "plan_ddp", "delta_conv", "own_projections", "rest_ddp"],
 )
 @pytest.mark.usefixtures("reload_here")
 def test_split_training_is_that_of_one_process_and_resumes(tmp_path: Path, model: str, split_by: object) -> None:

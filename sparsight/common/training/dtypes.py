@@ -17,12 +17,22 @@ class Typed(Protocol):
     dtype: torch.dtype
 
 
+@runtime_checkable
+class Telling(Protocol):
+    """A child that tells in which precision the module that has it computes, where its weights do not."""
+
+    computes_in: torch.dtype
+
+
 def compute_dtype(module: nn.Module) -> torch.dtype:
     """Precision of a module's inputs.
 
     diffusers' models tell it themselves, also where layerwise casting stores their weights in 8 bits; of others it is
     that of the first weight that arithmetic can be done in, or float32 without one.
     """
+    for child in module.children():
+        if isinstance(child, Telling):
+            return child.computes_in
     if isinstance(module, Typed) and module.dtype in COMPUTE:
         return module.dtype
     return next((p.dtype for p in module.parameters() if p.dtype in COMPUTE), torch.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from sparsight.publish.facts import Base, Run
 from sparsight.publish.fresh_process import EXACT
 from sparsight.publish.shared_config import shared_config
 
+NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a block, in a name
 OVERHEAD = (
     "Not compiled, each of these costs about 0.1 ms of a processor for every call, which hides behind the work of a "
     "large model and not behind that of a small one; `denoiser.compile_repeated_blocks()` takes it away."
@@ -43,6 +45,7 @@ class Model:
         reloaded: Relative L2 differences found after loading it again.
         untrained: What should have been trained and was not; none if there is nothing of that kind.
         cores: Paths of the sites at which the attention's core alone was replaced.
+        rest: Names of the denoiser's own parameters that were trained beside mixers.
         learned_variance: Whether the second half of its output's channels is a variance, which nothing here trains.
     """
 
@@ -62,6 +65,7 @@ class Model:
     reloaded: Mapping[str, float]
     cores: Collection[str] = ()
     untrained: str | None = None
+    rest: Collection[str] = ()
     learned_variance: bool = False
 
 
@@ -149,7 +153,14 @@ def _changes(model: Model) -> str:
     for (name, options), paths in kinds.items():
         rows.append(f"| {name} | {f'`{options}`' if options else '-'} | {', '.join(paths)} |")
     before, now = model.parameters
-    return "\n".join([*rows, "", f"The denoiser has {now:,} parameters; before, it had {before:,}."])
+    counts = f"The denoiser has {now:,} parameters; before, it had {before:,}."
+    if model.rest:
+        alike = sorted({NUMBER.sub("*", name) for name in model.rest})
+        counts += (
+            f" Beside the mixers {len(model.rest)} of its own tensors were trained, adapters being merged: "
+            f"{', '.join(f'`{name}`' for name in alike)}."
+        )
+    return "\n".join([*rows, "", counts])
 
 
 def _precision(model: Model) -> str:

@@ -16,6 +16,7 @@ from sparsight.common.hashes import state_hash
 from sparsight.diffusion.export.standalone import student_state
 from sparsight.diffusion.surgery.record import apply_record, record_of
 from sparsight.diffusion.surgery.replace import shells_of
+from sparsight.diffusion.surgery.rest.rest import changed_in_rest
 from sparsight.diffusion.surgery.sites import meta_twin
 
 FORMAT = 1
@@ -23,17 +24,18 @@ PLAN, TENSORS = "plan.json", "mixers.safetensors"
 
 
 def changed_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
-    """Tensors of the students that are not their teachers', by the names that they have without shells.
+    """Tensors of the student that are not its teacher's, by the names that they have without shells and adapters.
 
     Raises:
         ValueError: Something stands around layers of the denoiser, see ``student_state``.
     """
-    exported, changed = student_state(denoiser), {}
+    exported = student_state(denoiser)
+    changed = {name: exported[name].detach() for name in changed_in_rest(denoiser) if name in exported}
     for path, shell in shells_of(denoiser).items():
         teacher = shell.as_teacher()
         kept = {id(tensor) for tensor in (*teacher.parameters(), *teacher.buffers())}
         for name, tensor in shell.as_student().state_dict(keep_vars=True).items():
-            if id(tensor) not in kept and f"{path}.{name}" in exported:
+            if id(tensor) not in kept and f"{path}.{name}" in exported and f"{path}.{name}" not in changed:
                 changed[f"{path}.{name}"] = tensor.detach()
     return changed
 

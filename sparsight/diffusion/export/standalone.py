@@ -17,6 +17,7 @@ from sparsight.diffusion.students.modeling import CodeFile, load_class, student_
 from sparsight.diffusion.surgery.known_mixers import mixer_kinds
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import set_mode, shells_of
+from sparsight.diffusion.surgery.rest.low_rank import without_adapters
 from sparsight.diffusion.surgery.shell import Mode
 
 FUSED = {
@@ -37,7 +38,8 @@ def student_code(denoiser: nn.Module) -> CodeFile | None:
 def student_state(denoiser: nn.Module) -> dict[str, Tensor]:
     """The denoiser's tensors under the names that they have without shells; teachers are left out.
 
-    Fused projections are left out too: they hold once more what the layers hold that they were made of.
+    Fused projections are left out too: they hold once more what the layers hold that they were made of. Adapters that
+    were trained beside the mixers are merged.
 
     Raises:
         ValueError: There are tensors that a denoiser of this class and these mixers does not have, such as those of an
@@ -48,7 +50,7 @@ def student_state(denoiser: nn.Module) -> dict[str, Tensor]:
     state = {name: tensor for name, tensor in denoiser.state_dict().items() if not name.startswith(beside)}
     for path, shell in shells.items():
         state |= shell.as_student().state_dict(prefix=f"{path}.")
-    state = _unfused(state)
+    state = _unfused(without_adapters(denoiser, state))
     _refuse_others(denoiser, state)
     return state
 

@@ -18,6 +18,7 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel, learns_var
 from sparsight.diffusion.surgery.core_site import CoreSite
 from sparsight.diffusion.surgery.record import plan_config, record_of
 from sparsight.diffusion.surgery.replace import shells_of, without_idle
+from sparsight.diffusion.surgery.rest.rest import changed_in_rest
 from sparsight.diffusion.surgery.sites import find_sites, meta_twin, students
 from sparsight.publish.facts import Base, Run
 
@@ -111,6 +112,7 @@ def _describe(
         delta=(folder / "delta").is_dir(),
         reloaded=reloaded,
         cores=[path for path, student in students(model.denoiser).items() if isinstance(student, CoreSite)],
+        rest=changed_in_rest(model.denoiser),
         learned_variance=learns_variance(model.denoiser),
     )
 

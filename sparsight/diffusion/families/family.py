@@ -50,6 +50,7 @@ class Family(ABC):
         blocks: Classes of the modules that hold self-attentions, by name; they are what is compiled.
         attentions: Classes of those self-attentions, by name.
         stacks: Classes of the modules that flatten an image into tokens, by name.
+        feed_forward: Names, in one of :attr:`blocks`, of feed-forward layers and of what they are made of.
         shard_units: Classes of the modules that are gathered one after the other (FSDP2), by name.
         square_only: Whether it lays tokens out as a square.
         loads_adapters: Whether diffusers loads LoRA weights and IP-Adapters into it.
@@ -65,6 +66,7 @@ class Family(ABC):
     blocks: ClassVar[frozenset[str]]
     attentions: ClassVar[frozenset[str]] = frozenset({"Attention"})
     stacks: ClassVar[frozenset[str]]
+    feed_forward: ClassVar[frozenset[str]] = frozenset({"ff"})
     shard_units: ClassVar[frozenset[str]]
     square_only: ClassVar[bool] = False
     loads_adapters: ClassVar[bool] = False

@@ -34,6 +34,7 @@ class Flux(Family):
     blocks = frozenset({"FluxTransformerBlock", "FluxSingleTransformerBlock"})
     attentions = frozenset({"FluxAttention"})
     stacks = frozenset({"FluxTransformer2DModel"})
+    feed_forward = frozenset({"ff", "ff_context", "proj_mlp", "proj_out"})
     shard_units = frozenset({"FluxTransformerBlock", "FluxSingleTransformerBlock"})
     text: ClassVar[Mapping[str, Literal["before", "after"]]] = {"attn": "before"}
     latent_settings: ClassVar[Mapping[str, tuple[str, ...]]] = {"Flux": ("shift_factor",)}

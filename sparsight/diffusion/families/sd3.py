@@ -27,6 +27,7 @@ class SD3(Family):
     pipelines = ("StableDiffusion3Pipeline", "PixelSD3Pipeline")
     blocks = frozenset({"JointTransformerBlock"})
     stacks = frozenset({"SD3Transformer2DModel"})
+    feed_forward = frozenset({"ff", "ff_context"})
     shard_units = frozenset({"JointTransformerBlock"})
     text: ClassVar[Mapping[str, Literal["before", "after"]]] = {"attn": "after"}
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {

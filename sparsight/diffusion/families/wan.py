@@ -28,6 +28,7 @@ class Wan(Family):
     blocks = frozenset({"WanTransformerBlock"})
     attentions = frozenset({"WanAttention"})
     stacks = frozenset({"WanTransformer3DModel"})
+    feed_forward = frozenset({"ffn"})
     shard_units = frozenset({"WanTransformerBlock"})
     latent_settings: ClassVar[Mapping[str, tuple[str, ...]]] = {"Wan": ("latents_mean", "latents_std")}
     published: ClassVar[Mapping[str, Mapping[str, Any]]] = {

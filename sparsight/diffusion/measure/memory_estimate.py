@@ -30,6 +30,7 @@ from sparsight.common.measure.memory_table import (
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.surgery.replace import set_mode, shells_of
+from sparsight.diffusion.surgery.rest.rest import rest_of
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.site_error import mean_squares
 
@@ -87,7 +88,9 @@ def estimate_memory(
         device: Where training runs; the denoiser's own device if not given.
     """
     device = device or next(denoiser.parameters()).device
-    frozen = tensor_bytes(tensor for tensor in tensors_of(denoiser) if not tensor.requires_grad)
+    rest = rest_of(denoiser)
+    kept = 0 if rest is None else tensor_bytes(rest.kept)
+    frozen = tensor_bytes(tensor for tensor in tensors_of(denoiser) if not tensor.requires_grad) - kept
     trained = tensor_bytes(tensor for tensor in tensors_of(denoiser) if tensor.requires_grad)
     dtype = str(compute_dtype(denoiser)).removeprefix("torch.")
     standing = {
@@ -95,6 +98,7 @@ def estimate_memory(
         "what is trained": trained,
         **training_bytes(trained, optimizer=optimizer, averaged=averaged),
     }
+    standing |= {"what the teacher keeps of what is trained": kept} if kept else {}
     standing |= {name: tensor_bytes(tensors_of(module)) for name, module in (others or {}).items()}
     wanted = set(objectives)
     options: dict[str, Any] = {"batch": batch, "size": size, "autocast": autocast, "device": device}

@@ -90,6 +90,11 @@ class CoreShell(Shell, CoreSite):
         """Trained projections and where they are below the site, by the paths of the attention's own."""
         return {path: (f"mixer.{TRAINED}.{_own(path)}", layer) for path, layer in self._trained().items()}
 
+    def idle_layers(self) -> list[str]:
+        """Paths of the attention's own layers that its student has no use for: projections, and the norm of keys."""
+        idle = [path for path in PROJECTIONS if _has(self, path) and _is_idle(path, self, self.mixer)]
+        return [*idle, "norm_k"] if "to_k" in idle else idle
+
     def _trained(self) -> dict[str, nn.Module]:
         """Trained projections by the paths of the attention's own; none if it has none."""
         layers = self.mixer._modules.get(TRAINED)
@@ -116,7 +121,7 @@ def core_shell(attention: nn.Module, mixer: TokenMixer, *, train_projections: bo
         if TRAINED in dir(mixer):
             raise ValueError(f"{type(mixer).__name__} has a {TRAINED} of its own: rename it to train projections")
         # under other names than the attention's, which patterns of adapters look for
-        there = [path for path in PROJECTIONS if path.partition(".")[0] in dict(attention.named_children())]
+        there = [path for path in PROJECTIONS if _has(attention, path)]
         paths = [path for path in there if not _is_idle(path, attention, mixer)]
         layers = {_own(path): _trainable_copy(linear_in(attention.get_submodule(path))[1]) for path in paths}
         mixer.add_module(TRAINED, nn.ModuleDict(layers))
@@ -126,6 +131,11 @@ def core_shell(attention: nn.Module, mixer: TokenMixer, *, train_projections: bo
 def _is_idle(path: str, attention: Any, mixer: TokenMixer) -> bool:
     """If a projection is idle: keys and values beside a feature mixer are for text, which a last block drops."""
     return isinstance(mixer, FeatureMixer) and bool(attention.context_pre_only) and path in ("to_k", "to_v")
+
+
+def _has(attention: Any, path: str) -> bool:
+    """Whether an attention has a projection itself, or its block has it."""
+    return path.partition(".")[0] in dict(attention.named_children())
 
 
 def _own(path: str) -> str:

@@ -18,6 +18,7 @@ from sparsight.diffusion.surgery.core_shell import core_shell, linear_in
 from sparsight.diffusion.surgery.joint import is_core
 from sparsight.diffusion.surgery.place import make_student, put
 from sparsight.diffusion.surgery.plan import MixerFactory, PlanEntry, assign, plan_from
+from sparsight.diffusion.surgery.rest.rest import settle_rest
 from sparsight.diffusion.surgery.shell import AttentionShell, Mode, Shell
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, refuse_unsupported
 from sparsight.diffusion.surgery.student import OnGrid, deliver_grid, install_grid_hooks, transformer_stacks
@@ -145,6 +146,7 @@ def set_mode(shells: Iterable[Shell], mode: Mode, *, idle: Mode = Mode.TEACHER) 
 
 def restore(denoiser: nn.Module) -> None:
     """Put the teachers back and take the hooks away: the denoiser as it was, still frozen."""
+    settle_rest(denoiser, student=False)
     for path, shell in shells_of(denoiser).items():
         put(denoiser, path, shell.as_teacher())
     for stack in transformer_stacks(denoiser, family_of(denoiser).stacks):
@@ -155,7 +157,11 @@ def restore(denoiser: nn.Module) -> None:
 
 
 def finalize(denoiser: nn.Module) -> None:
-    """Put every student in the place of its shell, or the teacher where it was not handed over to the student."""
+    """Put every student in the place of its shell, or the teacher where it was not handed over to the student.
+
+    What was trained beside mixers stays in its place.
+    """
+    settle_rest(denoiser, student=True)
     for path, shell in shells_of(denoiser).items():
         put(denoiser, path, shell.as_student() if shell.handed_over else shell.as_teacher())
 

@@ -1,0 +1,107 @@
+"""Training more of a denoiser than its mixers, in the stages that run it from end to end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from lightning_modules.beside_teacher import BesideTeacher
+from lightning_modules.in_stages import InStages
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.training.ddp import average_what_is_trained
+from sparsight.common.training.dtypes import compute_dtype
+from sparsight.diffusion.surgery.rest.choice import chosen_parameters
+from sparsight.diffusion.surgery.rest.low_rank import LoRA
+from sparsight.diffusion.surgery.rest.rest import free_rest
+from sparsight.diffusion.train.stages import Stage
+
+
+class BesideMixers(InStages[Stage], BesideTeacher):
+    """Base of distillations.
+
+    Attributes:
+        rest_names: Names, in the denoiser, of parameters that train in end-to-end stages alone.
+    """
+
+    denoiser: Any
+    rest_names: list[str]
+
+    def free_rest(self, train_rest: Sequence[str], lora: LoRA | None) -> None:
+        """Let more of the denoiser train than its mixers.
+
+        Args:
+            train_rest: See ``sparsight.diffusion.surgery.rest.choice``.
+            lora: Adapters, if any.
+
+        Raises:
+            ConfigurationError: A name chooses nothing, or no stage would train what is chosen.
+        """
+        self.rest_names = []
+        if not train_rest and lora is None:
+            return
+        if all(stage.objective == "layerwise" for stage in self.clock.stages):
+            given = "model.train_rest" if train_rest else "model.lora"
+            raise ConfigurationError(
+                f"{given} is for end-to-end stages, and all stages are layerwise, where mixers alone learn: add a "
+                "stage with objective: end_to_end, or leave it out"
+            )
+        learners = any(p.requires_grad for shell in self.shells.values() for p in shell.mixer.parameters())
+        if not learners and any(stage.objective == "layerwise" for stage in self.clock.stages):
+            raise ConfigurationError(
+                "a layerwise stage trains mixers and their projections alone, and none of these has anything to train: "
+                "leave the stage out, or set model.train_projections to true"
+            )
+        names = chosen_parameters(self.denoiser, self.shells, train_rest)
+        self.rest_names = free_rest(self.denoiser, self.shells, names, lora)
+
+    def refuse_rest(self, *, checkpointing: bool) -> None:
+        """Refuse what a trainer cannot serve.
+
+        Args:
+            checkpointing: Whether blocks are recomputed in the backward pass.
+
+        Raises:
+            ConfigurationError: Parameters are split over processes, or blocks would be recomputed in another precision.
+        """
+        if not self.rest_names:
+            return
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise ConfigurationError(
+                "model.train_rest and model.lora change what is trained from stage to stage, which "
+                "ModelParallelStrategy (FSDP2) cannot: use DDP, or train mixers and projections alone"
+            )
+        narrow = compute_dtype(self.denoiser)
+        wide = all(self.denoiser.get_parameter(name).dtype == narrow for name in self.rest_names)
+        if checkpointing and not wide and not isinstance(self.trainer.precision_plugin, MixedPrecision):
+            dtype = str(narrow).removeprefix("torch.")
+            raise ConfigurationError(
+                f"model.train_rest and model.lora train in float32 in a denoiser in {dtype}, whose blocks "
+                "model.gradient_checkpointing recomputes: set trainer.precision to bf16-mixed, or "
+                "model.teacher_dtype to float32"
+            )
+
+    def on_stage_start(self) -> None:
+        """Let the stage's parts learn, and no others."""
+        super().on_stage_start()
+        if self.rest_names:
+            self.require_gradients()
+            average_what_is_trained(self.trainer)
+
+    def require_gradients(self) -> None:
+        """Let what trains beside mixers learn in end-to-end stages alone."""
+        for name in self.rest_names:
+            self.denoiser.get_parameter(name).requires_grad_(self.stage.objective == "end_to_end")
+
+    @contextmanager
+    def all_learning(self) -> Iterator[None]:
+        """All that any stage trains requires gradients."""
+        for name in self.rest_names:
+            self.denoiser.get_parameter(name).requires_grad_(True)
+        try:
+            yield
+        finally:
+            self.require_gradients()
