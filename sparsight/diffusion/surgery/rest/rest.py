@@ -127,7 +127,8 @@ def settle_rest(denoiser: nn.Module, *, student: bool) -> None:
         owner._parameters[key] = nn.Parameter(left.detach(), requires_grad=False)
     take_adapters(denoiser, merge=student)
     delattr(denoiser, CHILD)
-    for hooks, ours in ((denoiser._forward_pre_hooks, _enter), (denoiser._forward_hooks, _leave)):
+    registered: list[tuple[Any, Any]] = [(denoiser._forward_pre_hooks, _enter), (denoiser._forward_hooks, _leave)]
+    for hooks, ours in registered:
         for key in [key for key, hook in hooks.items() if hook is ours]:
             del hooks[key]
 
