@@ -1,9 +1,10 @@
 """Attention to those tiles that matter to a tile of queries, chosen by the queries and keys themselves.
 
 Zhu et al., "BiFormer: Vision Transformer with Bi-Level Routing Attention", arXiv 2303.08810 (means of tiles choose);
-Gao et al., "SeerAttention", arXiv 2410.13276 (a learned gate, trained towards the teacher's map); Zhang et al., "VSA:
-Faster Video Diffusion with Trainable Sparse Attention", arXiv 2505.13389, and "SLA: Beyond Sparsity in Diffusion
-Transformers", arXiv 2509.24006 (the other tiles coarsely, or by linear attention; here all under one softmax).
+Gao et al., "SeerAttention", arXiv 2410.13276 (a learned gate, trained towards the teacher's map); Lee et al., "HiP",
+arXiv 2406.09827 (from coarse to fine); Zhang et al., "VSA: Faster Video Diffusion with Trainable Sparse Attention",
+arXiv 2505.13389, and "SLA: Beyond Sparsity in Diffusion Transformers", arXiv 2509.24006 (the other tiles coarsely, or
+by linear attention; here all under one softmax).
 Logits have the teacher's scale, that of a head, where the code released with BiFormer takes that of all heads.
 
 Shape legend: B batch, h heads, N tokens, T tiles, t tokens of a tile, n tiles that are kept, d channels of a head.
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from blocks.base import Grid, Site, SoftmaxMixer
+from blocks.ops import coarse_to_fine
 from blocks.ops.features import FeatureMap, without_autocast
 from blocks.ops.held import Held
 from blocks.ops.partial import Partial, attend, merge
@@ -34,6 +36,7 @@ from blocks.ops.tiles import (
     whole_tiles,
 )
 
+_ROUTERS = ("mean", "gate", "tree")
 _TARGETS = 16  # tiles of queries whose whole map a gate is compared with in a pass
 _LEAST = 1e-5  # of the mass of all keys: what is left where every tile is kept is rounding
 
@@ -47,7 +50,8 @@ class RoutedAttention(SoftmaxMixer):
         keep: Tiles that a tile keeps: a number (int) or a share of all (float).
         router: ``mean``: by the products of mean queries and mean keys. ``gate``: by learned maps of mean queries and
             of the largest, smallest and mean keys, which start as the former and learn the teacher's map by an
-            auxiliary loss; no other gradient reaches them.
+            auxiliary loss; no other gradient reaches them. ``tree``: as ``mean``, but among large cells of tiles first,
+            of which as many as tiles are kept are halved along every axis, again and again.
         rest: What the other tiles are: nothing, or ``pooled``, their mean keys with the log of their count, or
             ``linear``, linear attention over their tokens with a learned feature map.
         gate_loss: Weight of the divergence of a gate from the teacher's map.
@@ -64,7 +68,7 @@ class RoutedAttention(SoftmaxMixer):
         *,
         tile: int | Sequence[int] = 8,
         keep: int | float = 0.25,
-        router: Literal["mean", "gate"] = "mean",
+        router: Literal["mean", "gate", "tree"] = "mean",
         rest: Literal["pooled", "linear"] | None = "pooled",
         gate_loss: float = 1.0,
     ) -> None:
@@ -72,10 +76,10 @@ class RoutedAttention(SoftmaxMixer):
         self.tile = checked_tile(tile)
         if keep <= 0 or (isinstance(keep, float) and keep > 1):
             raise ValueError(f"keep of RoutedAttention is {keep!r}: give a number of tiles (int) or a share (float)")
-        if router not in ("mean", "gate") or rest not in (None, "pooled", "linear"):
+        if router not in _ROUTERS or rest not in (None, "pooled", "linear"):
             raise ValueError(
-                f"router and rest of RoutedAttention are {router!r} and {rest!r}: give mean or gate, and pooled, "
-                "linear or none"
+                f"router and rest of RoutedAttention are {router!r} and {rest!r}: give one of "
+                f"{', '.join(_ROUTERS)}, and pooled, linear or none"
             )
         if not 0 <= gate_loss < math.inf:
             raise ValueError(f"gate_loss of RoutedAttention is {gate_loss!r}: give 0 or more")
@@ -104,10 +108,15 @@ class RoutedAttention(SoftmaxMixer):
         return whole_tiles(tile_sides(self.tile, grid), grid)
 
     def flops(self, grid: Grid) -> int:
-        """4 T n t^2 h d of kept tiles, 2 T^2 h d of the choice; pooled rest 4 T^2 t h d, linear 12 N h d (d + 1)."""
+        """4 T n t^2 h d of kept tiles, 2 T^2 h d of the choice; pooled rest 4 T^2 t h d, linear 12 N h d (d + 1).
+
+        Of a tree the choice is 2 T n 2^axes h d for each of at most log2 T sizes.
+        """
         sides, dim = tile_sides(self.tile, grid), self.site.head_dim
         tiles, tokens = tile_count(sides, grid), math.prod(sides)
-        total = 4 * tiles * self._kept(tiles) * tokens**2 * dim + 2 * tiles**2 * dim
+        kept = self._kept(tiles)
+        looked_at = coarse_to_fine.products(_cells(sides, grid), kept) if self.router == "tree" else tiles
+        total = 4 * tiles * kept * tokens**2 * dim + 2 * tiles * looked_at * dim
         total += 8 * tiles * dim**2 * (self.router == "gate")
         total += 4 * tiles**2 * tokens * dim * (self.rest == "pooled")
         total += 4 * tiles * tokens * dim * (3 * dim + 3) * (self.rest == "linear")
@@ -166,6 +175,10 @@ class RoutedAttention(SoftmaxMixer):
     ) -> Tensor:
         """Numbers of the tiles that each tile keeps (B, h, T, n)."""
         counts_T1 = there_Tt.sum(1, keepdim=True)
+        if self.router == "tree":
+            queries, sums = (x.detach().float().sum(3) for x in (q_tiles, k_tiles))
+            cells = _cells(tile_sides(self.tile, grid), grid)
+            return coarse_to_fine.choose(queries, sums, counts_T1[:, 0], cells, self._kept(cells.tokens))
         q_mean, k_mean = (x.detach().float().sum(3) / counts_T1 for x in (q_tiles, k_tiles))
         if self.query_gate is None or self.key_gate is None:
             logits = q_mean @ k_mean.mT
@@ -227,6 +240,11 @@ class RoutedAttention(SoftmaxMixer):
         mass = sums[..., -1:].masked_fill(none, 1.0)
         output = (sums[..., :-1] / mass).masked_fill(none, 0.0).to(v_tiles.dtype)
         return output, mass.log().masked_fill(none, -math.inf)
+
+
+def _cells(sides: tuple[int, ...], grid: Grid) -> Grid:
+    """The grid of tiles."""
+    return Grid(*(-(-size // side) for side, size in zip(sides, grid.sizes, strict=True)))
 
 
 def _picked(tiles: Tensor, kept_BhTn: Tensor) -> Tensor:

@@ -94,6 +94,8 @@ MIXERS: dict[str, Callable[..., TokenMixer]] = {
     "routed": partial(RoutedAttention, tile=2, keep=3, rest=None),
     "routed_pooled": partial(RoutedAttention, tile=[2, 3], keep=0.3),
     "routed_gate": partial(RoutedAttention, tile=3, keep=2, router="gate"),
+    "routed_tree": partial(RoutedAttention, tile=2, keep=3, router="tree"),
+    "routed_tree_fine": partial(RoutedAttention, tile=1, keep=2, router="tree", rest=None),
     "routed_linear": partial(RoutedAttention, tile=2, keep=0.3, rest="linear"),
     "adapted": partial(
         Adapted, part=partial(TileAttention, tile=3), trained_tokens=16, value_kernel=3, predicted=True, gated=True
@@ -131,8 +133,8 @@ QUICK = (
     *CONTRACT,
 )
 TRANSPOSABLE = ("disc", "windows_halo", "windows_grid")
-EAGER = ("local_scan", "lightning", "decay_four", "frequencies")
-"""Mixers that walk over chunks, or transform, by graphs of their own for every size."""
+EAGER = ("local_scan", "lightning", "decay_four", "frequencies", "routed_tree", "routed_tree_fine")
+"""Mixers that walk over chunks or levels, or transform, by graphs of their own for every size."""
 MASKED = (
     "neighborhood_dilated",
     "neighborhood_strided",

@@ -21,9 +21,11 @@ from blocks import (
     Merge,
     NeighborhoodAttention,
     PooledAttention,
+    RoutedAttention,
     TileAttention,
     WindowAttention,
 )
+from blocks.ops.coarse_to_fine import choose, level_cells
 from sparsight.testing import SITE, random_inputs, random_teacher, relative_l2
 
 NEAR = partial(NeighborhoodAttention, kernel_size=3)
@@ -45,6 +47,7 @@ REFUSED = {
     "two": (partial(PooledAttention, tile=2, within=4, without=NEAR), "leave cells and without out"),
     "far": (partial(PooledAttention, without=PooledAttention), "name a local mixer"),
     "several": (partial(PooledAttention, without=partial(WindowAttention, shifts=[0, 0.5])), "has several shifts"),
+    "router": (partial(RoutedAttention, router="trees"), "'trees' and 'pooled': give one of mean, gate, tree"),
     "twice": (partial(Merge, parts=[NEAR, partial(PooledAttention, tile=2)]), "of Merge see one key twice"),
 }
 
@@ -143,6 +146,26 @@ def test_without_decay_a_scan_is_linear_attention(decay: str) -> None:
         scan.partial(q, k, v, Grid(9, 11), 0.4), plain.partial(q, k, v, Grid(9, 11), 0.4), strict=True
     ):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", [Grid(13), Grid(9, 6), Grid(3, 5, 4)], ids=str)
+def test_a_tree_keeps_what_a_walk_through_its_cells_finds(grid: Grid) -> None:
+    torch.manual_seed(0)
+    kept, places = 2, torch.cartesian_prod(*(torch.arange(size) for size in grid.sizes)).view(grid.tokens, -1)
+    queries, keys = torch.randn(1, 1, 5, 8), torch.randn(1, 1, grid.tokens, 8)
+    found = choose(queries, keys, torch.ones(grid.tokens), grid, kept)
+    levels = len(level_cells(grid, kept))
+    assert levels > 2
+    for query, chosen in zip(queries[0, 0], found[0, 0], strict=True):
+        candidates = {tuple(place.tolist()) for place in places // 2 ** (levels - 1)}
+        for level in reversed(range(levels)):
+            cell_of = [tuple(place.tolist()) for place in places // 2**level]
+            members = {cell: [i for i, each in enumerate(cell_of) if each == cell] for cell in candidates}
+            score = {cell: float(query @ keys[0, 0, inside].mean(0)) for cell, inside in members.items()}
+            best = sorted(candidates, key=lambda cell, score=score: -score[cell])[:kept]
+            inside_best = [i for cell in best for i in members[cell]]
+            candidates = {tuple((places[i] // 2 ** max(level - 1, 0)).tolist()) for i in inside_best}
+        assert sorted(chosen.tolist()) == sorted(inside_best)
 
 
 def test_untrained_the_rest_by_counted_means_comes_nearest_to_a_diffuse_teacher() -> None:
