@@ -28,8 +28,10 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.family_cases import CASES, GUIDANCE, STEPS, Case
 from blocks import NeighborhoodAttention, SoftmaxAttention
+from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.tables import markdown_table
 from sparsight.diffusion.families.known import example_inputs, family_of
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.surgery.replace import finalize, replace, set_mode, shells_of
 from sparsight.diffusion.surgery.shell import Mode
@@ -153,7 +155,14 @@ def stages(case: Case, folder: Path, module: Any) -> str:
 
     from datamodules import TeacherSamplesDataModule
 
-    options = {"count": 4, "val_count": 2, "steps": 2, "batch_size": 2, "device": "cpu", "cache_dir": folder / "cache"}
+    options = {
+        "count": 4,
+        "val_count": 2,
+        "steps": 2,
+        "batch_size": 2,
+        "device": "cpu",
+        "cache": CacheOptions(str(folder / "cache")),
+    }
     captions = {"captions": case.conditions["caption"]} if "caption" in case.conditions else {}
     data: Any = partial(TeacherSamplesDataModule, str(folder / "teacher"), mode="samples", size=case.sizes[0])
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
@@ -244,8 +253,7 @@ def distillation(case: Case, teacher: Path) -> Any:
         plan=_plan(case),
         train_projections=True,
         init_samples=2,
-        sample_steps=2,
-        sample_size=tuple(case.sizes[0]),
+        sampling=Sampling(2, size=tuple(case.sizes[0])),
     )
 
 

@@ -23,12 +23,14 @@ from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.hashes import state_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
+from sparsight.common.moved import takes_former_options
 from sparsight.common.training.processes import gathered, process_count
 from sparsight.common.training.sharding import is_sharded, own_class
 from sparsight.common.training.stage_clock import StageClock
 from sparsight.diffusion.measure.report import COSTS, replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.model.timesteps import Timesteps
 from sparsight.diffusion.surgery.plan import PlanEntry, plan_from
 from sparsight.diffusion.surgery.record import differing, record_of
@@ -47,6 +49,7 @@ from sparsight.diffusion.train.start import start_alike, start_from_teacher
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+@takes_former_options
 class AttentionDistillation(BesideMixers):
     """Layer-wise and end-to-end distillation of self-attention (Dong et al., arXiv 2504.21292), in one ``fit``.
 
@@ -71,11 +74,8 @@ class AttentionDistillation(BesideMixers):
         gradient_checkpointing: Recompute blocks in the end-to-end backward pass to save memory.
         compile: Compile every transformer block.
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
-        sample_steps: Sampler steps of ``predict`` and sample grids.
-        guidance_scale: Guidance of ``predict`` and sample grids; of training as well where the denoiser takes guidance
-            as an input (FLUX.1 [dev]): the student then answers as the teacher does at this guidance.
-        sample_size: Height and width, in model space, behind frames for video, of what ``predict`` and sample grids
-            draw, if not those that the denoiser was made for.
+        sampling: Steps, guidance and size of what ``predict``, sample grids and metrics draw. Where the denoiser takes
+            guidance as an input (FLUX.1 [dev]), the student is trained at this guidance, too.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
         revision: Git revision of a hub teacher.
         variant: Weight variant of the teacher, e.g. ``fp16``.
@@ -106,20 +106,13 @@ class AttentionDistillation(BesideMixers):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         seed: int = 0,
-        sample_steps: int = 25,
-        guidance_scale: float = 2.0,
-        sample_size: tuple[int, ...] | None = None,
+        sampling: Sampling = Sampling(),
         max_skipped_steps: int = 0,
         revision: str | None = None,
         variant: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            sample_steps=sample_steps,
-            guidance_scale=guidance_scale,
-            max_skipped_steps=max_skipped_steps,
-        )
+        super().__init__(seed=seed, sampling=sampling, max_skipped_steps=max_skipped_steps)
         self.keep_hyperparameters()
         require(init_samples >= 0, "init_samples", init_samples, "0 or more")
         for pattern, weight in (site_weights or {}).items():
@@ -131,7 +124,7 @@ class AttentionDistillation(BesideMixers):
         self.diffusion = DiffusionModel.from_pretrained(
             teacher, revision=revision, variant=variant, trust_remote_code=trust_remote_code
         )
-        self.diffusion.size, self.diffusion.guidance = sample_size, guidance_scale
+        self.diffusion.size, self.diffusion.guidance = sampling.size, sampling.guidance_scale
         self.diffusion.sample_shape()  # refused now, not after training
         self.denoiser: Any = self.diffusion.denoiser
         self.teacher_hash = state_hash(self.denoiser.state_dict())

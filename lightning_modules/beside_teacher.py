@@ -9,6 +9,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.surgery.replace import set_mode
 from sparsight.diffusion.surgery.shell import Mode, Shell
 from sparsight.diffusion.surgery.site_error import mean_squares
@@ -29,10 +30,8 @@ class BesideTeacher(DiffusionModule):
     shells: Mapping[str, Shell]
     distiller: Distiller
 
-    def __init__(self, *, seed: int, sample_steps: int, guidance_scale: float, max_skipped_steps: int) -> None:
-        super().__init__(
-            seed=seed, sample_steps=sample_steps, guidance_scale=guidance_scale, max_skipped_steps=max_skipped_steps
-        )
+    def __init__(self, *, seed: int, sampling: Sampling, max_skipped_steps: int) -> None:
+        super().__init__(seed=seed, sampling=sampling, max_skipped_steps=max_skipped_steps)
         self._relative_errors = RelativeErrors()
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,13 @@ from torch import Tensor
 from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.measure.memory_table import MemoryEstimate
+from sparsight.common.moved import takes_former_options
 from sparsight.common.training.lr_schedules import SCHEDULES
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.load import load_polished
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.model.timesteps import EVEN, Timesteps
 from sparsight.diffusion.train.losses import min_snr_weight
 
@@ -30,6 +33,23 @@ if TYPE_CHECKING:
 WITHOUT_END = ("constant", "constant_with_warmup")  # schedules that ask for no number of steps
 
 
+@dataclass(frozen=True)
+class Conditions:
+    """What a fresh denoiser is told beside the noise.
+
+    Args:
+        class_names: Names of the classes of a DiT, kept in the exported pipeline.
+        text_encoder: Text encoder of a denoiser of captions: folder or hub id of transformers, or ``all-MiniLM-L6-v2``,
+            which the ``demo`` extra brings. It stays frozen and is in no checkpoint.
+        text_tokens: Tokens of every caption for it.
+    """
+
+    class_names: list[str] | None = None
+    text_encoder: str | None = None
+    text_tokens: int = 16
+
+
+@takes_former_options
 class DenoiserTraining(DiffusionModule):
     """Denoising training (Ho et al., arXiv 2006.11239).
 
@@ -42,10 +62,7 @@ class DenoiserTraining(DiffusionModule):
             a ``diffusers.DiTTransformer2DModel`` on classes, a ``diffusers.UNet2DConditionModel`` or
             ``diffusers.SD3Transformer2DModel`` on captions.
         noise_scheduler: A scheduler to use instead of the pipeline's, e.g. ``diffusers.DDPMScheduler``.
-        class_names: Names of the classes of a fresh DiT, kept in the exported pipeline.
-        text_encoder: Text encoder of a fresh denoiser of captions: folder or hub id of transformers, or
-            ``all-MiniLM-L6-v2``, which the ``demo`` extra brings. It stays frozen and is in no checkpoint.
-        text_tokens: Tokens of every caption for it.
+        conditions: What a fresh denoiser is told; a pipeline has its own.
         trainable: Patterns of parameter names to train, e.g. ``*.attn1.*``; everything else is frozen.
         condition_dropout: Share of samples trained without their condition, for classifier-free guidance.
         timesteps: At which noise levels is trained how often; all alike, shifted by the size as the pipeline does, if
@@ -57,8 +74,8 @@ class DenoiserTraining(DiffusionModule):
         gradient_checkpointing: Recompute blocks in the backward pass to save memory.
         compile: Compile every transformer block.
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
-        sample_steps: Sampler steps of ``predict`` and sample grids.
-        guidance_scale: Guidance of ``predict`` and sample grids; of training, too, where the denoiser takes it.
+        sampling: Steps, guidance and size of what ``predict``, sample grids and metrics draw; where the denoiser takes
+            guidance as an input, it is trained at this one.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
         variant: Weight variant of the pipeline, e.g. ``fp16``; what is trained is in fp32 all the same.
         trust_remote_code: Run code that comes with the pipeline; of a student, import mixers that it alone names.
@@ -73,9 +90,7 @@ class DenoiserTraining(DiffusionModule):
         pretrained: str | None = None,
         denoiser: ModelMixin | None = None,
         noise_scheduler: SchedulerMixin | None = None,
-        class_names: list[str] | None = None,
-        text_encoder: str | None = None,
-        text_tokens: int = 16,
+        conditions: Conditions = Conditions(),
         trainable: Sequence[str] = ("*",),
         condition_dropout: float = 0.1,
         timesteps: Timesteps | None = None,
@@ -86,26 +101,20 @@ class DenoiserTraining(DiffusionModule):
         gradient_checkpointing: bool = False,
         compile: bool = False,
         seed: int = 0,
-        sample_steps: int = 25,
-        guidance_scale: float = 2.0,
+        sampling: Sampling = Sampling(),
         max_skipped_steps: int = 0,
         variant: str | None = None,
         trust_remote_code: bool = False,
     ) -> None:
-        super().__init__(
-            seed=seed,
-            sample_steps=sample_steps,
-            guidance_scale=guidance_scale,
-            max_skipped_steps=max_skipped_steps,
-        )
+        super().__init__(seed=seed, sampling=sampling, max_skipped_steps=max_skipped_steps)
         self.keep_hyperparameters(ignore=["denoiser", "noise_scheduler"])
         require(0 <= condition_dropout <= 1, "condition_dropout", condition_dropout, "0 to 1")
         require(snr_gamma is None or 0 < snr_gamma < math.inf, "snr_gamma", snr_gamma, "above 0, or null")
         require(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more")
         require(lr_schedule in SCHEDULES, "lr_schedule", repr(lr_schedule), ", ".join(SCHEDULES))
         if pretrained is not None:
-            if class_names is not None or text_encoder is not None:
-                raise ValueError("class_names and text_encoder are those of the pretrained pipeline: leave them out")
+            if conditions != Conditions():
+                raise ValueError("conditions are those of the pretrained pipeline: leave them out")
             pipeline = _with_other_parts(
                 load_polished(pretrained, variant=variant, trust_remote_code=trust_remote_code),
                 denoiser,
@@ -114,11 +123,10 @@ class DenoiserTraining(DiffusionModule):
         elif denoiser is None or noise_scheduler is None:
             raise ValueError("give pretrained, or both denoiser and noise_scheduler")
         else:
-            pipeline = family_of(denoiser).begin(
-                denoiser, noise_scheduler, class_names=class_names, text_encoder=text_encoder, text_tokens=text_tokens
-            )
+            pipeline = family_of(denoiser).begin(denoiser, noise_scheduler, **asdict(conditions))
         self.diffusion = DiffusionModel(pipeline)
-        self.diffusion.guidance = guidance_scale
+        self.diffusion.size, self.diffusion.guidance = sampling.size, sampling.guidance_scale
+        self.diffusion.sample_shape()  # refused now, not after training
         self.denoiser: Any = self.diffusion.denoiser.float()  # half precision swallows small updates
         self.condition_dropout = condition_dropout
         self.snr_gamma, self.timesteps = snr_gamma, timesteps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_modules.base import TrainedPartsModule
-from sparsight.common.errors import require
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.training.sharding import is_sharded
@@ -23,7 +21,7 @@ from sparsight.diffusion.families.conditioning import drop_condition
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.randomness import Stream, sample_normal, sample_uniform
-from sparsight.diffusion.model.sampling import check_steps, sample, starting_noise
+from sparsight.diffusion.model.sampling import Sampling, check_steps, sample, starting_noise
 from sparsight.diffusion.model.timesteps import EVEN, Timesteps
 from sparsight.diffusion.train.sharding import shard
 
@@ -36,20 +34,16 @@ class DiffusionModule(TrainedPartsModule):
 
     Args:
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
-        sample_steps: Sampler steps of ``predict``, grids and metrics.
-        guidance_scale: Guidance of ``predict``, grids and metrics.
+        sampling: How ``predict``, grids and metrics draw.
         max_skipped_steps: How many steps that are not finite are left out before the run ends.
     """
 
     diffusion: DiffusionModel
 
-    def __init__(self, *, seed: int, sample_steps: int, guidance_scale: float, max_skipped_steps: int) -> None:
+    def __init__(self, *, seed: int, sampling: Sampling, max_skipped_steps: int) -> None:
         super().__init__(max_skipped_steps=max_skipped_steps)
         self.seed = seed
-        require(sample_steps >= 1, "sample_steps", sample_steps, "1 or more")
-        require(math.isfinite(guidance_scale), "guidance_scale", guidance_scale, "a finite number")
-        self.sample_steps = sample_steps
-        self.guidance_scale = guidance_scale
+        self.sample_steps, self.guidance_scale = sampling.steps, sampling.guidance_scale
 
     def estimated_memory(self) -> MemoryEstimate:
         """What training will need of its device, before anything is there."""
@@ -66,9 +60,9 @@ class DiffusionModule(TrainedPartsModule):
         """Move text encoders and VAE beside the denoiser.
 
         Raises:
-            ConfigurationError: The noise scheduler cannot take as many steps as ``sample_steps``.
+            ConfigurationError: The noise scheduler cannot take as many steps as ``sampling`` says.
         """
-        check_steps(self.diffusion, self.sample_steps, name="sample_steps")
+        check_steps(self.diffusion, self.sample_steps, name="sampling.steps")
         self.diffusion.to(self.device)
 
     def configure_model(self) -> None:

@@ -20,8 +20,10 @@ from sparsight.common.moved import lead_old_names
 
 if TYPE_CHECKING:
     from sparsight.command.functions import distill, evaluate, tune
+    from sparsight.common.disk.cache_options import CacheOptions
     from sparsight.diffusion.export.delta import mount
     from sparsight.diffusion.model.load import load_pipeline as load
+    from sparsight.diffusion.model.sampling import Sampling
     from sparsight.diffusion.surgery.plan import PlanEntry
     from sparsight.diffusion.surgery.replace import replace, restore, set_mode
     from sparsight.diffusion.surgery.shell import Mode
@@ -36,9 +38,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "CacheOptions",
     "Mode",
     "PlanEntry",
     "Recipe",
+    "Sampling",
     "SiteSelection",
     "Stage",
     "TuningStage",
@@ -58,9 +62,11 @@ __all__ = [
     "tune",
 ]
 _AT = {  # module and name there
+    "CacheOptions": "common.disk.cache_options:CacheOptions",
     "Mode": "diffusion.surgery.shell:Mode",
     "PlanEntry": "diffusion.surgery.plan:PlanEntry",
     "Recipe": "lvlm.methods.recipe:Recipe",
+    "Sampling": "diffusion.model.sampling:Sampling",
     "SiteSelection": "diffusion.surgery.sites:SiteSelection",
     "Stage": "diffusion.train.stages:Stage",
     "TuningStage": "lvlm.train.stages:TuningStage",

@@ -8,6 +8,7 @@ import torch
 
 from blocks import NeighborhoodAttention
 from lightning_modules import AttentionDistillation
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Stage
 from tests.tiny_mixers import Blend
@@ -24,5 +25,5 @@ def distillation(teacher: str) -> AttentionDistillation:
         ],
         train_projections=True,
         init_samples=0,
-        sample_steps=2,
+        sampling=Sampling(2),
     )

@@ -12,6 +12,7 @@ from lightning.pytorch import Trainer
 
 from blocks import DeltaConvBlock
 from lightning_modules import AttentionDistillation
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.train.stages import Stage
 from tests import tiny
 
@@ -20,7 +21,7 @@ def distillation(teacher: str, stages: list[Stage] | None = None, **options: Any
     torch.manual_seed(0)
     stages = stages or [Stage("layerwise", 3, warmup_steps=1), Stage("end_to_end", 3, warmup_steps=1)]
     mixer = options.pop("mixer", partial(DeltaConvBlock, preset="released_pixart", kernel_size=3))
-    return AttentionDistillation(teacher, mixer, stages, **{"init_samples": 0, "sample_steps": 2} | options)
+    return AttentionDistillation(teacher, mixer, stages, **{"init_samples": 0, "sampling": Sampling(2)} | options)
 
 
 def trainer(folder: Path, **options: Any) -> Trainer:
@@ -49,7 +50,7 @@ def distillation_config(folder: Path, **model: Any) -> Path:
                 "teacher": str(teacher),
                 "mixer": {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3}},
                 "stages": [stage, {**stage, "objective": "end_to_end"}],
-                "sample_steps": 2,
+                "sampling": {"steps": 2},
             }
             | model,
         },

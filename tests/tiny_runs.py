@@ -60,7 +60,7 @@ def _distillation(folder: Path, data: dict[str, Any]) -> None:
         {"class_path": "callbacks.ExportAtEnd", "init_args": {"output": "student", "fp16": False, "overwrite": True}},
     ]
     model = {"teacher": "teacher", "mixer": {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3}}}
-    model |= {"stages": stages, "init_samples": 4, "sample_steps": 2}
+    model |= {"stages": stages, "init_samples": 4, "sampling": {"steps": 2}}
     _write(
         folder,
         {
@@ -80,8 +80,8 @@ def _on_pictures(folder: Path) -> None:
 
 
 def _on_samples(folder: Path) -> None:
-    options = {"teacher": "teacher", "count": 12, "val_count": 2, "steps": 2, "batch_size": 4, "shard_size": 3}
-    options |= {"cache_dir": "samples", "sample_batch_size": 3, "device": "cpu"}
+    options = {"teacher": "teacher", "count": 12, "val_count": 2, "steps": 2, "batch_size": 4}
+    options |= {"cache": {"folder": "samples", "shard_size": 3}, "sample_batch_size": 3, "device": "cpu"}
     _distillation(folder, {"class_path": "TeacherSamplesDataModule", "init_args": options})
 
 
@@ -92,7 +92,7 @@ def _on_latents(folder: Path) -> None:
     save_images(folder / "images")
     records = {"class_path": "FolderRecords", "init_args": {"root": "images", "caption_column": "text"}}
     images = {"class_path": "ImageDataModule", "init_args": {"train": records, "image_size": 16, "batch_size": 2}}
-    options = {"teacher": "teacher", "images": images, "cache_dir": "latents", "shard_size": 2, "device": "cpu"}
+    options = {"teacher": "teacher", "images": images, "cache": {"folder": "latents", "shard_size": 2}, "device": "cpu"}
     _write(
         folder,
         {

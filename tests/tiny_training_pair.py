@@ -17,6 +17,7 @@ from datamodules import (
     TarStream,
 )
 from lightning_modules import DenoiserTraining
+from sparsight.common.disk.cache_options import CacheOptions
 
 STEPS = 4
 
@@ -35,7 +36,7 @@ def latents(folder: Path, *, batch_size: int) -> CachedLatentsDataModule:
     """Eight captioned images; a cache of its own for each number of processes."""
     images = ImageDataModule(FolderRecords(str(folder / "images")), image_size=16, batch_size=batch_size)
     cache = folder / f"latents_{batch_size}"
-    return CachedLatentsDataModule(str(folder / "teacher"), images, cache_dir=str(cache), shard_size=2, device="cpu")
+    return CachedLatentsDataModule(str(folder / "teacher"), images, cache=CacheOptions(str(cache), 2), device="cpu")
 
 
 def stream(folder: Path) -> StreamingImageDataModule:

@@ -23,8 +23,10 @@ from datamodules.images.size_check import check_size
 from datamodules.process import ProcessDataModule
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader, ResumableLoader
+from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.disk.sample_cache import NOT_MADE, SampleCache, Shard, fill_progress
 from sparsight.common.errors import require
+from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.families.conditioning import ClassLabels
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.encoding import DTYPES, encode_batches, encode_unconditional
@@ -34,6 +36,7 @@ FORMAT = 2  # goes up when the same settings would give other numbers
 _log = logging.getLogger(__name__)
 
 
+@takes_former_options
 class CachedLatentsDataModule(ProcessDataModule):
     """The batches of an image datamodule, with images and captions already encoded by a teacher.
 
@@ -44,7 +47,7 @@ class CachedLatentsDataModule(ProcessDataModule):
     Time is saved, and no memory: the module that is trained loads its VAE and text encoders all the same and keeps them
     on its device, because sample grids and metrics draw with them.
 
-    The cache of a split lies in ``<cache_dir>/<key>``. The key covers the weights of VAE and text encoders, the
+    The cache of a split lies in ``<cache.folder>/<key>``. The key covers the weights of VAE and text encoders, the
     tokenizers, the records (for files: name, size and time of change) and how images are prepared; a cache that was
     made otherwise is not used, and the log says in what it differs. Every process of a run, and of other runs that
     start meanwhile, makes the shards that no other is making. Finished shards are kept when a run is stopped; damaged
@@ -54,10 +57,7 @@ class CachedLatentsDataModule(ProcessDataModule):
         teacher: Pipeline folder, shipped model or hub id whose VAE and text encoders are used; in the command
             ``model.teacher`` if not given.
         images: The images, with record sources, size, flips, buckets and batch size.
-        cache_dir: Folder of caches.
-        shard_size: Samples of a file.
-        verify_days: Compare shards with their checksums when they were not for so many days: 0 for every time, ``null``
-            for never, unless they changed since they were written. It reads the whole cache.
+        cache: Where latents are kept, and how.
         encode_batch_size: Images encoded together; changes rounding only.
         dtype: Of latents and embeddings on disk: ``float32``, or ``float16`` or ``bfloat16`` for half the space;
             batches have the precision that VAE and text encoders gave.
@@ -78,9 +78,7 @@ class CachedLatentsDataModule(ProcessDataModule):
         teacher: str | None = None,
         images: ImageDataModule | None = None,
         *,
-        cache_dir: str = "runs/latents",
-        shard_size: int = 1024,
-        verify_days: int | None = 30,
+        cache: CacheOptions = CacheOptions("runs/latents", shard_size=1024),
         encode_batch_size: int = 16,
         dtype: Literal["float32", "float16", "bfloat16"] = "float32",
         device: str = "auto",
@@ -95,15 +93,12 @@ class CachedLatentsDataModule(ProcessDataModule):
         self.pretrained_options = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
         self.images = images
         images.encoded = True
-        self.cache_dir, self.verify_days = Path(cache_dir), verify_days
-        self.shard_size, self.encode_batch_size = shard_size, encode_batch_size
+        self.cache_dir, self.verify_days = Path(cache.folder), cache.verify_days
+        self.shard_size, self.encode_batch_size = cache.shard_size, encode_batch_size
         self.dtype, self.device = dtype, device
         self._identity: dict[str, Any] | None = None
         self._model: DiffusionModel | None = None
-        for name, number in (("shard_size", shard_size), ("encode_batch_size", encode_batch_size)):
-            if number < 1:
-                raise ValueError(f"{name} is {number}; allowed: 1 or more")
-        require(verify_days is None or verify_days >= 0, "verify_days", verify_days, "0 or more, or null")
+        require(encode_batch_size >= 1, "encode_batch_size", encode_batch_size, "1 or more")
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
 
@@ -293,5 +288,5 @@ def _check_space(cache: SampleCache, model: DiffusionModel, rows: LatentRows, sa
     if needed > free:
         raise ValueError(
             f"the latents need {needed / 1e9:.1f} GB, {cache.folder} has {free / 1e9:.1f} GB left: set dtype to "
-            "float16, use fewer images (limit), or choose another cache_dir"
+            "float16, use fewer images (limit), or choose another cache.folder"
         )

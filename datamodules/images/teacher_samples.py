@@ -12,9 +12,11 @@ from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from datamodules.process import ProcessDataModule
 from datamodules.sampler import ResumableLoader, ResumableSampler, even_batch_size
 from sparsight.common.captions import read_captions
+from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.disk.sample_cache import SampleCache, cache_key
 from sparsight.common.disk.shard_reader import ShardReader
 from sparsight.common.errors import require
+from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.train.teacher_plan import TeacherPlan
 from sparsight.diffusion.train.teacher_samples import fill_cache
@@ -22,6 +24,7 @@ from sparsight.diffusion.train.teacher_samples import fill_cache
 GUIDANCE = 2.0  # where nothing says another
 
 
+@takes_former_options
 class TeacherSamplesDataModule(ProcessDataModule):
     """Samples of a teacher, or states along its sampling trajectories, drawn once and kept on disk.
 
@@ -35,7 +38,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
     training module's ``condition_dropout`` takes it away. Classes are equally frequent, captions are dealt in turn.
     Starting noise is never that of metrics and sample grids, whatever the seeds.
 
-    The cache lies in ``<cache_dir>/<key>``, where the key covers the teacher's weights and all settings of the sampler.
+    The cache lies in ``<cache.folder>/<key>``; the key covers the teacher's weights and all settings of the sampler.
     Finished shards are kept when a run is stopped or ``count`` grows; damaged ones are reported and made again.
 
     Args:
@@ -44,16 +47,13 @@ class TeacherSamplesDataModule(ProcessDataModule):
         count: Samples, or trajectories, to train on.
         val_count: Further ones to validate on.
         steps: Sampler steps.
-        guidance_scale: Guidance scale; 1 is none and halves the work. If not given, it is ``model.guidance_scale`` in
-            the command, and 2 in Python.
+        guidance_scale: Guidance scale; 1 is none and halves the work. If not given, it is that of the module's
+            sampling in the command, and 2 in Python.
         states_per_trajectory: States kept of each trajectory, one from each of as many equal parts of it; over all
             trajectories every noise level is there. ``null`` keeps all.
         captions: Captions for text-to-image teachers: a list, or a text file with one in each line.
         size: Height and width in model space, behind frames for video; ``null`` is what the teacher was made for.
-        cache_dir: Folder of caches, or the folder of one, which must then have been made with these settings.
-        shard_size: Samples of a file.
-        verify_days: Compare shards with their checksums when they were not for so many days: 0 for every time, ``null``
-            for never, unless they changed since they were written. It reads the whole cache.
+        cache: Where samples are kept, and how.
         batch_size: States (or samples) a batch and process.
         sample_batch_size: Samples drawn together; changes rounding only.
         num_workers: Loader processes; 0 loads in the main process.
@@ -70,7 +70,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
             batch.
     """
 
-    follows: ClassVar[Mapping[str, str]] = {"teacher": "teacher", "guidance_scale": "guidance_scale"}
+    follows: ClassVar[Mapping[str, str]] = {"teacher": "teacher", "guidance_scale": "sampling.guidance_scale"}
     names: ClassVar[Sequence[str]] = ("teacher",)
     agrees: ClassVar[Sequence[str]] = ("teacher", "guidance_scale")
 
@@ -86,9 +86,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
         states_per_trajectory: int | None = None,
         captions: list[str] | str | None = None,
         size: tuple[int, ...] | None = None,
-        cache_dir: str = "runs/teacher_samples",
-        shard_size: int = 64,
-        verify_days: int | None = 30,
+        cache: CacheOptions = CacheOptions("runs/teacher_samples"),
         batch_size: int = 64,
         sample_batch_size: int = 64,
         num_workers: int = 0,
@@ -111,10 +109,10 @@ class TeacherSamplesDataModule(ProcessDataModule):
             size=None if size is None else tuple(size),
             seed=seed,
             dtype=dtype,
-            shard_size=shard_size,
+            shard_size=cache.shard_size,
         )
         self.count, self.val_count = count, val_count
-        self.cache_dir, self.verify_days = Path(cache_dir), verify_days
+        self.cache_dir, self.verify_days = Path(cache.folder), cache.verify_days
         self.batch_size, self.sample_batch_size = batch_size, sample_batch_size
         self.seed = seed
         self.device = device
@@ -132,9 +130,6 @@ class TeacherSamplesDataModule(ProcessDataModule):
         }
         for name, (value, minimum) in least.items():
             require(value >= minimum, name, value, f"{minimum} or more")
-        require(
-            self.verify_days is None or self.verify_days >= 0, "verify_days", self.verify_days, "0 or more, or null"
-        )
         if self.count * self.plan.kept < self.batch_size:
             raise ValueError(
                 f"count={self.count} with {self.plan.kept} states each do not fill one batch of {self.batch_size}: "

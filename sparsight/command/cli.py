@@ -23,11 +23,12 @@ from sparsight.command.arguments import INCLUDE, OURS, WITHOUT_DATA, resolve_con
 from sparsight.command.checks.early_checks import FromFiles, check_early, names_files
 from sparsight.command.checks.empty_keys import check_empty_keys
 from sparsight.command.checks.plan_entries import check_plans
-from sparsight.command.lists import replace_lists
 from sparsight.command.mistakes import in_one_line
 from sparsight.command.output.ending import ending, log_folder
 from sparsight.command.output.quiet import quieten
 from sparsight.command.parser import Parser
+from sparsight.command.parsing.former import follow_former_options
+from sparsight.command.parsing.lists import replace_lists
 from sparsight.command.trainer import SparsightTrainer
 from sparsight.command.written_once import check_agreement, hand_over
 from sparsight.common.checkpoint.file import local
@@ -72,6 +73,7 @@ class SparsightCLI(LightningCLI):
 
     def _run(self) -> None:
         replace_lists()
+        follow_former_options()
         super().__init__(
             LightningModule,
             LightningDataModule,

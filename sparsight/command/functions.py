@@ -44,7 +44,7 @@ def distill(
         stages: Layer by layer, then as a whole, unless given.
         output: Folder for the exported student; nothing is exported if not given.
         trainer: Options of Lightning's Trainer, such as ``{"devices": 2, "precision": "bf16-mixed"}``.
-        options: Of ``AttentionDistillation``, such as ``sites`` and ``guidance_scale``.
+        options: Of ``AttentionDistillation``, such as ``sites`` and ``sampling``.
 
     Returns:
         The module with teacher and student; ``module.denoiser`` draws as the student.

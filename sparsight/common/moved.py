@@ -1,16 +1,24 @@
-"""Old names of modules and classes that users may have written down; they lead to the new ones for one release."""
+"""Old names of modules, classes and options that users may have written down: they work for one release.
+
+Options of constructors do so in Python, in configs, as flags and in checkpoints.
+"""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import replace
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from sparsight.common.names import named
+
+Kind = TypeVar("Kind", bound=type[Any])
 
 MODULES: dict[str, tuple[str, ...]] = {  # each name of an old module is in one of the new ones
     "sparsight.analysis.bootstrap": ("sparsight.common.bootstrap",),
@@ -28,6 +36,15 @@ MODULES: dict[str, tuple[str, ...]] = {  # each name of an old module is in one 
     "sparsight.metrics": ("sparsight.evaluation.images", "sparsight.evaluation.texts"),
     "sparsight.schedule": ("sparsight.common.training.schedule",),
     "sparsight.surgery.sites": ("sparsight.diffusion.surgery.sites",),
+}
+_SAMPLING = {"sample_steps": "sampling.steps", "guidance_scale": "sampling.guidance_scale"}
+_CACHE = {"cache_dir": "cache.folder", "shard_size": "cache.shard_size", "verify_days": "cache.verify_days"}
+_CONDITIONS = {name: f"conditions.{name}" for name in ("class_names", "text_encoder", "text_tokens")}
+OPTIONS: dict[str, dict[str, str]] = {  # by class: where an old option is now
+    "AttentionDistillation": {**_SAMPLING, "sample_size": "sampling.size"},
+    "CachedLatentsDataModule": _CACHE,
+    "DenoiserTraining": {**_SAMPLING, **_CONDITIONS},
+    "TeacherSamplesDataModule": _CACHE,
 }
 
 
@@ -68,3 +85,68 @@ def lead_old_names() -> None:
     """Let imports of old names find the new ones, once."""
     if not any(isinstance(finder, _Old) for finder in sys.meta_path):
         sys.meta_path.append(_Old())  # last: what is really there comes first
+
+
+def moved_options(kind: type[Any]) -> dict[str, str]:
+    """Where old options of a class, and of those that it is derived from, are now."""
+    return {old: new for each in reversed(kind.__mro__) for old, new in OPTIONS.get(each.__name__, {}).items()}
+
+
+def current_option(kind: type[Any], option: str) -> str:
+    """An option as it is called now, with a warning if it was called otherwise.
+
+    Args:
+        kind: The class.
+        option: May be dotted.
+    """
+    first, dot, rest = option.partition(".")
+    new = moved_options(kind).get(first)
+    if new is None:
+        return option
+    warnings.warn(
+        f"{first} of {kind.__name__} is {new} now, and the old name goes with the next release",
+        FutureWarning,
+        stacklevel=3,
+    )
+    return f"{new}{dot}{rest}"
+
+
+def move_options(kind: type[Any], options: MutableMapping[str, Any]) -> None:
+    """Put what is given under old options of a class where it belongs now; what is there already counts.
+
+    Args:
+        kind: The class.
+        options: Nested plain data, as YAML, checkpoints and parsers have them; changed in place.
+    """
+    for old in moved_options(kind).keys() & {*options}:
+        group, _, name = current_option(kind, old).partition(".")
+        value = options.pop(old)
+        there = options.get(group) or {}
+        options[group] = {name: value, **there}
+
+
+def as_now(class_path: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that a checkpoint was saved with, by their names of today; flat and dotted, as ``flatten`` makes them."""
+    moved = OPTIONS.get(class_path.rpartition(".")[2], {})
+    return {".".join([moved.get(first, first), *rest]): value for (first, *rest), value in _split(options)}
+
+
+def takes_former_options(kind: Kind) -> Kind:
+    """Let a class's constructor take options by their old names, which are keywords; to be put before the class."""
+    inner = kind.__init__
+    parameters = inspect.signature(inner).parameters
+
+    @functools.wraps(inner)
+    def made(self: Any, *args: Any, **options: Any) -> None:
+        moved = moved_options(kind)
+        for old in moved.keys() & {*options}:
+            group, _, name = current_option(kind, old).partition(".")
+            options[group] = replace(options.get(group, parameters[group].default), **{name: options.pop(old)})
+        inner(self, *args, **options)
+
+    kind.__init__ = made
+    return kind
+
+
+def _split(options: Mapping[str, Any]) -> list[tuple[list[str], Any]]:
+    return [(key.split("."), value) for key, value in options.items()]

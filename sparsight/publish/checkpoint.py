@@ -11,7 +11,8 @@ import yaml
 from lightning.pytorch.utilities import rank_zero_warn
 
 from sparsight.common.checkpoint.file import local, read_checkpoint
-from sparsight.common.checkpoint.run_record import FLAG_WINS
+from sparsight.common.checkpoint.run_record import FLAG_WINS, is_among
+from sparsight.common.moved import as_now
 from sparsight.common.plain import flatten
 from sparsight.common.training.averaging import average_in
 from sparsight.common.training.stage_clock import Staged
@@ -80,11 +81,12 @@ def saved_config(checkpoint: Path, options: Mapping[str, Any]) -> str | None:
     content = yaml.safe_load(text)
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         return None
-    told, known = flatten(content["model"].get("init_args", {})), flatten(dict(options))
+    class_path = str(content["model"].get("class_path"))
+    told, known = (as_now(class_path, flatten(each)) for each in (content["model"].get("init_args", {}), dict(options)))
     differ = [
         name
         for name in sorted(told.keys() & known.keys())
-        if str(told[name]) != str(known[name]) and name.split(".")[0] not in FLAG_WINS
+        if str(told[name]) != str(known[name]) and not is_among(name, FLAG_WINS)
     ]
     if differ:
         rank_zero_warn(f"{path} is not that of {checkpoint} ({differ[0]} differs): the card will tell of no data")

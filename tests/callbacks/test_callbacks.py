@@ -18,6 +18,7 @@ from callbacks import ImageWriter, SampleGrid, Throughput, TrainableEMA, through
 from datamodules import IdxRecords, ImageDataModule, Record, sampler
 from lightning_modules import AttentionDistillation
 from sparsight.common.errors import ConfigurationError
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.train.stages import Stage
 from tests import tiny
 from tests.tiny_clock import Clock
@@ -27,7 +28,7 @@ from tests.tiny_clock import Clock
 def module(tmp_path: Path) -> AttentionDistillation:
     teacher = tiny.save_pixel_pipeline(tmp_path / "teacher")
     stages = [Stage("end_to_end", 4, warmup_steps=1)]
-    return AttentionDistillation(str(teacher), SoftmaxAttention, stages, sample_steps=2, train_projections=True)
+    return AttentionDistillation(str(teacher), SoftmaxAttention, stages, sampling=Sampling(2), train_projections=True)
 
 
 def fit(folder: Path, module: Any, callbacks: list[Any], channels: int = 1, **options: Any) -> Trainer:
@@ -65,7 +66,7 @@ def test_grids_of_the_average_leave_training_alone(tmp_path: Path, module: Atten
     for callbacks in ([TrainableEMA(0.9)], [TrainableEMA(0.9), SampleGrid(labels=[1], every_n_steps=1)]):
         torch.manual_seed(0)
         twin = AttentionDistillation(
-            module.teacher, SoftmaxAttention, module.clock.stages, sample_steps=2, train_projections=True
+            module.teacher, SoftmaxAttention, module.clock.stages, sampling=Sampling(2), train_projections=True
         )
         fit(tmp_path, twin, callbacks, logger=False)
         weights.append(twin.state_dict())
@@ -92,7 +93,7 @@ def test_grids_that_the_model_cannot_draw_are_refused_before_training(
             fit(tmp_path, module, [grid], logger=False)
         assert module.global_step == 0
     text_teacher = str(tiny.save_sd_pipeline(tmp_path / "sd"))
-    trained = {"train_projections": True, "sample_steps": 2}
+    trained = {"train_projections": True, "sampling": Sampling(2)}
     text = AttentionDistillation(text_teacher, SoftmaxAttention, [Stage("layerwise", 4)], **trained)
     with pytest.raises(ConfigurationError, match="SampleGrid is given labels, but UNet2DConditionModel is conditioned"):
         fit(tmp_path, text, [SampleGrid(labels=[1])], channels=3, logger=False)

@@ -21,7 +21,9 @@ from callbacks import GenerationMetrics, TrainableEMA
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.command.cli import main
+from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.errors import ConfigurationError
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.train.stages import Stage
 from sparsight.evaluation.images import (
     CLIPScore,
@@ -51,7 +53,7 @@ def distillation(teacher: str, *, steps: int = 4, mixer: Any = None, **stage: An
     torch.manual_seed(0)
     stages = [Stage("layerwise", steps, warmup_steps=1, **stage)]
     mixer = mixer or partial(DeltaConvBlock, kernel_size=3)
-    return AttentionDistillation(teacher, mixer, stages, sample_steps=2, init_samples=4)
+    return AttentionDistillation(teacher, mixer, stages, sampling=Sampling(2), init_samples=4)
 
 
 def trainer(folder: Path, callbacks: list[Callback], **options: Any) -> Trainer:
@@ -109,7 +111,7 @@ def test_values_are_those_of_metrics_fed_by_hand(teacher: str, tmp_path: Path) -
 def test_the_teacher_as_reference(teacher: str, tmp_path: Path) -> None:
     module = distillation(teacher, mixer=SoftmaxAttention)  # equal to the teacher
     data = TeacherSamplesDataModule(
-        teacher, count=2, val_count=1, steps=2, batch_size=2, cache_dir=str(tmp_path / "cache")
+        teacher, count=2, val_count=1, steps=2, batch_size=2, cache=CacheOptions(str(tmp_path / "cache"))
     )
     callback = GenerationMetrics([FrechetDistance(Quarters()), TeacherError()], 6, labels=[3, 4], references="teacher")
     (found,) = trainer(tmp_path, [callback]).validate(module, datamodule=data, verbose=False)
@@ -128,7 +130,13 @@ def test_captions_of_text_models_reach_the_clip_score(tmp_path: Path) -> None:
     captions = ["a cat", "a hat"]
     (tmp_path / "captions.txt").write_text("\n".join(captions) + "\n")
     data = TeacherSamplesDataModule(
-        str(pipeline), captions=["x"], count=2, val_count=1, steps=1, batch_size=1, cache_dir=str(tmp_path / "cache")
+        str(pipeline),
+        captions=["x"],
+        count=2,
+        val_count=1,
+        steps=1,
+        batch_size=1,
+        cache=CacheOptions(str(tmp_path / "cache")),
     )
     module = distillation(str(pipeline))
     callback = GenerationMetrics([CLIPScore(clip), TeacherError("latents")], 3, captions=str(tmp_path / "captions.txt"))
@@ -206,7 +214,7 @@ def test_statistics_of_a_first_run_serve_data_without_images(teacher: str, tmp_p
         module, datamodule=tiny.image_data(tmp_path), verbose=False
     )
     data = TeacherSamplesDataModule(
-        teacher, count=2, val_count=1, steps=2, batch_size=2, cache_dir=str(tmp_path / "cache")
+        teacher, count=2, val_count=1, steps=2, batch_size=2, cache=CacheOptions(str(tmp_path / "cache"))
     )
     (second,) = trainer(tmp_path, [GenerationMetrics([FrechetDistance(Quarters(), reference)], **options)]).validate(
         module, datamodule=data, verbose=False
@@ -249,7 +257,7 @@ def test_statistics_of_images_that_were_prepared_otherwise_are_refused(teacher: 
 
 def test_trajectories_give_each_of_their_conditions_before_any_twice(teacher: str, tmp_path: Path) -> None:
     data = TeacherSamplesDataModule(
-        teacher, count=2, val_count=5, steps=4, batch_size=4, cache_dir=str(tmp_path / "cache")
+        teacher, count=2, val_count=5, steps=4, batch_size=4, cache=CacheOptions(str(tmp_path / "cache"))
     )
     drawn: list[int] = []
 
@@ -333,7 +341,7 @@ def test_metrics_that_cannot_be_fed_are_refused(teacher: str, tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"FrechetDistance has the file .*file\.safetensors"):
         GenerationMetrics([filed], 4, references="teacher")
     data = tiny.image_data(tmp_path)
-    alone = DenoiserTraining(pretrained=teacher, sample_steps=2)
+    alone = DenoiserTraining(pretrained=teacher, sampling=Sampling(2))
     with pytest.raises(ValueError, match="DenoiserTraining has no teacher"):
         trainer(tmp_path, [GenerationMetrics([TeacherError()], 4)]).validate(alone, datamodule=data, verbose=False)
     module = distillation(teacher)
@@ -452,5 +460,5 @@ def test_presets_are_the_protocols_that_the_page_names(preset: str, capsys: pyte
     *others, added = config["trainer"]["callbacks"]
     assert others == before["trainer"]["callbacks"], "it is added to the callbacks of the experiment"
     assert in_short(added) == {"GenerationMetrics": PRESETS[preset]}
-    sampler = {"sample_steps": 25, "guidance_scale": 7.5} if preset == "coco30k" else {}
+    sampler = {"sampling": {"steps": 25, "guidance_scale": 7.5, "size": None}} if preset == "coco30k" else {}
     assert config["model"]["init_args"] == before["model"]["init_args"] | sampler

@@ -16,6 +16,7 @@ from callbacks import PruningSchedule, TrainableEMA
 from lightning_modules import AttentionDistillation
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import without_idle
 from sparsight.diffusion.train.stages import Objective, Stage
@@ -36,7 +37,7 @@ def distillation(teacher: str, **options: Any) -> AttentionDistillation:
     torch.manual_seed(0)
     stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 6, warmup_steps=1)]
     mixer = partial(DeltaConvBlock, preset="released_pixart", kernel_size=3)
-    return AttentionDistillation(teacher, mixer, stages, **{"init_samples": 0, "sample_steps": 2} | options)
+    return AttentionDistillation(teacher, mixer, stages, **{"init_samples": 0, "sampling": Sampling(2)} | options)
 
 
 def fit(folder: Path, module: AttentionDistillation, *callbacks: Callback, **options: Any) -> Trainer:

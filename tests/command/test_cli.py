@@ -106,15 +106,15 @@ def test_the_config_of_a_run_serves_for_every_verb(run: Run, tmp_path: Path) -> 
 
 def test_a_checkpoint_beats_no_flag_in_silence(run: Run) -> None:
     validate = ["validate", "--config", run.config, "--ckpt_path", run.checkpoint]
-    changed = main([*validate, "--model.sample_steps", "7", "--trainer.limit_val_batches", "1"])
+    changed = main([*validate, "--model.sampling.steps", "7", "--trainer.limit_val_batches", "1"])
     assert changed.model.sample_steps == 7
     with pytest.raises(SystemExit, match=r"(?s)condition_dropout: 0\.1 in the checkpoint, 0\.3 in the configuration"):
         main([*validate, "--model.condition_dropout", "0.3"])
     with pytest.raises(SystemExit, match=r"(?s)kernel_size: 3 in the checkpoint, 5 in the configuration"):
         mixer = '{"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 5}}'
         main([*validate, "--model.mixer", mixer])
-    assert "sample_steps" in FLAG_WINS and "condition_dropout" not in FLAG_WINS
-    assert torch.load(run.checkpoint, weights_only=True)["hyper_parameters"]["sample_steps"] == 2
+    assert "sampling.steps" in FLAG_WINS and "condition_dropout" not in FLAG_WINS
+    assert torch.load(run.checkpoint, weights_only=True)["hyper_parameters"]["sampling"]["steps"] == 2
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 import yaml
 from jsonargparse import ActionConfigFile
 
-from sparsight.command.lists import replace_lists
 from sparsight.command.parser import Parser
+from sparsight.command.parsing.lists import replace_lists
 
 
 class Piece:

@@ -346,14 +346,14 @@ def test_verb_and_files_are_checked_before_anything_heavy(
 def test_an_option_that_a_later_config_sets_back_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = str(distillation_config(tmp_path))
     late = tmp_path / "late.yaml"
-    late.write_text("images: {folder: null}\nmodel: {init_args: {sample_steps: 3}}\n")
-    before = ["--images.folder", "drawn", "--model.sample_steps=2", "--trainer.max_steps", "1"]
+    late.write_text("images: {folder: null}\nmodel: {init_args: {sampling: {steps: 3}}}\n")
+    before = ["--images.folder", "drawn", "--model.sampling.steps=2", "--trainer.max_steps", "1"]
     with pytest.raises(SystemExit) as stop:
         main(["fit", "--config", config, *before, "--config", str(late), "--print_config"])
     assert stop.value.code == 0
     told = capsys.readouterr().err
     assert f"--images.folder drawn is set back to null by {late}" in told
-    assert f"--model.sample_steps 2 is set back to 3 by {late}" in told and "max_steps" not in told
+    assert f"--model.sampling.steps 2 is set back to 3 by {late}" in told and "max_steps" not in told
 
 
 @pytest.mark.parametrize(
@@ -401,9 +401,9 @@ def test_a_forgotten_config_is_named(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_more_sampler_steps_than_the_scheduler_has_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
-    config = str(distillation_config(tmp_path, sample_steps=5000))
+    config = str(distillation_config(tmp_path, sampling={"steps": 5000}))
     with pytest.raises(
-        SystemExit, match=r"model\.sample_steps is 5000; allowed: 1 to \d+, the steps of the model's noise"
+        SystemExit, match=r"model\.sampling\.steps is 5000; allowed: 1 to \d+, the steps of the model's noise"
     ):
         main(["predict", "--config", config, "--untrained", "true"])
     with pytest.raises(ConfigurationError, match=r"^steps is 5000; allowed: 1 to"):

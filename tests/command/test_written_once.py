@@ -13,7 +13,8 @@ from sparsight.command.written_once import check_agreement, hand_over
 from sparsight.common.errors import ConfigurationError
 from tests.tiny_distillation import distillation_config
 
-MODEL = {"teacher": "a", "base": "b", "guidance_scale": 7.5, "revision": "v2", "trust_remote_code": True}
+SAMPLING = {"steps": 25, "guidance_scale": 7.5}
+MODEL = {"teacher": "a", "base": "b", "sampling": Namespace(SAMPLING), "revision": "v2", "trust_remote_code": True}
 UNKNOWN = {"revision": None, "trust_remote_code": False}
 
 
@@ -61,12 +62,13 @@ def test_a_module_that_does_not_know_hands_nothing_over() -> None:
     check_agreement(no_data)
 
 
-@pytest.mark.parametrize(("option", "value"), [("teacher", "mine"), ("guidance_scale", 2.0)])
-def test_data_of_another_teacher_or_guidance_are_refused_by_name(option: str, value: Any) -> None:
+@pytest.mark.parametrize(
+    ("option", "value", "source"),
+    [("teacher", "mine", "teacher is 'a'"), ("guidance_scale", 2.0, "sampling.guidance_scale is 7.5")],
+)
+def test_data_of_another_teacher_or_guidance_are_refused_by_name(option: str, value: Any, source: str) -> None:
     whole = config("TeacherSamplesDataModule", **{"teacher": "a", "guidance_scale": 7.5, option: value})
-    with pytest.raises(
-        ConfigurationError, match=rf"data\.{option} is {value!r}, but model\.{option} is {MODEL[option]!r}"
-    ):
+    with pytest.raises(ConfigurationError, match=rf"data\.{option} is {value!r}, but model\.{source}"):
         check_agreement(whole)
 
 
@@ -89,12 +91,14 @@ def test_the_command_fills_in_before_anything_is_built(tmp_path: Path) -> None:
     path = distillation_config(tmp_path)
     content = yaml.safe_load(path.read_text())
     options = {"mode": "samples", "count": 4, "val_count": 0, "steps": 2, "batch_size": 2}
-    options |= {"cache_dir": str(tmp_path / "cache"), "device": "cpu"}
+    options |= {"cache": {"folder": str(tmp_path / "cache")}, "device": "cpu"}
     content["data"] = {"class_path": "TeacherSamplesDataModule", "init_args": options}
     content["trainer"] |= {"max_steps": 1, "logger": False, "enable_checkpointing": False}
     path.write_text(yaml.safe_dump(content))
-    arguments = ["fit", "--config", str(path), "--model.guidance_scale", "1.5", "--model.init_samples", "0"]
+    arguments = ["fit", "--config", str(path), "--model.sampling.guidance_scale", "1.5", "--model.init_samples", "0"]
     run = main(arguments)
     assert (run.datamodule.teacher, run.datamodule.plan.guidance) == (str(tmp_path / "teacher"), 1.5)
-    with pytest.raises(SystemExit, match=r"sparsight: data\.guidance_scale is 2\.0, but model\.guidance_scale is 1\.5"):
+    with pytest.raises(
+        SystemExit, match=r"sparsight: data\.guidance_scale is 2\.0, but model\.sampling\.guidance_scale is 1\.5"
+    ):
         main([*arguments, "--data.guidance_scale", "2.0"])

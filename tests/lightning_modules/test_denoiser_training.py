@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from lightning.pytorch import Trainer
 
 from callbacks import TrainableEMA
 from lightning_modules import DenoiserTraining
+from lightning_modules.denoiser_training import Conditions
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model.diffusion_model import predict
 from tests import tiny
@@ -74,20 +76,22 @@ def test_patterns_choose_what_is_trained_and_saved(tmp_path: Path) -> None:
 def test_parts_that_do_not_make_a_pipeline_are_refused(tmp_path: Path) -> None:
     encoder = str(tiny.save_text_encoder(tmp_path / "encoder"))
     teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
+    captions = Conditions(text_encoder=encoder, text_tokens=12)
     parts: dict[str, Any]
     for parts, message in (
         ({"denoiser": tiny.unet()}, "needs captions: give text_encoder"),
-        ({"denoiser": tiny.unet(), "text_encoder": encoder, "class_names": ["a"]}, "class_names is for a DiT"),
-        ({"denoiser": tiny.unet(cross_attention_dim=16), "text_encoder": encoder}, "is 16: make it 32"),
-        ({"denoiser": tiny.unet(), "text_encoder": encoder, "text_tokens": 13}, "text_tokens is 13; .* 3 to 12"),
-        ({"denoiser": tiny.dit(), "text_encoder": encoder}, "text_encoder is for denoisers of captions"),
+        ({"denoiser": tiny.unet(), "conditions": Conditions(["a"], encoder)}, "class_names is for a DiT"),
+        ({"denoiser": tiny.unet(cross_attention_dim=16), "conditions": captions}, "is 16: make it 32"),
+        ({"denoiser": tiny.unet(), "conditions": replace(captions, text_tokens=13)}, "text_tokens is 13; .* 3 to 12"),
+        ({"denoiser": tiny.dit(), "conditions": captions}, "text_encoder is for denoisers of captions"),
         ({"denoiser": tiny.pixart()}, "a PixArtTransformer2DModel cannot be trained from nothing"),
-        ({"pretrained": teacher, "text_encoder": encoder}, "are those of the pretrained pipeline"),
+        ({"pretrained": teacher, "conditions": captions}, "are those of the pretrained pipeline"),
     ):
         with pytest.raises(ValueError, match=message):
-            DenoiserTraining(**{"noise_scheduler": DDPMScheduler(), "text_tokens": 12} | parts)
+            DenoiserTraining(**{"noise_scheduler": DDPMScheduler()} | parts)
     with pytest.raises(FileNotFoundError, match="nowhere' is neither a folder"):
-        DenoiserTraining(denoiser=tiny.unet(), noise_scheduler=DDPMScheduler(), text_encoder=str(tmp_path / "nowhere"))
+        conditions = Conditions(text_encoder=str(tmp_path / "nowhere"))
+        DenoiserTraining(denoiser=tiny.unet(), noise_scheduler=DDPMScheduler(), conditions=conditions)
 
 
 @pytest.mark.slow
@@ -96,8 +100,7 @@ def test_a_fresh_unet_learns_captions_beside_a_frozen_text_encoder(tmp_path: Pat
     module = DenoiserTraining(
         denoiser=tiny.unet(in_channels=3, out_channels=3, sample_size=8),
         noise_scheduler=DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2"),
-        text_encoder=str(tiny.save_text_encoder(tmp_path / "encoder")),
-        text_tokens=8,
+        conditions=Conditions(text_encoder=str(tiny.save_text_encoder(tmp_path / "encoder")), text_tokens=8),
         warmup_steps=1,
         condition_dropout=0.0,
         optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2),

@@ -16,12 +16,13 @@ from blocks import DeltaConvBlock, NeighborhoodAttention
 from callbacks import SampleGrid
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
+from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.export.folder import write_pipeline
 from sparsight.diffusion.families.conditioning import nest_condition
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.encoding import encode_batches
-from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.diffusion.model.sampling import Sampling, sample, starting_noise
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Objective, Stage
 from tests.tiny_distillation import trainer
@@ -83,7 +84,7 @@ def distillation(teacher: str, objective: Objective | None = None, **options: An
     torch.manual_seed(0)
     terms = objective or Objective(site_on="residual", to_target=0.5)
     stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=terms, warmup_steps=1)]
-    defaults = {"plan": PLAN, "train_projections": True, "init_samples": 2, "sample_steps": 2, "sample_size": SIZE}
+    defaults = {"plan": PLAN, "train_projections": True, "init_samples": 2, "sampling": Sampling(2, size=SIZE)}
     return AttentionDistillation(teacher, stages=stages, **defaults | options)
 
 
@@ -91,7 +92,9 @@ def distillation(teacher: str, objective: Objective | None = None, **options: An
 def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AttentionDistillation]:
     folder, module = tmp_path_factory.mktemp("run"), distillation(teacher)
     options = {"captions": CAPTIONS, "count": 4, "val_count": 2, "steps": 2, "batch_size": 2, "device": "cpu"}
-    data = TeacherSamplesDataModule(teacher, mode="samples", size=SIZE, cache_dir=str(folder / "cache"), **options)
+    data = TeacherSamplesDataModule(
+        teacher, mode="samples", size=SIZE, cache=CacheOptions(str(folder / "cache")), **options
+    )
     run = trainer(folder, callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)])
     run.fit(module, data)
     assert run.global_step == 4
@@ -111,7 +114,7 @@ def test_a_resumed_run_on_trajectories_ends_where_one_in_one_go_does(teacher: st
             steps=2,
             batch_size=2,
             device="cpu",
-            cache_dir=str(tmp_path / "cache"),
+            cache=CacheOptions(str(tmp_path / "cache")),
         )
         quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         saving = ModelCheckpoint(folder, save_last=True, every_n_train_steps=steps)
@@ -155,7 +158,7 @@ def test_plain_diffusers_draws_as_the_student(
 
 
 def test_two_sizes_in_a_run_and_guidance_as_an_input(teacher: str) -> None:
-    module = distillation(teacher, guidance_scale=4.0)
+    module = distillation(teacher, sampling=Sampling(2, guidance_scale=4.0, size=SIZE))
     seen: list[Any] = []
     module.denoiser.register_forward_pre_hook(
         lambda m, args, kwargs: seen.append((kwargs["guidance"], kwargs["img_ids"][-1, 1:].tolist())), with_kwargs=True
@@ -194,8 +197,8 @@ def test_images_become_the_latents_that_the_pipeline_decodes(teacher: str) -> No
 
 
 def test_sizes_and_pipelines_that_do_not_fit_are_refused(teacher: str) -> None:
-    with pytest.raises(ConfigurationError, match=r"sample_size is \(8, 9\); allowed: 2 sides that are multiples of"):
-        distillation(teacher, sample_size=(8, 9))
+    with pytest.raises(ConfigurationError, match=r"sampling\.size is \(8, 9\); allowed: 2 sides that are multiples of"):
+        distillation(teacher, sampling=Sampling(size=(8, 9)))
     from diffusers import FluxFillPipeline, FluxKontextPipeline
 
     parts = FluxPipeline.from_pretrained(teacher).components

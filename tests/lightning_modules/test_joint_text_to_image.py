@@ -14,9 +14,10 @@ from blocks import DeltaConvBlock, NeighborhoodAttention
 from callbacks import SampleGrid
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
+from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.diffusion.export.folder import write_pipeline
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
-from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.diffusion.model.sampling import Sampling, sample, starting_noise
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Objective, Stage
 from tests.tiny_distillation import trainer
@@ -57,7 +58,7 @@ def distillation(teacher: str) -> AttentionDistillation:
     terms = Objective(site_on="residual", timestep_weight="min_snr")
     stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=terms, warmup_steps=1)]
     return AttentionDistillation(
-        teacher, stages=stages, plan=PLAN, train_projections=True, init_samples=2, sample_steps=2
+        teacher, stages=stages, plan=PLAN, train_projections=True, init_samples=2, sampling=Sampling(2)
     )
 
 
@@ -66,7 +67,9 @@ def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     folder, module = tmp_path_factory.mktemp("run"), distillation(teacher)
     options = {"captions": CAPTIONS, "count": 4, "val_count": 2, "steps": 2, "batch_size": 2, "device": "cpu"}
     run = trainer(folder, callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)])
-    run.fit(module, TeacherSamplesDataModule(teacher, mode="samples", cache_dir=str(folder / "cache"), **options))
+    run.fit(
+        module, TeacherSamplesDataModule(teacher, mode="samples", cache=CacheOptions(str(folder / "cache")), **options)
+    )
     assert run.global_step == 4
     assert 0 < float(run.callback_metrics["val/output_relative_l2"]) < 10
     return folder, module

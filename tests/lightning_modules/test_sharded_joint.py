@@ -53,7 +53,7 @@ def config_of(name: str, folder: Path) -> Path:
                 "train_projections": True,
                 "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.5}},
                 "init_samples": 4,
-                "sample_size": size,
+                "sampling": {"size": size},
             },
         },
         "data": {
@@ -66,7 +66,7 @@ def config_of(name: str, folder: Path) -> Path:
                 "count": 8,
                 "steps": 2,
                 "device": "cpu",
-                "cache_dir": str(folder / "cache"),
+                "cache": {"folder": str(folder / "cache")},
             },
         },
     }

@@ -14,6 +14,8 @@ from PIL import Image
 from blocks import DeltaConvBlock
 from datamodules import FolderRecords, ImageDataModule, TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation, DenoiserTraining
+from sparsight.common.disk.cache_options import CacheOptions
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.train.stages import Objective, Stage
 from tests import tiny
 
@@ -52,7 +54,7 @@ def fit(folder: Path, module: Any, data: Any, **options: Any) -> Trainer:
 
 def distillation(teacher: str, stages: list[Stage]) -> AttentionDistillation:
     mixer = partial(DeltaConvBlock, preset="released_sd15", kernel_size=3)
-    return AttentionDistillation(teacher, mixer, stages, init_samples=2, sample_steps=2)
+    return AttentionDistillation(teacher, mixer, stages, init_samples=2, sampling=Sampling(2))
 
 
 def test_distilling_on_captioned_images(teacher: str, tmp_path: Path) -> None:
@@ -83,7 +85,7 @@ def test_captions_reach_the_denoiser_and_are_dropped_in_the_batch(teacher: str) 
 def test_distilling_on_the_teachers_own_trajectories(teacher: str, tmp_path: Path) -> None:
     module = distillation(teacher, [Stage("end_to_end", 2, warmup_steps=1)])
     options = {"captions": CAPTIONS, "count": 4, "val_count": 2, "steps": 3, "batch_size": 2, "device": "cpu"}
-    data = TeacherSamplesDataModule(teacher, cache_dir=str(tmp_path / "cache"), **options)
+    data = TeacherSamplesDataModule(teacher, cache=CacheOptions(str(tmp_path / "cache")), **options)
     assert fit(tmp_path, module, data).global_step == 2
     wants_target = distillation(teacher, [Stage("end_to_end", 1, loss="paper")])
     with pytest.raises(ValueError, match="to_target needs clean samples"):

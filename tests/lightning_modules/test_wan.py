@@ -28,10 +28,11 @@ from blocks import (
 from callbacks import SampleGrid
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
+from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.diffusion.export.folder import write_pipeline
 from sparsight.diffusion.measure.report import replacement_report
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
-from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.diffusion.model.sampling import Sampling, sample, starting_noise
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.surgery.record import apply_record, record_of
 from sparsight.diffusion.surgery.replace import attention_weights, finalize, replace, set_mode, shells_of
@@ -242,8 +243,7 @@ def distillation(teacher: str, size: Sequence[int] = SIZE) -> AttentionDistillat
         plan=plan,
         train_projections=True,
         init_samples=2,
-        sample_steps=2,
-        sample_size=tuple(size),
+        sampling=Sampling(2, size=tuple(size)),
     )
 
 
@@ -260,7 +260,7 @@ def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
         steps=2,
         batch_size=2,
         device="cpu",
-        cache_dir=str(folder / "cache"),
+        cache=CacheOptions(str(folder / "cache")),
     )
     fitted = trainer(folder, callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)])
     fitted.fit(module, data)

@@ -44,7 +44,7 @@ def shrunk(name: str, folder: Path, **model: Any) -> Path:
             "val_check_interval": 2,
             "callbacks": callbacks,
         },
-        "model": {"init_args": {"sample_steps": 2, **model}},
+        "model": {"init_args": {"sampling": {"steps": 2}, **model}},
         "data": {
             "init_args": {"train": records, "test": records, "val_share": 0.34, "batch_size": 2, "image_size": 16}
         },
@@ -58,7 +58,7 @@ def teacher(folder: Path, _: Callable[[str], Path]) -> Path:
     """Trained from nothing."""
     encoder = str(tiny.save_text_encoder(folder / "bert"))
     fewer = {"sample_size": 16, "block_out_channels": [16, 16, 16], "norm_num_groups": 8, "cross_attention_dim": 32}
-    options = {"text_encoder": encoder, "text_tokens": 8, "warmup_steps": 1}
+    options = {"conditions": {"text_encoder": encoder, "text_tokens": 8}, "warmup_steps": 1}
     small = shrunk("emoji_teacher", folder, denoiser={"init_args": fewer}, **options)
     return walk("emoji_teacher", small, "--trainer.max_steps", "4")
 
@@ -67,7 +67,8 @@ def joint(folder: Path, _: Callable[[str], Path]) -> Path:
     """A joint transformer trained from nothing."""
     widths = dict.fromkeys(["joint_attention_dim", "caption_projection_dim", "pooled_projection_dim"], 32)
     fewer = {"sample_size": 16, "num_layers": 2, "num_attention_heads": 1, "pos_embed_max_size": 8, **widths}
-    options = {"text_encoder": str(tiny.save_text_encoder(folder / "bert")), "text_tokens": 8, "warmup_steps": 1}
+    encoder = str(tiny.save_text_encoder(folder / "bert"))
+    options = {"conditions": {"text_encoder": encoder, "text_tokens": 8}, "warmup_steps": 1}
     small = shrunk("emoji_joint_teacher", folder, denoiser={"init_args": fewer}, **options)
     return walk("emoji_joint_teacher", small, "--trainer.max_steps", "4")
 

@@ -45,7 +45,7 @@ def distillation(name: str, teacher: Path) -> dict[str, Any]:
     stages = read_config(f"experiment/{name}")["model"]["init_args"]["stages"]
     fewer = [stage | {"steps": 2, "warmup_steps": 1} for stage in stages]
     mixer = {"init_args": {"kernel_size": 3}}
-    return {"teacher": str(teacher), "stages": fewer, "mixer": mixer, "init_samples": 4, "sample_steps": 2}
+    return {"teacher": str(teacher), "stages": fewer, "mixer": mixer, "init_samples": 4, "sampling": {"steps": 2}}
 
 
 def records(folder: Path) -> dict[str, Any]:
@@ -65,13 +65,19 @@ def check_student(folder: Path) -> None:
 
 def test_quickstart(tmp_path: Path) -> None:
     teacher = tiny.save_pixel_pipeline(tmp_path / "teacher")
-    fewer = {"teacher": str(teacher), "count": 4, "val_count": 2, "steps": 3, "cache_dir": str(tmp_path / "samples")}
+    fewer = {
+        "teacher": str(teacher),
+        "count": 4,
+        "val_count": 2,
+        "steps": 3,
+        "cache": {"folder": str(tmp_path / "samples")},
+    }
     small = shrunk("quickstart", tmp_path, model=distillation("quickstart", teacher), data=fewer)
     check_student(walk("quickstart", small))
 
 
 @pytest.mark.slow
 def test_the_shipped_teacher_is_trained_from_nothing(tmp_path: Path) -> None:
-    model = {"denoiser": {"init_args": TINY}, "warmup_steps": 1, "sample_steps": 2}
+    model = {"denoiser": {"init_args": TINY}, "warmup_steps": 1, "sampling": {"steps": 2}}
     small = shrunk("fashion_mnist_teacher", tmp_path, model=model, data=records(tmp_path))
     walk("fashion_mnist_teacher", small, "--trainer.max_steps", "4")

@@ -41,8 +41,7 @@ def test_fit_resume_test_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 "teacher": str(teacher),
                 "mixer": {"init_args": {"radius": 2}},
                 "stages": [stage | {"steps": 4, "warmup_steps": 1}],
-                "sample_steps": 2,
-                "sample_size": SIZE,
+                "sampling": {"steps": 2, "size": SIZE},
             }
         },
         "data": {
@@ -53,7 +52,7 @@ def test_fit_resume_test_and_export(tmp_path: Path, monkeypatch: pytest.MonkeyPa
                 "val_count": 2,
                 "steps": 2,
                 "device": "cpu",
-                "cache_dir": str(tmp_path / "cache"),
+                "cache": {"folder": str(tmp_path / "cache")},
                 "captions": ["a cat", "a dog"],
             }
         },

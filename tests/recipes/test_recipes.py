@@ -68,7 +68,7 @@ def shrunk(name: str, teacher: Path, folder: Path) -> Path:
                 "mixer": {"init_args": {"kernel_size": 3}},
                 "stages": stages,
                 "init_samples": min(2, recipe["model"]["init_args"]["init_samples"]),
-                "sample_steps": 2,
+                "sampling": {"steps": 2},
             }
         },
     }
@@ -78,7 +78,7 @@ def shrunk(name: str, teacher: Path, folder: Path) -> Path:
     data: dict[str, Any] = {"batch_size": 2}
     if recipe["data"]["class_path"] == "datamodules.TeacherSamplesDataModule":
         data |= {"count": 2, "val_count": 2, "steps": 3, "device": "cpu"}
-        data |= {"cache_dir": str(folder / "cache"), "captions": CAPTIONS}
+        data |= {"cache": {"folder": str(folder / "cache")}, "captions": CAPTIONS}
     else:
         images = captioned_images(folder / "images", model.sample_shape()[1] * model.pixels_per_cell)
         source = recipe["data"]["init_args"]["train"]

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import CheckpointError
-from sparsight.common.moved import current_class_path
+from sparsight.common.moved import as_now, current_class_path
 from sparsight.common.plain import flatten
 
 FLAG_WINS = (
@@ -25,11 +25,11 @@ FLAG_WINS = (
     "compile",
     "evaluation",
     "gradient_checkpointing",
-    "guidance_scale",
     "max_skipped_steps",
     "pretrained",
     "revision",
-    "sample_steps",
+    "sampling.guidance_scale",
+    "sampling.steps",
     "teacher",
     "trust_remote_code",
     "variant",
@@ -38,7 +38,7 @@ FLAG_WINS = (
 """Options of a module whose value on the command line or in YAML beats the checkpoint's; others must be equal."""
 
 DATA_WINS = (
-    "cache_dir",
+    "cache",
     "device",
     "encode_batch_size",
     "max_corrupt_share",
@@ -48,13 +48,11 @@ DATA_WINS = (
     "other_classes",
     "revision",
     "sample_batch_size",
-    "shard_size",
     "teacher",
     "test",
     "trust_remote_code",
     "val",
     "variant",
-    "verify_days",
 )
 """Options of a datamodule that change neither the records that are trained on nor their order: not compared."""
 
@@ -167,7 +165,7 @@ def check_options(saved: Mapping[str, Any], current: Mapping[str, Any], *, class
     saved_class = saved.get("_class_path", class_path)
     if saved_class.rpartition(".")[2] != class_path.rpartition(".")[2]:
         raise CheckpointError(f"{source} was saved from {saved_class}, but the configuration asks for {class_path}")
-    known, given = _plain(saved), _plain(current)
+    known, given = as_now(class_path, _plain(saved)), _plain(current)
     _refuse(source, _differences(known, given, free=FLAG_WINS), free=FLAG_WINS, what="the configuration")
 
 
@@ -186,7 +184,7 @@ def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -
         rank_zero_warn(f"sums are rounded otherwise than in {source}:\n" + "\n".join(last_digits))
     here = datamodule_of(trainer)
     options = _plain({} if here is None else dict(here.hparams))
-    known = _plain(checkpoint.get(DATA, {}))
+    known = as_now(type(here).__name__, _plain(checkpoint.get(DATA, {})))
     facts, before, now = _identities(saved, current)
     if facts and before == now and saved["identity"].get(CHANGED, 0) < current["identity"].get(CHANGED, 0):
         rank_zero_warn(
@@ -249,12 +247,17 @@ def _differences(
         for key in sorted(known.keys() & given.keys())
         if key not in without
         and not same_value(known[key], given[key])
-        and key.removeprefix(WRAPPED).split(".")[0] not in skipped
+        and not is_among(key.removeprefix(WRAPPED), skipped)
     ]
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return flatten({key: value for key, value in options.items() if not key.startswith("_")})
+
+
+def is_among(key: str, options: Iterable[str]) -> bool:
+    """Whether a dotted key is one of ``options``, or lies in one."""
+    return any(f"{key}.".startswith(f"{option}.") for option in options)
 
 
 def _is_place(key: str) -> bool:

@@ -156,7 +156,7 @@ class SampleCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             TemporaryFile(dir=self.folder).close()
         except OSError as error:
-            raise ValueError(f"cannot write to {self.folder} ({error}): choose another cache_dir") from error
+            raise ValueError(f"cannot write to {self.folder} ({error}): choose another cache.folder") from error
         if not (self.folder / MANIFEST).is_file():
             write_text(self.folder / MANIFEST, json_text({"settings": self.settings}))
         self._sweep()
@@ -225,12 +225,14 @@ class SampleCache:
             return
         theirs = read_settings(path)
         if theirs is None:
-            raise ValueError(f"{path} is unreadable: delete {self.folder} to make it anew, or choose another cache_dir")
+            raise ValueError(
+                f"{path} is unreadable: delete {self.folder} to make it anew, or choose another cache.folder"
+            )
         if theirs != self.settings:
             raise ValueError(
                 f"{self.folder} was made with other settings and is not used:\n"
                 f"{differences(theirs, self.settings)}\n"
-                "Choose another cache_dir, or the settings that it was made with"
+                "Choose another cache.folder, or the settings that it was made with"
             )
 
     def others(self, *, same: str | None = None) -> dict[Path, str]:

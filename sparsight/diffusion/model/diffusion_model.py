@@ -106,7 +106,7 @@ class DiffusionModel:
         """
         channels, *own = family_of(self.denoiser).sample_shape(self.denoiser)
         if self.size is not None:
-            check_sides("sample_size", self.size, self.denoiser)
+            check_sides("sampling.size", self.size, self.denoiser)
         return channels, *(own if self.size is None else self.size)
 
     @property

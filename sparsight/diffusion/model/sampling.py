@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +16,29 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.randomness import Stream, sample_normal
 from sparsight.diffusion.pipelines.schedulers import is_flow_matching, is_multistep_flow
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a model's images are drawn.
+
+    Args:
+        steps: Sampler steps.
+        guidance_scale: Guidance; of training as well where the denoiser takes it as an input (FLUX.1 [dev]).
+        size: Height and width in model space, behind frames for video; what the denoiser was made for if not given.
+
+    Raises:
+        ValueError: Steps or guidance are out of range.
+    """
+
+    steps: int = 25
+    guidance_scale: float = 2.0
+    size: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        require(self.steps >= 1, "steps", self.steps, "1 or more")
+        require(math.isfinite(self.guidance_scale), "guidance_scale", self.guidance_scale, "a finite number")
 
 
 def deterministic_sampler(scheduler: Any) -> Any:

@@ -15,6 +15,7 @@ from lightning_modules import AttentionDistillation, SparseLayerTuning
 from lightning_modules.base import TrainedPartsModule
 from sparsight.common.checkpoint.file import verify, write_checkpoint
 from sparsight.common.errors import CheckpointError
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.train.stages import Stage
 from sparsight.lvlm.surgery.selection import Explicit
 from sparsight.lvlm.train.stages import TuningStage
@@ -28,7 +29,9 @@ FIXTURES = Path(__file__).parents[2] / "fixtures"
 def distillation() -> TrainedPartsModule:
     stages = [Stage(objective=objective, steps=2, warmup_steps=1) for objective in ("layerwise", "end_to_end")]
     teacher = str(FIXTURES / "format_1" / "teacher")
-    return AttentionDistillation(teacher, lambda site: DeltaConvBlock(site, kernel_size=3), stages, sample_steps=2)
+    return AttentionDistillation(
+        teacher, lambda site: DeltaConvBlock(site, kernel_size=3), stages, sampling=Sampling(2)
+    )
 
 
 def tuning(folder: Path) -> TrainedPartsModule:

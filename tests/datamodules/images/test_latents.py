@@ -18,6 +18,7 @@ from datamodules import AspectBuckets, CachedLatentsDataModule, FolderRecords, I
 from datamodules.images import latents
 from datamodules.record_dataset import TooManyCorruptRecords
 from lightning_modules import DenoiserTraining
+from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.disk.sample_cache import cut
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.encoding import encode_batches, text_of, text_tensor
@@ -53,8 +54,9 @@ def images(folder: Path, **options: Any) -> ImageDataModule:
 
 
 def cached(teacher: str, data: ImageDataModule, cache: Path, **options: Any) -> CachedLatentsDataModule:
-    defaults: dict[str, Any] = {"shard_size": 3, "encode_batch_size": 2, "device": "cpu"}
-    return CachedLatentsDataModule(teacher, data, cache_dir=str(cache), **defaults | options)
+    defaults: dict[str, Any] = {"encode_batch_size": 2, "device": "cpu"}
+    kept = CacheOptions(str(cache), options.pop("shard_size", 3))
+    return CachedLatentsDataModule(teacher, data, cache=kept, **defaults | options)
 
 
 def ready(*args: Any, **options: Any) -> CachedLatentsDataModule:

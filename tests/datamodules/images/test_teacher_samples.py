@@ -23,10 +23,11 @@ from blocks import DeltaConvBlock
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
 from sparsight.common.disk import sample_cache
+from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.load import load_pipeline
-from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.diffusion.model.sampling import Sampling, sample, starting_noise
 from sparsight.diffusion.train import teacher_samples
 from sparsight.diffusion.train.stages import Stage
 from sparsight.diffusion.train.teacher_samples import NOISE_OFFSET
@@ -44,8 +45,9 @@ def text_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def data(teacher: str, cache: Path, **options: Any) -> TeacherSamplesDataModule:
-    defaults = {"count": 6, "val_count": 2, "steps": 4, "batch_size": 4, "sample_batch_size": 3, "shard_size": 3}
-    return TeacherSamplesDataModule(teacher, cache_dir=str(cache), device="cpu", **defaults | options)
+    defaults = {"count": 6, "val_count": 2, "steps": 4, "batch_size": 4, "sample_batch_size": 3}
+    kept = CacheOptions(str(cache), options.pop("shard_size", 3))
+    return TeacherSamplesDataModule(teacher, cache=kept, device="cpu", **defaults | options)
 
 
 def ready(teacher: str, cache: Path, **options: Any) -> TeacherSamplesDataModule:
@@ -424,7 +426,7 @@ def test_teacher_captions_and_folder_must_be_there(teacher: str, text_teacher: s
     with pytest.raises(ValueError, match="conditioned on classes: set captions to null"):
         data(teacher, tmp_path, captions=["a cat"]).prepare_data()
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"cannot write to .* choose another cache_dir"):
+    with pytest.raises(ValueError, match=r"cannot write to .* choose another cache.folder"):
         data(teacher, tmp_path / "file").prepare_data()
     with pytest.raises(RuntimeError, match="call prepare_data before setup"):
         data(teacher, tmp_path).setup()
@@ -507,7 +509,7 @@ def test_distillation_on_trajectories_resumes_with_the_next_batch_bitwise(teache
         torch.manual_seed(0)
         mixer = partial(DeltaConvBlock, preset="released_pixart", kernel_size=3)
         stages = [Stage("layerwise", 4, warmup_steps=1), Stage("end_to_end", 4, warmup_steps=1)]
-        module = AttentionDistillation(teacher, mixer, stages, init_samples=0, sample_steps=2)
+        module = AttentionDistillation(teacher, mixer, stages, init_samples=0, sampling=Sampling(2))
         seen = Seen()
         options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = Trainer(

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from blocks import DeltaConvBlock, NeighborhoodAttention, Site, TokenMixer
 from callbacks import ExportAtEnd, TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
+from lightning_modules.denoiser_training import Conditions
 from sparsight.command.trainer import SparsightTrainer
 from sparsight.diffusion.export import write as exporting
 from sparsight.diffusion.export.delta import mount
@@ -292,7 +293,7 @@ def test_what_exists_is_not_overwritten_unasked(folder: Any, tmp_path: Path) -> 
 def teacher_training() -> DenoiserTraining:
     scheduler = DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", clip_sample=False)
     names = ["T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"]
-    module = DenoiserTraining(denoiser=tiny.dit(), noise_scheduler=scheduler, class_names=names)
+    module = DenoiserTraining(denoiser=tiny.dit(), noise_scheduler=scheduler, conditions=Conditions(names))
     tiny.awake(module.denoiser)
     return module
 

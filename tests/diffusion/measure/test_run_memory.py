@@ -22,6 +22,7 @@ from datamodules import (
     TeacherSamplesDataModule,
 )
 from lightning_modules import AttentionDistillation, DenoiserTraining
+from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.train.stages import Stage
@@ -73,7 +74,7 @@ def test_a_distillation_says_it_before_the_teacher_draws(
     teacher: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = distillation(teacher)
-    data = Samples(teacher, captions=["a cat"], batch_size=3, size=(8, 24), cache_dir=str(tmp_path / "cache"))
+    data = Samples(teacher, captions=["a cat"], batch_size=3, size=(8, 24), cache=CacheOptions(str(tmp_path / "cache")))
     text = said(module, data, tmp_path, caplog, precision="bf16-mixed", callbacks=[TrainableEMA()])
     found = module.estimated_memory()
     assert f"Estimated memory:\n{found.text()}" in text
@@ -88,7 +89,9 @@ def test_training_a_denoiser_says_it_too(
     make: Any, teacher: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = make(teacher)
-    data = Samples(teacher, captions=["a cat"], mode="samples", batch_size=2, cache_dir=str(tmp_path / "cache"))
+    data = Samples(
+        teacher, captions=["a cat"], mode="samples", batch_size=2, cache=CacheOptions(str(tmp_path / "cache"))
+    )
     text = said(module, data, tmp_path, caplog)
     found = module.estimated_memory()
     assert f"Estimated memory:\n{found.text()}" in text and "activations, batch 2, denoising" in found.stages
@@ -102,7 +105,7 @@ def test_a_device_that_is_too_small_is_warned_of_in_time(
     teacher: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sparsight.diffusion.measure.memory_estimate.available_bytes", lambda device: 1000)
-    data = Samples(teacher, captions=["a cat"], cache_dir=str(tmp_path / "cache"))
+    data = Samples(teacher, captions=["a cat"], cache=CacheOptions(str(tmp_path / "cache")))
     with pytest.warns(UserWarning, match=r"this run may need .* set teacher_dtype to bfloat16, or replace fewer sites"):
         said(distillation(teacher), data, tmp_path, caplog)
 
@@ -123,7 +126,7 @@ def test_every_datamodule_knows_the_shape_of_its_batches(teacher: str, tmp_path:
     options: dict[str, Any] = {"image_size": (32, 48), "batch_size": 5}
     images = ImageDataModule(FolderRecords(str(tmp_path)), **options)
     stream = StreamingImageDataModule(TarStream(str(tmp_path / "*.tar")), **options)
-    for data in (images, stream, CachedLatentsDataModule(teacher, images, cache_dir=str(tmp_path / "cache"))):
+    for data in (images, stream, CachedLatentsDataModule(teacher, images, cache=CacheOptions(str(tmp_path / "cache")))):
         assert data.batch_shape(model) == (5, 16, 24)
     for size, wanted in ((None, (16, 16)), ((8, 24), (8, 24))):
         samples = TeacherSamplesDataModule(teacher, captions=["a cat"], batch_size=5, size=size)

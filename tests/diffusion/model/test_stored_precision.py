@@ -14,7 +14,7 @@ from lightning_modules import DenoiserTraining
 from sparsight.command.cli import main
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.load import load_pipeline
-from sparsight.diffusion.model.sampling import sample, starting_noise
+from sparsight.diffusion.model.sampling import Sampling, sample, starting_noise
 from sparsight.diffusion.surgery.shell import Mode
 from tests import tiny
 from tests.tiny_distillation import distillation
@@ -71,7 +71,7 @@ def test_it_is_encoded_drawn_from_distilled_and_trained(stored: tuple[str, Path]
         assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
         assert module.distiller.predict(noised, Mode.STUDENT).isfinite().all()
         assert module.draw(batch, batch["index"]).isfinite().all()
-    training = DenoiserTraining(str(folder / dtype), warmup_steps=1, sample_steps=2)
+    training = DenoiserTraining(str(folder / dtype), warmup_steps=1, sampling=Sampling(2))
     loss = training._loss(batch, step=0, condition_dropout=0.5)
     loss.backward()
     assert loss.isfinite() and all(p.dtype == torch.float32 for p in training.denoiser.parameters())
@@ -85,7 +85,7 @@ def test_every_verb_takes_it(stored: tuple[str, Path], dtype: str, tmp_path: Pat
     conditions = {} if family == "pixel_dit" else {"captions": ["a", "b"]}
     teacher, run = str(folder / dtype), str(tmp_path / "run")
     data = {"teacher": teacher, "count": 4, "val_count": 2, "steps": 2, "batch_size": 2, **conditions}
-    config = _config(teacher, run, data | {"cache_dir": str(tmp_path / "cache")})
+    config = _config(teacher, run, data | {"cache": {"folder": str(tmp_path / "cache")}})
     path = tmp_path / "config.yaml"
     path.write_text(config)
     main(["fit", "--config", str(path)])
@@ -105,7 +105,7 @@ def _config(teacher: str, run: str, data: dict[str, Any]) -> str:
     saver = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
     stages = [{"objective": o, "steps": 2, "warmup_steps": 1} for o in ("layerwise", "end_to_end")]
     mixer = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3}}
-    model = {"teacher": teacher, "mixer": mixer, "stages": stages, "init_samples": 2, "sample_steps": 2}
+    model = {"teacher": teacher, "mixer": mixer, "stages": stages, "init_samples": 2, "sampling": {"steps": 2}}
     return yaml.safe_dump(
         {
             "trainer": {

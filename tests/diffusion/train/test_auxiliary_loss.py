@@ -11,6 +11,7 @@ import torch
 
 from blocks import HeadSplit, Merge, NeighborhoodAttention, PooledAttention, SoftmaxAttention, TileAttention
 from lightning_modules import AttentionDistillation
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Stage
 from tests import tiny
@@ -32,7 +33,9 @@ def module_of(folder: Path, mixer: Any, **options: Any) -> AttentionDistillation
         PlanEntry("*", partial(NeighborhoodAttention, kernel_size=3)),
     ]
     torch.manual_seed(0)
-    return AttentionDistillation(str(teacher), stages=STAGES, plan=plan, init_samples=0, sample_steps=2, **options)
+    return AttentionDistillation(
+        str(teacher), stages=STAGES, plan=plan, init_samples=0, sampling=Sampling(2), **options
+    )
 
 
 def balances(module: AttentionDistillation) -> list[torch.Tensor]:

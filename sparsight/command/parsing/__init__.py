@@ -1,0 +1,1 @@
+"""How jsonargparse is told to read what it is given."""
