@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint, ModelSummary, ProgressBar
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint, ModelSummary, ProgressBar
 from lightning.pytorch.trainer.connectors.accelerator_connector import _PRECISION_INPUT
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -19,7 +19,7 @@ from sparsight.common.checkpoint.folder import write_in_parts, writes_parts
 from sparsight.common.checkpoint.interrupt import SaveWhenStopped
 from sparsight.common.checkpoint.io import link_checkpoint, with_whole_files
 from sparsight.common.checkpoint.monitors import CheckMonitors
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.training.parameter_summary import ParameterSummary
 from sparsight.common.training.precision import precision_that_pays
 from sparsight.common.training.run_progress import RunProgress
@@ -40,6 +40,9 @@ class SparsightTrainer(Verbs):
         limit_predict_batches: Of prediction.
         callbacks: Lightning's or of ``callbacks``; ``RunProgress`` and
             ``ParameterSummary`` are added where none of their kind is among them.
+        checkpoint_every_n_steps: After so many steps the run is saved, under a name of its step in place of the one
+            before, and as ``last.ckpt``; where there is no ModelCheckpoint among the callbacks. Lightning's saves at
+            the end of every epoch if not given.
         enable_progress_bar: Whether a run tells where it is.
         enable_model_summary: Whether the parts of the model are printed.
         kwargs: As Lightning's.
@@ -59,6 +62,7 @@ class SparsightTrainer(Verbs):
         limit_test_batches: int | float | None = None,
         limit_predict_batches: int | float | None = None,
         callbacks: list[Callback] | Callback | None = None,
+        checkpoint_every_n_steps: int | None = None,
         enable_progress_bar: bool | None = None,
         enable_model_summary: bool | None = None,
         **kwargs: Any,
@@ -71,6 +75,10 @@ class SparsightTrainer(Verbs):
             chosen += _default(chosen, ProgressBar, RunProgress())
         if enable_model_summary is not False:
             chosen += _default(chosen, ModelSummary, ParameterSummary())
+        if checkpoint_every_n_steps is not None and kwargs.get("enable_checkpointing") is not False:
+            steps = checkpoint_every_n_steps
+            require(steps >= 1, "checkpoint_every_n_steps", steps, "1 or more, or null")
+            chosen += _default(chosen, Checkpoint, ModelCheckpoint(every_n_train_steps=steps, save_last=True))
         super().__init__(
             precision=precision,
             limit_train_batches=limit_train_batches,
