@@ -25,6 +25,9 @@ class TrainableEMA(Callback):
     average, which is what exports at the end of a run should hold. A step that was left out does not move it, and
     parameters that are not finite never enter it: where it would next be used, the run ends.
 
+    torch's ``AveragedModel`` and Lightning's ``WeightAveraging`` copy the whole model, frozen teacher included, and
+    know no step that was left out; this holds what is trained, once, also where FSDP2 splits it.
+
     Args:
         decay: Share of the old average kept at every step.
 

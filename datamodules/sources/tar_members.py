@@ -1,6 +1,8 @@
 """Members of tar shards, grouped into records by their headers alone.
 
-WebDataset's rule for keys: folder and name up to the first dot; a record's members stand next to each other.
+WebDataset's rule for keys: folder and name up to the first dot; a record's members stand next to each other. The
+package of that name is not used, as it reads streams alone: here any record can be read by its number, a run goes on in
+the middle of a shard, and what is damaged, twice there or left aside is named and counted. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 import errno
 import io
 import os
+import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -20,6 +23,7 @@ from sparsight.common.disk.inputs import is_left_behind
 
 MAX_BYTES = 1 << 28  # of one member; an image of the most pixels takes less
 _PIECE = 1 << 20  # bytes
+_ABOUT = re.compile(r"__[^/]*__(/|$)")  # WebDataset's mark of what is about the shard
 _RULE = "the key is what stands before the first dot, so give every picture a name of its own without other dots"
 
 
@@ -66,7 +70,7 @@ def members_of(path: Path) -> Iterator[Members]:
     for member in _headers(path):
         name = PurePosixPath(member.name)
         stem, _, part = name.name.partition(".")
-        about = is_about_the_data(member.name) and not _is_image(part)
+        about = (is_about_the_data(member.name) and not _is_image(part)) or _ABOUT.match(member.name)
         if is_left_behind(member.name.lstrip("/")) or member.isdir() or about:
             continue
         if not member.isreg() or member.sparse is not None or not stem or not part:

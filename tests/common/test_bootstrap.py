@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import bootstrap
 
 from sparsight.common.bootstrap import compare, interval, resampled_means, seed_of
 
@@ -76,3 +78,23 @@ def test_values_must_be_rows() -> None:
     for values in (np.zeros(3), np.zeros((0, 1))):
         with pytest.raises(ValueError, match=r"\(N, K\), got shape"):
             resampled_means(values, resamples=2, seed=0)
+
+
+def test_intervals_are_scipys() -> None:
+    """Both draw at random: ends agree as far as resamples move them, and so do pairs."""
+    rng = np.random.default_rng(7)
+    ours, theirs = rng.gamma(2.0, size=(200, 1)), rng.gamma(2.0, size=(200, 1)) + 0.3
+    options: dict[str, Any] = {"n_resamples": 4000, "method": "percentile", "rng": 1, "vectorized": True}
+    expected = bootstrap((ours[:, 0],), np.mean, **options).confidence_interval
+    found = interval(resampled_means(ours, resamples=4000, seed=0)[:, 0])
+    width = found.high - found.low
+    assert found == pytest.approx((expected.low, expected.high), abs=0.06 * width)
+    pairs = [resampled_means(values, resamples=4000, seed=0)[:, 0] for values in (ours, theirs)]
+    for statistic, paired in (
+        (lambda a, b, axis: a.mean(axis) - b.mean(axis), compare(*pairs).difference),
+        (lambda a, b, axis: a.mean(axis) / b.mean(axis), compare(*pairs).ratio),
+    ):
+        expected = bootstrap((ours[:, 0], theirs[:, 0]), statistic, paired=True, **options).confidence_interval
+        assert paired is not None
+        width = paired.high - paired.low
+        assert paired == pytest.approx((expected.low, expected.high), abs=0.06 * width)

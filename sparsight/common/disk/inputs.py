@@ -15,7 +15,7 @@ MAX_FILES = 1_000_000  # of one pattern in braces
 # what systems and tools leave behind, besides all names that begin with a dot
 _LEFT_BEHIND = frozenset({"__macosx", "__pycache__", "thumbs.db", "ehthumbs.db", "desktop.ini", "@eadir", "lost+found"})
 _LEFT_BEHIND_TOO = frozenset({"$recycle.bin", "system volume information", "icon\r", "@tmp", "#recycle"})
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)(?:\.\.(-?\d+))?|([A-Za-z])\.\.([A-Za-z])", re.ASCII)
+_RANGE = re.compile(r"(?:(-?\d+)\.\.(-?\d+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.(-?\d+))?", re.ASCII)
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?", re.ASCII)
 
 
@@ -157,11 +157,12 @@ def _range(text: str) -> Iterator[str] | None:
     match = _RANGE.fullmatch(text)
     if match is None or len(text) > 60:
         return None
-    if match[4]:
-        first, last, width, step = ord(match[4]), ord(match[5]), 0, 1
+    step = abs(int(match[5] or 1)) or 1
+    if match[3]:
+        first, last, width = ord(match[3]), ord(match[4]), 0
     else:
-        first, last, step = int(match[1]), int(match[2]), abs(int(match[3] or 1)) or 1
+        first, last = int(match[1]), int(match[2])
         padded = any(re.match(r"-?0\d", end) for end in (match[1], match[2]))
         width = max(len(match[1]), len(match[2])) if padded else 0
     numbers = range(first, last + 1, step) if first <= last else range(first, last - 1, -step)
-    return (chr(number) if match[4] else f"{number:0{width}d}" for number in numbers)
+    return (chr(number) if match[3] else f"{number:0{width}d}" for number in numbers)

@@ -2,7 +2,8 @@
 
 Where answers stand is not guessed: the template also writes the conversation with placeholders for them, and with what
 was said in their places that must be the text. So it does not matter what a template puts before an answer, such as an
-empty thought, nor whether that depends on the number of turns.
+empty thought, nor whether that depends on the number of turns. transformers' own masks of answers
+(``return_assistant_tokens_mask``) need a ``generation`` mark in the template, which those of image-text models lack.
 """
 
 from __future__ import annotations
