@@ -28,6 +28,8 @@ from blocks.edits import (
     ModalityMutualAttention,
     VisualAttentionRedistribution,
 )
+from blocks.estimated_attention import EstimatedAttention
+from blocks.factorized_attention import FactorizedAttention
 from blocks.frequency_filter import FrequencyFilter
 from blocks.gated import Gated
 from blocks.head_split import HeadSplit
@@ -57,6 +59,7 @@ from blocks.tokens import (
     VisionZip,
     VisPruner,
 )
+from blocks.varied_window_attention import VariedWindowAttention
 from blocks.window_attention import WindowAttention
 
 __all__ = [
@@ -69,6 +72,8 @@ __all__ = [
     "DeltaConvBlock",
     "DiscAttention",
     "DivPrune",
+    "EstimatedAttention",
+    "FactorizedAttention",
     "FastV",
     "FasterVLM",
     "FeatureMixer",
@@ -103,6 +108,7 @@ __all__ = [
     "TokenMerging",
     "TokenMixer",
     "UniformTokens",
+    "VariedWindowAttention",
     "VisPruner",
     "VisionZip",
     "VisualAttentionRedistribution",

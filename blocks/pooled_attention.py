@@ -4,7 +4,8 @@ A logit gets the log of the number of tokens behind it, so that a mean key has t
 al., "Pyramid Vision Transformer", arXiv 2102.12122, attend to reduced keys, with a learned reduction and no such term;
 "PVT v2", arXiv 2106.13797, to a fixed number of them; Pan et al., "Fast Vision Transformers with HiLo Attention", arXiv
 2205.13213, for some of the heads; Chen et al., "PixArt-Sigma", arXiv 2403.04692, to keys and values compressed by a
-depthwise convolution; Liu et al., "CLEAR", arXiv 2412.16112, beside a disc.
+depthwise convolution; Liu et al., "CLEAR", arXiv 2412.16112, beside a disc; Ren et al., "Combiner", arXiv 2107.05768,
+to the largest key of each tile, with the value that the largest query expects there.
 
 Shape legend: B batch, h heads, N tokens, T tiles, t tokens of a tile, d channels of a head, S and s sides.
 """
@@ -33,7 +34,7 @@ from blocks.ops.tiles import (
 )
 from blocks.parts import plain_part
 
-_POOLINGS = ("mean", "positions", "channels")
+_POOLINGS = ("mean", "positions", "channels", "expected")
 
 
 class PooledAttention(SoftmaxMixer):
@@ -51,6 +52,8 @@ class PooledAttention(SoftmaxMixer):
             of a pyramid, beside the next one with the larger tile and ``without_own``.
         pooling: ``mean``, or a weighted one: ``positions`` learns a weight for each position in a tile (CLEAR),
             ``channels`` one for each position and channel (PixArt-Sigma). All weights are 1 to begin with.
+            ``expected``, as in Combiner: keys are the largest of each channel, and values those that queries of the
+            same kind get by attention inside the tile.
         counted: Whether a tile weighs as many tokens as it has; published methods leave that out.
 
     Raises:
@@ -68,7 +71,7 @@ class PooledAttention(SoftmaxMixer):
         without_own: bool = False,
         without: Callable[[Site], TokenMixer] | None = None,
         within: int | Sequence[int] | None = None,
-        pooling: Literal["mean", "positions", "channels"] = "mean",
+        pooling: Literal["mean", "positions", "channels", "expected"] = "mean",
         counted: bool = True,
     ) -> None:
         super().__init__(site)
@@ -80,7 +83,8 @@ class PooledAttention(SoftmaxMixer):
             raise ValueError(f"pooling of PooledAttention is {pooling!r}: give one of {', '.join(_POOLINGS)}")
         self.pooling = pooling
         sides = on_axes(self.tile, site.grid)
-        if pooling != "mean" and cells is not None:
+        shapes = {"positions": (1, *sides, 1), "channels": (site.heads, *sides, site.head_dim)}
+        if pooling in shapes and cells is not None:
             raise ValueError("pooling of PooledAttention learns weights of a tile, and cells make tiles of any size")
         self.within = None if within is None else checked_tile(within)
         if self.within is not None:
@@ -96,8 +100,12 @@ class PooledAttention(SoftmaxMixer):
         self.left_out = self.without
         if self.local is not None and without_own:
             raise ValueError("without of PooledAttention says what a query does not see: leave without_own out")
-        shape = {"mean": None, "positions": (1, *sides, 1), "channels": (site.heads, *sides, site.head_dim)}[pooling]
-        self.weight = None if shape is None else nn.Parameter(torch.ones(shape))
+        self.weight = nn.Parameter(torch.ones(shapes[pooling])) if pooling in shapes else None
+
+    @property
+    def has_product_logits(self) -> bool:
+        """Keys of ``expected`` are not pooled as values are."""
+        return self.pooling != "expected"
 
     @classmethod
     def exact_limit(cls, site: Site, grid: Grid) -> dict[str, object]:
@@ -109,12 +117,16 @@ class PooledAttention(SoftmaxMixer):
         return grid if self.within is None else whole_tiles(on_axes(self.within, grid), grid)
 
     def flops(self, grid: Grid) -> int:
-        """Two products of N x T x (h*d): 4 * N * T * h * d (the means are not counted); of T within a larger tile."""
+        """Two products of N x T x (h*d): 4 * N * T * h * d (means are not counted); of T within a larger tile.
+
+        Expected values are two products of T x t x (h*d) more.
+        """
         tiles, tokens = tile_count(self._sides(grid), grid), grid.tokens
+        expected = 4 * tiles * math.prod(self._sides(grid)) if self.pooling == "expected" else 0
         if self.within is not None:
             tokens = self.padded(grid).tokens
             tiles = math.prod(on_axes(self.within, grid)) // math.prod(self._sides(grid))
-        return 4 * tokens * tiles * self.site.heads * self.site.head_dim
+        return (4 * tokens * tiles + expected) * self.site.heads * self.site.head_dim
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """Attention of (B, h, N, d) tensors over pooled keys."""
@@ -124,7 +136,10 @@ class PooledAttention(SoftmaxMixer):
         """Attention over pooled keys with its log-sum-exp; memory grows with N * T."""
         sides = self._sides(grid)
         counts_T = tokens_in_tiles(sides, grid, q.device).sum(1)
-        k_BhTd, v_BhTd = (self._pooled(x, sides, grid, counts_T) for x in (k, v))
+        if self.pooling == "expected":
+            k_BhTd, v_BhTd = _expected(q, k, v, sides, grid, scale)
+        else:
+            k_BhTd, v_BhTd = (self._pooled(x, sides, grid, counts_T) for x in (k, v))
         if self.within is not None:
             return self._attend_within(q, k_BhTd, v_BhTd, counts_T, grid, scale)
         tiles = torch.arange(len(counts_T), device=q.device)
@@ -150,6 +165,9 @@ class PooledAttention(SoftmaxMixer):
         bias = torch.zeros(grid.tokens, grid.tokens, device=q.device).masked_fill(~seen_NN, -math.inf)
         if not self.counted:  # all that is seen of a tile weighs as one token
             bias = bias - (seen_NN.float() @ same_NN.float()).clamp(min=1).log()
+        if self.pooling == "expected":
+            queries, keys = (x[:, :, None].masked_fill(~same_NN[..., None], -math.inf).amax(3) for x in (q, k))
+            return attend(q, keys, attend(queries, k, v, scale, same_NN)[0], scale, bias)
         if self.weight is not None:
             k, v = (x * self._weight_of_tokens(sides, grid, x) for x in (k, v))
         return attend(q, averaging_NN @ k, averaging_NN @ v, scale, bias)
@@ -204,3 +222,13 @@ class PooledAttention(SoftmaxMixer):
         parts = attend(q_tiles, k_tiles, v_tiles, scale, self._bias(seen))
         output, lse = (from_tiles(part, larger, grid) for part in parts)
         return output, lse
+
+
+def _expected(
+    q: Tensor, k: Tensor, v: Tensor, sides: tuple[int, ...], grid: Grid, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The largest key of each tile in every channel, and what its largest query gets there, (B, h, T, d)."""
+    there_Tt = tokens_in_tiles(sides, grid, q.device)
+    q_tiles, k_tiles, v_tiles = (to_tiles(x, sides, grid) for x in (q, k, v))
+    queries, keys = (x.masked_fill(~there_Tt[..., None], -math.inf).amax(3) for x in (q_tiles, k_tiles))
+    return keys, attend(queries[..., None, :], k_tiles, v_tiles, scale, there_Tt[:, None])[0][..., 0, :]

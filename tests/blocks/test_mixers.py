@@ -19,6 +19,8 @@ from blocks import (
     ClusterAttention,
     CoreMixer,
     DiscAttention,
+    EstimatedAttention,
+    FactorizedAttention,
     FrequencyFilter,
     Gated,
     Grid,
@@ -36,6 +38,7 @@ from blocks import (
     TileAttention,
     TokenMerging,
     TokenMixer,
+    VariedWindowAttention,
     WindowAttention,
 )
 from sparsight.testing import SITE, apply_mixer, check_mixer, random_inputs, relative_l2
@@ -57,6 +60,14 @@ MIXERS: dict[str, Callable[..., TokenMixer]] = {
     "pooled_positions": partial(PooledAttention, tile=[2, 3], pooling="positions"),
     "pooled_channels": partial(PooledAttention, tile=2, pooling="channels"),
     "pooled_cells": partial(PooledAttention, cells=3),
+    "pooled_expected": partial(PooledAttention, tile=3, pooling="expected"),
+    "combiner": partial(
+        Merge,
+        parts=[
+            partial(TileAttention, tile=[1, 4]),
+            partial(PooledAttention, tile=[1, 4], without_own=True, pooling="expected", counted=False),
+        ],
+    ),
     "pooled_uncounted": partial(PooledAttention, tile=3, counted=False),
     "pooled_without_disc": partial(PooledAttention, tile=2, without=partial(DiscAttention, radius=2), counted=False),
     "near_and_pooled": partial(Merge, parts=[NEAR, partial(PooledAttention, tile=4, without=NEAR)]),
@@ -108,6 +119,11 @@ MIXERS: dict[str, Callable[..., TokenMixer]] = {
     ),
     "clusters": partial(ClusterAttention, group=7, cells=2),
     "clusters_alone": partial(ClusterAttention, group=10, neighbours=0, cells=3, rounds=0),
+    "estimated": partial(EstimatedAttention, tile=2, keep=3),
+    "estimated_basis": partial(EstimatedAttention, estimate="basis", tile=[2, 3], keep=0.3),
+    "varied_windows": partial(VariedWindowAttention, window=[2, 3]),
+    "factorized": partial(FactorizedAttention, window=3),
+    "factorized_dilated": partial(FactorizedAttention, window=[2, 3], dilation=2),
     "radial": partial(RadialAttention, reach=2),
     "local_scan": partial(LocalScan, window=3, width=0.5),
     "large_kernel": partial(LargeKernelAttention, kernel_size=7, dilation=2),
@@ -130,6 +146,7 @@ QUICK = (
     "lolcats",
     "decay_four",
     "adapted",
+    "estimated",
     *CONTRACT,
 )
 TRANSPOSABLE = ("disc", "windows_halo", "windows_grid")

@@ -13,6 +13,8 @@ import torch
 from blocks import (
     Adapted,
     DiscAttention,
+    EstimatedAttention,
+    FactorizedAttention,
     Gated,
     Grid,
     HeadSplit,
@@ -23,6 +25,7 @@ from blocks import (
     PooledAttention,
     RoutedAttention,
     TileAttention,
+    VariedWindowAttention,
     WindowAttention,
 )
 from blocks.ops.coarse_to_fine import choose, level_cells
@@ -48,6 +51,9 @@ REFUSED = {
     "far": (partial(PooledAttention, without=PooledAttention), "name a local mixer"),
     "several": (partial(PooledAttention, without=partial(WindowAttention, shifts=[0, 0.5])), "has several shifts"),
     "router": (partial(RoutedAttention, router="trees"), "'trees' and 'pooled': give one of mean, gate, tree"),
+    "estimate": (partial(EstimatedAttention, estimate="low rank"), "'low rank': give linear or basis"),
+    "columns": (partial(EstimatedAttention, keep=1.5), "keep of EstimatedAttention is 1.5"),
+    "no distance": (partial(FactorizedAttention, dilation=0), "dilation of FactorizedAttention is 0"),
     "twice": (partial(Merge, parts=[NEAR, partial(PooledAttention, tile=2)]), "of Merge see one key twice"),
 }
 
@@ -166,6 +172,36 @@ def test_a_tree_keeps_what_a_walk_through_its_cells_finds(grid: Grid) -> None:
             inside_best = [i for cell in best for i in members[cell]]
             candidates = {tuple((places[i] // 2 ** max(level - 1, 0)).tolist()) for i in inside_best}
         assert sorted(chosen.tolist()) == sorted(inside_best)
+
+
+def test_an_estimate_learns_which_keys_hold_the_teachers_mass() -> None:
+    torch.manual_seed(0)
+    weights, samples = random_teacher(SITE, SITE.grid)
+    q, k, v = weights.projected(samples.inputs, SITE.heads)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=weights.scale)
+    mixer: Any = EstimatedAttention(SITE, tile=2, keep=0.25)
+    before = relative_l2(mixer(q, k, v, SITE.grid, weights.scale), expected)
+    untrained = mixer.auxiliary_loss().detach()
+    mixer.init_from_teacher(weights, [samples])
+    after = relative_l2(mixer(q, k, v, SITE.grid, weights.scale), expected)
+    assert after < 0.9 * before and mixer.auxiliary_loss().detach() < 0.7 * untrained
+
+
+def test_a_varied_window_is_where_it_says() -> None:
+    torch.manual_seed(0)
+    site, grid = dataclasses.replace(SITE, grid=Grid(12)), Grid(12)
+    mixer: Any = VariedWindowAttention(site, window=4)
+    q, k, v = random_inputs(mixer, grid)
+    with torch.no_grad():
+        mixer.change.bias.view(site.heads, 2, 1)[0, 1] = 1.0  # one window further, for the first head
+        mixer.change.bias.view(site.heads, 2, 1)[1, 0] = -1.0  # all in the middle of the window, for the second
+        mixed = mixer(q, k, v, grid, 0.4)
+    further = torch.nn.functional.scaled_dot_product_attention(q[:, 0, 4:8], k[:, 0, 8:12], v[:, 0, 8:12], scale=0.4)
+    torch.testing.assert_close(mixed[:, 0, 4:8], further)
+    torch.testing.assert_close(mixed[:, 0, 8:12], v[:, 0, 11:].expand(-1, 4, -1))  # beyond the grid: its border
+    torch.testing.assert_close(mixed[:, 1, :4], v[:, 1, 1:3].mean(1, keepdim=True).expand(-1, 4, -1))
+    with pytest.raises(ValueError, match="moves windows along 1 axes, and a grid of 2 came"):
+        mixer(q, k, v, Grid(3, 4), 0.4)
 
 
 def test_untrained_the_rest_by_counted_means_comes_nearest_to_a_diffuse_teacher() -> None:

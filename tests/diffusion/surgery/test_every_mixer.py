@@ -28,6 +28,8 @@ MIXERS = sorted(
 )
 OPTIONS: dict[str, dict[str, Any]] = {
     "ClusterAttention": {"group": 4, "cells": 2},
+    "EstimatedAttention": {"tile": 2},
+    "FactorizedAttention": {"window": 3},
     "FrequencyFilter": {"groups": 4},
     "Gated": {"groups": 2},
     "HeadSplit": {"by_entropy": True},
@@ -37,6 +39,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "RadialAttention": {"reach": 2},
     "RoutedAttention": {"tile": 2, "router": "gate", "rest": "linear"},
     "TileAttention": {"tile": 2},
+    "VariedWindowAttention": {"window": 2},
     "WindowAttention": {"window": 2, "shifts": [0, 0.5]},
 }
 IMAGES_ALONE = ("DeltaConvBlock", "LargeKernelAttention", "LocalScan")
