@@ -28,7 +28,10 @@ SERVED = (
 )
 NEAR = {family: 3e-4 if family in HYBRIDS else 2e-5 for family in SERVED}  # largest difference of logits
 LOOKING = {"faster_vlm", "vis_pruner", "vision_zip"}  # into the vision tower
-PATCHWISE = ("llava", "llava_qwen2", "llava_next", "llava_onevision", "paligemma")  # a patch for each image token
+PATCHWISE = (  # a square or a run of patches for each image token
+    *("llava", "llava_qwen2", "llava_next", "llava_onevision", "paligemma", "gemma3", "internvl"),
+    *("smolvlm", "idefics3", "qwen3_vl", "qwen3_5"),
+)
 RENUMBERING = {"renumbered", "pyramid_drop"}
 SEVERAL_AXES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")  # of positions
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from blocks.edits.base import AttentionEdit, HeadEdit, MaskProgram
-from blocks.edits.head_ablation import HeadAblation
-from blocks.edits.mutual_attention import ModalityMutualAttention
-from blocks.edits.visual_redistribution import VisualAttentionRedistribution
+from blocks.edits.heads.head_ablation import HeadAblation
+from blocks.edits.masks.mutual_attention import ModalityMutualAttention
+from blocks.edits.weights.visual_redistribution import VisualAttentionRedistribution
 
 __all__ = [
     "AttentionEdit",

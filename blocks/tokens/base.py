@@ -6,10 +6,12 @@ Shape legend: B batch, T tokens, N tokens of a crop, K kept, h heads, d channels
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from blocks.tokens.attending import Attending
 from blocks.tokens.token_map import TokenMap
 
 Positions = Literal["keep", "renumber"]
@@ -25,7 +27,7 @@ class Edit(ABC):  # noqa: B024 - kinds of methods say what must be written
 
     def record(self) -> dict[str, Any]:
         """The method and its options as plain data."""
-        return {"method": type(self).__name__, "options": dict(vars(self))}
+        return {"method": type(self).__name__, "options": {k: v for k, v in vars(self).items() if k[0] != "_"}}
 
 
 class Crop(NamedTuple):
@@ -34,15 +36,29 @@ class Crop(NamedTuple):
     Args:
         features: As they enter the decoder (N, C).
         attention: In the layer ``tower_layer`` of the vision tower, on each patch (h, N): that of the class token, or
-            the mean over all patches where there is none.
-        keys: In the same layer (h, N, d).
+            the mean over all patches where there is none. Where a token stands for several patches, what they get is
+            added up.
+        keys: In the same layer (h, N, d), mean over the patches of a token.
         seed: A number that depends on the prompt and the crop alone.
+        ensemble: ``attention`` of the layers from ``tower_from`` to ``tower_layer`` (n, h, N).
+        row: Row of each token in the grid of the crop (N).
+        column: Column of each (N).
+        text: What the question's tokens are before the decoder (Q, C).
+        asked: Logits of the prompt's last token in the decoder's layer ``decoder_layer`` (h, N).
+        number: Which crop of its image, from 0; and ``image``, which image of its sample.
     """
 
     features: Tensor
     attention: Tensor | None
     keys: Tensor | None
     seed: int
+    ensemble: Tensor | None = None
+    row: Tensor | None = None
+    column: Tensor | None = None
+    text: Tensor | None = None
+    asked: Tensor | None = None
+    number: int = 0
+    image: int = 0
 
 
 class Reduction(NamedTuple):
@@ -63,36 +79,89 @@ class FeatureReducer(Edit):
     Attributes:
         positions: Whether tokens keep their positions or are numbered anew.
         tower_layer: The layer of the vision tower that it looks into, if any.
+        tower_from: The first of several layers of it, up to ``tower_layer``.
+        decoder_layer: The layer of the decoder that it looks into, in a pass of its own up to there, if any.
         merges: Whether tokens become mixtures, which no longer stand for a patch.
+        keeps_marks: Whether marks at the ends of rows stay.
     """
 
     positions: Positions = "keep"
     tower_layer: int | None = None
+    tower_from: int | None = None
+    decoder_layer: int | None = None
     merges = False
+    keeps_marks = True
 
     @abstractmethod
     def reduce(self, crop: Crop) -> Reduction:
         """Choose what remains of a crop."""
 
+    def reduce_sample(self, crops: Sequence[Crop]) -> list[Reduction]:
+        """Choose what remains of all crops of a sample; each by itself if not said otherwise."""
+        return [self.reduce(crop) for crop in crops]
+
+
+class Sight(NamedTuple):
+    """What a policy sees before a layer.
+
+    Args:
+        layer: Its number.
+        depth: How many there are.
+        tokens: What enters it.
+        hidden: Its states (B, T, C).
+        before: What the layer before attended with, among the same tokens; nothing before the first layer.
+        entering: What the tokens were as they entered the decoder (B, T, C).
+    """
+
+    layer: int
+    depth: int
+    tokens: TokenMap
+    hidden: Tensor
+    before: Attending | None
+    entering: Tensor
+
+
+class Decision(NamedTuple):
+    """What a layer computes.
+
+    Args:
+        keep: Which tokens (B, T).
+        returns: Whether the others go around this layer and come back, text too; otherwise all text stays, and image
+            tokens that are not kept are gone from here on.
+        scale: Factors of what the feed-forward part adds to each token (B, T).
+        mix: The mixture of all tokens that each token becomes before the layer (B, T, T).
+    """
+
+    keep: Tensor
+    returns: bool = False
+    scale: Tensor | None = None
+    mix: Tensor | None = None
+
 
 class LayerPolicy(Edit):
-    """Drops tokens from a layer on, while the prompt is read; the answer follows.
-
-    It sees how the prompt's last token attends in the layer before.
+    """Chooses what layers compute, while the prompt is read; the answer follows.
 
     Attributes:
         positions: Whether the rest keeps its positions or is numbered anew.
+        looks: Whether it asks how the layer before attended.
+        feeds: Whether it scales what the feed-forward part adds.
     """
 
     positions: Positions = "keep"
+    looks = True
+    feeds = False
 
     @abstractmethod
     def at(self, layer: int, depth: int) -> bool:
-        """Whether it drops tokens before this layer computes; never before the first one."""
+        """Whether it decides anything before this layer computes; never before the first one if it looks."""
 
     @abstractmethod
-    def keep(self, tokens: TokenMap, attention: Tensor) -> Tensor:
-        """Which tokens stay (B, T), by attention (B, h, T)."""
+    def decide(self, sight: Sight) -> Decision:
+        """What this layer computes of the prompt, and of an answer that is known already."""
+
+    def answers(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Which tokens of the answer (B, Q) this layer computes, and factors as in ``Decision``; all if not said."""
+        return None
 
 
 def share(value: float, *, name: str) -> float:

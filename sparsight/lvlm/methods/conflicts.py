@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from blocks.edits.base import HeadEdit, MaskProgram
+from torch import nn
+
+from blocks.edits.base import AttentionFunction, FeedForwardEdit, HeadEdit, MaskProgram
 from blocks.tokens.base import Edit, FeatureReducer, LayerPolicy
 from sparsight.common.plain import setting
 from sparsight.lvlm.methods.guard import RECURRENT
 from sparsight.lvlm.methods.kernels import KERNELS
 
+FEED_FORWARD = ("mlp", "feed_forward")
 ONCE = {"num_beams": 1, "num_return_sequences": 1, "penalty_alpha": None, "prompt_lookup_num_tokens": None}
 
 
@@ -42,31 +45,37 @@ def check_together(methods: Sequence[Edit]) -> None:
         )
 
 
-def check_model(methods: Sequence[Edit], config: Any, depth: int) -> None:
+def check_model(methods: Sequence[Edit], config: Any, layers: nn.ModuleList) -> None:
     """See that methods can work on a model.
 
     Args:
         methods: All of a recipe.
         config: Of its text model.
-        depth: Number of decoder layers.
+        layers: Of its decoder.
 
     Raises:
         ValueError: They cannot.
     """
-    kernel = config._attn_implementation
+    kernel, depth = config._attn_implementation, len(layers)
     if kernel not in KERNELS:
         raise ValueError(f"recipes do not serve the attention kernel {kernel!r}: choose one of {', '.join(KERNELS)}")
     kinds = setting(config, "layer_types") or [""] * depth
     for method in methods:
-        layers = [layer for layer in range(depth) if method.at(layer, depth)]
-        if not layers:
+        found = [layer for layer in range(depth) if method.at(layer, depth)]
+        if not found:
             raise ValueError(f"{name_of(method)} is about none of the {depth} layers")
-        for layer in layers:
-            read = layer - 1 if isinstance(method, LayerPolicy) else layer
+        for layer in found:
+            read = layer - 1 if isinstance(method, (LayerPolicy, MaskProgram)) and method.looks else layer
             if read < 0:
                 raise ValueError(f"{name_of(method)} drops tokens before layer 0, before which there is no attention")
-            if isinstance(method, (LayerPolicy, HeadEdit)) and kinds[read] in RECURRENT:
+            reads = isinstance(method, HeadEdit) or read < layer
+            if reads and kinds[read] in RECURRENT:
                 raise ValueError(f"{name_of(method)} needs attention in layer {read}, which is of kind {kinds[read]}")
+        asked = method.decoder_layer if isinstance(method, FeatureReducer) else None
+        if asked is not None and (not 0 <= asked < depth or kinds[asked] in RECURRENT):
+            raise ValueError(f"{name_of(method)} needs attention in layer {asked}; there are 0 to {depth - 1}")
+        if isinstance(method, FeedForwardEdit) or (isinstance(method, LayerPolicy) and method.feeds):
+            feed_forward(layers[found[0]])
     by_layer: dict[int, list[str]] = {}
     for policy in (method for method in methods if isinstance(method, LayerPolicy)):
         for layer in range(depth):
@@ -75,6 +84,26 @@ def check_model(methods: Sequence[Edit], config: Any, depth: int) -> None:
     for layer, names in by_layer.items():
         if len(names) > 1:
             raise ValueError(f"{' and '.join(names)} both drop tokens before layer {layer}: give one another layer")
+    whole = [method for method in methods if isinstance(method, AttentionFunction)]
+    for layer in range(depth):
+        names = [name_of(method) for method in whole if method.at(layer, depth)]
+        if len(names) > 1:
+            raise ValueError(f"{' and '.join(names)} both compute attention in layer {layer}: choose one")
+
+
+def feed_forward(layer: nn.Module) -> nn.Module:
+    """The feed-forward part of a decoder layer.
+
+    Raises:
+        ValueError: It has none of a known name.
+    """
+    found = [part for name, part in layer.named_children() if name in FEED_FORWARD]
+    if len(found) != 1:
+        named = [name for name, _ in layer.named_children()]
+        raise ValueError(
+            f"{type(layer).__name__} has no feed-forward part of a known name: it holds {', '.join(named)}"
+        )
+    return found[0]
 
 
 def check_generation(options: Mapping[str, Any], config: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,10 +26,13 @@ class Family(NamedTuple):
     Args:
         layouts: Of images, by the model inside, what it was given to make features, and numbers of tokens.
         tiles: Whether images whose tokens follow each other without text are crops of one.
+        patches: How patches of the vision tower that become one token lie: in a square of the image, in a run one after
+            the other, or in an order that is not known here.
     """
 
     layouts: Layouts
     tiles: bool = False
+    patches: Literal["square", "run", "unknown"] = "square"
 
 
 def _grid(height: int, width: int, frames: int = 1) -> Tensor:
@@ -96,10 +99,10 @@ FAMILIES = {
     "paligemma": Family(_square),
     "gemma3": Family(_square),
     "internvl": Family(_square, tiles=True),
-    "qwen2_5_vl": Family(_merged),
-    "qwen3_vl": Family(_merged),
-    "qwen3_5": Family(_merged),
-    "lfm2_vl": Family(_shuffled),
+    "qwen2_5_vl": Family(_merged, patches="unknown"),
+    "qwen3_vl": Family(_merged, patches="run"),
+    "qwen3_5": Family(_merged, patches="run"),
+    "lfm2_vl": Family(_shuffled, patches="unknown"),
     "smolvlm": Family(_square),
     "idefics3": Family(_square),
 }

@@ -8,16 +8,15 @@ Shape legend: h heads, N tokens of a crop, S tokens of the tower, d channels of 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from inspect import signature
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from blocks.tokens.base import FeatureReducer
 from blocks.tokens.token_map import TokenMap
 from sparsight.lvlm.methods.families import family_of
 from sparsight.lvlm.model.tower import Parts
@@ -26,9 +25,15 @@ METHOD = "get_image_features"
 
 
 class _Seen(NamedTuple):
-    query: Tensor  # (crops, h, S, d)
+    query: Tensor  # (h, S, d) of one crop
     key: Tensor
     scaling: float
+
+
+class Looking(Protocol):
+    """A method that looks into the vision tower."""
+
+    tower_layer: int | None
 
 
 class Pictures:
@@ -37,24 +42,25 @@ class Pictures:
     Args:
         model: Of ``AutoModelForImageTextToText``.
         parts: Its parts.
-        reducers: Which may look into a layer of the tower.
+        looking: Methods that look into a layer of the tower.
 
     Attributes:
         layouts: Of each image or tile of the batch, (n, 3).
+        again: Whether further passes over the same images follow, which are not encoded again.
     """
 
-    def __init__(self, model: Any, parts: Parts, reducers: list[FeatureReducer]) -> None:
+    def __init__(self, model: Any, parts: Parts, looking: Sequence[Looking]) -> None:
         self.inner, self.family = model.base_model, family_of(model.config)
         self.layouts: list[Tensor] = []
-        self.towers: list[Any] = [tower for tower in parts.vision.values() if reducers]
+        self.towers: list[Any] = [tower for tower in parts.vision.values() if looking]
         self.modules = {module for tower in self.towers for module in tower.modules()}
-        self.wanted = {reducer.tower_layer for reducer in reducers if reducer.tower_layer is not None}
-        self._calls = 0
-        self._seen: dict[int, _Seen] = {}
+        self.again = False
+        self._found: Any = None
+        self._seen: dict[nn.Module, list[_Seen]] = {}  # by attention, in the order of layers
 
     def forget(self) -> None:
         """The prompt was read; the next one has other images."""
-        self.layouts, self._seen = [], {}
+        self.layouts, self._seen, self._found, self.again = [], {}, None, False
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -64,8 +70,10 @@ class Pictures:
 
         @wraps(encode)
         def listen(*args: Any, **given: Any) -> Any:
-            self._calls, self._seen = 0, {}
-            found = encode(*args, **given)
+            if self.again and self._found is not None:
+                return self._found
+            self._seen = {}
+            found = self._found = encode(*args, **given)
             counts = [len(features) for features in found.pooler_output]
             bound = signature(encode).bind(*args, **given).arguments
             self.layouts = self.family.layouts(self.inner, {**bound, **bound.get("kwargs", {})}, counts)
@@ -85,38 +93,42 @@ class Pictures:
                 vars(self.inner)[METHOD] = own
 
     def heard(self, module: nn.Module, query: Tensor, key: Tensor, scaling: float) -> None:
-        """Remember queries and keys of the wanted layers; attention modules are called one layer after the other."""
-        if module not in self.modules:
-            return
-        depth = self.towers[0].config.num_hidden_layers
-        if self._calls in {layer % depth for layer in self.wanted if -depth <= layer < depth}:
-            self._seen[self._calls] = _Seen(query.detach(), key.detach(), scaling)
-        self._calls += 1
+        """Remember queries and keys of the tower, whose attentions are called crop by crop or for all at once."""
+        if module in self.modules:
+            crops = zip(query.detach(), key.detach(), strict=True)
+            self._seen.setdefault(module, []).extend(_Seen(*crop, scaling) for crop in crops)
 
-    def looking(self, reducer: FeatureReducer, tokens: TokenMap) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
-        """A function that gives attention (h, N) and keys (h, N, d) of tokens of a sample, which are one crop.
+    def looking(
+        self, method: Looking, tokens: TokenMap, first: int | None = None
+    ) -> Callable[[int, Tensor], tuple[Tensor, Tensor]]:
+        """A function that gives attention (n, h, N) and keys (h, N, d) of tokens of a sample, which are one crop.
+
+        Args:
+            method: Says in which layer.
+            tokens: Of the batch.
+            first: The first of several layers, up to that; the keys are those of the last.
 
         Raises:
-            ValueError: The tower does not have the layer, or not a patch for each token of an image.
+            ValueError: The tower does not have the layer, or no whole number of patches for each token of an image.
         """
-        name, layer = type(reducer).__name__, reducer.tower_layer
+        name, layer, layers = type(method).__name__, method.tower_layer, list(self._seen.values())
         assert layer is not None
-        seen = self._seen.get(layer % max(self._calls, 1)) if -self._calls <= layer < self._calls else None
-        if seen is None:
-            had = f"{self._calls} layers with attention" if self._calls else "no attention that can be seen"
+        if not -len(layers) <= layer < len(layers):
+            had = f"{len(layers)} layers with attention" if layers else "no attention that can be seen"
             raise ValueError(
                 f"{name} looks into layer {layer} of the vision tower, which had {had}: a tower of convolutions has "
                 "none, and a vision cache passes it by"
             )
+        last = layer % len(layers)
+        wanted = layers[(last if first is None else first % len(layers)) : last + 1]
         firsts = [int((layout[:, 0] == 0).sum()) for layout in self.layouts]
         crops = [int(layout[:, 0].max()) + 1 for layout in self.layouts]
-        length = seen.key.shape[2]
-        side = math.isqrt(length)
-        skip = length - side * side  # a class token, or none
-        if len(seen.key) != sum(crops) or skip not in (0, 1) or any(first != side * side for first in firsts):
+        lengths = [len(seen.key[0]) for seen in layers[last]]
+        counts = [first for first, crop in zip(firsts, crops, strict=True) for _ in range(crop)]
+        if len(lengths) != len(counts) or not all(map(self._patches, lengths, counts)) or not wanted:
             raise ValueError(
-                f"{name} needs a patch of the vision tower for each image token; here the tower computes "
-                f"{len(seen.key)} x {length} for {sum(crops)} crops of {sorted(set(firsts))} tokens"
+                f"{name} needs patches of the vision tower for each image token; here the tower computes "
+                f"{len(lengths)} x {sorted(set(lengths))} for {len(counts)} crops of {sorted(set(firsts))} tokens"
             )
         begins = torch.tensor([0, *crops]).cumsum(0).tolist()
         entry = torch.repeat_interleave(torch.arange(len(crops)), torch.tensor([len(x) for x in self.layouts]))
@@ -124,12 +136,39 @@ class Pictures:
         number[tokens.image >= 0] = entry.to(number)
 
         def look(sample: int, places: Tensor) -> tuple[Tensor, Tensor]:
-            first = places[0]
-            inside = 0 if self.family.tiles else int(tokens.crop[sample, first])  # tiles are entries of their own
-            crop = begins[int(number[sample, first])] + inside
-            patch = skip + tokens.row[sample, places] % side * side + tokens.column[sample, places] % side
-            queries = seen.query[crop, :, :1] if skip else seen.query[crop]
-            logits = queries.float() @ seen.key[crop].float().transpose(1, 2) * seen.scaling
-            return logits.softmax(-1).mean(1)[:, patch], seen.key[crop][:, patch]
+            picture = int(number[sample, places[0]])
+            inside = 0 if self.family.tiles else int(tokens.crop[sample, places[0]])  # tiles are entries of their own
+            crop, count = begins[picture] + inside, firsts[picture]
+            told = [self._of_tokens(seen[crop], count) for seen in wanted]
+            side = math.isqrt(count)
+            if self.family.patches == "run":
+                columns = int(self.layouts[picture][:, 2].max()) + 1
+                at = tokens.row[sample, places] * columns + tokens.column[sample, places]
+            else:
+                at = tokens.row[sample, places] % side * side + tokens.column[sample, places] % side
+            return torch.stack([attention for attention, _ in told])[..., at], told[-1][1][:, at]
 
         return look
+
+    def _patches(self, length: int, count: int) -> int:
+        """How many patches on a side, or in a run, a token stands for; 0 if that is not known."""
+        if self.family.patches == "run":
+            return 0 if length % count else length // count
+        side, tokens = math.isqrt(length), math.isqrt(count)
+        fits = length - side * side in (0, 1) and tokens * tokens == count and side % max(tokens, 1) == 0
+        return side // tokens if fits and tokens and self.family.patches == "square" else 0
+
+    def _of_tokens(self, seen: _Seen, count: int) -> tuple[Tensor, Tensor]:
+        """Attention (h, N) and keys (h, N, d) of a crop's tokens, each of which stands for some patches."""
+        length = seen.key.shape[1]
+        patches, runs = self._patches(length, count), self.family.patches == "run"
+        skip = 0 if runs else length - math.isqrt(length) ** 2  # a class token, or none
+        queries = seen.query[:, :1] if skip else seen.query
+        logits = queries.float() @ seen.key.float().transpose(1, 2) * seen.scaling
+        weights, keys = logits.softmax(-1).mean(1)[:, skip:], seen.key[:, skip:]
+        if runs:
+            return weights.unflatten(1, (count, patches)).sum(2), keys.unflatten(1, (count, patches)).mean(2)
+        side = math.isqrt(count)
+        cells = (side, patches, side, patches)
+        grid, pooled = weights.unflatten(1, cells).sum((2, 4)), keys.unflatten(1, cells).mean((2, 4))
+        return grid.flatten(1), pooled.flatten(1, 2)

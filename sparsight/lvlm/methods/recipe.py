@@ -10,16 +10,16 @@ from weakref import WeakSet
 
 from torch import nn
 
-from blocks.edits.base import AttentionEdit, HeadEdit, MaskProgram
+from blocks.edits.base import AttentionEdit, BranchDecoder, FeedForwardEdit, HeadEdit, MaskProgram
 from blocks.tokens.base import Edit, FeatureReducer, LayerPolicy
-from sparsight.lvlm.methods.conflicts import check_generation, check_model, check_together, name_of
+from sparsight.lvlm.methods.conflicts import check_generation, check_model, check_together, feed_forward, name_of
 from sparsight.lvlm.methods.families import family_of
 from sparsight.lvlm.methods.installed import Installed
 from sparsight.lvlm.methods.kernels import around_kernel
 from sparsight.lvlm.model.bypass import replaced_forward
 from sparsight.lvlm.model.tower import find_parts
 
-ORDER = (FeatureReducer, MaskProgram, LayerPolicy, AttentionEdit, HeadEdit)
+ORDER = (FeatureReducer, MaskProgram, LayerPolicy, AttentionEdit, HeadEdit, FeedForwardEdit, BranchDecoder)
 _BUSY: WeakSet[nn.Module] = WeakSet()  # models with a recipe
 
 
@@ -27,7 +27,7 @@ class Recipe:
     """A list of methods, which work in the order of ``ORDER`` whatever their order in the list.
 
     Images are reduced at the decoder's entrance; each layer then gets its mask, loses tokens, attends, and has its
-    heads changed. Several of a kind work in the order of the list.
+    heads and its feed-forward part changed. Several of a kind work in the order of the list.
 
     Args:
         methods: Of ``blocks.tokens`` and ``blocks.edits``, or of your own.
@@ -51,7 +51,7 @@ class Recipe:
         """
         family_of(model.config)
         parts = find_parts(model)
-        check_model(self.methods, model.config.get_text_config(decoder=True), len(parts.layers))
+        check_model(self.methods, model.config.get_text_config(decoder=True), parts.layers)
 
     def record(self) -> list[dict[str, Any]]:
         """Methods and their options in their order, as plain data."""
@@ -82,6 +82,9 @@ class Recipe:
             stack.enter_context(_around(parts.decoder, work.decoder))
             for number, layer in enumerate(parts.layers):
                 stack.enter_context(_around(layer, partial(work.layer, number)))
+                if work.feeds:
+                    part = feed_forward(layer)
+                    stack.enter_context(_around(part, partial(work.feed, number, part)))
             for kernel in kernels:
                 stack.enter_context(around_kernel(kernel, work.attend))
             yield

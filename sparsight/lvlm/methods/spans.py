@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blocks.tokens.token_map import ANSWER, IMAGE, NOWHERE, PAD, QUESTION, SYSTEM, TokenMap
+from sparsight.lvlm.methods.kernels import as_bools
 from sparsight.lvlm.model.answers import IGNORED
 
 
@@ -78,7 +79,7 @@ def present_tokens(mask: Any, input_ids: Tensor) -> Tensor:
     mask = mask.get("full_attention") if isinstance(mask, dict) else mask
     if mask is None:
         return torch.ones_like(input_ids, dtype=torch.bool)
-    if mask.ndim == 2:
+    if isinstance(mask, Tensor) and mask.ndim == 2:
         return mask[:, : input_ids.shape[1]].bool()
-    last = mask[:, 0, -1, : input_ids.shape[1]]
-    return (last if last.dtype == torch.bool else last == 0).expand(input_ids.shape)
+    samples, length = input_ids.shape
+    return as_bools(mask, (samples, 1, length, length))[:, 0, -1, :length].expand(input_ids.shape)

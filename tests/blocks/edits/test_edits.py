@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from blocks.edits import HeadAblation, ModalityMutualAttention, VisualAttentionRedistribution
+from blocks.edits.base import Rows, Where
 from blocks.tokens import TokenMap
 from blocks.tokens.token_map import ANSWER, IMAGE, PAD, QUESTION, SYSTEM
 
@@ -24,7 +25,7 @@ def causal() -> torch.Tensor:
 
 
 def test_images_see_the_question_and_no_answer() -> None:
-    found = ModalityMutualAttention().allow(causal(), tokens(), tokens())[0, 0]
+    found = ModalityMutualAttention().allow(causal(), tokens(), tokens(), Where())[0, 0]
     for query, looks in enumerate(KINDS):
         for key, seen in enumerate(KINDS):
             wanted = seen != PAD and (key <= query or (looks == IMAGE and seen == QUESTION))
@@ -49,7 +50,7 @@ def test_sinks_give_and_the_image_takes(image: float, rho: float) -> None:
     marks = torch.zeros(1, len(KINDS), dtype=torch.bool)
     marks[0, SINKS] = True
     edit = VisualAttentionRedistribution([0], image=image, rho=rho)
-    new = edit.weights(old, tokens(), tokens(), marks)
+    new = edit.weights(Rows(old, old, causal(), tokens(), tokens(), 2, marks))
     changed = 0
     for head in range(6):
         for query, kind in enumerate(KINDS):
@@ -79,10 +80,10 @@ def test_which_layers_are_redistributed() -> None:
 def test_ablated_heads_answer_nothing() -> None:
     heads = torch.randn(2, 3, 4, 5, requires_grad=True)
     edit = HeadAblation({1: [0, 2], 3: []})
-    found = edit.edit(heads, 1)
+    found = edit.edit(heads, 1, tokens())
     assert found[:, :, [0, 2]].eq(0).all() and torch.equal(found[:, :, [1, 3]], heads[:, :, [1, 3]])
     found.sum().backward()
     assert heads.grad is not None and heads.grad[:, :, [0, 2]].eq(0).all() and heads.grad[:, :, 1].eq(1).all()
-    assert torch.equal(edit.edit(heads, 3), heads)
+    assert torch.equal(edit.edit(heads, 3, tokens()), heads)
     with pytest.raises(ValueError, match=r"names heads \[4\] in layer 1; there are 0 to 3"):
-        HeadAblation({1: [4]}).edit(heads, 1)
+        HeadAblation({1: [4]}).edit(heads, 1, tokens())

@@ -11,7 +11,9 @@ from torch import Tensor
 from transformers.models.llama import modeling_llama
 
 from blocks.edits import AttentionEdit, HeadAblation, MaskProgram
-from blocks.tokens import DivPrune, FasterVLM, FastV, LayerPolicy, PyramidDrop, RandomTokens, TokenMap, UniformTokens
+from blocks.edits.base import Rows, Where
+from blocks.tokens import DivPrune, FasterVLM, FastV, PyramidDrop, RandomTokens, TokenMap, UniformTokens
+from blocks.tokens.policies.last_token import LastTokenPolicy
 from sparsight.lvlm.answer.likelihood import candidate_log_likelihoods
 from sparsight.lvlm.answer.whole_texts import whole_log_likelihoods
 from sparsight.lvlm.methods.conformance import left_padded
@@ -23,7 +25,7 @@ from tests.tiny_methods import METHODS, tried
 from tests.tiny_tokens import IMAGE
 
 
-class Fixed(LayerPolicy):
+class Fixed(LastTokenPolicy):
     """Keeps the image tokens in even or odd columns of the first sample's map."""
 
     def __init__(self, layers: list[int], positions: Any) -> None:
@@ -89,14 +91,18 @@ def test_reduced_images_are_short_images(positions: Any) -> None:
     torch.testing.assert_close(found[:, after:], wanted[:, after - 8 :])
 
 
+def squared(weights: Tensor) -> Tensor:
+    return weights.square() / weights.square().sum(-1, keepdim=True)
+
+
 class Sharper(AttentionEdit):
     """Squares attention weights."""
 
     def rows(self, queries: TokenMap) -> Tensor:
         return torch.arange(1, queries.kind.shape[1])
 
-    def weights(self, old: Tensor, queries: TokenMap, keys: TokenMap, marks: Tensor | None) -> Tensor:
-        return old.square() / old.square().sum(-1, keepdim=True)
+    def weights(self, rows: Rows) -> Tensor:
+        return squared(rows.old)
 
 
 def test_changed_weights_are_those_of_a_kernel_that_changes_them(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +115,7 @@ def test_changed_weights_are_those_of_a_kernel_that_changes_them(monkeypatch: py
         groups = module.num_key_value_groups
         logits = query @ key.repeat_interleave(groups, 1).transpose(2, 3) * scaling + mask
         weights = logits.softmax(-1)
-        weights = torch.cat([weights[:, :, :1], Sharper().weights(weights[:, :, 1:], *[None] * 3)], 2)  # type: ignore
+        weights = torch.cat([weights[:, :, :1], squared(weights[:, :, 1:])], 2)
         return (weights @ value.repeat_interleave(groups, 1)).transpose(1, 2), weights
 
     monkeypatch.setattr(modeling_llama, "eager_attention_forward", sharp)
@@ -207,7 +213,7 @@ def test_text_without_images_is_read_as_ever() -> None:
 class Grid(MaskProgram):
     needs_grid = True
 
-    def allow(self, allowed: Tensor, queries: TokenMap, keys: TokenMap) -> Tensor:
+    def allow(self, allowed: Tensor, queries: TokenMap, keys: TokenMap, where: Where) -> Tensor:
         return allowed
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from blocks.edits.base import AttentionEdit, layers_from
+from blocks.edits.base import AttentionEdit, Rows, layers_from, words_after_images
 from blocks.tokens.token_map import QUESTION, TokenMap
 
 
@@ -31,6 +31,8 @@ class VisualAttentionRedistribution(AttentionEdit):
         share: The paper's p.
         first_layer: The first layer that is changed.
     """
+
+    needs_image = True
 
     def __init__(
         self,
@@ -58,16 +60,17 @@ class VisualAttentionRedistribution(AttentionEdit):
 
     def rows(self, queries: TokenMap) -> Tensor:
         """Where any sample has text after an image."""
-        return (queries.kind >= QUESTION).any(0).nonzero()[:, 0]
+        return words_after_images(queries)
 
-    def weights(self, old: Tensor, queries: TokenMap, keys: TokenMap, marks: Tensor | None) -> Tensor:
+    def weights(self, rows: Rows) -> Tensor:
         """Sinks give, other image tokens take."""
-        assert marks is not None
-        sink = (marks.bool() & keys.present)[:, None, None]
+        assert rows.marks is not None
+        old, keys = rows.old, rows.keys
+        sink = (rows.marks.bool() & keys.present)[:, None, None]
         takes = keys.visual[:, None, None] & ~sink
         seen = (old * keys.visual[:, None, None]).sum(-1, keepdim=True)
         free = (old * takes).sum(-1, keepdim=True)
-        is_text = (queries.kind >= QUESTION)[:, None, :, None]
+        is_text = (rows.queries.kind >= QUESTION)[:, None, :, None]
         changed = is_text & (seen >= self.image) & (free >= self.rho * seen) & (free > 0)
         given = (old * sink).sum(-1, keepdim=True) * (1 - self.share)
         new = torch.where(sink, old * self.share, old) + torch.where(takes, old * given / free.clamp(min=1e-12), 0.0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blocks.edits.base import HeadEdit
+from blocks.tokens.token_map import TokenMap
 
 
 class HeadAblation(HeadEdit):
@@ -30,7 +31,7 @@ class HeadAblation(HeadEdit):
             raise ValueError(f"HeadAblation names layers {missing}; there are 0 to {depth - 1}")
         return layer in self.heads
 
-    def edit(self, heads: Tensor, layer: int) -> Tensor:
+    def edit(self, heads: Tensor, layer: int, queries: TokenMap) -> Tensor:
         """Zeros for the chosen heads."""
         chosen, count = self.heads[layer], heads.shape[2]
         if any(not 0 <= head < count for head in chosen):

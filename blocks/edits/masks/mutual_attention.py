@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.edits.base import MaskProgram
+from blocks.edits.base import MaskProgram, Where
 from blocks.tokens.token_map import QUESTION, TokenMap
 
 
@@ -15,6 +15,6 @@ class ModalityMutualAttention(MaskProgram):
     first answer is never seen, as it is not known when the image is read.
     """
 
-    def allow(self, allowed: Tensor, queries: TokenMap, keys: TokenMap) -> Tensor:
+    def allow(self, allowed: Tensor, queries: TokenMap, keys: TokenMap, where: Where) -> Tensor:
         """What was allowed, and images the question."""
         return allowed | (queries.visual[:, :, None] & (keys.kind == QUESTION)[:, None])[:, None]

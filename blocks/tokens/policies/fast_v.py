@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blocks.tokens.base import LayerPolicy, Positions, positions_of, share
+from blocks.tokens.base import Positions, positions_of, share
+from blocks.tokens.policies.last_token import LastTokenPolicy, shares
 from blocks.tokens.token_map import TokenMap, best_visual
 
 
-class FastV(LayerPolicy):
+class FastV(LastTokenPolicy):
     """Before layer K, keeps the image tokens to which the prompt's last token attended most in layer K - 1.
 
     Attention is the mean over heads, as the authors' code has it; the paper speaks of the mean over tokens.
@@ -34,8 +35,3 @@ class FastV(LayerPolicy):
     def keep(self, tokens: TokenMap, attention: Tensor) -> Tensor:
         """All text and the most attended image tokens."""
         return best_visual(attention.mean(1), tokens, shares(tokens, self.ratio))
-
-
-def shares(tokens: TokenMap, ratio: float) -> Tensor:
-    """How many image tokens of each sample (B) a share is: rounded down, at least one."""
-    return (tokens.visual.sum(1).double() * ratio + 1e-9).long().clamp(min=1)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from blocks.tokens.base import LayerPolicy, Positions, positions_of, share
-from blocks.tokens.fast_v import shares
+from blocks.tokens.base import Positions, positions_of, share
+from blocks.tokens.policies.last_token import LastTokenPolicy, shares
 from blocks.tokens.token_map import TokenMap, best_visual
 
 
-class PyramidDrop(LayerPolicy):
+class PyramidDrop(LastTokenPolicy):
     """Before each of some layers, keeps a share of the image tokens that are left, by the prompt's last token.
 
     The paper computes attention anew from the projections of the layer to come; here it is that of the layer before.

@@ -1,0 +1,1 @@
+"""Methods that mix the logits of two passes."""

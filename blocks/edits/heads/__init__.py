@@ -1,0 +1,1 @@
+"""Methods that change what heads answer, and feed-forward parts."""

@@ -1,0 +1,1 @@
+"""Methods that change who may look at whom."""

@@ -1,0 +1,1 @@
+"""Methods that choose what layers of the decoder compute."""

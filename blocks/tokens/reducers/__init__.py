@@ -1,0 +1,1 @@
+"""Methods that drop or merge image tokens before the decoder."""
