@@ -33,7 +33,8 @@ def row(name: str, methods: Methods, families: Sequence[str], tiny: Any) -> tupl
             continue
         model, samples = tiny.tried(family)
         try:
-            found = check_methods(methods, model, samples, tolerance=tiny.NEAR[family])
+            told = {"tolerance": tiny.NEAR[family], "changes": tiny.changes(family, name)}
+            found = check_methods(methods, model, samples, **told)
         except AssertionError as error:
             broken.append(f"{family}: {error}")
             continue

@@ -6,18 +6,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from blocks.edits import HeadAblation, ModalityMutualAttention, VisualAttentionRedistribution
-from blocks.tokens import (
-    DivPrune,
-    Edit,
-    FasterVLM,
-    FastV,
-    PyramidDrop,
-    RandomTokens,
-    UniformTokens,
-    VisionZip,
-    VisPruner,
-)
+from blocks import edits, tokens
+from blocks.tokens import Edit
 from tests.tiny_batches import alone
 from tests.tiny_families import HYBRIDS
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
@@ -27,34 +17,97 @@ SERVED = (
     *("qwen2_5_vl", "qwen3_vl", "qwen3_5", "lfm2_vl", "smolvlm", "idefics3"),
 )
 NEAR = {family: 3e-4 if family in HYBRIDS else 2e-5 for family in SERVED}  # largest difference of logits
-LOOKING = {"faster_vlm", "vis_pruner", "vision_zip"}  # into the vision tower
+LOOKING = {  # into the vision tower
+    *("faster_vlm", "vis_pruner", "vision_zip", "vtc_cls", "fo_pru", "fo_pru_rows", "vmtc", "visual_boost", "damro"),
+}
 PATCHWISE = (  # a square or a run of patches for each image token
     *("llava", "llava_qwen2", "llava_next", "llava_onevision", "paligemma", "gemma3", "internvl"),
     *("smolvlm", "idefics3", "qwen3_vl", "qwen3_5"),
 )
-RENUMBERING = {"renumbered", "pyramid_drop"}
+RENUMBERING = {"renumbered", "pyramid_drop", "gem_filter"}
 SEVERAL_AXES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")  # of positions
+TRAINING = {"long_lora", "sink_lora"}  # change nothing in what is answered
 
 METHODS: dict[str, Callable[[], list[Edit]]] = {
-    "random": lambda: [RandomTokens()],
-    "renumbered": lambda: [UniformTokens(positions="renumber")],
-    "div_prune": lambda: [DivPrune(0.5)],
-    "faster_vlm": lambda: [FasterVLM(0.5)],
-    "vis_pruner": lambda: [VisPruner(0.5)],
-    "vision_zip": lambda: [VisionZip(0.25, 0.25)],
-    "fast_v": lambda: [FastV(layer=3)],
-    "pyramid_drop": lambda: [PyramidDrop(layers=[3])],
-    "aki": lambda: [ModalityMutualAttention()],
-    "var": lambda: [VisualAttentionRedistribution([0, 3], tau=1.5, image=0.05, rho=0.1)],
-    "heads": lambda: [HeadAblation({2: [1, 3], 5: [0]})],
+    "random": lambda: [tokens.RandomTokens()],
+    "no_image": lambda: [tokens.WithoutImages()],
+    "renumbered": lambda: [tokens.UniformTokens(positions="renumber")],
+    "div_prune": lambda: [tokens.DivPrune(0.5)],
+    "faster_vlm": lambda: [tokens.FasterVLM(0.5)],
+    "vis_pruner": lambda: [tokens.VisPruner(0.5)],
+    "vision_zip": lambda: [tokens.VisionZip(0.25, 0.25)],
+    "vtc_cls": lambda: [tokens.LayerEnsemble(0.5)],
+    "fo_pru": lambda: [tokens.FoPru(0.5)],
+    "fo_pru_rows": lambda: [tokens.FoPru(0.5, group="row")],
+    "vmtc": lambda: [tokens.ClusterMerge(0.25, 0.25)],
+    "slime": lambda: [tokens.TextRouter(0.5)],
+    "gem_filter": lambda: [tokens.GemFilter(3, 0.5)],
+    "gem_filter_kept": lambda: [tokens.GemFilter(3, 0.5, positions="keep")],
+    "quota": lambda: [tokens.FrameBudgets(0.5)],
+    "fast_v": lambda: [tokens.FastV(layer=3)],
+    "pyramid_drop": lambda: [tokens.PyramidDrop(layers=[3])],
+    "feather": lambda: [tokens.Feather([3, 4], [0.5, 0.5])],
+    "fit_prune": lambda: [tokens.FitPrune(fitted([0, 0, 0.25, 0.25, 0, 0]))],
+    "sparse_vlm": lambda: [tokens.SparseVLM([3, 4], [0.5, 0.25])],
+    "sparse_vlm_merged": lambda: [tokens.SparseVLM([3], [0.25], recycle=0.6)],
+    "aki": lambda: [edits.ModalityMutualAttention()],
+    "croc": lambda: [edits.CrocAttention()],
+    "croc_prompt": lambda: [edits.CrocAttention(prompt=True)],
+    "tc_llava": lambda: [edits.FrameBlockAttention()],
+    "ee_mllm": lambda: [edits.CompositeAttention()],
+    "knockout": lambda: [edits.Knockout("question", "image", [1, 2, 3])],
+    "knockout_last": lambda: [edits.Knockout("last", "question", [2, 3])],
+    "long_lora": lambda: [edits.ShiftedGroups(3)],
+    "sink_lora": lambda: [edits.SinkGroups(3, 2)],
+    "s2_attention": lambda: [edits.StridedBlocks(block=3, local=2, stride=2, dense=1)],
+    "moa": lambda: [edits.ElasticSpans({2: [[2, 0.2], [8, 0], [0, 0.5], [100, 0]], 5: [[3, 0]] * 4}, sinks=1)],
+    "cmai": lambda: [edits.CorrelationMask([3], 0.25)],
+    "yopo_window": lambda: [edits.NeighbourWindow(1)],
+    "yopo_heads": lambda: [edits.InactiveHeads({2: [1, 3], 5: [0]})],
+    "yopo_feed": lambda: [edits.FeedForwardCut(0.5)],
+    "yopo_exit": lambda: [edits.VisualExit(4)],
+    "var": lambda: [edits.VisualAttentionRedistribution([0, 3], tau=1.5, image=0.05, rho=0.1)],
+    "act": lambda: [edits.SinkCalibration({2: [0, 2], 5: [1]}, threshold=0.05)],
+    "visual_boost": lambda: [edits.VisualBoost()],
+    "temp_scale": lambda: [edits.TemperatureScale(0.7)],
+    "dual_softmax": lambda: [edits.DualSoftmax()],
+    "softplus": lambda: [edits.SoftplusAttention(length=16)],
+    "a_shape": lambda: [edits.AShape(2, 4)],
+    "vertical_slash": lambda: [edits.VerticalSlash(3, 2, last=4, first=1)],
+    "block_sparse": lambda: [edits.BlockSparse(4, 2)],
+    "hip": lambda: [edits.HierarchicalPruning(4)],
+    "heads": lambda: [edits.HeadAblation({2: [1, 3], 5: [0]})],
+    "vhr": lambda: [edits.VisionAwareHeads()],
+    "damro": lambda: [edits.OutlierContrast(outliers=2, beta=0)],
+    "lacing": lambda: [edits.ImageGuidance()],
     "five": lambda: [
-        HeadAblation({2: [1]}),
-        VisualAttentionRedistribution([0, 3], tau=1.5, image=0.05, rho=0.1),
-        FastV(layer=3),
-        ModalityMutualAttention(),
-        DivPrune(0.5),
+        edits.HeadAblation({2: [1]}),
+        edits.VisualAttentionRedistribution([0, 3], tau=1.5, image=0.05, rho=0.1),
+        tokens.FastV(layer=3),
+        edits.ModalityMutualAttention(),
+        tokens.DivPrune(0.5),
+    ],
+    "seven": lambda: [
+        edits.ImageGuidance(beta=0.01),
+        edits.FeedForwardCut(0.5),
+        edits.VisionAwareHeads(1.5),
+        edits.TemperatureScale(0.8),
+        tokens.SparseVLM([4], [0.3]),
+        edits.CompositeAttention(),
+        tokens.FrameBudgets(0.7),
     ],
 }
+BOTH_WAYS = {family: {"croc", "tc_llava"} for family in ("paligemma", "gemma3")}  # images see themselves anyway
+
+
+def fitted(drop: list[float]) -> dict[str, Any]:
+    """A calibration of FitPrune that fits any model."""
+    return {"kind": "FitPruneShares", "made_with": {}, "values": {"drop": drop}}
+
+
+def changes(family: str, name: str) -> bool:
+    """Whether a method changes what a model answers."""
+    return name not in TRAINING and name not in BOTH_WAYS.get(family, ())
 
 
 def is_served(family: str, name: str) -> bool:

@@ -261,4 +261,4 @@ def speaking(queries: TokenMap) -> Tensor:
     told = queries.kind == ANSWER
     asked = queries.present & ~told
     sample, last = torch.arange(len(told), device=told.device), queries.last
-    return told.index_put((sample, last), asked[sample, last])
+    return told | torch.zeros_like(told).index_put((sample, last), asked[sample, last])

@@ -2,29 +2,54 @@
 
 from __future__ import annotations
 
-from blocks.tokens.base import Crop, Edit, FeatureReducer, LayerPolicy, Reduction
+from blocks.tokens.artefact import Artefact
+from blocks.tokens.attending import Attending
+from blocks.tokens.base import Crop, Decision, Edit, FeatureReducer, LayerPolicy, Reduction, Sight
 from blocks.tokens.policies.fast_v import FastV
+from blocks.tokens.policies.feather import Feather
+from blocks.tokens.policies.fit_prune import FitPrune
 from blocks.tokens.policies.pyramid_drop import PyramidDrop
-from blocks.tokens.reducers.controls import RandomTokens, UniformTokens
+from blocks.tokens.policies.sparse_vlm import SparseVLM
+from blocks.tokens.reducers.controls import RandomTokens, UniformTokens, WithoutImages
 from blocks.tokens.reducers.div_prune import DivPrune
 from blocks.tokens.reducers.faster_vlm import FasterVLM
+from blocks.tokens.reducers.fo_pru import FoPru
+from blocks.tokens.reducers.frame_budgets import FrameBudgets
+from blocks.tokens.reducers.gem_filter import GemFilter
+from blocks.tokens.reducers.text_router import TextRouter
 from blocks.tokens.reducers.vis_pruner import VisPruner
 from blocks.tokens.reducers.vision_zip import VisionZip
+from blocks.tokens.reducers.vmtc import ClusterMerge
+from blocks.tokens.reducers.vtc_cls import LayerEnsemble
 from blocks.tokens.token_map import TokenMap
 
 __all__ = [
+    "Artefact",
+    "Attending",
+    "ClusterMerge",
     "Crop",
+    "Decision",
     "DivPrune",
     "Edit",
     "FastV",
     "FasterVLM",
+    "Feather",
     "FeatureReducer",
+    "FitPrune",
+    "FoPru",
+    "FrameBudgets",
+    "GemFilter",
+    "LayerEnsemble",
     "LayerPolicy",
     "PyramidDrop",
     "RandomTokens",
     "Reduction",
+    "Sight",
+    "SparseVLM",
+    "TextRouter",
     "TokenMap",
     "UniformTokens",
     "VisPruner",
     "VisionZip",
+    "WithoutImages",
 ]

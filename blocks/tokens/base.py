@@ -5,10 +5,12 @@ Shape legend: B batch, T tokens, N tokens of a crop, K kept, h heads, d channels
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from blocks.tokens.attending import Attending
@@ -26,8 +28,10 @@ class Edit(ABC):  # noqa: B024 - kinds of methods say what must be written
         return True
 
     def record(self) -> dict[str, Any]:
-        """The method and its options as plain data."""
-        return {"method": type(self).__name__, "options": {k: v for k, v in vars(self).items() if k[0] != "_"}}
+        """The method and its options as plain data, from which it can be made anew."""
+        known = vars(self)
+        options = {name: known[name] for name in inspect.signature(type(self)).parameters}
+        return {"method": type(self).__name__, "options": options}
 
 
 class Crop(NamedTuple):
@@ -111,6 +115,7 @@ class Sight(NamedTuple):
         hidden: Its states (B, T, C).
         before: What the layer before attended with, among the same tokens; nothing before the first layer.
         entering: What the tokens were as they entered the decoder (B, T, C).
+        begun: How many image tokens of each sample entered it (B).
     """
 
     layer: int
@@ -119,6 +124,7 @@ class Sight(NamedTuple):
     hidden: Tensor
     before: Attending | None
     entering: Tensor
+    begun: Tensor
 
 
 class Decision(NamedTuple):
@@ -189,3 +195,8 @@ def positions_of(value: Positions) -> Positions:
 def kept(count: int, ratio: float) -> int:
     """How many of some tokens a share is: rounded down, at least one."""
     return max(int(count * ratio + 1e-9), 1)  # 0.29 * 100 is 28.999...
+
+
+def everything(crop: Crop) -> Tensor:
+    """All tokens of a crop."""
+    return torch.arange(len(crop.features), device=crop.features.device)

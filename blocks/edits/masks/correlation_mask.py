@@ -46,7 +46,7 @@ class CorrelationMask(MaskProgram):
         weights = where.before.within(places).weights().mean(1).detach()  # B, R, T
         words = weights[:, :, places] * asks[:, None, places]
         focus = (words @ weights).masked_fill(~keys.visual[:, None], float("-inf"))
-        rank = focus.argsort(-1, descending=True, stable=True).argsort(-1)
+        rank = focus.argsort(dim=-1, descending=True, stable=True).argsort(-1)
         count = (keys.visual.sum(1).double() * self.ratio + 1e-9).long().clamp(min=1)
         hidden = keys.visual[:, None] & (rank >= count[:, None, None]) & asks[:, places, None]
         return allowed & ~torch.zeros_like(allowed[:, 0]).index_copy(1, places, hidden)[:, None]

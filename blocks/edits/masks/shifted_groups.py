@@ -36,7 +36,7 @@ class ShiftedGroups(MaskProgram):
     def groups(self, queries: TokenMap, keys: TokenMap, where: Where) -> Tensor:
         """Who is in one group (B, h, Q, K)."""
         looks, seen = ranks(queries, where), ranks(keys, where)
-        size = -(-keys.present.sum(1) // self.parts).clamp(min=1)[:, None]
+        size = (-(-keys.present.sum(1) // self.parts)).clamp(min=1)[:, None]
         same = [(looks + move) // size for move in (0, size // 2)], [(seen + move) // size for move in (0, size // 2)]
         plain, shifted = (one[:, :, None] == other[:, None] for one, other in zip(*same, strict=True))
         half = where.heads // 2

@@ -45,3 +45,13 @@ class UniformTokens(FeatureReducer):
         number = len(crop.features)
         count = kept(number, self.ratio)
         return Reduction((2 * torch.arange(count, device=crop.features.device) + 1) * number // (2 * count))
+
+
+class WithoutImages(FeatureReducer):
+    """Control: no token of any image."""
+
+    keeps_marks = False
+
+    def reduce(self, crop: Crop) -> Reduction:
+        """Nothing."""
+        return Reduction(torch.arange(0, device=crop.features.device))

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from blocks.edits.base import AttentionFunction, FeedForwardEdit, HeadEdit, MaskProgram
+from blocks.edits.base import AttentionFunction, FeedForwardEdit, HeadEdit, LogitEdit, MaskProgram
 from blocks.tokens.base import Edit, FeatureReducer, LayerPolicy
 from sparsight.common.plain import setting
 from sparsight.lvlm.methods.guard import RECURRENT
@@ -71,6 +71,12 @@ def check_model(methods: Sequence[Edit], config: Any, layers: nn.ModuleList) -> 
             reads = isinstance(method, HeadEdit) or read < layer
             if reads and kinds[read] in RECURRENT:
                 raise ValueError(f"{name_of(method)} needs attention in layer {read}, which is of kind {kinds[read]}")
+        adds = isinstance(method, LogitEdit) and not isinstance(method, AttentionFunction)
+        if adds and kernel == "flex_attention":
+            raise ValueError(
+                f"{name_of(method)} adds to logits, which flex_attention is not told of here: set attn_implementation "
+                "to sdpa or eager"
+            )
         asked = method.decoder_layer if isinstance(method, FeatureReducer) else None
         if asked is not None and (not 0 <= asked < depth or kinds[asked] in RECURRENT):
             raise ValueError(f"{name_of(method)} needs attention in layer {asked}; there are 0 to {depth - 1}")

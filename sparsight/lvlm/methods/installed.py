@@ -137,7 +137,8 @@ class Installed(Passes, Attention):
                 f"{type(policy).__name__} looks at layer {layer - 1}, around which tokens go: give it another layer"
             )
         entering = rows(self.guard.entering, self.guard.path)
-        return Sight(layer, self.depth, self.guard.local, hidden, before, entering)
+        begun = self.guard.prompt.visual.sum(1)
+        return Sight(layer, self.depth, self.guard.local, hidden, before, entering, begun)
 
     def _answered(self, layer: int, forward: Forward, hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
         guard, count, computes = self.guard, hidden.shape[1], None
@@ -161,7 +162,7 @@ class Installed(Passes, Attention):
     def _computed(self, layer: int, forward: Forward, hidden: Tensor, path: Tensor | None, inputs: Any) -> Tensor:
         guard = self.guard
         programs = [each for each in self.of(MaskProgram, layer) if self.training or not each.trains_only]
-        if guard.changed or programs:
+        if guard.changed or self.of(MaskProgram):
             before = None if guard.answering else guard.taps.get(layer - 1)
             where = Where(layer, self.depth, self.heads, before, guard.first)
             given, held = inputs.get("attention_mask"), inputs.get("past_key_values")
