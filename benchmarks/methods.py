@@ -33,8 +33,8 @@ def row(name: str, methods: Methods, families: Sequence[str], tiny: Any) -> tupl
             continue
         model, samples = tiny.tried(family)
         try:
-            told = {"tolerance": tiny.NEAR[family], "changes": tiny.changes(family, name)}
-            found = check_methods(methods, model, samples, **told)
+            asked = {"tolerance": tiny.NEAR[family], "changes": tiny.changes(family, name)}
+            found = check_methods(methods, model, samples, **asked)
         except AssertionError as error:
             broken.append(f"{family}: {error}")
             continue
