@@ -39,7 +39,7 @@ class Attending(NamedTuple):
     tables: tuple[Tensor, Tensor] | None = None
 
     def within(self, places: Tensor) -> Attending:
-        """The same for some queries (R)."""
+        """Some queries (R) with all keys."""
         tables = self.tables
         if tables is not None:
             tables = (tables[0][:, places], tables[1][:, places])
