@@ -121,13 +121,10 @@ __all__ = [
     "DeltaConvBlock",
     "DiscAttention",
     "DivPrune",
-<<<<<<< HEAD
-    "EstimatedAttention",
-    "FactorizedAttention",
-=======
     "DualSoftmax",
     "ElasticSpans",
->>>>>>> a315621 (Thirty-four more published methods for recipes, each against its equations)
+    "EstimatedAttention",
+    "FactorizedAttention",
     "FastV",
     "FasterVLM",
     "Feather",
@@ -186,11 +183,8 @@ __all__ = [
     "TokenMerging",
     "TokenMixer",
     "UniformTokens",
-<<<<<<< HEAD
     "VariedWindowAttention",
-=======
     "VerticalSlash",
->>>>>>> a315621 (Thirty-four more published methods for recipes, each against its equations)
     "VisPruner",
     "VisionAwareHeads",
     "VisionZip",
