@@ -72,7 +72,10 @@ from blocks.merge import Merge
 from blocks.neighborhood_attention import NeighborhoodAttention
 from blocks.no_mixing import NoMixing
 from blocks.pooled_attention import PooledAttention
+from blocks.positional_attention import PositionalAttention
 from blocks.radial_attention import RadialAttention
+from blocks.regularized import Regularized
+from blocks.reweighted_attention import ReweightedAttention
 from blocks.routed_attention import RoutedAttention
 from blocks.softmax_attention import SoftmaxAttention
 from blocks.tile_attention import TileAttention
@@ -163,9 +166,12 @@ __all__ = [
     "NoMixing",
     "OutlierContrast",
     "PooledAttention",
+    "PositionalAttention",
     "PyramidDrop",
     "RadialAttention",
     "RandomTokens",
+    "Regularized",
+    "ReweightedAttention",
     "RoutedAttention",
     "ShiftedGroups",
     "SinkCalibration",

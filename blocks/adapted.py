@@ -1,11 +1,13 @@
-"""Small learned parts around any core mixer: temperature, entropy at other sizes, a convolution of the values, a gate.
+"""Small learned parts around a core mixer: temperature, entropy at other sizes, pooling or a convolution, a gate.
 
 Zhou et al., "Length-Induced Embedding Collapse in Transformer-based Models" (TempScale), arXiv 2410.24200, lower the
 temperature where attention smooths too much; Jin et al., "Training-free Diffusion Model Adaptation for Variable-Sized
-Text-to-Image Synthesis", arXiv 2306.08645, scale logits by the log of the number of tokens; Dong et al., "CSWin
-Transformer", arXiv 2107.00652, add a depthwise convolution of the values; Han et al., "Bridging the Divide" (InLine),
-arXiv 2412.06590, predict its kernels from each image; Fan et al., "Breaking the Low-Rank Dilemma of Linear Attention",
-arXiv 2411.07635, end with a gate, which here is a linear map of the queries, since a core mixer sees no hidden state.
+Text-to-Image Synthesis", arXiv 2306.08645, scale logits by the log of the number of tokens; Guo et al., "Robustifying
+Token Attention for Vision Transformers", arXiv 2303.11126, pool tokens at scales that each token chooses; Dong et al.,
+"CSWin Transformer", arXiv 2107.00652, add a depthwise convolution of the values; Han et al., "Bridging the Divide"
+(InLine), arXiv 2412.06590, predict its kernels from each image; Fan et al., "Breaking the Low-Rank Dilemma of Linear
+Attention", arXiv 2411.07635, end with a gate, which here is a linear map of the queries, since a core mixer sees no
+hidden state.
 
 Shape legend: B batch, h heads, N tokens, d channels of a head, K side of a kernel.
 """
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from blocks.base import AttentionWeights, Grid, Site, SiteSamples, SoftmaxMixer, TokenMixer
 from blocks.merge import Merge
 from blocks.ops.fit import fitted
+from blocks.ops.neighbours import NeighbourPooling
 from blocks.ops.partial import Partial
 from blocks.parts import made_parts, plain_part
 from blocks.softmax_attention import SoftmaxAttention
@@ -40,6 +43,8 @@ class Adapted(SoftmaxMixer):
         value_kernel: Side of a depthwise convolution of the values that is added, odd; 0 for none.
         predicted: Predict the kernels from the mean value of each image instead.
         gated: Multiply the output by one plus a learned linear map of the query.
+        pooled: Mix every key and value with the means of neighbours at such distances, by weights that each key
+            chooses; 1, 2 and 3 as published, none to leave it out.
 
     Raises:
         ValueError: A number is out of range, or the part is no core mixer.
@@ -55,6 +60,7 @@ class Adapted(SoftmaxMixer):
         value_kernel: int = 0,
         predicted: bool = False,
         gated: bool = False,
+        pooled: Sequence[int] = (),
     ) -> None:
         super().__init__(site)
         self.mixers: Any = made_parts("Adapted", [Merge if part is None else part], [site])
@@ -65,6 +71,9 @@ class Adapted(SoftmaxMixer):
             raise ValueError(f"value_kernel of Adapted is {value_kernel!r}: give an odd number of tokens, or 0")
         if predicted and not value_kernel:
             raise ValueError("predicted of Adapted is about the kernels of value_kernel: give its side")
+        self.pooled = tuple(pooled)
+        if any(not isinstance(each, int) or each < 1 for each in self.pooled):
+            raise ValueError(f"pooled of Adapted is {list(pooled)}: give distances in tokens of at least 1, or none")
         self.temperature, self.trained_tokens = temperature, trained_tokens
         self.value_kernel, self.predicted, self.gated = value_kernel, predicted, gated
         heads, dim, taps = site.heads, site.head_dim, value_kernel ** len(site.grid.sizes)
@@ -75,6 +84,8 @@ class Adapted(SoftmaxMixer):
         for parameter in self.predictor[-1].parameters() if predicted else ():
             nn.init.zeros_(parameter)
         self.gate = nn.Parameter(torch.zeros(heads, dim, dim)) if gated else None
+        pooling = NeighbourPooling(heads=heads, head_dim=dim, dilations=self.pooled) if self.pooled else None
+        self.pooling: NeighbourPooling | None = pooling
 
     @property
     def served_axes(self) -> Collection[int]:  # type: ignore[override]
@@ -100,19 +111,21 @@ class Adapted(SoftmaxMixer):
     def padded(self, grid: Grid) -> Grid:
         """That of the part; a convolution takes the grid as it is."""
         padded: Grid = self.mixers[0].padded(grid)
-        return grid if self.value_kernel or self.gated else padded
+        return grid if self.value_kernel or self.gated or self.pooled else padded
 
     def flops(self, grid: Grid) -> int:
-        """Those of the part, 2 N K^2 h d of the convolution and 2 N h d^2 of the gate."""
+        """Those of the part, 2 N K^2 h d of the convolution, 2 N h d^2 of the gate, 4 N h d S of S poolings."""
         heads, dim, taps = self.site.heads, self.site.head_dim, self.value_kernel ** len(self.site.grid.sizes)
         around = 2 * grid.tokens * heads * dim * (taps if self.value_kernel else 0)
         around += 2 * heads * dim**2 * (1 + taps) if self.predicted else 0
         around += 2 * grid.tokens * heads * dim**2 if self.gated else 0
+        around += 4 * grid.tokens * heads * dim * (1 + len(self.pooled)) if self.pooled else 0
         return int(self.mixers[0].flops(grid)) + around
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """Mix (B, h, N, d) tensors."""
-        return self._around(self.mixers[0](self._scaled(q, grid), k, v, grid, scale), q, v, grid)
+        keys, values = self._with_neighbours(k, v, grid)
+        return self._around(self.mixers[0](self._scaled(q, grid), keys, values, grid, scale), q, v, grid)
 
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Mix, and tell the log-sum-exp of the part.
@@ -122,12 +135,14 @@ class Adapted(SoftmaxMixer):
         """
         if not self.is_softmax:
             raise ValueError(f"part of Adapted is {type(self.mixers[0]).__name__}, which has no partial")
-        output, lse = self.mixers[0](self._scaled(q, grid), k, v, grid, scale, mass=True)
+        keys, values = self._with_neighbours(k, v, grid)
+        output, lse = self.mixers[0](self._scaled(q, grid), keys, values, grid, scale, mass=True)
         return self._around(output, q, v, grid), lse
 
     def reference(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Any:
         """As ``partial`` around the reference of the part, or ``mix`` where it cannot tell."""
-        output = self.mixers[0].reference(self._scaled(q, grid), k, v, grid, scale)
+        keys, values = self._with_neighbours(k, v, grid)
+        output = self.mixers[0].reference(self._scaled(q, grid), keys, values, grid, scale)
         output, *lse = output if isinstance(output, tuple) else (output,)
         output = self._around(output, q, v, grid)
         return (output, *lse) if lse else output
@@ -144,6 +159,9 @@ class Adapted(SoftmaxMixer):
             tokens = q.new_full((), grid.tokens, dtype=torch.float32)  # as a number, each size would be a graph
             q = q * (tokens.log() / math.log(self.trained_tokens)).to(q.dtype)
         return q if self.log_factor is None else q * self.log_factor.float().exp()[:, None, None].to(q.dtype)
+
+    def _with_neighbours(self, k: Tensor, v: Tensor, grid: Grid) -> tuple[Tensor, Tensor]:
+        return (k, v) if self.pooling is None else (self.pooling(k, k, grid), self.pooling(v, k, grid))
 
     def _around(self, output: Tensor, q: Tensor, v: Tensor, grid: Grid) -> Tensor:
         if self.value_kernel:

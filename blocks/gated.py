@@ -1,8 +1,9 @@
 """Gates on a feature mixer: published as attention modules, they mix no tokens, and weigh what something else mixes.
 
 Xu and Wan, "ELA: Efficient Local Attention", arXiv 2403.01123; Liu et al., "Polarized Self-Attention", arXiv
-2107.00782; Saini et al., "ULSAM: Ultra-Lightweight Subspace Attention Module", arXiv 2006.15102. Every gate starts as
-one. Batch norms of the latter are left out: they would mix the images of a batch.
+2107.00782; Saini et al., "ULSAM: Ultra-Lightweight Subspace Attention Module", arXiv 2006.15102; Ioannides et al.,
+"Gaussian Adaptive Attention Is All You Need" (GAAM), arXiv 2401.11143, whose product of densities, which underflows, is
+a sum of logarithms here. Every gate starts as one. Batch norms of ULSAM are left out: they would mix a batch's images.
 
 Shape legend: B batch, N tokens, C channels, g groups of channels.
 """
@@ -20,7 +21,7 @@ from blocks.base import AttentionWeights, FeatureMixer, Grid, Site, SiteSamples,
 from blocks.no_mixing import NoMixing
 from blocks.parts import made_part, plain_part
 
-_GATES = ("ela", "polarized", "ulsam")
+_GATES = ("ela", "polarized", "ulsam", "gaussian")
 
 
 class Gated(FeatureMixer):
@@ -31,9 +32,11 @@ class Gated(FeatureMixer):
         part: The feature mixer; ``NoMixing`` if not given.
         gate: ``ela``: one for each place along every axis and channel, from the mean of its strip and its neighbours;
             ``polarized``: one for each channel, from a weighted mean over tokens, and one for each token; ``ulsam``:
-            one for each token and group of channels.
+            one for each token and group of channels; ``gaussian``: one for each token and channel, from how likely its
+            value is under learned Gaussians of each group of channels, among all tokens.
         reach: Neighbours of ``ela``'s strips, odd.
-        groups: Of ``ulsam``'s channels; must divide C.
+        groups: Of the channels of ``ulsam`` and ``gaussian``; must divide C.
+        gaussians: Of each group.
 
     Raises:
         ValueError: An option is unknown or out of range, or the part is no feature mixer.
@@ -44,9 +47,10 @@ class Gated(FeatureMixer):
         site: Site,
         *,
         part: Callable[[Site], TokenMixer] | None = None,
-        gate: Literal["ela", "polarized", "ulsam"] = "ela",
+        gate: Literal["ela", "polarized", "ulsam", "gaussian"] = "ela",
         reach: int = 7,
         groups: int = 4,
+        gaussians: int = 2,
     ) -> None:
         super().__init__(site)
         self.mixer: Any = made_part(NoMixing if part is None else part, site, "part of Gated")
@@ -58,9 +62,11 @@ class Gated(FeatureMixer):
         if reach < 1 or reach % 2 == 0:
             raise ValueError(f"reach of Gated is {reach!r}: give an odd number of tokens")
         channels = site.channels
-        if gate == "ulsam" and (groups < 1 or channels % groups):
+        if gate in ("ulsam", "gaussian") and (groups < 1 or channels % groups):
             raise ValueError(f"groups of Gated is {groups!r}, and {site.path} has {channels} channels")
-        self.gate, self.reach, self.groups = gate, reach, groups
+        if gaussians < 1:
+            raise ValueError(f"gaussians of Gated is {gaussians!r}: give 1 or more")
+        self.gate, self.reach, self.groups, self.gaussians = gate, reach, groups, gaussians
         half = max(1, channels // 2)
         made: dict[str, dict[str, nn.Module]] = {
             "ela": {"strip": nn.Conv1d(channels, channels, reach, padding=reach // 2, groups=channels)},
@@ -72,12 +78,16 @@ class Gated(FeatureMixer):
                 "token_value": nn.Linear(channels, half),
             },
             "ulsam": {"place": nn.Conv1d(channels, groups, 1, groups=groups)},
+            "gaussian": {},
         }
         self.layers = nn.ModuleDict(made[gate])
-        if gate == "polarized":
+        if gate in ("polarized", "gaussian"):
             self.share = nn.Parameter(torch.zeros(1))
-        last = {"ela": "strip", "polarized": "channel_out", "ulsam": "place"}[gate]
-        for parameter in self.layers[last].parameters():
+        if gate == "gaussian":
+            self.offset = nn.Parameter(torch.zeros(groups, gaussians))
+            self.log_width = nn.Parameter(torch.linspace(0, 1, gaussians).repeat(groups, 1))
+        last = {"ela": "strip", "polarized": "channel_out", "ulsam": "place"}
+        for parameter in self.layers[last[gate]].parameters() if gate in last else ():
             nn.init.zeros_(parameter)
 
     @property
@@ -94,12 +104,18 @@ class Gated(FeatureMixer):
             "ela": 2 * sum(grid.sizes) * channels * self.reach,
             "polarized": 2 * tokens * channels * (1 + 3 * half) + 2 * tokens * half * 2 + 2 * half * channels,
             "ulsam": 2 * tokens * channels,
+            "gaussian": 0,
         }
         return int(self.mixer.flops(grid)) + own[self.gate]
 
     def forward(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
         """Map the hidden state (B, N, C) to the site's output (B, N, C)."""
-        gates = {"ela": self._strips, "polarized": self._polarized, "ulsam": self._places}
+        gates = {
+            "ela": self._strips,
+            "polarized": self._polarized,
+            "ulsam": self._places,
+            "gaussian": self._likely,
+        }
         mixed: Tensor = self.mixer(hidden_BNC, grid) * gates[self.gate](hidden_BNC, grid)
         return mixed
 
@@ -134,3 +150,14 @@ class Gated(FeatureMixer):
         place_BgN = self.layers["place"](hidden_BNC.transpose(1, 2))
         for_tokens = place_BgN.softmax(-1).mT * hidden_BNC.shape[1]
         return for_tokens.repeat_interleave(self.site.channels // self.groups, -1)
+
+    def _likely(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
+        """By a learned share N times the softmax over tokens of the log of all densities, in each channel."""
+        hidden = hidden_BNC.float()
+        variance, mean = torch.var_mean(hidden, 1, keepdim=True, correction=0)
+        channels = self.site.channels // self.groups
+        places_BNCK = ((hidden - mean) / (variance + 1e-5).sqrt())[..., None]
+        offset, log_width = (each.float().repeat_interleave(channels, 0) for each in (self.offset, self.log_width))
+        logs_BNC = -0.5 * ((places_BNCK - offset) / log_width.exp()).square().sum(-1)
+        likely = logs_BNC.softmax(1) * hidden.shape[1]
+        return (1 + self.share.float() * (likely - 1)).to(hidden_BNC.dtype)

@@ -32,7 +32,10 @@ from blocks import (
     Merge,
     NeighborhoodAttention,
     PooledAttention,
+    PositionalAttention,
     RadialAttention,
+    Regularized,
+    ReweightedAttention,
     RoutedAttention,
     Site,
     TileAttention,
@@ -117,6 +120,14 @@ MIXERS: dict[str, Callable[..., TokenMixer]] = {
         temperature=False,
         value_kernel=3,
     ),
+    "adapted_pooled": partial(Adapted, part=partial(TileAttention, tile=3), pooled=[1, 2]),
+    "regularized": partial(
+        Regularized, part=partial(Adapted, part=partial(TileAttention, tile=3)), diversity=0.1, distractor=0.1
+    ),
+    "positions": partial(PositionalAttention, gate="open"),
+    "positions_gated": PositionalAttention,
+    "softplus": ReweightedAttention,
+    "softplus_threshold": partial(ReweightedAttention, power=2.0, threshold=0.9),
     "clusters": partial(ClusterAttention, group=7, cells=2),
     "clusters_alone": partial(ClusterAttention, group=10, neighbours=0, cells=3, rounds=0),
     "estimated": partial(EstimatedAttention, tile=2, keep=3),
@@ -131,8 +142,9 @@ MIXERS: dict[str, Callable[..., TokenMixer]] = {
     "gated_ela": partial(Gated, reach=3),
     "gated_polarized": partial(Gated, part=partial(LinearAttention, branch_dim=None), gate="polarized"),
     "gated_ulsam": partial(Gated, gate="ulsam", groups=2),
+    "gated_gaussian": partial(Gated, gate="gaussian", groups=2),
 }
-OBVIOUS = ("large_kernel", "gated_ela", "gated_polarized", "gated_ulsam")
+OBVIOUS = ("large_kernel", "gated_ela", "gated_polarized", "gated_ulsam", "gated_gaussian")
 """Mixers whose form is the slow one already."""
 IMAGES = ("large_kernel", "local_scan")
 """Mixers that serve two axes alone."""
@@ -150,7 +162,16 @@ QUICK = (
     *CONTRACT,
 )
 TRANSPOSABLE = ("disc", "windows_halo", "windows_grid")
-EAGER = ("local_scan", "lightning", "decay_four", "frequencies", "routed_tree", "routed_tree_fine")
+EAGER = (
+    "local_scan",
+    "lightning",
+    "decay_four",
+    "frequencies",
+    "routed_tree",
+    "routed_tree_fine",
+    "softplus",
+    "softplus_threshold",
+)
 """Mixers that walk over chunks or levels, or transform, by graphs of their own for every size."""
 MASKED = (
     "neighborhood_dilated",
@@ -171,7 +192,9 @@ def site(grid: Grid) -> Site:
     return dataclasses.replace(SITE, grid=Grid(*(8 for _ in grid.sizes)))
 
 
-@pytest.mark.parametrize("name", few(MIXERS, "frequencies", *CONTRACT))
+@pytest.mark.parametrize(  # to positions alone queries do not matter, as the contract asks
+    "name", few([name for name in MIXERS if name != "positions"], "frequencies", *CONTRACT)
+)
 def test_keeps_the_contract(name: str) -> None:
     check_mixer(MIXERS[name], transposable=name in TRANSPOSABLE)
 

@@ -12,6 +12,7 @@ import torch
 
 from blocks import (
     Adapted,
+    AgentAttention,
     DiscAttention,
     EstimatedAttention,
     FactorizedAttention,
@@ -23,12 +24,17 @@ from blocks import (
     Merge,
     NeighborhoodAttention,
     PooledAttention,
+    PositionalAttention,
+    Regularized,
+    ReweightedAttention,
     RoutedAttention,
+    SoftmaxAttention,
     TileAttention,
     VariedWindowAttention,
     WindowAttention,
 )
 from blocks.ops.coarse_to_fine import choose, level_cells
+from blocks.ops.neighbours import neighbour_means
 from sparsight.testing import SITE, random_inputs, random_teacher, relative_l2
 
 NEAR = partial(NeighborhoodAttention, kernel_size=3)
@@ -54,6 +60,15 @@ REFUSED = {
     "estimate": (partial(EstimatedAttention, estimate="low rank"), "'low rank': give linear or basis"),
     "columns": (partial(EstimatedAttention, keep=1.5), "keep of EstimatedAttention is 1.5"),
     "no distance": (partial(FactorizedAttention, dilation=0), "dilation of FactorizedAttention is 0"),
+    "open": (partial(PositionalAttention, gate="ajar"), "'ajar': give learned, open or closed"),
+    "sharp": (
+        partial(ReweightedAttention, threshold=1.0),
+        "power and threshold of ReweightedAttention are 3.0 and 1.0",
+    ),
+    "scales": (partial(Adapted, pooled=[0]), r"pooled of Adapted is \[0\]"),
+    "gaussians": (partial(Gated, gate="gaussian", gaussians=0), "gaussians of Gated is 0"),
+    "negative": (partial(Regularized, diversity=-1.0), "diversity and distractor of Regularized are -1.0 and 0.0"),
+    "no mass": (partial(Regularized, part=AgentAttention, distractor=1.0), "AgentAttention, which has no partial"),
     "twice": (partial(Merge, parts=[NEAR, partial(PooledAttention, tile=2)]), "of Merge see one key twice"),
 }
 
@@ -76,7 +91,7 @@ def test_discs_hold_as_many_tokens_as_published(radius: int, keys: int) -> None:
     assert DiscAttention(SITE, radius=radius).flops(Grid(64, 64)) == 4 * 64**2 * keys * 16
 
 
-@pytest.mark.parametrize("gate", ["ela", "polarized", "ulsam"])
+@pytest.mark.parametrize("gate", ["ela", "polarized", "ulsam", "gaussian"])
 def test_gates_start_as_one(gate: str) -> None:
     torch.manual_seed(0)
     gated: Any = Gated(SITE, gate=gate)
@@ -202,6 +217,69 @@ def test_a_varied_window_is_where_it_says() -> None:
     torch.testing.assert_close(mixed[:, 1, :4], v[:, 1, 1:3].mean(1, keepdim=True).expand(-1, 4, -1))
     with pytest.raises(ValueError, match="moves windows along 1 axes, and a grid of 2 came"):
         mixer(q, k, v, Grid(3, 4), 0.4)
+
+
+def test_neighbours_are_those_of_the_grid() -> None:
+    grid = Grid(3, 4, 5)
+    x = torch.randn(1, 1, grid.tokens, 2)
+    found, image = neighbour_means(x, 2, grid).view(*grid.sizes, 2), x.view(*grid.sizes, 2)
+    for place in [(0, 0, 0), (1, 2, 2), (2, 3, 4)]:
+        near = [
+            [at for at in (each - 2, each, each + 2) if 0 <= at < size]
+            for each, size in zip(place, grid.sizes, strict=True)
+        ]
+        expected = torch.stack([image[a, b, c] for a in near[0] for b in near[1] for c in near[2]]).mean(0)
+        torch.testing.assert_close(found[place], expected)
+
+
+def test_heads_that_look_at_one_place_are_told_from_those_that_look_at_content() -> None:
+    torch.manual_seed(0)
+    grid = Grid(6, 6)
+    site = dataclasses.replace(SITE, grid=grid)
+    mixer: Any = PositionalAttention(site, gate="learned")
+    v = torch.randn(4, 2, grid.tokens, 16)
+    q, k = 3 * torch.randn(4, 2, grid.tokens, 16), torch.randn(4, 2, grid.tokens, 16)
+    target = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)
+    place = torch.cartesian_prod(torch.arange(6), torch.arange(6)).float()
+    below = torch.exp(-(place - torch.tensor([1.0, 0.0]) - place[:, None]).square().sum(-1))
+    target[:, 0] = (below / below.sum(-1, keepdim=True)) @ v[:, 0]  # the first head looks one row down
+    mixer.fit_places(v, target, grid)
+    assert mixer.locality[0] > 0.8 and mixer.locality[1] < 0.3
+    torch.testing.assert_close(mixer.place[0], torch.tensor([1.0, 0.0]), atol=0.2, rtol=0.0)
+
+
+def test_rows_at_a_time_are_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    mixer: Any = ReweightedAttention(SITE, threshold=0.5)
+    q, k, v = random_inputs(mixer, Grid(4, 5))
+    monkeypatch.setattr("blocks.reweighted_attention._ROWS", 7)
+    torch.testing.assert_close(mixer(q, k, v, Grid(4, 5), 0.4), mixer.reference(q, k, v, Grid(4, 5), 0.4))
+
+
+def test_maps_that_are_alike_and_images_that_distract_cost_loss() -> None:
+    torch.manual_seed(0)
+    grid = Grid(6, 6)
+    part = partial(Adapted, part=SoftmaxAttention)
+    mixer: Any = Regularized(SITE, part=part, diversity=1.0)
+    q, k, v = random_inputs(mixer, grid)
+
+    def likeness(sharpness: float) -> float:
+        mixer(q * sharpness, k, v, grid, 0.4)
+        return float(mixer.auxiliary_loss().detach())
+
+    weights = (q * 2 @ k.mT * 0.4).softmax(-1).mean(1)
+    exact = torch.cosine_similarity(weights, weights.mean(1, keepdim=True), dim=-1).mean()
+    assert likeness(0.0) == pytest.approx(1.0) and likeness(2.0) == pytest.approx(float(exact), abs=0.15)
+    assert likeness(20.0) < likeness(2.0) < likeness(0.5)
+    mixer = Regularized(SITE, part=part, diversity=0.0, distractor=1.0)
+    mixer(q, k, v, grid, 0.4)
+    apart = mixer.auxiliary_loss().detach()
+    both = torch.cat([k, k.roll(1, 0)], 2), torch.cat([v, v.roll(1, 0)], 2)
+    own = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.4)
+    change = torch.nn.functional.scaled_dot_product_attention(q, *both, scale=0.4) - own
+    torch.testing.assert_close(apart, change.square().mean() / own.square().mean())
+    mixer.eval()(q, k, v, grid, 0.4)
+    assert mixer.auxiliary_loss() is None
 
 
 def test_untrained_the_rest_by_counted_means_comes_nearest_to_a_diffuse_teacher() -> None:

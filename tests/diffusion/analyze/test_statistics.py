@@ -91,6 +91,7 @@ def test_every_statistic_is_that_of_whole_maps(layout: Layout, monkeypatch: pyte
     outlying = received > 10 / layout.grid.tokens
     expected["outlier_tokens"], expected["outlier_share"] = outlying.sum(-1).double(), (received * outlying).sum(-1)
     expected["top_key_share"] = received.max(-1).values
+    expected["row_similarity"] = torch.cosine_similarity(a, a.mean(-2, keepdim=True), dim=-1).mean(-1)
     if layout.others:
         expected["text_share"] = text.mean(-1)
     torch.testing.assert_close(found.means, expected)

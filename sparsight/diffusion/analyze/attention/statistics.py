@@ -63,6 +63,7 @@ def _measured(maps: Maps) -> Measured:
     count, queries, tokens = ring_count(maps.grid), len(maps.index_n), maps.grid.tokens
     names = ("entropy", "effective_keys", "low_frequency_share")
     sums = {name: maps.zeros() for name in names}
+    directions = maps.zeros(tokens)
     mass, high_mass, received, energy = maps.zeros(count), maps.zeros(count), maps.zeros(tokens), maps.zeros()
     pairs = torch.zeros(count, dtype=torch.float64, device=maps.device)
     columns, sketches = projected(maps), []
@@ -74,7 +75,9 @@ def _measured(maps: Maps) -> Measured:
         sketches.append(rows.weights @ columns)
         sums["entropy"] += rows.entropy.sum(-1)
         sums["effective_keys"] += rows.entropy.exp().sum(-1)
-        squares = torch.linalg.vector_norm(rows.weights, dim=-1).square()
+        norms = torch.linalg.vector_norm(rows.weights, dim=-1)
+        squares = norms.square()
+        directions += (rows.weights / norms[..., None]).sum(-2)
         energy += squares.sum(-1)
         if rows.text is not None:
             sums["text_share"] = sums.get("text_share", 0) + rows.text.sum(-1)
@@ -89,6 +92,7 @@ def _measured(maps: Maps) -> Measured:
         "outlier_tokens": (outlying > 0).sum(-1).to(received.dtype),
         "outlier_share": outlying.sum(-1),
         "top_key_share": top.values,
+        "row_similarity": (directions * received).sum(-1) / queries / torch.linalg.vector_norm(received, dim=-1),
         "rank": ranks(maps, torch.cat(sketches, -2), energy),
     }
     return Measured(means, mass / queries, high_mass / queries, pairs / queries, top.indices)

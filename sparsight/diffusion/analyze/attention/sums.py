@@ -97,7 +97,7 @@ class SiteSums:
         }
         row |= {f"mass_{k}x{k}": mass_within(mass, k) for k in WINDOWS}
         row |= {f"high_mass_{k}x{k}": mass_within(high, k) for k in WINDOWS}
-        names = ("low_frequency_share", "rank", "outlier_tokens", "outlier_share", "top_key_share")
+        names = ("low_frequency_share", "rank", "outlier_tokens", "outlier_share", "top_key_share", "row_similarity")
         row |= {name: numbers[name] for name in names}
         row |= {"top_key": " ".join(map(str, top)), "top_key_in": times / self.samples(bucket)}
         return row | {"text_share": numbers.get("text_share")}
