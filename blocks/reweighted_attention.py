@@ -41,8 +41,8 @@ class ReweightedAttention(CoreMixer):
         super().__init__(site)
         if not 1 <= power < math.inf or not 0 <= threshold < 1:
             raise ValueError(
-                f"power and threshold of ReweightedAttention are {power!r} and {threshold!r}: give at least 1, and 0 or "
-                "more but less than 1"
+                f"power and threshold of ReweightedAttention are {power!r} and {threshold!r}: give at least 1, and "
+                "0 or more but less than 1"
             )
         self.power, self.threshold = power, threshold
         self.log_factor = nn.Parameter(torch.zeros(site.heads))

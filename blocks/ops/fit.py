@@ -81,8 +81,11 @@ def told_core(mixer: Any, weights: AttentionWeights, samples: Sequence[SiteSampl
 
 
 def lowered(parameters: Sequence[nn.Parameter], error: Callable[[], Tensor]) -> None:
-    """Some steps of Adam on an error; the parameters are left at the best of all steps."""
+    """Some steps of Adam on an error; the parameters are left at the best of all steps, frozen where they were."""
     best, kept = torch.inf, [parameter.detach().clone() for parameter in parameters]
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
     with torch.enable_grad():
         optimizer = torch.optim.Adam(parameters, lr=_RATE)
         for _ in range(_STEPS):
@@ -96,3 +99,5 @@ def lowered(parameters: Sequence[nn.Parameter], error: Callable[[], Tensor]) -> 
         for parameter, value in zip(parameters, kept, strict=True):
             parameter.copy_(value)
             parameter.grad = None
+    for parameter in frozen:
+        parameter.requires_grad_(False)
