@@ -27,6 +27,7 @@ verbs:
   reformulate  write the tasks of an evaluation, with their options, as files in ReForm-Eval's format
   list         name what there is to choose from: token mixers, sources of data, scores, metrics, callbacks and more
   schema       write a JSON schema of configs, with which editors complete and check them
+  completion   print a script by which bash or zsh completes verbs, configs, options and classes
   report       one page of HTML for a run, or several beside each other: sparsight report RUN [RUN ...]
   compare      set evaluations side by side, without a config: sparsight compare REPORT REPORT --output FOLDER
 
@@ -76,6 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             from sparsight.command.listing import main as list_plugins
 
             list_plugins(arguments[1:])
+            return
+        if arguments[0] == "completion":
+            from sparsight.command.output.completion import main as print_completion
+
+            print_completion(arguments[1:])
             return
     except (ConfigurationError, OSError) as error:
         raise SystemExit(f"sparsight: {error}") from error

@@ -12,7 +12,7 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.common.near import closest, did_you_mean, suggestion
 
 OURS = ("check", "export", "benchmark", "analyze", "inspect", "reformulate")  # verbs beside Lightning's
-VERBS = ("fit", "validate", "test", "predict", *OURS, "compare", "report", "schema", "list")
+VERBS = ("fit", "validate", "test", "predict", *OURS, "compare", "report", "schema", "list", "completion")
 FILE_OPTIONS = ("-c", "--config")
 CONFIG_OPTIONS = (*FILE_OPTIONS, "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
 WITHOUT_DATA = ("export", "benchmark")  # verbs that open no data

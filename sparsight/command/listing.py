@@ -27,7 +27,7 @@ groups: {", ".join(GROUPS)}
 
 
 @contextmanager
-def _without_collector() -> Iterator[None]:
+def without_collector() -> Iterator[None]:
     """Half of the time would go by in looks through a million nodes of syntax trees, none of which can be let go."""
     enabled = gc.isenabled()
     gc.disable()
@@ -38,7 +38,7 @@ def _without_collector() -> Iterator[None]:
             gc.enable()
 
 
-@_without_collector()
+@without_collector()
 def main(arguments: Sequence[str]) -> None:
     """Print the list.
 

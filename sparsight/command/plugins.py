@@ -112,6 +112,12 @@ class Plugin:
     options: tuple[str, ...] = field(default=())
 
 
+def known_sources(folder: Path | None = None) -> Sources:
+    """All classes of ours, and those in Python files of a folder."""
+    theirs = dict(read_modules(folder.glob("*.py"), folder)) if folder is not None else {}
+    return Sources({**theirs, **_ours()})
+
+
 def known_plugins(groups: Iterable[str] = GROUPS, *, folder: Path | None = None) -> dict[str, list[Plugin]]:
     """Plug-ins of each group, sorted by name, those of users last.
 
@@ -119,9 +125,7 @@ def known_plugins(groups: Iterable[str] = GROUPS, *, folder: Path | None = None)
         groups: Names in ``GROUPS``.
         folder: With classes of a user's own; none means none.
     """
-    ours = _ours()
-    theirs = dict(read_modules(folder.glob("*.py"), folder)) if folder is not None else {}
-    sources = Sources({**theirs, **ours})
+    ours, sources = _ours(), known_sources(folder)
     own = {path for path in sources.classes if sources.module_of(path).name not in ours}
     found = {}
     for group in groups:

@@ -1,0 +1,132 @@
+"""The ``completion`` verb: a script by which a shell completes verbs, configs, options and classes.
+
+Everything is in the script, read from source when it is written, so that no Python runs at a press of the tab key.
+jsonargparse's own (shtab) is not used: it knows one verb's options at a time, none of the classes that a config names,
+and imports torch.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from sparsight.command.arguments import NAMED, OURS, VERBS, config_folders, read_config
+from sparsight.command.listing import without_collector
+from sparsight.command.plugins import GROUPS, HOME, known_plugins, known_sources
+from sparsight.command.sources import Sources, read_modules
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.near import did_you_mean
+
+SHELLS = ("bash", "zsh")
+USAGE = f"""\
+usage: sparsight completion {{{",".join(SHELLS)}}}
+
+Prints a script that completes verbs, names of configs, options and classes, those of the config on the line as well.
+
+  bash: sparsight completion bash > ~/.local/share/bash-completion/completions/sparsight
+  zsh:  sparsight completion zsh > ~/.sparsight.zsh; echo 'source ~/.sparsight.zsh' >> ~/.zshrc
+"""
+TRAINER = "sparsight.command.trainer.SparsightTrainer"
+FILLED_IN = ("self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "kwargs")
+SHARED = ("config", "print_config", "help", "seed_everything", "model", "data", "trainer", "images.folder", "report")
+OTHERS = {  # verbs that take no config
+    "compare": ["output", "names", "resamples"],
+    "report": ["output", "names"],
+    "schema": ["output"],
+    "list": ["json"],
+    "completion": [],
+}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the script.
+
+    Raises:
+        ConfigurationError: There is no such shell.
+    """
+    if "--help" in arguments or "-h" in arguments:
+        print(USAGE, end="")
+        return
+    if len(arguments) != 1 or arguments[0] not in SHELLS:
+        given = " ".join(arguments)
+        raise ConfigurationError(f"completion: there is no shell {given!r}{did_you_mean(given, SHELLS)}; shells are {", ".join(SHELLS)}")
+    with without_collector():
+        print(script(arguments[0]), end="")
+
+
+def script(shell: str) -> str:
+    """What a shell is told."""
+    sources = known_sources()
+    plugins = known_plugins(("modules", "datamodules"))
+    environment = Environment(loader=PackageLoader("sparsight.command.output", "."), undefined=StrictUndefined)
+    environment.filters["words"] = " ".join
+    return environment.get_template("completion.sh").render(
+        shell=shell,
+        verbs=VERBS,
+        groups=list(GROUPS),
+        shells=SHELLS,
+        checkpoints=NAMED,
+        options={verb: _dashed(OTHERS[verb] if verb in OTHERS else _of_verb(verb, sources)) for verb in VERBS},
+        trainer=_dashed(f"trainer.{name}" for name in _of_trainer(sources)),
+        classes={part: [each.name for each in plugins[group]] for part, group in _PARTS.items()},
+        of_class={
+            (part, each.name): _dashed(f"{part}.{name}" for name in _nested(each.options, sources))
+            for part, group in _PARTS.items()
+            for each in plugins[group]
+        },
+        configs=dict(_configs()),
+    )
+
+
+_PARTS = {"model": "modules", "data": "datamodules"}
+
+
+def _dashed(names: Iterable[str]) -> list[str]:
+    return [f"--{name}" for name in names]
+
+
+def _of_verb(verb: str, sources: Sources) -> list[str]:
+    method = sources.method(TRAINER, verb)
+    own = [] if method is None else [each.arg for each in (*method.args.args, *method.args.kwonlyargs)]
+    if verb not in (*OURS, "fit", "predict"):  # Lightning's, as it is
+        own = ["ckpt_path", "verbose"]
+    return [*(name for name in own if name not in FILLED_IN), *SHARED]
+
+
+def _of_trainer(sources: Sources) -> list[str]:
+    ours = [option.partition("=")[0] for option in sources.options(TRAINER)]
+    spec = find_spec("lightning")  # without importing what is in it
+    home = Path(str(spec.origin)).parent if spec and spec.origin else Path()
+    file = home / "pytorch" / "trainer" / "trainer.py"
+    theirs = Sources(dict(read_modules([file] if file.is_file() else [], home.parent)))
+    found = [option.partition("=")[0] for option in theirs.options("lightning.pytorch.trainer.trainer.Trainer")]
+    return sorted({*ours, *found} - {*FILLED_IN})
+
+
+def _nested(options: Iterable[str], sources: Sources) -> Iterator[str]:
+    """Options, and those of a dataclass that one is by default."""
+    for option in options:
+        name, _, default = option.partition("=")
+        yield name
+        kind = default.partition("(")[0] if default.endswith(")") else ""
+        paths = [path for path in sources.classes if kind and path.rpartition(".")[2] == kind]
+        for path in paths[:1]:
+            yield from (f"{name}.{inner.partition('=')[0]}" for inner in sources.options(path))
+
+
+def _configs() -> Iterator[tuple[str, tuple[str, str]]]:
+    """Shipped configs by name, with the classes that they are for."""
+    for folder in dict.fromkeys(each.resolve() for each in config_folders()[2:] if each.is_dir()):
+        for file in sorted(folder.rglob("*.yaml")):
+            name = file.relative_to(folder).with_suffix("").as_posix()
+            content = read_config(str(file))
+            yield name, (_class(content, "model"), _class(content, "data"))
+
+
+def _class(content: Mapping[str, object], part: str) -> str:
+    found = content.get(part)
+    return str(found.get("class_path", "")).rpartition(".")[2] if isinstance(found, Mapping) else ""
