@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from pathlib import Path
 from statistics import median
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,9 +13,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 
+from callbacks.ema import TrainableEMA
+from callbacks.export import ExportAtEnd
+from sparsight.common.measure.run_cost import Estimated, disk_bytes, whole_run
+from sparsight.common.training.pace import Pace
+from sparsight.common.training.sharding import is_sharded
 from sparsight.common.training.stage_clock import Staged, stage_index
 
 MEBIBYTE = 2**20
+FORESEEN = 20  # steps after which the whole run's cost is told
 
 
 @runtime_checkable
@@ -35,6 +42,9 @@ class Waiting(Protocol):
 class Throughput(Callback):
     """Logs samples per second over all processes, peak memory in MiB and the share of waiting, at every logging step.
 
+    After 20 steps it says what the whole run will take: time, at the pace of these steps, disk, and the peak of memory
+    beside what was estimated.
+
     At the end of every stage of a module, and of training, it says the median time of a step between logging steps, the
     share of FLOPs that the module predicted for it (``predicted_share``) if it did, and the peak memory so far.
 
@@ -46,9 +56,12 @@ class Throughput(Callback):
     between two batches; with other loaders it is not logged.
     """
 
+    _told = False  # what the whole run takes
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._seconds_a_step: list[float] = []
+        self._pace, self._started = Pace(), (trainer.global_step, time.perf_counter())
         self._logged_step = trainer.global_step
         self._stage = stage_index(pl_module, trainer.global_step)
         self._restart(trainer)
@@ -64,6 +77,7 @@ class Throughput(Callback):
         self._samples += len(batch["index"]) * trainer.world_size
         self._batches += 1
         stage = stage_index(pl_module, trainer.global_step)
+        self._foresee(trainer, pl_module)
         # with accumulated gradients several batches end at one step, the first of them when it is logged
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         between = trainer.global_step % every and stage == self._stage
@@ -82,6 +96,38 @@ class Throughput(Callback):
             self._tell(pl_module)
             self._stage, self._seconds_a_step = stage, []
         self._restart(trainer)
+
+    def _foresee(self, trainer: Trainer, module: LightningModule) -> None:
+        """Say once what the whole run will take."""
+        step, (first, began) = trainer.global_step, self._started
+        if self._told or step - first > FORESEEN:
+            return
+        now = time.perf_counter()
+        self._pace.reached(step, stage=stage_index(module, step - 1), now=now)
+        if step - first < FORESEEN:
+            return
+        self._told = True
+        steps = float(trainer.estimated_stepping_batches)
+        left = self._pace.left(steps)
+        if not trainer.is_global_zero or is_sharded(module) or (left is not None and steps <= step):
+            return
+        disk = disk_bytes(
+            trainer,
+            module,
+            averaged=next((each.average for each in trainer.callbacks if isinstance(each, TrainableEMA)), {}),  # type: ignore[attr-defined]
+            exported=any(isinstance(each, ExportAtEnd) for each in trainer.callbacks),  # type: ignore[attr-defined]
+        )
+        said = whole_run(
+            None if left is None else now - began + left,
+            steps=steps - first,
+            disk=disk,
+            folder=Path(trainer.default_root_dir),
+            peak_mib=peak_memory_mib(),
+            of_process=not torch.cuda.is_available(),
+        )
+        known = module.estimated_bytes if isinstance(module, Estimated) else None
+        estimated = "" if known is None else f", {known / MEBIBYTE:,.0f} MiB were estimated for model and training"
+        rank_zero_info(f"the whole run: {said}{estimated}")
 
     def _tell(self, module: Any) -> None:
         if not self._seconds_a_step:

@@ -49,6 +49,7 @@ class TrainedPartsModule(LightningModule):
 
     export_name = "student"
     frozen_option: str | None = None
+    estimated_bytes: int | None = None  # that training was said to need of its device
 
     def __init__(self, *, max_skipped_steps: int = 0) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ class DiffusionModule(TrainedPartsModule):
         """None; but what memory training takes is said here, before a teacher draws samples for hours."""
         super().configure_callbacks()
         if self.trainer.state.fn == TrainerFn.FITTING:
-            announce_memory(self.trainer, self.estimated_memory)
+            self.estimated_bytes = announce_memory(self.trainer, self.estimated_memory)
         return []
 
     def setup(self, stage: str) -> None:
@@ -75,6 +75,11 @@ class DiffusionModule(TrainedPartsModule):
     def write_export(self, folder: Path, name: str, *, processor: Any, **facts: Any) -> None:
         """Write a pipeline folder; arguments as those of :func:`sparsight.diffusion.export.write.write_diffusion`."""
         write_diffusion(self, folder, name, **facts)
+
+    def export_bytes(self) -> int:
+        """Weights of the whole pipeline, in the precision in which they are held."""
+        parts = (part for part in self.diffusion.pipeline.components.values() if isinstance(part, torch.nn.Module))
+        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
 
     def rehearse_export(self, processor: Any) -> None:
         """See that nothing stands around the denoiser's layers; all else is refused where the module is made.

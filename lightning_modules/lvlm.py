@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
@@ -16,6 +17,7 @@ from sparsight.common.hashes import state_hash
 from sparsight.common.training.processes import averaged, everywhere
 from sparsight.common.training.sharding import is_sharded, shard_parts, split_again
 from sparsight.lvlm.chat.chat import ChatFormat
+from sparsight.lvlm.chat.show import keep_records
 from sparsight.lvlm.model.images import check_images
 from sparsight.lvlm.model.load import DTYPES, Loading, load_lvlm
 from sparsight.lvlm.model.processor import load_processor
@@ -115,6 +117,9 @@ class LVLMModule(Answering):
         """Refuse what would fail later: images, a reference that answered other items, a validation that fails."""
         self._check_images()
         super().on_fit_start()
+        folder = self.trainer.log_dir  # a broadcast: all processes must ask
+        if folder and self.trainer.logger and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            keep_records(datamodule_of(self.trainer), Path(folder))
 
     def on_validation_start(self) -> None:
         """Refuse images that would fail later, where nothing was trained before."""

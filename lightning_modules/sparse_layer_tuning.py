@@ -168,7 +168,7 @@ class SparseLayerTuning(TunedLayers):
             kind = " (low-rank adapters)" if part == LAYERS and self.adapters else ""
             lines.append(f"trained {part}{kind}: {count:,} parameters, {count / total:.1%} of the model")
         rank_zero_info("\n".join(lines))
-        announce_memory(self.trainer, lambda: run_tuning_memory(self))
+        self.estimated_bytes = announce_memory(self.trainer, lambda: run_tuning_memory(self))
 
     def on_train_start(self) -> None:
         """What is trained goes into train mode: models come in eval mode, and Lightning leaves modes as they are."""

@@ -94,6 +94,10 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
         """Write a transformers folder, in the precision of the frozen part; see ``write_lvlm``."""
         write_lvlm(self, folder, name, **facts)
 
+    def export_bytes(self) -> int:
+        """Weights of the model, in the precision in which they are held."""
+        return sum(p.numel() * p.element_size() for p in self.model.parameters())
+
     def rehearse_export(self, processor: Any) -> None:
         """Try what an export needs besides trained weights; see ``sparsight.lvlm.export.rehearsal``."""
         rehearse_export(self, processor or load_processor(self.base, **self.source))

@@ -189,11 +189,18 @@ class InstructionDataModule(RecordsDataModule):
             CorruptRecord: The record cannot be used.
             ValueError: The split is not set up, or its source has no such record.
         """
+        return f"{split} record {index}, {self._set_up(split, index).describe(index)}"
+
+    def shown(self, split: str, index: int) -> dict[str, Any]:
+        """A record as plain data, see :meth:`InstructionDataset.shown`; errors are those of ``describe``."""
+        return {"title": f"{split} record {index}"} | self._set_up(split, index).shown(index)
+
+    def _set_up(self, split: str, index: int) -> InstructionDataset:
         if split not in self.datasets:
             raise ValueError(f"there is no split {split!r}, only {sorted(self.datasets)}; call setup before describe")
         dataset: InstructionDataset = self.datasets[split]
         require(0 <= index < len(dataset.source), "index", index, f"0 to {len(dataset.source) - 1}")
-        return f"{split} record {index}, {dataset.describe(index)}"
+        return dataset
 
     def example(self) -> dict[str, Any] | None:
         """Model inputs of a sample with an image, the same on all processes; none if no split has any that serves."""

@@ -19,6 +19,7 @@ from sparsight.evaluation.questions.question import Question
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.chat_template import UnusableConversation
 from sparsight.lvlm.chat.conversation import Conversation
+from sparsight.lvlm.model.answers import IGNORED
 
 BACKGROUND = 255  # behind transparent pixels
 
@@ -106,19 +107,33 @@ class InstructionDataset(RecordDataset):
         Raises:
             CorruptRecord: The record cannot be used.
         """
+        shown = self.shown(index)
+        text = "".join(f"[[{part}]]" if learnt else part for part, learnt in shown["parts"])
+        options = (f"  {'*' if n == shown['right'] else ' '} {text}" for n, text in enumerate(shown["options"]))
+        return "\n".join([f"{shown['id']}: {shown['facts']}", text, *options])
+
+    def shown(self, index: int) -> dict[str, Any]:
+        """A record as plain data: ``parts`` of the text, each with whether it carries the loss, and what is beside it.
+
+        Raises:
+            CorruptRecord: The record cannot be used.
+        """
         sample = self.sample(index)
         ids = sample["inputs"]["input_ids"][0].tolist()
-        labels = sample["labels"].tolist() if "labels" in sample else [-100] * len(ids)
+        labels = sample["labels"].tolist() if "labels" in sample else [IGNORED] * len(ids)
         facts = [f"{len(sample['image_keys'])} images", f"{len(ids)} tokens"]
         if not self.evaluate:
             facts.append(f"{sum(label >= 0 for label in labels)} of them with loss")
         if sample["cut"]:
             facts.append(f"{sample['cut']} more cut off")
-        lines = [f"{sample['id']}: {', '.join(facts)}", self.chat.mark(ids, labels)]
-        if self.evaluate:
-            question = sample["question"]
-            lines += [f"  {'*' if n == question.answer else ' '} {text}" for n, text in enumerate(question.options)]
-        return "\n".join(lines)
+        question: Question | None = sample.get("question")
+        return {
+            "id": sample["id"],
+            "facts": ", ".join(facts),
+            "parts": self.chat.spans(ids, labels),
+            "options": [] if question is None else list(question.options),
+            "right": None if question is None else question.answer,
+        }
 
 
 def image_key(image: Image.Image) -> str:

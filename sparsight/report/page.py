@@ -51,6 +51,7 @@ def page(runs: Sequence[RunFolder]) -> str:
         runs=[_described(run) for run in runs],
         results=_results(runs),
         grids=[_grids(run) for run in runs if run.grids],
+        conversations=[(run.name, run.conversations) for run in runs if run.conversations],
         charts=list(_charts(runs)),
         maps=[(run.name, site_map(errors)) for run in runs if (errors := site_errors(run))],
         costs=[row for run in runs if run.costs for row in _costs(run, named=len(runs) > 1)],

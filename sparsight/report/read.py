@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from sparsight.common.disk.yaml_files import read_yaml
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.text import read_json
 from sparsight.diffusion.measure.report import COSTS
+from sparsight.lvlm.chat.show import CONVERSATIONS
 from sparsight.publish.facts import Metric, read_metrics
 
 CONFIG = "config.yaml"
@@ -36,6 +37,7 @@ class RunFolder:
         metrics: Values with their protocols, by stage and step.
         costs: Parameters and FLOPs of sites and whole, as ``ReplacementReport.as_dict`` gives them.
         checkpoint: The newest checkpoint.
+        conversations: Records as an image-text model saw them, with what carried the loss.
     """
 
     name: str
@@ -47,6 +49,7 @@ class RunFolder:
     metrics: Mapping[str, list[Metric]] = field(default_factory=dict)
     costs: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
+    conversations: Sequence[Mapping[str, Any]] = ()
 
     @property
     def last(self) -> dict[str, float]:
@@ -83,6 +86,7 @@ def read_run(place: str | Path, *, name: str | None = None) -> RunFolder:
         metrics={path.stem: read_metrics(path) for path in sorted((folder / "metrics").glob("*.json"))},
         costs=read_json(folder / COSTS) if (folder / COSTS).is_file() else {},
         checkpoint=checkpoints[-1] if checkpoints else None,
+        conversations=read_json(folder / CONVERSATIONS) if (folder / CONVERSATIONS).is_file() else (),
     )
 
 

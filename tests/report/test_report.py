@@ -101,6 +101,10 @@ def run_folder(folder: Path, *, loss: float = 0.5, board: bool = True) -> Path:
         },
     }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    parts = [[f"user: {HOSTILE} and [[no mask]]", False], ["a shoe", True]]
+    record = {"title": "train record 0", "id": "0", "facts": "9 tokens", "parts": parts, "options": [], "right": None}
+    asked = {**record, "title": "val record 0", "parts": parts[:1], "options": ["a shoe", "a hat"], "right": 1}
+    (folder / "conversations.json").write_text(json.dumps([record, asked]))
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
     return folder
@@ -115,6 +119,8 @@ def test_a_page_shows_what_was_logged_and_needs_nothing_else(tmp_path: Path, boa
     assert len(read.references) == 2 and "@import" not in text and "url(" not in text
     for shown in ("mine", "AttentionDistillation of teacher, 30 steps", "val/output_relative_l2", "0.123", "58.4"):
         assert shown in read.text, shown
+    assert re.findall(r"<mark>(.*?)</mark>", text) == ["marked", "a shoe"], "what carries the loss, and the legend"
+    assert "[[no mask]]" in read.text and "* a hat" in read.text and "* a shoe" not in read.text
     assert "2 replaced sites" in read.text and "5.33x less" in read.text
     assert f"--ckpt_path {run.checkpoint}" in read.text
     assert list(site_errors(run)) == list(reversed(SITES)), "in the order of the network, not of letters"

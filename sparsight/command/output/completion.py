@@ -7,7 +7,6 @@ and imports torch.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sparsight.command.arguments import NAMED, OURS, VERBS, config_folders, read_config
 from sparsight.command.listing import without_collector
-from sparsight.command.plugins import GROUPS, HOME, known_plugins, known_sources
+from sparsight.command.plugins import GROUPS, known_plugins, known_sources
 from sparsight.command.sources import Sources, read_modules
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.near import did_you_mean
@@ -53,7 +52,9 @@ def main(arguments: Sequence[str]) -> None:
         return
     if len(arguments) != 1 or arguments[0] not in SHELLS:
         given = " ".join(arguments)
-        raise ConfigurationError(f"completion: there is no shell {given!r}{did_you_mean(given, SHELLS)}; shells are {", ".join(SHELLS)}")
+        raise ConfigurationError(
+            f"completion: there is no shell {given!r}{did_you_mean(given, SHELLS)}; shells are {', '.join(SHELLS)}"
+        )
     with without_collector():
         print(script(arguments[0]), end="")
 

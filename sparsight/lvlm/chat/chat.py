@@ -203,13 +203,18 @@ class ChatFormat:
 
     def mark(self, ids: Sequence[int], labels: Sequence[int]) -> str:
         """Tokens as text, with ``[[`` and ``]]`` around those that carry the loss, and repeated tokens counted."""
+        return "".join(f"[[{text}]]" if learnt else text for text, learnt in self.spans(ids, labels))
+
+    def spans(self, ids: Sequence[int], labels: Sequence[int]) -> list[tuple[str, bool]]:
+        """Tokens as text, repeated ones counted, in parts that carry the loss or do not."""
         parts, start = [], 0
         for place in range(1, len(ids) + 1):
             if place == len(ids) or (labels[place] == IGNORED) != (labels[start] == IGNORED):
                 text = self._decode(ids[start:place])
-                parts.append(text if labels[start] == IGNORED else f"[[{text}]]")
+                counted = re.sub(r"(<[^<>\s]+>)\1+", lambda m: f"{m[1]}(x{len(m[0]) // len(m[1])})", text)
+                parts.append((counted, labels[start] != IGNORED))
                 start = place
-        return re.sub(r"(<[^<>\s]+>)\1+", lambda m: f"{m[1]}(x{len(m[0]) // len(m[1])})", "".join(parts))
+        return parts
 
     def _tokenise(self, text: str, images: Sequence[Image.Image]) -> _Tokens:
         if text.count(self.processor.image_token) != len(images):

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol, runtime_checkable
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from lightning.pytorch import LightningDataModule
 
+from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError
 
 Split = Literal["train", "val", "test"]
+CONVERSATIONS = "conversations.json"
+KEPT = {"train": 4, "val": 2}  # records of each split
 STAGES = {"train": "fit", "val": "validate", "test": "test"}
 
 
@@ -27,6 +33,33 @@ class Described(Protocol):
     def setup(self, stage: str) -> None:
         """Open what a stage needs."""
         ...
+
+
+@runtime_checkable
+class Shown(Protocol):
+    """Data whose records a page can show."""
+
+    def shown(self, split: str, index: int) -> dict[str, Any]:
+        """A record as plain data: title, facts, and the parts of its text with whether they carry the loss."""
+        ...
+
+
+def keep_records(data: object, folder: Path) -> None:
+    """Write the first records of training and validation into ``CONVERSATIONS``, for the page of the run.
+
+    Args:
+        data: The datamodule of a run, set up; nothing is written for data that cannot be shown.
+        folder: The run's log folder.
+    """
+    if not isinstance(data, Shown):
+        return
+    found = []
+    for split, count in KEPT.items():
+        for index in range(count):
+            with suppress(ValueError):  # no such split or record, or one that cannot be used
+                found.append(data.shown(split, index))
+    if found:
+        write_text(folder / CONVERSATIONS, json.dumps(found, ensure_ascii=False, indent=1))
 
 
 def show_records(datamodule: LightningDataModule, *, split: Split, index: int, count: int) -> None:

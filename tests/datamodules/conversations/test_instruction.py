@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +25,7 @@ from datamodules import (
 from datamodules.conversations.instruction_dataset import image_key
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import LengthSampler
+from sparsight.lvlm.chat.show import CONVERSATIONS, keep_records
 from sparsight.lvlm.model.answers import answer_losses
 from tests.tiny_chats import KINDS, Talks, picture, talk_data
 from tests.tiny_files import write_idx
@@ -178,6 +180,17 @@ def test_description_shows_the_loss_and_the_candidates(model: str) -> None:
         datamodule.describe("test", 0)
     with pytest.raises(ValueError, match="index is 22; allowed: 0 to 21"):
         datamodule.describe("train", 22)
+
+
+def test_records_are_kept_for_the_page_of_a_run(model: str, tmp_path: Path) -> None:
+    keep_records(talk_data(model, val=Talks(1, items=True)), tmp_path)
+    kept = json.loads((tmp_path / CONVERSATIONS).read_text())
+    assert [record["title"] for record in kept] == [*(f"train record {n}" for n in range(4)), "val record 0"]
+    (before, unlearnt), (answer, learnt), _ = kept[0]["parts"]
+    assert not unlearnt and before.endswith("assistant\n") and learnt and answer == "bag<|im_end|>"
+    assert not any(learnt for _, learnt in kept[-1]["parts"])
+    assert kept[-1]["options"][kept[-1]["right"]] == "bag"
+    keep_records(object(), tmp_path / "nowhere")  # data that cannot be shown
 
 
 def test_what_cannot_work_is_said_before_it_starts(model: str, tmp_path: Path) -> None:
