@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sparsight.common.training.averaging import averaging
 from sparsight.lvlm.export.write import processor_of
 from sparsight.publish.checkpoint import stages_of
 from sparsight.publish.export import Named, check_destination, export_and_push, rehearse
-from sparsight.publish.facts import Metric, Run, hardware
+from sparsight.publish.facts import Metric, Run, hardware, newest_grid
 from sparsight.publish.hub import check_repo
 
 
@@ -95,12 +96,13 @@ class ExportAtEnd(Callback):
         """Export on rank 0, once all processes have ended training."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        folder = trainer.log_dir or trainer.default_root_dir  # a broadcast: all processes must ask
         trainer.strategy.barrier()
         if trainer.is_global_zero:
             export_and_push(
                 pl_module,
                 self._folder(trainer, pl_module),
-                run=run_of(trainer),
+                run=replace(run_of(trainer), samples=newest_grid(Path(folder), steps=trainer.global_step)),
                 overwrite=self.overwrite,
                 processor=processor_of(datamodule_of(trainer)),
                 **self.options,

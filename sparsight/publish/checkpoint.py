@@ -16,7 +16,7 @@ from sparsight.common.moved import as_now
 from sparsight.common.plain import flatten
 from sparsight.common.training.averaging import average_in
 from sparsight.common.training.stage_clock import Staged
-from sparsight.publish.facts import Run, StageFacts
+from sparsight.publish.facts import Run, StageFacts, newest_grid
 
 
 def restore(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) -> Run:
@@ -42,6 +42,7 @@ def restore(module: Any, path: str | Path, *, weights: Literal["ema", "raw"]) ->
         stages=stages_of(module, module.steps_taken),
         weights="moving average" if weights == "ema" else "those of the last step",
         config=saved_config(Path(path), checkpoint.get("hyper_parameters", {})),
+        samples=newest_grid(Path(path).resolve().parents[1], steps=module.steps_taken),
     )
 
 

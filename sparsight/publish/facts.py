@@ -58,6 +58,7 @@ class Run:
         hardware: Where it was trained; none if that is not known.
         config: Text of the run's configuration.
         metrics: What was measured.
+        samples: Image of samples, for the card; none if the run drew none.
     """
 
     steps: int | None = None
@@ -67,6 +68,13 @@ class Run:
     hardware: str | None = None
     config: str | None = None
     metrics: Sequence[Metric] = ()
+    samples: Path | None = None
+
+
+def newest_grid(folder: Path, *, steps: int) -> Path | None:
+    """The last image of samples that a run drew into its log folder until so many steps; none if it drew none."""
+    drawn = {int(path.stem.partition("_")[2]): path for path in (folder / "samples").glob("step_*.png")}
+    return drawn[max(step for step in drawn if step <= steps)] if any(step <= steps for step in drawn) else None
 
 
 @dataclass(frozen=True)

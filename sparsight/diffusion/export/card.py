@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from sparsight.publish.facts import Base, Run
 from sparsight.publish.fresh_process import EXACT
 from sparsight.publish.shared_config import shared_config
 
+SAMPLES = "samples.png"
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a block, in a name
 OVERHEAD = (
     "Not compiled, each of these costs about 0.1 ms of a processor for every call, which hides behind the work of a "
@@ -80,7 +82,10 @@ def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> No
     """
     if run.config is not None and run.steps != 0:
         (folder / CONFIG).write_text(shared_config(run.config), encoding="utf-8")
+    if run.samples is not None and run.steps != 0:
+        shutil.copyfile(run.samples, folder / SAMPLES)
     sections = {
+        "Samples": _samples(folder),
         "Use": _use(model, base),
         "What was changed": _changes(model),
         "Training": training_text(run, untrained=model.untrained),
@@ -92,6 +97,15 @@ def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> No
     title, metadata = model.name.rpartition("/")[2], _metadata(model, base, trained=run.steps != 0).to_yaml()
     text = f"---\n{metadata}\n---\n\n# {title}\n\n{_summary(model, base, trained=run.steps != 0)}\n\n{body}\n"
     (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _samples(folder: Path) -> str:
+    if not (folder / SAMPLES).is_file():
+        return ""
+    return (
+        f"![Samples of the teacher, where there is one, above those of this model, from the same noise]({SAMPLES})\n\n"
+        "Drawn while it was trained, the last time that the run drew any; rows and prompts are named in the image."
+    )
 
 
 def _metadata(model: Model, base: Base | None, *, trained: bool) -> ModelCardData:

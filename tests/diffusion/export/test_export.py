@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from blocks import DeltaConvBlock, NeighborhoodAttention, Site, TokenMixer
-from callbacks import ExportAtEnd, TrainableEMA
+from callbacks import ExportAtEnd, SampleGrid, TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from lightning_modules.denoiser_training import Conditions
 from sparsight.command.trainer import SparsightTrainer
@@ -101,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Any:
         max_epochs=-1,
         val_check_interval=1,
         limit_val_batches=1,
-        callbacks=[TrainableEMA(0.5), ExportAtEnd()],  # to "student"
+        callbacks=[TrainableEMA(0.5), SampleGrid(labels=[0, 1], every_n_steps=100), ExportAtEnd()],  # to "student"
     )
     trainer.fit(module, tiny.image_data(root))
     (root / "config.yaml").write_text("model: {}\ndata: {class_path: datamodules.ImageDataModule}\n")
@@ -139,8 +139,11 @@ def test_the_card_says_what_was_done(folder: Any) -> None:
         "license": "cc-by-4.0",
         "tags": ["sparsight", "attention-distillation"],
     }
+    last = folder[0] / "samples" / "step_0000002.png"
+    assert (folder[0] / "student" / "samples.png").read_bytes() == last.read_bytes()
     for text in (
         "# student",
+        "](samples.png)",
         "2 of its 2 self-attentions",
         "distilled from `base`",
         "trust_remote_code=True",
