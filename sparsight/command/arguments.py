@@ -30,6 +30,10 @@ def check_arguments(arguments: Sequence[str]) -> None:
         FileNotFoundError: A config file is not there.
     """
     verb = arguments[0]
+    option = verb.partition("=")[0]
+    if option.startswith("-") and option not in (*FILE_OPTIONS, "-h", "--help", "--version"):
+        close = did_you_mean(option, ("--help", "--version", "--config"))
+        raise ConfigurationError(f"there is no option {option!r} before a verb{close}; verbs are {', '.join(VERBS)}")
     if not verb.startswith("-") and verb not in VERBS:
         raise ConfigurationError(f"there is no verb {verb!r}{did_you_mean(verb, VERBS)}; verbs are {', '.join(VERBS)}")
     resolve_configs(arguments)

@@ -18,6 +18,7 @@ from tests import tiny
 from tests.tiny_distillation import distillation
 
 
+@pytest.mark.usefixtures("reload_here")
 def test_a_run_tells_time_disk_and_memory_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -26,7 +27,7 @@ def test_a_run_tells_time_disk_and_memory_once(
     monkeypatch.setattr(throughput, "whole_run", lambda *a, **o: told.append(o["disk"]) or whole_run(*a, **o))
     teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
     module = distillation(teacher, [Stage("end_to_end", 6, warmup_steps=1)])
-    module.estimated_bytes = 3 * 2**20
+    monkeypatch.setattr("lightning_modules.diffusion.announce_memory", lambda *_: 3 * 2**20)
     saver = ModelCheckpoint(tmp_path / "kept", every_n_train_steps=2, save_top_k=-1, save_last=True)
     export = ExportAtEnd(output=str(tmp_path / "student"), fp16=False)
     trainer = SparsightTrainer(

@@ -318,6 +318,7 @@ def test_faults_of_the_program_keep_their_traceback(kind: type[Exception], monke
     ("arguments", "message"),
     [
         (["fti", "--config", "x"], r"there is no verb 'fti'; did you mean fit\?"),
+        (["--hlp"], r"there is no option '--hlp' before a verb; did you mean --help\?"),
         (["fit", "--config", "confg.yaml"], r"no config 'confg\.yaml'; did you mean config\.yaml\?"),
         (["fit", "--config", "experiment/quickstrat"], r"did you mean experiment/quickstart\?"),
         (["fit", "--config", "."], r"config '\.' is a folder"),

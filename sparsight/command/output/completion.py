@@ -52,6 +52,8 @@ def main(arguments: Sequence[str]) -> None:
         return
     if len(arguments) != 1 or arguments[0] not in SHELLS:
         given = " ".join(arguments)
+        if not given:
+            raise ConfigurationError(f"completion: name a shell: {', '.join(SHELLS)}")
         raise ConfigurationError(
             f"completion: there is no shell {given!r}{did_you_mean(given, SHELLS)}; shells are {', '.join(SHELLS)}"
         )
