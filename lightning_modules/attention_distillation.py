@@ -21,7 +21,7 @@ from lightning_modules.in_stages import SAVED
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError, require
-from sparsight.common.hashes import state_hash
+from sparsight.common.hashes import is_state, kind_of, short_hash, state_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
 from sparsight.common.training.processes import gathered, process_count
@@ -121,9 +121,8 @@ class AttentionDistillation(BesideMixers):
         entries = plan_from(mixer=mixer, sites=sites, plan=plan)
         self.clock = StageClock(stages)
         self.teacher, self.revision = teacher, revision
-        self.diffusion = DiffusionModel.from_pretrained(
-            teacher, revision=revision, variant=variant, trust_remote_code=trust_remote_code
-        )
+        self._source = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
+        self.diffusion = DiffusionModel.from_pretrained(teacher, **self._source)
         self.diffusion.size, self.diffusion.guidance = sampling.size, sampling.guidance_scale
         self.diffusion.sample_shape()  # refused now, not after training
         self.denoiser: Any = self.diffusion.denoiser
@@ -192,10 +191,11 @@ class AttentionDistillation(BesideMixers):
         """
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get(SAVED, {})
-        if saved.get("teacher_hash") != self.teacher_hash:
+        recorded = str(saved.get("teacher_hash"))
+        if recorded != self.teacher_hash and not self._was_teacher(recorded):
             raise ValueError(
                 f"the checkpoint was made from another teacher than {self.teacher!r}: weights hash "
-                f"{str(saved.get('teacher_hash'))[:12]}, not {self.teacher_hash[:12]}"
+                f"{short_hash(recorded)}, not {short_hash(self.teacher_hash)}"
             )
         told = differing(saved["record"], record_of(self.denoiser))
         if told:
@@ -207,6 +207,13 @@ class AttentionDistillation(BesideMixers):
         self.recent_errors.take(saved.get("recent_errors", {}), self.device)
         self.retire(saved.get("handed_over", self.sites()))
         self._restored = True
+
+    def _was_teacher(self, recorded: str) -> bool:
+        """Whether a hash of another kind, of an earlier version, is that of the teacher as it is stored."""
+        if kind_of(recorded) == kind_of(self.teacher_hash):
+            return False
+        stored = DiffusionModel.from_pretrained(self.teacher, **self._source)
+        return is_state(recorded, stored.denoiser.state_dict())
 
     def former_names(self) -> dict[str, str]:
         """Names that tensors have now, by those of earlier versions."""
@@ -293,12 +300,17 @@ class AttentionDistillation(BesideMixers):
         """Go on to the stage of this step.
 
         Raises:
-            ConfigurationError: A later or the current stage wants a target that the data cannot give.
+            ConfigurationError: A later or the current stage wants a target, or noise levels, that the data cannot give.
         """
         if "xt" in batch and any(s.objective == "end_to_end" and s.terms.to_target for s in self.clock.stages):
             raise ConfigurationError(
                 "to_target needs clean samples, but the data holds trajectory states: set to_target to 0 (it is 1 in "
                 "the losses paper and released), or use images or mode: samples"
+            )
+        if "xt" in batch and any(stage.timesteps for stage in self.clock.stages):
+            raise ConfigurationError(
+                "timesteps of a stage draws noise levels for clean samples, but the data holds trajectory states, "
+                "which have theirs: leave timesteps out, or use images or mode: samples"
             )
         super().on_train_batch_start(batch, batch_idx)
 

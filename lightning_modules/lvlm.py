@@ -13,7 +13,7 @@ from blocks.tokens import Edit
 from lightning_modules.answering import Answering, Evaluation, Illustrated
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.hashes import state_hash
+from sparsight.common.hashes import is_state, kind_of, state_hash
 from sparsight.common.training.processes import averaged, everywhere
 from sparsight.common.training.sharding import is_sharded, shard_parts, split_again
 from sparsight.lvlm.chat.chat import ChatFormat
@@ -80,6 +80,7 @@ class LVLMModule(Answering):
         self.frozen_dtype = DTYPES[loading.dtype]
         self.model: Any = load_lvlm(base, **loading.options)
         self.base_hash = state_hash(self.model.state_dict())
+        self._loading = loading
         self.earlier = read_provenance(base)
         self.parts = find_parts(name_parts(self.model, loading.parts))
         self.depth = len(self.parts.layers)
@@ -93,6 +94,12 @@ class LVLMModule(Answering):
         self.removals: list[dict[str, Any]] = []
         self._measured: dict[str, Any] | None = None  # what the next removal is chosen by
         self._images_fit = False
+
+    def was_base(self, recorded: str) -> bool:
+        """Whether a hash of another kind, of an earlier version, is that of the base as it is loaded."""
+        if kind_of(recorded) == kind_of(self.base_hash):
+            return False
+        return is_state(recorded, load_lvlm(self.base, **self._loading.options).state_dict())
 
     def configure_model(self) -> None:
         """Split layers, vision towers and the rest over the processes of a ModelParallelStrategy (FSDP2)."""

@@ -10,6 +10,7 @@ import torch
 
 from lightning_modules.in_stages import SAVED, InStages
 from lightning_modules.lvlm import LVLMModule
+from sparsight.common.hashes import short_hash
 from sparsight.common.training.ddp import average_what_is_trained
 from sparsight.common.training.stage_clock import StageClock
 from sparsight.lvlm.export.rehearsal import rehearse_export
@@ -138,10 +139,11 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
         """
         super().on_load_checkpoint(checkpoint)
         saved = checkpoint.get(SAVED, {})
-        if saved.get("base_hash") != self.base_hash:
+        recorded = str(saved.get("base_hash"))
+        if recorded != self.base_hash and not self.was_base(recorded):
             raise ValueError(
                 f"the checkpoint was made from another model than {self.base!r}: weights hash "
-                f"{str(saved.get('base_hash'))[:12]}, not {self.base_hash[:12]}"
+                f"{short_hash(recorded)}, not {short_hash(self.base_hash)}"
             )
         if saved["layers"] != self.layers:
             raise ValueError(f"the checkpoint tuned layers {saved['layers']}, the configuration selects {self.layers}")

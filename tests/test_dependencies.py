@@ -13,11 +13,13 @@ import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
-from importlib.metadata import packages_distributions, requires
+from importlib.metadata import packages_distributions
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hatchling.metadata.core import ProjectMetadata
+from hatchling.plugin.manager import PluginManager
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -208,11 +210,17 @@ def test_what_several_tests_use_lies_in_tiny_modules() -> None:
         assert not others, f"{file.relative_to(ROOT)} uses {others}: move what it needs to tests/tiny*.py"
 
 
+@cache
 def declared() -> dict[str, str]:
-    """Canonical name of every declared dependency, with the extra that brings it ('' where none is needed)."""
-    requirements = map(Requirement, requires("sparsight") or [])
-    found = {canonicalize_name(r.name): re.search(r'extra == "(\w+)"', str(r.marker)) for r in requirements}
-    return {name: extra[1] if extra else "" for name, extra in found.items()}
+    """Canonical name of every declared dependency, with the extra that brings it ('' where none is needed).
+
+    From ``pyproject.toml``: what is installed tells of the dependencies when it was.
+    """
+    core = ProjectMetadata(str(ROOT), PluginManager()).core
+    found = {
+        canonicalize_name(Requirement(r).name): extra for extra, rs in core.optional_dependencies.items() for r in rs
+    }
+    return found | {canonicalize_name(Requirement(r).name): "" for r in core.dependencies}
 
 
 def test_every_third_party_import_is_declared() -> None:

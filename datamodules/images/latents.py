@@ -24,8 +24,9 @@ from datamodules.process import ProcessDataModule
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader, ResumableLoader
 from sparsight.common.disk.cache_options import CacheOptions
-from sparsight.common.disk.sample_cache import NOT_MADE, SampleCache, Shard, fill_progress
+from sparsight.common.disk.sample_cache import NOT_MADE, SampleCache, Shard, fill_progress, has_former
 from sparsight.common.errors import require
+from sparsight.common.hashes import SHA256
 from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.families.conditioning import ClassLabels
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
@@ -97,6 +98,7 @@ class CachedLatentsDataModule(ProcessDataModule):
         self.shard_size, self.encode_batch_size = cache.shard_size, encode_batch_size
         self.dtype, self.device = dtype, device
         self._identity: dict[str, Any] | None = None
+        self._former: dict[str, Any] | None = None  # as earlier versions wrote it
         self._model: DiffusionModel | None = None
         require(encode_batch_size >= 1, "encode_batch_size", encode_batch_size, "1 or more")
         if dtype not in DTYPES:
@@ -137,6 +139,8 @@ class CachedLatentsDataModule(ProcessDataModule):
         model = self._load_teacher()
         self._check(model)
         self._identity = codec_identity(model.pipeline)
+        former = has_former(self.cache_dir)
+        self._former = codec_identity(model.pipeline, like=SHA256) if former else self._identity
 
     def setup(self, stage: str | None = None) -> None:
         """Encode what the caches of this stage's splits lack, together with all other processes.
@@ -148,7 +152,8 @@ class CachedLatentsDataModule(ProcessDataModule):
             NonFiniteError: Latents or embeddings are not finite.
             TooManyCorruptRecords: Too many images are unreadable.
         """
-        identity = self._identity if self.trainer is None else self.trainer.strategy.broadcast(self._identity)
+        known = self._identity, self._former
+        identity, former = known if self.trainer is None else self.trainer.strategy.broadcast(known)
         if identity is None:
             raise RuntimeError("call prepare_data before setup: it loads the teacher that encodes the images")
         self.images.trainer = self.trainer
@@ -156,15 +161,19 @@ class CachedLatentsDataModule(ProcessDataModule):
         _check_trained(trained_model(self.trainer), identity)
         for name, dataset in self.images.datasets.items():
             if isinstance(dataset, ImageDataset):
-                self.images.datasets[name] = self._encoded(name, dataset, identity)
+                self.images.datasets[name] = self._encoded(name, dataset, identity, former)
         self._model = None  # its memory is free for training
 
-    def _encoded(self, name: str, dataset: ImageDataset, identity: Mapping[str, Any]) -> LatentDataset:
+    def _encoded(
+        self, name: str, dataset: ImageDataset, identity: Mapping[str, Any], former: Mapping[str, Any] | None
+    ) -> LatentDataset:
         texts = any(part.startswith("text_encoder") for part in identity)
         rows = LatentRows(dataset, shard_size=self.shard_size, text=texts)
+        others = {"split": name, **rows.settings(self.dtype)}
         cache = SampleCache(
             self.cache_dir,
-            {"format": FORMAT, "teacher": identity, "split": name, **rows.settings(self.dtype)},
+            {"format": FORMAT, "teacher": identity, **others},
+            former=lambda: {"format": FORMAT, "teacher": former, **others},
             verify_days=self.verify_days,
         )
         missing = cache.unusable(rows.shards)

@@ -16,6 +16,7 @@ from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.disk.sample_cache import SampleCache, cache_key
 from sparsight.common.disk.shard_reader import ShardReader
 from sparsight.common.errors import require
+from sparsight.common.hashes import SHA256
 from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.train.teacher_plan import TeacherPlan
@@ -164,7 +165,12 @@ class TeacherSamplesDataModule(ProcessDataModule):
         """
         model = DiffusionModel.from_pretrained(self.teacher, **self.pretrained_options)
         self.plan.condition(torch.arange(1), model)
-        cache = SampleCache(self.cache_dir, self.plan.settings(model), verify_days=self.verify_days)
+        cache = SampleCache(
+            self.cache_dir,
+            self.plan.settings(model),
+            former=lambda: self.plan.settings(model, like=SHA256),
+            verify_days=self.verify_days,
+        )
         model.to(_device(self.device))
         model.denoiser.eval().to(_device(self.device))
         total = self.count + self.val_count

@@ -16,6 +16,7 @@ from blocks import DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention
 from callbacks import TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.common.errors import ConfigurationError
+from sparsight.diffusion.model.timesteps import Timesteps
 from sparsight.diffusion.train.stages import OBJECTIVES, Objective, Stage
 from tests import tiny
 from tests.tiny_distillation import distillation, trainer
@@ -116,6 +117,9 @@ def test_impossible_targets_are_refused_before_the_first_step(teacher: str, tmp_
     module = distillation(teacher, [Stage("layerwise", 5), Stage("end_to_end", 1, loss="released")])
     batch = {"xt": torch.zeros(4, 1, 8, 8), "timestep": torch.zeros(4), "index": torch.arange(4)}
     with pytest.raises(ConfigurationError, match="to_target needs clean samples"):
+        module.on_train_batch_start(batch, 0)
+    module = distillation(teacher, [Stage("layerwise", 1), Stage("end_to_end", 1, timesteps=Timesteps("logit_normal"))])
+    with pytest.raises(ConfigurationError, match="timesteps of a stage draws noise levels for clean samples"):
         module.on_train_batch_start(batch, 0)
 
 

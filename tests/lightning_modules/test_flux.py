@@ -18,7 +18,6 @@ from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
 from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.errors import ConfigurationError
-from sparsight.diffusion.export.folder import write_pipeline
 from sparsight.diffusion.families.conditioning import nest_condition
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.encoding import encode_batches
@@ -26,6 +25,7 @@ from sparsight.diffusion.model.sampling import Sampling, sample, starting_noise
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Objective, Stage
 from tests.tiny_distillation import trainer
+from tests.tiny_drawn import check_plain_diffusers_draws, check_trained
 from tests.tiny_flux import save_flux_pipeline
 from tests.tiny_rows import few
 
@@ -131,30 +131,21 @@ def test_a_resumed_run_on_trajectories_ends_where_one_in_one_go_does(teacher: st
 
 
 def test_both_stages_train_and_a_grid_is_drawn(trained: tuple[Path, AttentionDistillation], teacher: str) -> None:
-    folder, module = trained
-    assert list(folder.rglob("samples/*.png"))
-    fresh = distillation(teacher).state_dict()
-    state = module.state_dict()
-    assert state.keys() == fresh.keys()
-    assert all(not torch.equal(state[name], fresh[name]) for name in module.trained_names())
+    check_trained(*trained, distillation(teacher))
 
 
 def test_plain_diffusers_draws_as_the_student(
     trained: tuple[Path, AttentionDistillation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    _, module = trained
-    noise = starting_noise(module.diffusion.sample_shape(), seed=module.seed, index=torch.arange(2))
-    wanted = module.draw_latents({"caption": CAPTIONS[:2]}, torch.arange(2))
-    taught = module.draw_teacher_latents({"caption": CAPTIONS[:2]}, torch.arange(2))
-    assert not torch.allclose(wanted, taught, atol=1e-4)
-    write_pipeline(module.diffusion, tmp_path / "student", fp16=False)
-    for kind in (DiffusionPipeline, FluxPipeline):
-        stock = kind.from_pretrained(tmp_path / "student", trust_remote_code=True)
-        assert type(stock) is FluxPipeline and type(stock.transformer).__module__.startswith("modeling_")
-        drawn = latents(stock, noise, steps=2, guidance_scale=2.0)
-        torch.testing.assert_close(drawn, wanted, rtol=1e-5, atol=1e-5)
+    check_plain_diffusers_draws(
+        trained[1],
+        tmp_path,
+        monkeypatch,
+        captions=CAPTIONS[:2],
+        kinds=(DiffusionPipeline, FluxPipeline),
+        pipeline=FluxPipeline,
+        latents=partial(latents, steps=2, guidance_scale=2.0),
+    )
 
 
 def test_two_sizes_in_a_run_and_guidance_as_an_input(teacher: str) -> None:

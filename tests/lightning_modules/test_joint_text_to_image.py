@@ -15,12 +15,12 @@ from callbacks import SampleGrid
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
 from sparsight.common.disk.cache_options import CacheOptions
-from sparsight.diffusion.export.folder import write_pipeline
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.sampling import Sampling, sample, starting_noise
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Objective, Stage
 from tests.tiny_distillation import trainer
+from tests.tiny_drawn import check_plain_diffusers_draws, check_trained
 from tests.tiny_sd3 import save_sd3_pipeline
 
 CAPTIONS = ["a cat", "a dog", "a boat", "a hat"]
@@ -76,25 +76,18 @@ def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
 
 
 def test_both_stages_train_and_a_grid_is_drawn(trained: tuple[Path, AttentionDistillation], teacher: str) -> None:
-    folder, module = trained
-    assert list(folder.rglob("samples/*.png"))
-    fresh = distillation(teacher).state_dict()
-    state = module.state_dict()
-    assert state.keys() == fresh.keys()
-    assert all(not torch.equal(state[name], fresh[name]) for name in module.trained_names())
+    check_trained(*trained, distillation(teacher))
 
 
 def test_plain_diffusers_draws_as_the_student(
     trained: tuple[Path, AttentionDistillation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    _, module = trained
-    noise = starting_noise(module.diffusion.sample_shape(), seed=module.seed, index=torch.arange(2))
-    wanted = module.draw_latents({"caption": CAPTIONS[:2]}, torch.arange(2))
-    taught = module.draw_teacher_latents({"caption": CAPTIONS[:2]}, torch.arange(2))
-    assert not torch.allclose(wanted, taught, atol=1e-4)
-    write_pipeline(module.diffusion, tmp_path / "student", fp16=False)
-    stock = DiffusionPipeline.from_pretrained(tmp_path / "student", trust_remote_code=True)
-    assert type(stock) is StableDiffusion3Pipeline and type(stock.transformer).__module__.startswith("modeling_")
-    torch.testing.assert_close(latents(stock, noise, steps=2, guidance=2.0), wanted, rtol=1e-5, atol=1e-5)
+    check_plain_diffusers_draws(
+        trained[1],
+        tmp_path,
+        monkeypatch,
+        captions=CAPTIONS[:2],
+        kinds=(DiffusionPipeline,),
+        pipeline=StableDiffusion3Pipeline,
+        latents=partial(latents, steps=2, guidance=2.0),
+    )

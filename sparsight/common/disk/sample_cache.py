@@ -29,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sparsight.common.disk.files import write_text, write_whole
-from sparsight.common.hashes import state_hash
+from sparsight.common.hashes import XXH3, is_state, state_hash
 from sparsight.common.plain import flatten
 from sparsight.common.tables import json_text
 
@@ -77,6 +77,7 @@ class SampleCache:
     Args:
         root: Folder of caches, or one cache's own folder, which is then used or refused, never ignored.
         settings: All that decides what the shards hold, as JSON data.
+        former: Makes the settings as earlier versions wrote them, with SHA-256 of weights: a cache of theirs is used.
         verify_days: Shards are compared with their checksums when they were not for so many days, as bits that rot
             leave no trace in the time of a file: 0 for every time, none for never.
 
@@ -87,10 +88,20 @@ class SampleCache:
         ValueError: The folder's manifest is unreadable or tells of other settings.
     """
 
-    def __init__(self, root: Path, settings: Mapping[str, Any], *, verify_days: int | None = 30) -> None:
+    def __init__(
+        self,
+        root: Path,
+        settings: Mapping[str, Any],
+        *,
+        former: Callable[[], Mapping[str, Any]] | None = None,
+        verify_days: int | None = 30,
+    ) -> None:
         self.root = root
         self.verify_days = verify_days
-        self.settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self.settings: dict[str, Any] = _plain(settings)
+        if former is not None and not self._is_there(self.settings) and has_former(root):
+            before = _plain(former())
+            self.settings = before if self._is_there(before) else self.settings
         self.folder = root if (root / MANIFEST).is_file() else root / cache_key(self.settings)
         self._check_manifest()
 
@@ -126,7 +137,7 @@ class SampleCache:
                 if path.stat().st_mtime_ns == written and not due:
                     return None
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                intact = state_hash(tensors) == facts["hash"]
+                intact = is_state(facts["hash"], tensors)
                 intact = intact and all(len(tensor) == int(facts["samples"]) for tensor in tensors.values())
                 if intact:
                     verified[shard.name] = int(time.time())
@@ -219,6 +230,10 @@ class SampleCache:
 
     # -- settings ------------------------------------------------------------------------------------------------
 
+    def _is_there(self, settings: Mapping[str, Any]) -> bool:
+        folders = (self.root, self.root / cache_key(settings))
+        return any(read_settings(folder / MANIFEST) == settings for folder in folders)
+
     def _check_manifest(self) -> None:
         path = self.folder / MANIFEST
         if not path.is_file():
@@ -265,6 +280,17 @@ def shard_name(number: int) -> str:
 def cache_key(settings: Mapping[str, Any]) -> str:
     """Name of the cache of these settings."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def has_former(root: Path) -> bool:
+    """Whether a folder of caches, or one that is a cache itself, has some of before hashes told their kind."""
+    found = [read_settings(path) for path in (root / MANIFEST, *root.glob(f"*/{MANIFEST}"))]
+    return any(settings is not None and XXH3 not in json.dumps(settings) for settings in found)
+
+
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(settings))
+    return plain
 
 
 def read_settings(path: Path) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sparsight import __version__
 from sparsight.common.disk.files import write_text, write_whole
 from sparsight.common.formats import check_format
-from sparsight.common.hashes import state_hash
+from sparsight.common.hashes import is_state, short_hash
 from sparsight.diffusion.export.standalone import student_state
 from sparsight.diffusion.surgery.record import apply_record, record_of
 from sparsight.diffusion.surgery.replace import shells_of
@@ -51,7 +51,7 @@ def write_delta(
         teacher: What the teacher is called: a hub id, or a name for people to read.
         revision: Its revision.
         variant: Its weight variant.
-        teacher_hash: ``sparsight.diffusion.model.identity.state_hash`` of its denoiser.
+        teacher_hash: ``sparsight.common.hashes.state_hash`` of its denoiser.
     """
     tensors = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).cpu().contiguous()
@@ -95,11 +95,11 @@ def mount(target: Any, folder: str | Path, *, trust_remote_code: bool = False) -
     plan = _read_plan(folder / PLAN)
     denoiser = _denoiser_of(target)
     state = denoiser.state_dict()
-    if state_hash(state) != plan["teacher_hash"]:
+    if not is_state(plan["teacher_hash"], state):
         raise ValueError(
             f"this denoiser is not the teacher of {folder}: load {plan['teacher']!r} (revision {plan['revision']}, "
             f"variant {plan['variant']}) in full precision and without adapters, and mount before converting it; its "
-            f"weights must hash to {plan['teacher_hash'][:12]}"
+            f"weights must hash to {short_hash(plan['teacher_hash'])}"
         )
     tensors = load_file(folder / TENSORS)
     twin = meta_twin(denoiser)

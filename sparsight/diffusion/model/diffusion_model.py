@@ -15,6 +15,7 @@ from sparsight.common.finite import check_finite
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.conditioning import Condition, Conditioner, map_condition
 from sparsight.diffusion.families.known import conditioner_for, family_of
+from sparsight.diffusion.model.caption_memory import CaptionMemory
 from sparsight.diffusion.model.load import denoiser_name, load_pipeline
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.scaling import scaling_of, warn_of_unused
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
     from sparsight.diffusion.model.timesteps import Timesteps
+
+
+NOTHING = "\0no caption"  # no caption holds control characters
 
 
 class DiffusionModel:
@@ -34,6 +38,7 @@ class DiffusionModel:
     Attributes:
         size: Sides in model space of what is drawn; ``None`` for those that the denoiser was made for.
         guidance: What a denoiser is told in training if guidance is an input of it.
+        captions: What captions became; text encoders leave the device while none of them is new.
 
     Raises:
         ValueError: The pipeline has no denoiser, or is of an unknown family.
@@ -65,6 +70,8 @@ class DiffusionModel:
             if self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast"):
                 self.vae.float()  # it leaves float16's range, and pipelines bring it to float32, too
         family_of(self.denoiser).settle(self.denoiser)
+        encoders = [part for name, part in pipeline.components.items() if _is_encoder(name, part)]
+        self.captions = CaptionMemory(encoders)
 
     @classmethod
     def from_pretrained(cls, name: str, **options: Any) -> DiffusionModel:
@@ -87,7 +94,7 @@ class DiffusionModel:
         return conditioner_for(self.pipeline, self.device)
 
     def to(self, device: torch.device) -> None:
-        """Move every part that Lightning does not know about: text encoders and VAE."""
+        """Move every part that Lightning does not know about: text encoders, which may leave it again, and VAE."""
         for name, part in self.pipeline.components.items():
             if isinstance(part, nn.Module) and name != self.component:
                 part.requires_grad_(False).eval().to(device)
@@ -189,14 +196,33 @@ class DiffusionModel:
 
     def condition(self, batch: Mapping[str, Any], size: tuple[int, int]) -> Condition:
         """What the denoiser is told about a batch of images of ``size`` pixels; embeddings in the batch are used."""
-        return self._ready(batch["cond"]) if "cond" in batch else self.conditioner(batch, size)
+        if "cond" in batch:
+            return self._ready(batch["cond"])
+        conditioner = self.conditioner
+        if not self.captions.encoders or conditioner.column not in batch:
+            return conditioner(batch, size)
+        return self.captions.conditions(
+            list(batch[conditioner.column]),
+            size,
+            lambda caption: conditioner({conditioner.column: [caption]}, size),
+            self.device,
+        )
 
     def unconditional(self, batch: Mapping[str, Any], count: int, size: tuple[int, int]) -> Condition:
         """What the denoiser is told about ``count`` images without label or caption."""
-        return self._ready(batch["uncond"]) if "uncond" in batch else self.conditioner.unconditional(count, size)
+        if "uncond" in batch:
+            return self._ready(batch["uncond"])
+        if not self.captions.encoders:
+            return self.conditioner.unconditional(count, size)
+        one = self.captions.conditions([NOTHING], size, lambda _: self.conditioner.unconditional(1, size), self.device)
+        return map_condition(lambda part: part.expand(count, *part.shape[1:]), one)
 
     def _ready(self, embeddings: Condition) -> Condition:
         return _cast(embeddings, compute_dtype(self.denoiser))
+
+
+def _is_encoder(name: str, part: Any) -> bool:
+    return name.startswith("text_encoder") and isinstance(part, nn.Module)
 
 
 def _cast(condition: Condition, dtype: torch.dtype) -> Condition:

@@ -13,19 +13,23 @@ from sparsight.diffusion.families.conditioning import zeros_for_no_caption
 from sparsight.diffusion.model.scaling import used_settings
 
 
-def codec_identity(pipeline: Any) -> dict[str, Any]:
+def codec_identity(pipeline: Any, *, like: str | None = None) -> dict[str, Any]:
     """All parts of a pipeline that decide latents and text embeddings; a part that was taken out is left out.
 
     Hashes of the weights stand for name and revision: the same model elsewhere is the same, another revision is not.
+
+    Args:
+        pipeline: A diffusers pipeline.
+        like: A recorded hash whose kind is taken, see ``state_hash``.
     """
     identity: dict[str, Any] = {"pipeline": type(pipeline).__name__}
     for name, part in pipeline.components.items():
         if name == "vae" and part is not None:
             # what is not set is named as in caches of earlier versions
             scaling: dict[str, Any] = {"scaling_factor": None, "shift_factor": None}
-            identity[name] = _weights(part) | scaling | used_settings(pipeline)
+            identity[name] = _weights(part, like=like) | scaling | used_settings(pipeline)
         elif name.startswith("text_encoder") and isinstance(part, nn.Module):
-            identity[name] = _weights(part)
+            identity[name] = _weights(part, like=like)
         elif name.startswith("tokenizer") and part is not None:
             identity[name] = {"rules": tokenizer_hash(part)}
     transformer = pipeline.components.get("transformer")
@@ -36,8 +40,8 @@ def codec_identity(pipeline: Any) -> dict[str, Any]:
     }
 
 
-def _weights(part: Any) -> dict[str, Any]:
-    return {"weights": state_hash(part.state_dict()), "dtype": str(part.dtype)}
+def _weights(part: Any, *, like: str | None) -> dict[str, Any]:
+    return {"weights": state_hash(part.state_dict(), like=like), "dtype": str(part.dtype)}
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

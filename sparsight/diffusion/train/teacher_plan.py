@@ -130,13 +130,13 @@ class TeacherPlan:
             raise ValueError("the teacher is conditioned on text: set captions to a list or to a .txt file")
         return {"caption": [self.captions[i % len(self.captions)] for i in ids_N.tolist()]}
 
-    def settings(self, model: DiffusionModel) -> dict[str, Any]:
-        """Everything that decides the content of a cache."""
+    def settings(self, model: DiffusionModel, *, like: str | None = None) -> dict[str, Any]:
+        """Everything that decides the content of a cache; weights by a hash like another, see ``state_hash``."""
         sampler = deterministic_sampler(model.pipeline.scheduler)
         captions = None if self.captions is None else hashlib.sha256(json.dumps(self.captions).encode()).hexdigest()
         return {
             "format": FORMAT,
-            "teacher": _identity(model),
+            "teacher": _identity(model, like=like),
             "sampler": {"class": type(sampler).__name__, "config": _public(sampler.config)},
             "mode": self.mode,
             "steps": self.steps,
@@ -150,16 +150,16 @@ class TeacherPlan:
         }
 
 
-def _identity(model: DiffusionModel) -> dict[str, Any]:
+def _identity(model: DiffusionModel, *, like: str | None) -> dict[str, Any]:
     encoders = {
-        name: state_hash(part.state_dict())
+        name: state_hash(part.state_dict(), like=like)
         for name, part in model.pipeline.components.items()
         if name.startswith("text_encoder") and isinstance(part, nn.Module)
     }
     return {
         "class": type(model.denoiser).__name__,
         "config": _public(model.denoiser.config),
-        "weights": state_hash(model.denoiser.state_dict()),
+        "weights": state_hash(model.denoiser.state_dict(), like=like),
         "text_encoders": encoders,
         "zeros_for_no_caption": zeros_for_no_caption(model.pipeline),
     }

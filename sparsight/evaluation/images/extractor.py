@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsight.common.hashes import state_hash
+from sparsight.common.hashes import SHA256, state_hash
 
 
 class FeatureExtractor(nn.Module, ABC):
@@ -59,5 +59,5 @@ class FeatureExtractor(nn.Module, ABC):
     @cached_property
     def identity(self) -> str:
         """Hash of weights and preprocessing: equal for extractors that give equal features."""
-        text = f"{type(self).__name__}\n{self.preprocessing}\n{state_hash(self.state_dict())}"
+        text = f"{type(self).__name__}\n{self.preprocessing}\n{state_hash(self.state_dict(), like=SHA256)}"
         return hashlib.sha256(text.encode()).hexdigest()

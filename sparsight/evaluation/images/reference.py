@@ -15,7 +15,7 @@ from sparsight.common.disk.files import write_whole
 from sparsight.common.disk.sample_cache import differences
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_finite
-from sparsight.common.hashes import state_hash
+from sparsight.common.hashes import is_state, state_hash
 from sparsight.common.plain import flatten
 
 _HASH = "sha256"
@@ -122,7 +122,8 @@ def load_reference(reference: Reference, wanted: Mapping[str, str]) -> tuple[dic
         raise ValueError(
             f"{reference.file} is damaged, or no safetensors file ({error}): delete it to have it made anew"
         ) from error
-    if metadata.pop(_HASH, None) not in (None, state_hash(statistics)):  # older files have none
+    recorded = metadata.pop(_HASH, None)
+    if recorded is not None and not is_state(recorded, statistics):  # older files have none
         raise ValueError(f"{reference.file} is damaged: its checksum is wrong; delete it to have it made anew")
     check_finite(statistics, f"reference statistics in {reference.file}")
     reference.check_told(metadata, {**wanted, **reference.demanded})

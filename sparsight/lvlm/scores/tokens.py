@@ -15,7 +15,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.hashes import state_hash
+from sparsight.common.hashes import SHA256, state_hash
 from sparsight.lvlm.model.tower import Parts
 
 
@@ -119,7 +119,7 @@ class CalibrationFacts:
         self.image += int(batch.tokens.image_BT.sum())
         self.text += int(batch.tokens.text_BT.sum())
         tensors = {name: value for name, value in batch.inputs.items() if isinstance(value, Tensor)}
-        self._digest.update(state_hash(tensors).encode())
+        self._digest.update(state_hash(tensors, like=SHA256).encode())
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data: number of samples, tokens of each kind, hash of all inputs in their batches."""
