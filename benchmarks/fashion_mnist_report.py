@@ -15,8 +15,6 @@ from torchvision.utils import save_image
 from sparsight.common.disk.files import write_text
 from sparsight.common.measure.environment import environment
 from sparsight.common.tables import json_text, markdown_table, short
-from sparsight.diffusion.measure.report import replacement_report
-from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 Rows = list[dict[str, Any]]
 COLOURS = [f"C{number}" for number in range(10)] + ["black"]  # the default cycle of matplotlib
@@ -27,7 +25,7 @@ def write_report(root: Path, output: Path, *, order: Sequence[str], rows: Rows, 
     output.mkdir(parents=True, exist_ok=True)
     judged = {row["arm"] for row in rows}
     arms = [arm for arm in order if arm in judged]
-    summary = [describe(arm, root, rows) for arm in arms]
+    summary = [describe(arm, rows) for arm in arms]
     costs = {arm: benchmark_rows(root, arm) for arm in arms}
     parts = [protocol + ".", markdown_table([quality_line(entry, summary[0]) for entry in summary])]
     sizes = sorted({row["size"] for row in rows})
@@ -46,19 +44,14 @@ def write_report(root: Path, output: Path, *, order: Sequence[str], rows: Rows, 
     print("\n\n".join(parts))
 
 
-def describe(arm: str, root: Path, rows: Rows) -> dict[str, Any]:
+def describe(arm: str, rows: Rows) -> dict[str, Any]:
     """What an arm is and what was measured of it at 32 pixels."""
     judged = [row for row in rows if row["arm"] == arm and row["size"] == 32]
     entry: dict[str, Any] = {"arm": arm, "samples": judged[0]["samples"] if judged else None}
     for name in ("accuracy", "frechet", "kernel", "rmse_to_teacher"):
         entry[name] = [row[name] for row in judged if row[name] is not None]
-    folder = root / arm / "student"
-    if folder.is_dir():
-        report = replacement_report(DiffusionModel.from_pretrained(str(folder)).denoiser)
-        entry |= {"parameters": report.parameters_after, "flops": report.flops_after, "kept": report.kept}
-        entry |= {"teacher_parameters": report.parameters_before, "teacher_flops": report.flops_before}
-        entry["training"] = json.loads((root / arm / "training.json").read_text())
-    return entry
+    training = next((row["training"] for row in judged if row.get("training")), None)
+    return entry if training is None else entry | training | {"training": training}
 
 
 def quality_line(entry: dict[str, Any], teacher: dict[str, Any]) -> dict[str, str]:

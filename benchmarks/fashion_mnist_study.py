@@ -3,6 +3,11 @@
     python -m benchmarks.fashion_mnist_study                       everything; what was done before is kept
     python -m benchmarks.fashion_mnist_study --only train --arms no_mixing
     python -m benchmarks.fashion_mnist_study --only draw judge report --arms teacher delta_conv_default
+    python -m benchmarks.fashion_mnist_study --budget screen --reference train --seeds 9    to choose by
+    python -m benchmarks.fashion_mnist_study --budget finalist --training_seeds 0 1 2 --arms focal_convolved
+
+Every arm is trained, drawn and judged before the next one, so that a row is there as soon as it can be. What is chosen
+is chosen by distances to training images and a sampling seed of its own, and reported against test images.
 
 Steps: ``train`` (config experiment/fashion_mnist_study with another mixer for each arm), ``draw`` (samples of every
 arm from the same noise), ``judge`` (distances and classifier accuracy), ``cost`` (time and FLOPs over sizes) and
@@ -27,11 +32,19 @@ from torch import Tensor
 
 from benchmarks.fashion_mnist import accuracy, fashion_mnist, trained_classifier
 from benchmarks.fashion_mnist_report import write_report
+from benchmarks.study_arms import (
+    ARMS,
+    BUDGETS,
+    HYBRID,
+    SAME_COST,
+    name_of,
+    training_options,
+)
 from sparsight.command.cli import main as sparsight
 from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.tables import json_text
-from sparsight.common.training.precision import processor_computes_in_bf16
+from sparsight.diffusion.measure.report import replacement_report
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.sampling import sample, starting_noise
 from sparsight.evaluation.images import (
@@ -46,47 +59,23 @@ from sparsight.evaluation.images.set_distance import SetDistance
 
 CONFIG = "experiment/fashion_mnist_study"
 TEACHER = "fashion_mnist_dit"
-LONG_CONFIG = "experiment/fashion_mnist_study_long"
-LONG = "delta_conv_default_long"
-ATTENTION_LONG = "neighborhood_attention_9_long"
-TRAJECTORY = "delta_conv_default_trajectory"
-HYBRID = "delta_conv_default_hybrid"
-KEPT_BY_HYBRID = 2
 CLASSES = 10
 TRAINED_SIZE = 32  # pixels
-SAME_COST = (LONG, TRAJECTORY, HYBRID)  # built of what other arms are timed with
+KEPT_BY_HYBRID = 2
 STEPS = ("train", "draw", "judge", "cost", "report")
 PROTOCOL = ("samples", "size_samples", "steps", "guidance", "dtype")  # what all samples of a folder share
-
-
-def mixer(class_path: str, **options: object) -> list[str]:
-    """Command-line options that choose a mixer."""
-    return ["--model.mixer", json.dumps({"class_path": f"blocks.{class_path}", "init_args": options})]
-
-
-ARMS: dict[str, list[str]] = {
-    "delta_conv_default": mixer("DeltaConvBlock", preset="default"),
-    "delta_conv_paper": mixer("DeltaConvBlock", preset="paper_pixart"),
-    "delta_conv_released": mixer("DeltaConvBlock", preset="released_pixart"),
-    "delta_conv_wide": mixer("DeltaConvBlock", preset="default", entry_width=1.0, kernel_size=11),
-    "neighborhood_attention": mixer("NeighborhoodAttention", kernel_size=7),
-    "no_mixing": mixer("NoMixing"),
-    HYBRID: mixer("DeltaConvBlock", preset="default"),
-    LONG: [*mixer("DeltaConvBlock", preset="default"), "--config", LONG_CONFIG],
-    ATTENTION_LONG: [*mixer("NeighborhoodAttention", kernel_size=9), "--config", LONG_CONFIG],
-    TRAJECTORY: [*mixer("DeltaConvBlock", preset="default"), "--config", "experiment/fashion_mnist_study_trajectory"],
-}
 
 
 # -- training ------------------------------------------------------------------------------------------------------
 
 
-def train(arm: str, root: Path) -> None:
-    """Distil one arm, from its last checkpoint if it was broken off; its student appears as ``<arm>/student``."""
-    folder = root / arm
+def train(arm: str, root: Path, *, budget: str | None, training_seed: int, precision: str) -> None:
+    """Distil one arm, from its last checkpoint if it was broken off; its student appears as ``<run>/student``."""
+    folder = root / name_of(arm, budget, training_seed)
     if (folder / "training.json").is_file():
         return
     arguments = ["fit", "--config", CONFIG, *ARMS[arm], "--trainer.default_root_dir", str(folder)]
+    arguments += ["--trainer.precision", precision, *training_options(budget, training_seed)]
     if arm == HYBRID:
         arguments += ["--model.sites", json.dumps({"exclude": worst_sites(root)})]
     checkpoints = sorted(folder.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
@@ -95,7 +84,7 @@ def train(arm: str, root: Path) -> None:
     begin = time.perf_counter()
     trainer = sparsight(arguments).trainer
     record = {
-        "arm": arm,
+        "arm": folder.name,
         "steps": trainer.global_step,
         "resumed": bool(checkpoints),
         "seconds": round(time.perf_counter() - begin),
@@ -103,6 +92,9 @@ def train(arm: str, root: Path) -> None:
         "precision": str(trainer.precision),
         "validation": {name: float(value) for name, value in trainer.callback_metrics.items() if "val/" in name},
     }
+    report = replacement_report(DiffusionModel.from_pretrained(str(folder / "student")).denoiser)
+    record |= {"parameters": report.parameters_after, "flops": report.flops_after, "kept": report.kept}
+    record |= {"teacher_parameters": report.parameters_before, "teacher_flops": report.flops_before}
     write_text(folder / "training.json", json_text(record))
 
 
@@ -171,44 +163,49 @@ def drawn(path: Path) -> Tensor:
 # -- judging -------------------------------------------------------------------------------------------------------
 
 
-def judge(arms: Sequence[str], root: Path, protocol: argparse.Namespace) -> None:
+def judge(runs: Sequence[str], root: Path, protocol: argparse.Namespace) -> None:
     """Add a row for every file of samples that has none yet."""
-    rows = read_rows(root)
-    done = {(row["arm"], row["seed"], row["size"]) for row in rows}
-    wanted = [(a, s, z) for a in arms for z in protocol.sizes for s in protocol.seeds if (a, s, z) not in done]
-    wanted = [key for key in wanted if sample_file(root, key[0], seed=key[1], size=key[2]).is_file()]
+    done = {(row["arm"], row["seed"], row["size"], row.get("reference", "test")) for row in read_rows(root)}
+    wanted = [(r, s, z) for r in runs for z in protocol.sizes for s in protocol.seeds]
+    wanted = [key for key in wanted if (*key, protocol.reference) not in done]
+    wanted = [(run, s, z) for run, s, z in wanted if sample_file(root, run, seed=s, size=z).is_file()]
     if not wanted:
         return
     classifier, test_accuracy = trained_classifier(protocol.data, root / "classifier.safetensors")
     metrics = distances(root, protocol)
-    if not any(row["arm"] == "real training images" for row in rows):
+    shared = {"reference": protocol.reference}
+    if not any(name == "real training images" for name, *_ in done):
         train_images, _ = fashion_mnist(protocol.data, train=True)
-        parts = train_images.split(protocol.samples)
-        for seed in protocol.seeds:
-            add_row(root, arm="real training images", seed=seed, size=TRAINED_SIZE, **measured(metrics, parts[seed]))
-        add_row(root, arm="real test images", seed=0, size=TRAINED_SIZE, accuracy=test_accuracy)
-    for arm, seed, size in wanted:
-        images = drawn(sample_file(root, arm, seed=seed, size=size))
+        for seed, part in enumerate(train_images[-3 * protocol.samples :].split(protocol.samples)):
+            row = measured(metrics, part)
+            add_row(root, arm="real training images", seed=seed, size=TRAINED_SIZE, samples=len(part), **shared, **row)
+        add_row(root, arm="real test images", seed=0, size=TRAINED_SIZE, accuracy=test_accuracy, reference="test")
+    for run, seed, size in wanted:
+        images = drawn(sample_file(root, run, seed=seed, size=size))
         labels = torch.arange(len(images)) % CLASSES
         row = {
             "accuracy": accuracy(classifier, images, labels),
             "rmse_to_teacher": rmse_to_teacher(images, root, seed=seed, size=size),
         } | measured(metrics, images)
-        add_row(root, arm=arm, seed=seed, size=size, samples=len(images), **row)
+        record = root / run / "training.json"
+        training = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
+        add_row(root, arm=run, seed=seed, size=size, samples=len(images), **shared, **row, training=training)
 
 
 def distances(root: Path, protocol: argparse.Namespace) -> dict[str, SetDistance]:
-    """Distances to all real test images, whose features are kept; the kernel distance bears few samples."""
-    real = "fashion-mnist-test, padded to 32 pixels", 10_000
+    """Distances to 10 000 real images, whose features are kept; the kernel distance bears few samples."""
+    train = protocol.reference == "train"
+    real = f"fashion-mnist-{protocol.reference}, padded to 32 pixels", 10_000
     extractor = EfficientNetLite0Features()
+    ending = "_train.safetensors" if train else ".safetensors"
     metrics: dict[str, SetDistance] = {
-        "frechet": FrechetDistance(extractor, Reference(str(root / "reference.safetensors"), *real)),
-        "kernel": KernelDistance(extractor, Reference(str(root / "features.safetensors"), *real), subset_size=500),
+        "frechet": FrechetDistance(extractor, Reference(str(root / f"reference{ending}"), *real)),
+        "kernel": KernelDistance(extractor, Reference(str(root / f"features{ending}"), *real), subset_size=500),
     }
     for metric in metrics.values():
         if metric.wants_reference:
-            images, _ = fashion_mnist(protocol.data, train=False)
-            metric.with_reference(in_batches(images))
+            images, _ = fashion_mnist(protocol.data, train=train)
+            metric.with_reference(in_batches(images[:10_000]))
     return metrics
 
 
@@ -264,6 +261,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="steps; all if not given")
     parser.add_argument("--arms", nargs="+", choices=["teacher", *ARMS], default=["teacher", *ARMS])
+    parser.add_argument("--budget", choices=BUDGETS, help="steps of training; those of the configuration if not given")
+    parser.add_argument("--training_seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--precision", default="32-true", help="of training; that of all arms of a table")
+    parser.add_argument("--reference", choices=["test", "train"], default="test", help="real images to compare with")
     parser.add_argument("--root", type=Path, default=Path("runs/fashion_mnist_study"))
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"), help="idx files")
     parser.add_argument("--samples", type=int, default=2000, help="samples of an arm and seed at 32 pixels")
@@ -272,32 +273,35 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[32], help="sides in pixels to sample at")
     parser.add_argument("--steps", type=int, default=10, help="DDIM steps")
     parser.add_argument("--guidance", type=float, default=2.0)
-    fast = "bfloat16" if processor_computes_in_bf16() else "float32"
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default=fast, help="autocast while sampling")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="autocast while sampling")
     parser.add_argument("--output", type=Path, help="folder of the report; `report` in the root if not given")
     arguments = parser.parse_args()
     root, only = arguments.root, arguments.only
     root.mkdir(parents=True, exist_ok=True)
     if {"draw", "judge", "report"} & set(only):
         keep_protocol(root, arguments)
-    for arm in arguments.arms:
+    for arm, training_seed in itertools.product(arguments.arms, arguments.training_seeds):
+        run = arm if arm == "teacher" else name_of(arm, arguments.budget, training_seed)
         if "train" in only and arm != "teacher":
-            train(arm, root)
-        if "draw" in only and (arm == "teacher" or (root / arm / "student").is_dir()):
+            how = {"budget": arguments.budget, "training_seed": training_seed, "precision": arguments.precision}
+            train(arm, root, **how)
+        if "draw" in only and (arm == "teacher" or (root / run / "student").is_dir()):
             for size, seed in itertools.product(arguments.sizes, arguments.seeds):
-                draw(arm, root, seed=seed, size=size, protocol=arguments)
-    if "judge" in only:
-        judge(arguments.arms, root, arguments)
+                draw(run, root, seed=seed, size=size, protocol=arguments)
+        if "judge" in only:
+            judge([run], root, arguments)
     for arm in arguments.arms if "cost" in only else ():
         cost(arm, root)
     if "report" in only:
         protocol = (
             f"{arguments.samples} samples a seed, seeds {', '.join(map(str, arguments.seeds))}; DDIM "
             f"{arguments.steps} steps, guidance {arguments.guidance}, sampled under {arguments.dtype} autocast; "
-            "EfficientNet-Lite0 features at 112 pixels against the 10 000 real test images"
+            f"EfficientNet-Lite0 features at 112 pixels against 10 000 real {arguments.reference} images"
         )
-        output, order = arguments.output or root / "report", ["teacher", *ARMS]
-        write_report(root, output, order=order, rows=read_rows(root), protocol=protocol)
+        rows = [row for row in read_rows(root) if row.get("reference", "test") == arguments.reference]
+        runs = itertools.product(ARMS, (None, *BUDGETS), arguments.training_seeds)
+        order = ["teacher", *(name_of(*run) for run in runs)]
+        write_report(root, arguments.output or root / "report", order=order, rows=rows, protocol=protocol)
 
 
 if __name__ == "__main__":

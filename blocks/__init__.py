@@ -60,6 +60,7 @@ from blocks.edits import (
 )
 from blocks.estimated_attention import EstimatedAttention
 from blocks.factorized_attention import FactorizedAttention
+from blocks.focal_attention import FocalAttention
 from blocks.frequency_filter import FrequencyFilter
 from blocks.gated import Gated
 from blocks.head_split import HeadSplit
@@ -137,6 +138,7 @@ __all__ = [
     "FeedForwardEdit",
     "FitPrune",
     "FoPru",
+    "FocalAttention",
     "FrameBlockAttention",
     "FrameBudgets",
     "FrequencyFilter",

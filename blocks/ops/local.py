@@ -19,6 +19,7 @@ from torch import Tensor
 
 from blocks.base import Grid
 from blocks.ops.partial import Partial, attend
+from blocks.ops.remembered import remembered
 
 
 def at_most(count: int, most: int) -> int:
@@ -26,7 +27,7 @@ def at_most(count: int, most: int) -> int:
     return count if torch.compiler.is_compiling() else min(count, most)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AxisPlan:
     """Tiles along one axis.
 
@@ -43,6 +44,7 @@ class AxisPlan:
     place: Tensor
 
 
+@remembered
 def sliding_axis(
     length: int, *, window: int, dilation: int = 1, stride: int = 1, tile: int = 8, device: Any = None
 ) -> AxisPlan:
@@ -73,6 +75,7 @@ def sliding_axis(
     return _plan(length, classes, sizes_r11, queries_rTa, keys_rTc, (low_rTa, low_rTa + side_r11), place_L)
 
 
+@remembered
 def window_axis(
     length: int, *, window: int, dilation: int = 1, shift: int = 0, halo: int = 0, device: Any = None
 ) -> AxisPlan:
@@ -100,6 +103,7 @@ def window_axis(
     return _plan(length, classes, sizes_r11, queries_rTa, keys_Tc.expand(dilation, -1, -1), bounds, place_L)
 
 
+@remembered
 def reach_axis(length: int, *, reach: int, tile: int = 8, device: Any = None) -> AxisPlan:
     """Each query sees keys up to ``reach`` positions away; windows are cut off at the borders."""
     classes, _, sizes_r11 = _classes(length, 1, device)
@@ -109,6 +113,25 @@ def reach_axis(length: int, *, reach: int, tile: int = 8, device: Any = None) ->
     keys_rTc = ((start_T1 - reach).clamp(max=length - count).clamp(min=0) + torch.arange(count, device=device))[None]
     bounds = (queries_rTa - reach, queries_rTa + reach + 1)
     return _plan(length, classes, sizes_r11, queries_rTa, keys_rTc, bounds, torch.arange(length, device=device))
+
+
+@remembered
+def block_axis(length: int, *, tile: int, halo: int = 0, device: Any = None) -> AxisPlan:
+    """Queries of a tile all see one block: the tile and a halo on either side, moved inwards at the borders.
+
+    Args:
+        length: Positions L.
+        tile: Queries of a tile.
+        halo: Keys before and behind it.
+        device: Of the plan.
+    """
+    tiles, count = -(-length // tile), at_most(tile + 2 * halo, length)
+    start_T1 = torch.arange(tiles, device=device)[:, None] * tile
+    queries_Ta = (start_T1 + torch.arange(tile, device=device)).clamp(max=length - 1)
+    first_T1 = (start_T1 - halo).clamp(max=length - count).clamp(min=0)
+    keys_Tc = first_T1 + torch.arange(count, device=device)
+    seen_Tac = (keys_Tc < length)[:, None].expand(-1, tile, -1)
+    return AxisPlan(queries_Ta, keys_Tc.clamp(max=length - 1), seen_Tac, torch.arange(length, device=device))
 
 
 def _classes(length: int, dilation: int, device: Any) -> tuple[Tensor, int, Tensor]:
@@ -175,26 +198,16 @@ class LocalPlan:
 
     def mask(self) -> Tensor:
         """Whether each query of a tile sees each key of its block: boolean (T, a, c)."""
-        count = len(self.axes)
-        seen, apart = None, []
-        for number, axis in enumerate(self.axes):
-            own = _spread(axis.seen, number, count)
-            seen = own if seen is None else seen & own
-            if self.also is not None:
-                apart.append(_spread(axis.keys[:, None] - axis.queries[..., None], number, count))
-        assert seen is not None
-        seen = seen if self.also is None else seen & self.also(apart)
-        return _joined(seen, count)
+        axes = tuple(self.axes)
+        return _plain_mask(axes) if self.also is None else _mask(axes, self.also)
 
     def key_tokens(self) -> Tensor:
         """Number of the token that each key of a tile is, (T, c)."""
-        count, numbers, stride = len(self.axes), None, self.grid.tokens
-        for number, (axis, size) in enumerate(zip(self.axes, self.grid.sizes, strict=True)):
-            stride //= size
-            own = _spread(axis.keys[:, None], number, count) * stride
-            numbers = own if numbers is None else numbers + own
-        assert numbers is not None
-        return _joined(numbers, count)[:, 0]
+        return self._numbers([axis.keys for axis in self.axes])
+
+    def query_tokens(self) -> Tensor:
+        """Number of the token that each query of a tile is, (T, a)."""
+        return self._numbers([axis.queries for axis in self.axes])
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Partial:
         """Softmax attention of tokens (B, h, N, d) with its log-sum-exp."""
@@ -209,6 +222,16 @@ class LocalPlan:
         mixed = F.scaled_dot_product_attention(q_tiles, k_tiles, v_tiles, attn_mask=self.mask()[None], scale=scale)
         return self.tokens(mixed.unflatten(0, q.shape[:2]))
 
+    def _numbers(self, positions: Sequence[Tensor]) -> Tensor:
+        """Numbers of tokens, from their positions along each axis."""
+        count, numbers, stride = len(positions), None, self.grid.tokens
+        for number, (each, size) in enumerate(zip(positions, self.grid.sizes, strict=True)):
+            stride //= size
+            own = _spread(each[:, None], number, count) * stride
+            numbers = own if numbers is None else numbers + own
+        assert numbers is not None
+        return _joined(numbers, count)[:, 0]
+
     def _gathered(self, x_BhNd: Tensor, positions: Sequence[Tensor]) -> Tensor:
         count = len(positions)
         image = x_BhNd.unflatten(2, self.grid.sizes)
@@ -216,6 +239,24 @@ class LocalPlan:
             image = image.index_select(2 + 2 * number, each.flatten()).unflatten(2 + 2 * number, each.shape)
         order = (0, 1, *(2 + 2 * axis for axis in range(count)), *(3 + 2 * axis for axis in range(count)))
         return image.permute(*order, 2 + 2 * count).flatten(2 + count, 1 + 2 * count).flatten(2, 1 + count)
+
+
+def _mask(axes: tuple[AxisPlan, ...], also: Callable[[Sequence[Tensor]], Tensor] | None = None) -> Tensor:
+    """Which keys of its block a query sees along all axes: boolean (T, a, c)."""
+    seen, apart = None, []
+    for number, axis in enumerate(axes):
+        own = _spread(axis.seen, number, len(axes))
+        seen = own if seen is None else seen & own
+        if also is not None:
+            apart.append(_spread(axis.keys[:, None] - axis.queries[..., None], number, len(axes)))
+    assert seen is not None
+    return _joined(seen if also is None else seen & also(apart), len(axes))
+
+
+@remembered
+def _plain_mask(axes: tuple[AxisPlan, ...]) -> Tensor:
+    """As ``_mask`` without more to hold."""
+    return _mask(axes)
 
 
 def _spread(own_Tac: Tensor, number: int, count: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blocks.base import AXES, Grid
+from blocks.ops.remembered import remembered
 
 
 def checked_tile(tile: int | Sequence[int]) -> int | tuple[int, ...]:
@@ -79,12 +80,14 @@ def _packed(x: Tensor) -> Tensor:
     return x.clone(memory_format=torch.contiguous_format) if torch.compiler.is_compiling() else x
 
 
+@remembered
 def tokens_in_tiles(sides: tuple[int, ...], grid: Grid, device: torch.device | None = None) -> Tensor:
     """Whether there is a token: boolean (T, t)."""
     ones = torch.ones(1, 1, grid.tokens, 1, dtype=torch.bool, device=device)
     return to_tiles(ones, sides, grid)[0, 0, :, :, 0]
 
 
+@remembered
 def tile_of_token(sides: tuple[int, ...], grid: Grid, device: torch.device | None = None) -> Tensor:
     """The tile that each token lies in: (N,)."""
     count = tile_count(sides, grid)
