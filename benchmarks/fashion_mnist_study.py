@@ -177,16 +177,17 @@ def judge(runs: Sequence[str], root: Path, protocol: argparse.Namespace) -> None
     if not any(name == "real training images" for name, *_ in done):
         train_images, _ = fashion_mnist(protocol.data, train=True)
         for seed, part in enumerate(train_images[-3 * protocol.samples :].split(protocol.samples)):
-            row = measured(metrics, part)
-            add_row(root, arm="real training images", seed=seed, size=TRAINED_SIZE, samples=len(part), **shared, **row)
+            real = shared | measured(metrics, part)
+            add_row(root, arm="real training images", seed=seed, size=TRAINED_SIZE, samples=len(part), **real)
         add_row(root, arm="real test images", seed=0, size=TRAINED_SIZE, accuracy=test_accuracy, reference="test")
     for run, seed, size in wanted:
         images = drawn(sample_file(root, run, seed=seed, size=size))
         labels = torch.arange(len(images)) % CLASSES
-        row = {
+        row: dict[str, float | None] = {
             "accuracy": accuracy(classifier, images, labels),
             "rmse_to_teacher": rmse_to_teacher(images, root, seed=seed, size=size),
-        } | measured(metrics, images)
+            **measured(metrics, images),
+        }
         record = root / run / "training.json"
         training = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else None
         add_row(root, arm=run, seed=seed, size=size, samples=len(images), **shared, **row, training=training)

@@ -175,17 +175,17 @@ class Adapted(SoftmaxMixer):
                 f"Adapted of {self.site.path} has kernels of {len(self.site.grid.sizes)} axes, and a grid of {axes} "
                 "came: use value_kernel 0 there"
             )
-        v_BCN = v.transpose(2, 3).flatten(1, 2)
-        kernels, groups, images = self.kernels, v_BCN.shape[1], v_BCN
+        v_BNC = v.transpose(1, 2).flatten(2)
+        kernels, images = self.kernels, v_BNC.unflatten(1, grid.sizes).movedim(-1, 1)  # channels-last, one image too
         if self.predicted:
             first, last = self.predictor
-            kernels = last(F.gelu(first(v_BCN.mean(-1, keepdim=True)))).reshape(batch * groups, -1)
-            images = v_BCN.reshape(1, batch * groups, -1)
+            kernels = last(F.gelu(first(v_BNC.mean(1)[..., None]))).reshape(batch * v_BNC.shape[2], -1)
+            images = images.reshape(1, -1, *grid.sizes)
         assert kernels is not None
         convolve: Any = (F.conv1d, F.conv2d, F.conv3d)[axes - 1]
         side = (self.value_kernel,) * axes
         output = convolve(
-            images.unflatten(-1, grid.sizes),
+            images,
             kernels.to(v.dtype).unflatten(-1, side)[:, None],
             padding=self.value_kernel // 2,
             groups=images.shape[1],

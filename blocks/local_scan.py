@@ -97,7 +97,7 @@ class LocalScan(FeatureMixer):
         )
         near_BNC = self.out(self.windows(q, k, v, grid, self.scale).transpose(1, 2).flatten(2))
         x_BNI, gate_BNI = self.entry(hidden_BNC).chunk(2, -1)
-        image_BIHW = self.near(x_BNI.transpose(1, 2).unflatten(2, grid.sizes))
+        image_BIHW = self.near(x_BNI.unflatten(1, grid.sizes).movedim(-1, 1))
         x_BNI = F.silu(image_BIHW).flatten(2).transpose(1, 2)
         with without_autocast(x_BNI):
             scanned_BNI = self._scanned(x_BNI, grid, scan).to(x_BNI.dtype)
