@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
+
+import blocks
 
 LONG_CONFIG = "experiment/fashion_mnist_study_long"
 LONG = "delta_conv_default_long"
@@ -19,6 +23,22 @@ BUDGETS = {"screen": (200, 200), "leader": (400, 1200), "finalist": (1000, 5000)
 def plain(class_path: str, **options: object) -> dict[str, Any]:
     """A mixer as plain data."""
     return {"class_path": f"blocks.{class_path}", "init_args": options}
+
+
+def factory_of(plain: Any) -> Any:
+    """What the command makes of plain data: mixers in it become functions of a site."""
+    if isinstance(plain, list):
+        return [factory_of(each) for each in plain]
+    if not isinstance(plain, dict):
+        return plain
+    options = {name: factory_of(value) for name, value in plain["init_args"].items()}
+    return partial(getattr(blocks, plain["class_path"].removeprefix("blocks.")), **options)
+
+
+def plain_of(options: Sequence[str]) -> dict[str, Any]:
+    """The mixer among command-line options, as plain data."""
+    found: dict[str, Any] = json.loads(options[options.index("--model.mixer") + 1])
+    return found
 
 
 def mixer(class_path: str, **options: object) -> list[str]:

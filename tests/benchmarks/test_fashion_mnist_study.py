@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 from argparse import Namespace
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-import blocks
 from benchmarks.fashion_mnist_study import draw, drawn, keep_protocol, read_rows, rmse_to_teacher, sample_file
-from benchmarks.study_arms import ARMS, name_of, training_options
+from benchmarks.study_arms import ARMS, factory_of, name_of, plain_of, training_options
 from blocks import Grid, Site
 from sparsight.testing import apply_mixer, random_inputs
 from tests import tiny
@@ -62,19 +59,9 @@ def test_a_folder_has_samples_of_one_kind(root: Path) -> None:
 def test_an_arm_stands_at_the_sites_of_the_shipped_teacher(arm: str) -> None:
     torch.manual_seed(0)
     site = Site("transformer_blocks.0.attn1", channels=128, heads=4, head_dim=32, grid=Grid(16, 16))
-    mixer = _factory(json.loads(ARMS[arm][ARMS[arm].index("--model.mixer") + 1]))(site)
+    mixer = factory_of(plain_of(ARMS[arm]))(site)
     output = apply_mixer(mixer, random_inputs(mixer, site.grid, batch=1), site.grid)
     assert output.isfinite().all()
-
-
-def _factory(plain: Any) -> Any:
-    """What the command makes of plain data: mixers in it become functions of a site."""
-    if isinstance(plain, list):
-        return [_factory(each) for each in plain]
-    if not isinstance(plain, dict):
-        return plain
-    options = {name: _factory(value) for name, value in plain["init_args"].items()}
-    return partial(getattr(blocks, plain["class_path"].removeprefix("blocks.")), **options)
 
 
 def test_a_run_is_named_by_what_differs_from_the_configuration() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -23,6 +24,9 @@ class DiT(BasicBlocks):
     # the whole DiT asks its first block for its embeddings
     shard_units = frozenset({"BasicTransformerBlock", "CombinedTimestepLabelEmbeddings"})
     square_only = True
+    published: ClassVar[Mapping[str, Mapping[str, Any]]] = {
+        "dit_xl_2": {"sample_size": 64, "out_channels": 8},  # at 512 pixels
+    }
 
     def inputs(self, denoiser: Any, batch: int, size: tuple[int, ...], **options: Any) -> dict[str, Any]:
         """A sample, timesteps and labels."""
