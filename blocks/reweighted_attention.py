@@ -1,9 +1,9 @@
 """Attention whose weights are softplus of the logits over their sum, and are then sharpened.
 
-Gao et al., "Softplus Attention with Re-weighting Boosts Length Extrapolation in Large Language Models", arXiv
-2501.13428: the exponential gives way to softplus, with a factor that grows with the log of the number of keys; weights
-are sharpened by a power of what lies above a threshold. The published constants differ between its versions: here the
-factor is 1 at the site's own size, times a learned one per head that is fitted to the teacher.
+Gao et al., "Softplus Attention with Re-weighting Boosts Length Extrapolation in Large Language Models" (LSSAR),
+arXiv 2501.13428: the exponential gives way to softplus, with a factor that grows with the log of the number of keys;
+weights are sharpened by a power of what lies above a threshold. The published constants differ between versions: here
+the factor is 1 at the site's own size, times a learned one per head that is fitted to the teacher.
 
 Shape legend: B batch, h heads, N tokens, d channels of a head.
 """
