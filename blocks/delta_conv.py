@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from blocks.base import AttentionWeights, FeatureMixer, Grid, Site, SiteSamples
 from blocks.ops.delta_conv import naive
+from blocks.ops.delta_conv.choice import this_machine, why_no_triton
 from blocks.ops.delta_conv.form import Form, Layers, as_image, stage_size
-from blocks.ops.delta_conv.torch import delta_conv, weights_for
+from blocks.ops.delta_conv.torch import delta_conv, precision, weights_for
 
 # SD2 has the levels of SD1.5; a level without self-attention has no entry
 _SD15_KERNELS = {
@@ -107,12 +108,18 @@ class DeltaConvBlock(FeatureMixer):
         gate: ``divide`` is a * b / sqrt(C), ``multiply`` a * b * sqrt(E / 2), ``sigmoid`` a * sigmoid(b).
         pool_branch: Whether the linear map of the mean is there.
         depthwise_bias: Whether the depthwise convolutions have a bias.
+        backend: ``torch``, or ``triton``: three kernels forward that keep nothing but the entry. Their gradients
+            have no gradients.
 
     Raises:
         ValueError: If an option is out of range, or no kernel pattern matches the site's path.
     """
 
     autocasts = True
+    backends: ClassVar[dict[str, str]] = {
+        "torch": "",
+        "triton": "the package triton, and a CUDA device of compute capability 8.0 or more",
+    }
 
     def __init__(
         self,
@@ -128,8 +135,11 @@ class DeltaConvBlock(FeatureMixer):
         gate: Literal["divide", "multiply", "sigmoid"] | None = None,
         pool_branch: bool | None = None,
         depthwise_bias: bool | None = None,
+        backend: Literal["torch", "triton"] = "torch",
     ) -> None:
         super().__init__(site)
+        self.backend = self.checked_backend(backend)
+        self._machine = this_machine() if self.backend == "triton" else None
         base = PRESETS[_one_of("preset", preset, tuple(PRESETS))]
         self.preset = preset
         self.scales = _checked_scales(base["scales"] if scales is None else scales)
@@ -161,10 +171,21 @@ class DeltaConvBlock(FeatureMixer):
     def forward(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
         """Map the hidden state (B, N, C) to the site's output (B, N, C)."""
         layers = self._layers(hidden_BNC, grid)
+        if self.serving_backend(grid, hidden_BNC) == "triton":
+            from blocks.ops.delta_conv import triton  # which defines kernels, and needs the package for it
+
+            return triton.delta_conv(hidden_BNC, layers, self._form(), grid, precision(hidden_BNC))
         weights = weights_for(hidden_BNC, layers)
         if weights is None:
             return naive.delta_conv(hidden_BNC, layers, self._form(), grid)
         return delta_conv(hidden_BNC, weights, self._form(), grid)
+
+    def missing_backend(self, name: str, grid: Grid, like: Tensor) -> str:
+        """Why Triton's kernels cannot compute a hidden state: see ``blocks.ops.delta_conv.choice``."""
+        if name != "triton":
+            return ""
+        machine = self._machine or this_machine()
+        return why_no_triton(like, self._layers(like, grid), self._form(), grid, machine)
 
     def reference(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
         """Map the hidden state (B, N, C) to the output layer by layer; see ``blocks.ops.delta_conv.naive``."""

@@ -23,6 +23,8 @@ import pytest
 import torch
 
 torch.set_num_threads(int(THREADS))
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined: without a GPU they run in the interpreter
 
 
 # Rooms whose files take long, begun first: a long file that comes last leaves all processes but one without work.

@@ -15,9 +15,18 @@ def optional_package(name: str) -> ModuleType | None:
     Args:
         name: What is imported, e.g. ``natten``.
     """
-    try:
-        return import_module(name)
-    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # binaries for another torch or device
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        warnings.warn(f"without {name} the slower form in plain torch is used: {reason[0]}", stacklevel=2)
+    reason = why_missing(name)
+    if reason:
+        warnings.warn(f"without {name} the slower form in plain torch is used: {reason}", stacklevel=2)
         return None
+    return import_module(name)
+
+
+@functools.cache
+def why_missing(name: str) -> str:
+    """Why a package cannot be imported, in a line; empty if it can."""
+    try:
+        import_module(name)
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:  # binaries for another torch or device
+        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return ""

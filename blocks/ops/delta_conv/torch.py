@@ -45,25 +45,31 @@ def weights_for(hidden_BNC: Tensor, layers: Layers) -> Weights | None:
     another class (adapters, quantisation), or has weights of another kind or precision than the input, unless autocast
     is on.
     """
-    if torch.compiler.is_compiling():
+    dtype = precision(hidden_BNC)
+    if torch.compiler.is_compiling() or dtype not in PRECISIONS or why_not_plain(hidden_BNC, layers):
         return None
-    parts = [layers.entry, *layers.depthwise, layers.exit, *([] if layers.pool is None else [layers.pool])]
-    if not all(_is_plain(part) for part in parts):
-        return None
-    pairs: list[Pair] = [(part.weight, part.bias) for part in parts]
+    pairs: list[Pair] = [(part.weight, part.bias) for part in _parts(layers)]
     present = [tensor for pair in pairs for tensor in pair if tensor is not None]
-    dtype = _precision(hidden_BNC)
-    if dtype not in PRECISIONS or not all(type(tensor) in PLAIN for tensor in present):
-        return None
-    found = {tensor.dtype for tensor in present}
-    if found != {dtype}:
-        if not (found <= {torch.float32, torch.bfloat16} and under_autocast(hidden_BNC)):
-            return None
+    if any(tensor.dtype != dtype for tensor in present):
         cast: Iterator[Tensor] = iter(_Cast.apply([dtype] * len(present), *present))
         pairs = [(next(cast), None if bias is None else next(cast)) for _, bias in pairs]
     stages = len(layers.depthwise)
     pool = None if layers.pool is None else pairs[-1]
     return Weights(pairs[0], tuple(pairs[1 : stages + 1]), pairs[stages + 1], pool)
+
+
+def why_not_plain(hidden_BNC: Tensor, layers: Layers) -> str:
+    """Why weights and biases do not say all of what the layers do to a hidden state; empty if they do."""
+    parts = _parts(layers)
+    if not all(_is_plain(part) for part in parts):
+        return "a layer has hooks, or is of another class than torch's own"
+    present = [tensor for part in parts for tensor in (part.weight, part.bias) if tensor is not None]
+    if not all(type(tensor) in PLAIN for tensor in present):
+        return "a layer holds weights of another kind than plain parameters"
+    found, dtype = {tensor.dtype for tensor in present}, precision(hidden_BNC)
+    if found != {dtype} and not (found <= {torch.float32, torch.bfloat16} and under_autocast(hidden_BNC)):
+        return f"weights are in {', '.join(sorted(map(str, found)))}, and {dtype} is what is computed in"
+    return ""
 
 
 def delta_conv(hidden_BNC: Tensor, weights: Weights, form: Form, grid: Grid) -> Tensor:
@@ -125,6 +131,10 @@ def _gated(x_BEHW: Tensor, pair: Pair, form: Form) -> Tensor:
     return signal * gate
 
 
+def _parts(layers: Layers) -> list[Any]:
+    return [layers.entry, *layers.depthwise, layers.exit, *([] if layers.pool is None else [layers.pool])]
+
+
 def _is_plain(layer: nn.Module) -> bool:
     """Whether nothing but the class's own forward would run."""
     hooks = (
@@ -136,7 +146,8 @@ def _is_plain(layer: nn.Module) -> bool:
     return type(layer) in (nn.Linear, nn.Conv2d) and not any(hooks) and "forward" not in vars(layer)
 
 
-def _precision(hidden_BNC: Tensor) -> torch.dtype:
+def precision(hidden_BNC: Tensor) -> torch.dtype:
+    """What is computed in: autocast's precision, or that of the hidden state."""
     return torch.get_autocast_dtype(hidden_BNC.device.type) if under_autocast(hidden_BNC) else hidden_BNC.dtype
 
 
