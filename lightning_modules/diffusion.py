@@ -91,6 +91,13 @@ class DiffusionModule(TrainedPartsModule):
 
     # -- batches -------------------------------------------------------------------------------------------------
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Move a batch; ids of training samples stay on the CPU, where draws read them without a wait."""
+        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        if self.trainer.training and isinstance(batch, Mapping) and "index" in batch:
+            return {**moved, "index": batch["index"]}
+        return moved
+
     def noised(
         self, batch: Mapping[str, Any], *, step: int, condition_dropout: float, timesteps: Timesteps = EVEN
     ) -> dict[str, Any]:
@@ -115,10 +122,10 @@ class DiffusionModule(TrainedPartsModule):
         uniform_B = sample_uniform(seed=self.seed, step=step, index=index, stream=Stream.TIMESTEP)
         noise = sample_normal(clean.shape[1:], seed=self.seed, step=step, index=index, stream=Stream.NOISE)
         level = self.diffusion.levels(uniform_B, clean.shape[2:], timesteps)
-        noise = noise.to(clean)
+        noise = _sent(noise.to(clean.dtype), clean.device)
         prepared |= {
             "level": level,
-            "timestep": process.timestep(level).to(clean.device),
+            "timestep": _sent(process.timestep(level), clean.device),
             "xt": process.add_noise(clean, noise, level),
             "target": process.target(clean, noise, level),
         }
@@ -147,3 +154,8 @@ def compile_blocks(denoiser: torch.nn.Module) -> None:
     # with and without gradients, before and after its hand-over
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS * len(blocks))
+
+
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; to a CUDA device it goes from pinned memory, while the processor works on."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x.to(device)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from benchmarks import launches
-from benchmarks.launches import CASTS, TARGETS, Calls, count
+from benchmarks.launches import CASTS, TARGETS, TRITON, Calls, count
 
 
 def test_calls_that_compute_are_counted_below_autocast_and_views_are_not() -> None:
@@ -27,7 +27,16 @@ def test_a_site_keeps_to_its_calls(batch: int) -> None:
     assert slow["rest"].total() > 2 * few["rest"].total()
 
 
+def test_triton_kernels_and_calls_inside_of_an_operation_are_counted() -> None:
+    pytest.importorskip("triton", reason="Triton, which has no wheel for this platform, is not installed")
+    counted = count(TRITON)
+    assert counted["forward"] == {"_foreach_copy_": 1, "project": 1, "mix_stages": 1, "leave": 1}
+    kernels = {"project", "gate_gradients", "tap_gradients", "input_gradients", "collect", "pool_gradients"}
+    assert kernels < {*counted["rest"]} and counted["rest"]["matrix_gradients"] == 2
+
+
 def test_a_missed_target_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delitem(launches.FORMS, TRITON)  # has its own test, in an interpreter that takes its time
     with pytest.raises(SystemExit) as met:
         launches.main([])
     monkeypatch.setitem(TARGETS, "layer by layer", 16)

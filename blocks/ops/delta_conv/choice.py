@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import torch
@@ -32,9 +33,7 @@ def this_machine() -> Machine:
     """This one."""
     if problem := why_missing("triton"):
         return Machine(problem, False)
-    import triton
-
-    return Machine("", bool(triton.knobs.runtime.interpret))
+    return Machine("", bool(import_module("triton").knobs.runtime.interpret))
 
 
 def why_no_triton(hidden_BNC: Tensor, layers: Layers, form: Form, grid: Grid, machine: Machine) -> str:

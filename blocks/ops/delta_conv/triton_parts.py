@@ -10,21 +10,25 @@ Without Triton this file can be imported, and its functions cannot be called.
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-try:
-    import triton
-    import triton.language as tl
+from blocks.ops.optional import why_missing
 
-    jit: Any = triton.jit
-    COLUMNS = tl.constexpr(7)
-    FIRST, BESIDE, ROWS, WIDTH, INPUT, OUTPUT, NUMBER = (tl.constexpr(number) for number in range(7))
-except ImportError:
-    triton = tl = None
 
-    def jit(function: Any) -> Any:
-        """Leave a kernel as it is."""
-        return function
+def _as_it_is(function: Any) -> Any:
+    """A kernel that nobody can launch."""
+    return function
+
+
+tl: Any = None
+jit: Any = _as_it_is
+constant: Any = int
+if not why_missing("triton"):
+    tl = import_module("triton.language")
+    jit, constant = import_module("triton").jit, tl.constexpr
+COLUMNS = constant(7)
+FIRST, BESIDE, ROWS, WIDTH, INPUT, OUTPUT, NUMBER = (constant(number) for number in range(7))
 
 
 @jit
