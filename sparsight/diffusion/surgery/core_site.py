@@ -110,6 +110,7 @@ class CoreSite(OnGrid):
             k, v = k.to(q.dtype), v.to(q.dtype)
             mixed: Tensor = self.mixer(q, k, v, grid, scale)
         else:
+            k, v = k.to(q.dtype), v.to(q.dtype)  # of norms and of projections that are trained in float32
             image_BNC = site.layout(grid, hidden_states.shape[1]).image(hidden_states)
             mixed = joint_core(self.mixer, q, k, v, layout, scale, image_BNC)
         return stamped(mixed.to(dtype), *grid.sizes)
