@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
 from sparsight.diffusion.measure.flops import meta_student
-from sparsight.diffusion.students.modeling import CodeFile, load_class, student_file
+from sparsight.diffusion.students.modeling import load_class, student_file
+from sparsight.publish.carry.assemble import CodeFile
 from sparsight.diffusion.surgery.known_mixers import mixer_kinds
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import set_mode, shells_of

@@ -114,8 +114,8 @@ def _changes(model: PreTrainedModel, record: Mapping[str, Any]) -> str:
     if "recipe" in record:
         methods = ", ".join(map(_method, record["recipe"]))
         lines += [
-            f"- Trained under a recipe: {methods}. This folder holds the model without it, and answers otherwise than "
-            "in training until `sparsight.lvlm.methods.recipe.Recipe` puts it on again"
+            f"- Trained under a recipe: {methods}. It works where the folder is loaded with `trust_remote_code=True`, "
+            "by the file of code beside the weights; without that the model answers otherwise than in training"
         ]
     lines += [f"- Parameters: {sum(p.numel() for p in model.parameters()):,}"]
     return "\n".join([*lines, "", "`sparsight.json` holds the same for programs, with the records of earlier runs."])

@@ -1,8 +1,8 @@
 """Run as a script, in a process without this project: loads an exported image-text model and asks it something.
 
-    python reload.py FOLDER ANSWERS
+    python reload.py FOLDER ANSWERS [recipe]
 
-ANSWERS will hold what the folder's processor makes of a fixed image and question, the model's logits for it in fp32,
+With ``recipe``, the code of the folder puts a recipe on the model. ANSWERS will hold what the folder's processor makes of a fixed image and question, the model's logits for it in fp32,
 and what it generates with and without a cache.
 """
 
@@ -30,32 +30,37 @@ def example_inputs(processor: Any, side: int = 224) -> dict[str, Any]:
     return dict(processor(images=[image], text=[text], return_tensors="pt"))
 
 
-def answers(model: Any, inputs: dict[str, Any], new_tokens: int = NEW_TOKENS) -> dict[str, Any]:
-    """Logits, and greedy continuations with and without a cache."""
+def answers(
+    model: Any, inputs: dict[str, Any], new_tokens: int = NEW_TOKENS, *, recipe: bool = False
+) -> dict[str, Any]:
+    """Logits, and greedy continuations with and without a cache; with it alone under a recipe."""
     import torch
 
     with torch.no_grad():
         logits = model(**inputs).logits
         options = {"do_sample": False, "max_new_tokens": new_tokens, "min_new_tokens": new_tokens}
-        return {
+        found = {
             "logits": logits.float().contiguous(),
             "with_cache": model.generate(**inputs, **options, use_cache=True),
-            "without_cache": model.generate(**inputs, **options, use_cache=False),
         }
+        return found if recipe else {**found, "without_cache": model.generate(**inputs, **options, use_cache=False)}
 
 
-def main(folder: str, file: str) -> None:
+def main(folder: str, file: str, *recipe: str) -> None:
     """Load, ask, and write what came out."""
     import torch
     from safetensors.torch import save_file
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    model, report = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True, dtype=torch.float32)
+    model, report = AutoModelForImageTextToText.from_pretrained(
+        folder, output_loading_info=True, dtype=torch.float32, trust_remote_code=bool(recipe)
+    )
     problems = {kind: sorted(map(str, keys)) for kind, keys in report.items() if keys}
     if problems:
         raise SystemExit(f"the weights do not fit the configuration: {problems}")
     inputs = example_inputs(AutoProcessor.from_pretrained(folder))
-    save_file({f"inputs.{name}": tensor.contiguous() for name, tensor in inputs.items()} | answers(model, inputs), file)
+    found = answers(model, inputs, recipe=bool(recipe))
+    save_file({f"inputs.{name}": tensor.contiguous() for name, tensor in inputs.items()} | found, file)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from sparsight.common.tables import json_text
 from sparsight.lvlm.export import reload
 from sparsight.lvlm.export.adapters import verify_adapters, write_adapters
 from sparsight.lvlm.export.card import write_lvlm_card
+from sparsight.lvlm.export.recipe_code import carry_recipe
+from sparsight.lvlm.methods.recipe import Recipe
 from sparsight.lvlm.model.lora import merge_lora
 from sparsight.lvlm.model.processor import load_processor
 from sparsight.lvlm.model.provenance import FILE, provenance, read_provenance
@@ -92,9 +94,12 @@ def write_lvlm(
     )
     if module.recipe is not None:
         record["recipe"] = module.recipe.record()
+        carry_recipe(folder, module.recipe, type(model))
     write_text(folder / FILE, json_text(without_places(record)))
     hide_places(folder)
     difference = verify_lvlm(model, processor, folder)
+    if module.recipe is not None:
+        verify_recipe(model, processor, folder, module.recipe)
     if kept:
         verify_adapters(module, folder, reload.example_inputs(processor))
     write_lvlm_card(
@@ -161,3 +166,23 @@ def verify_lvlm(model: PreTrainedModel, processor: Any, folder: Path) -> float:
     if not torch.equal(found["with_cache"], found["without_cache"]):
         raise RuntimeError("the export generates other tokens with a cache than without: are layers numbered right?")
     return error
+
+
+def verify_recipe(model: PreTrainedModel, processor: Any, folder: Path, recipe: Recipe) -> None:
+    """Load a folder with its code where this project is not, and compare its answers under the recipe.
+
+    Raises:
+        RuntimeError: It does not load, or logits or generated tokens differ.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "answers.safetensors")
+        run_fresh(reload.__file__, [str(folder.resolve()), str(file), "recipe"], scratch=scratch)
+        found = load_file(file)
+    whole = model if model.dtype == torch.float32 else copy.deepcopy(model).float()
+    with recipe.on(whole):
+        expected: dict[str, Tensor] = reload.answers(whole, reload.example_inputs(processor), recipe=True)
+    error = relative_l2(found["logits"], expected["logits"])
+    if not error <= EXACT:
+        raise RuntimeError(f"the export answers differently under its recipe: relative L2 difference {error:.2e}")
+    if not torch.equal(found["with_cache"], expected["with_cache"]):
+        raise RuntimeError("the export generates other tokens under its recipe after reloading")

@@ -104,7 +104,7 @@ def needed_by(file: SourceFile, tree: ast.Module) -> Iterator[SourceFile]:
     Raises:
         ValueError: It imports something else, which may not be there where the export is loaded.
     """
-    allowed = sys.stdlib_module_names | {"torch"} | ({"diffusers"} if file.is_ours else set())
+    allowed = sys.stdlib_module_names | {"torch"} | ({"diffusers", "transformers"} if file.is_ours else set())
     for found in _imports(file, tree.body, may_fail=False):
         top = found.module.split(".")[0]
         if top in allowed:

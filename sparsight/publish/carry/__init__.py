@@ -1,0 +1,1 @@
+"""Code that travels in exports."""
