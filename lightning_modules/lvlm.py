@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
 
 from blocks.tokens import Edit
 from lightning_modules.answering import Answering, Evaluation, Illustrated
@@ -18,6 +19,7 @@ from sparsight.common.training.processes import averaged, everywhere
 from sparsight.common.training.sharding import is_sharded, shard_parts, split_again
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.show import keep_records
+from sparsight.lvlm.export.reload import example_inputs
 from sparsight.lvlm.model.images import check_images
 from sparsight.lvlm.model.load import DTYPES, Loading, load_lvlm
 from sparsight.lvlm.model.processor import load_processor
@@ -86,7 +88,9 @@ class LVLMModule(Answering):
         self.depth = len(self.parts.layers)
         self.recipe = methods
         if self.recipe is not None:
-            self.recipe.check(self.model)
+            calibrated = self.recipe.is_calibrated
+            template = load_processor(base, **self.source).chat_template if calibrated else None
+            self.recipe.check(self.model, template if isinstance(template, str) else None)
         self.tuned_layers: list[int] = []
         self.prune = prune
         self.export_name = "tuned" if prune is None else "pruned"
@@ -153,18 +157,46 @@ class LVLMModule(Answering):
     # -- layers ----------------------------------------------------------------------------------------------------
 
     def analyze(self, scores: Sequence[LayerScore], batches: Sequence[Mapping[str, Any]]) -> ScoreTable:
-        """Score the decoder layers on calibration batches.
+        """Score the decoder layers on calibration batches, under the recipe if there is one.
 
         Raises:
-            ConfigurationError: There is a recipe, under which layers are not scored.
+            ConfigurationError: Methods of the recipe drop tokens, which scores compare before and after a layer.
         """
-        if self.recipe is not None:
-            raise ConfigurationError("layers are scored as they are: leave model.recipe out for `analyze`")
+        dropping = [] if self.recipe is None else self.recipe.dropping
+        if dropping:
+            raise ConfigurationError(
+                f"layers are scored by tokens that are there before and after: leave {' and '.join(dropping)} out of "
+                "model.recipe for `analyze`"
+            )
         for batch in batches:
             if any(batch["image_keys"]):
                 check_images(self.model, self.parts, batch["inputs"])
                 break
-        return score_layers(self.model, batches, scores, base=self.base, base_hash=self.base_hash)
+        facts = {} if self.recipe is None else {"recipe": self.recipe.record()}
+        with self.edited():
+            return score_layers(self.model, batches, scores, base=self.base, base_hash=self.base_hash, **facts)
+
+    def benchmark(self, tokens: Sequence[int], **options: Any) -> list[dict[str, Any]]:
+        """Measure the recipe against the untouched model, at numbers of image tokens.
+
+        Args:
+            tokens: Those numbers.
+            options: As of ``sparsight.lvlm.methods.cost.benchmark.benchmark_recipe``.
+
+        Raises:
+            ConfigurationError: There is no recipe, or it breaks a promise on this model.
+        """
+        from sparsight.lvlm.methods.cost.benchmark import benchmark_recipe
+
+        if self.recipe is None:
+            raise ConfigurationError("benchmark compares a recipe with the untouched model: give model.recipe")
+        processor = load_processor(self.base, **self.source)
+        self.model.eval()
+
+        def prompt(images: int) -> dict[str, Any]:
+            return move_data_to_device(example_inputs(processor, images=images), self.device)
+
+        return benchmark_recipe(self.model, self.recipe, prompt, tokens=tokens, **options)
 
     def sites(self) -> list[str]:
         """Names of the decoder layers that may be removed.

@@ -94,7 +94,7 @@ class AttentionEdit(Edit):
         """What to remember of each token (B, Q), by the states (B, Q, C) that enter the layer."""
         return None
 
-    def measure(self, attending: Attending) -> Tensor | None:
+    def measure(self, attending: Attending, layer: int) -> Tensor | None:
         """What to remember of each token of the prompt (B, Q, ...), by how the layer attends; answers count as 0."""
         return None
 

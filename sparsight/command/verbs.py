@@ -20,6 +20,7 @@ from sparsight.diffusion.analyze.verb import Analysed, analyze_denoiser
 from sparsight.diffusion.measure.benchmark import TOKENS, Settings, benchmark_model
 from sparsight.lvlm.chat.show import show_records
 from sparsight.lvlm.export.write import processor_of
+from sparsight.lvlm.methods.cost.under_recipe import IMAGE_TOKENS, UnderRecipe
 from sparsight.lvlm.scores import LayerScore
 from sparsight.lvlm.scores.analyze import analyze_module, default_scores
 from sparsight.publish.export import export_and_push
@@ -112,15 +113,17 @@ class Verbs(Trainer):
         clock: Literal["wall", "processor"] = "wall",
         output: str | None = None,
     ) -> None:
-        """Measure FLOPs, time and memory of mixers and student against the untouched model.
+        """Measure FLOPs, time and memory of mixers and student, or of a recipe, against the untouched model.
 
         Args:
-            model: A module whose denoiser has mixers, such as AttentionDistillation.
+            model: A module whose denoiser has mixers, such as AttentionDistillation, or an image-text model with a
+                recipe, such as LVLMEvaluation.
             datamodule: Not used; configurations of other verbs have one.
-            tokens: Sizes: tokens of a site, and of the whole denoiser's largest site.
-            dtypes: Precisions of weights and inputs.
-            batch: Samples.
-            backward: Measure forward and backward pass together too, not forward alone.
+            tokens: Sizes: tokens of a site, and of the whole denoiser's largest site; under a recipe image tokens of
+                a prompt, 49 to 4096 if not given.
+            dtypes: Precisions of weights and inputs of denoisers; an image-text model has that of ``model.dtype``.
+            batch: Samples, of denoisers.
+            backward: Measure forward and backward pass of denoisers together too, not forward alone.
             runs: Timed runs of each candidate, taken in turn.
             max_seconds: Time for all runs of one candidate at one size. Sizes at which one run takes more than a
                 quarter of it are skipped.
@@ -128,10 +131,17 @@ class Verbs(Trainer):
                 on a machine that does other work too.
             output: Folder for the table, CSV, JSON and plot; ``benchmark`` in the trainer's root folder if not given.
         """
+        folder = Path(self.default_root_dir, "benchmark") if output is None else Path(output)
+        if isinstance(model, UnderRecipe):
+            if not self.is_global_zero:
+                return
+            model.to(self.strategy.root_device)
+            sizes = IMAGE_TOKENS if tuple(tokens) == TOKENS else tokens
+            model.benchmark(sizes, runs=runs, max_seconds=max_seconds, processor=clock == "processor", folder=folder)
+            return
         settings = Settings(
             tokens, dtypes, batch=batch, backward=backward, runs=runs, max_seconds=max_seconds, clock=clock
         )
-        folder = Path(self.default_root_dir, "benchmark") if output is None else Path(output)
         if self.is_global_zero:
             benchmark_model(model, settings, device=self.strategy.root_device, folder=folder)
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-from blocks import DivPrune, FastV
+from blocks import DivPrune, FastV, Knockout
 from lightning_modules import LVLMEvaluation, SparseLayerTuning
 from sparsight.command.cli import main
 from sparsight.lvlm.model.provenance import FILE
-from sparsight.lvlm.scores import BlockInfluence
+from sparsight.lvlm.scores import BlockInfluence, ImageAttention
 from sparsight.lvlm.surgery.retire import LayerPruning
 from sparsight.lvlm.train.stages import TuningStage
 from tests.tiny_batches import batch_of
@@ -94,5 +94,20 @@ def test_what_a_recipe_does_not_go_with_is_refused_before_work_begins(base: Path
     ):
         with pytest.raises(ValueError, match=told):
             SparseLayerTuning(**options | more)
-    with pytest.raises(ValueError, match=r"leave model\.recipe out"):
+    with pytest.raises(ValueError, match=r"leave FastV out of model\.recipe"):
         LVLMEvaluation(base=str(base), recipe=[FastV(3)]).analyze([], [])
+
+
+def test_layers_are_scored_under_a_recipe_that_keeps_tokens(base: Path) -> None:
+    found = {}
+    for name, recipe in (("plain", None), ("blind", [Knockout("question", "image", list(range(6)))])):
+        module = LVLMEvaluation(base=str(base), recipe=recipe)
+        batch = {**batch_of("fast_vlm", module.model), "image_keys": []}
+        table = module.analyze([BlockInfluence(), ImageAttention("text")], [batch])
+        found[name], facts = table.values, table.facts
+    assert facts["recipe"] == [Knockout("question", "image", list(range(6))).record()]
+    plain, blind = (found[name]["image_attention_text"] for name in ("plain", "blind"))
+    assert all(
+        0 < after < before / 2 for before, after in zip(plain, blind, strict=True)
+    )  # the last word still sees it
+    assert found["plain"]["block_influence"] != found["blind"]["block_influence"]

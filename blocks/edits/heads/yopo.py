@@ -59,7 +59,7 @@ class InactiveHeads(AttentionEdit):
     layers is computed: the result without the speed.
 
     Args:
-        heads: By layer; ``sparsight.lvlm.methods.calibration.InactiveHeadVotes`` finds them.
+        heads: By layer; ``sparsight.lvlm.methods.calibration.searches.InactiveHeadVotes`` finds them.
         artefact: File, or its content, of that, in place of ``heads``.
     """
 

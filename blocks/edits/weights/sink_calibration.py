@@ -46,7 +46,7 @@ class SinkCalibration(AttentionEdit):
         """At the layers named."""
         return layer in self.heads
 
-    def measure(self, attending: Attending) -> Tensor:
+    def measure(self, attending: Attending, layer: int) -> Tensor:
         """Which tokens are sinks of which head (B, K, h)."""
         tokens = attending.queries
         rows = tokens.present & (tokens.kind != ANSWER)

@@ -23,7 +23,7 @@ class FitPrune(LayerPolicy):
     the largest of all heads. Tokens leave behind a layer's feed-forward part; in the paper, in front of it.
 
     Args:
-        artefact: File, or its content, of ``sparsight.lvlm.methods.calibration.FitPruneShares``.
+        artefact: File, or its content, of ``sparsight.lvlm.methods.calibration.searches.FitPruneShares``.
         positions: ``keep`` as in the paper, or ``renumber`` for positions without gaps.
     """
 

@@ -14,12 +14,12 @@ from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.known import example_inputs, family_of, plain_class
 from sparsight.diffusion.measure.flops import meta_student
 from sparsight.diffusion.students.modeling import load_class, student_file
-from sparsight.publish.carry.assemble import CodeFile
 from sparsight.diffusion.surgery.known_mixers import mixer_kinds
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import set_mode, shells_of
 from sparsight.diffusion.surgery.rest.low_rank import without_adapters
 from sparsight.diffusion.surgery.shell import Mode
+from sparsight.publish.carry.assemble import CodeFile
 
 FUSED = {
     "to_qkv": ("to_q", "to_k", "to_v"),

@@ -43,7 +43,9 @@ def recipe_file(recipe: Recipe, base: type[PreTrainedModel]) -> CodeFile:
         _auto_class = "{AUTO}"
 '''
     sources = closure([file_of(carried), *files])
-    return assemble("modeling", sources, f"from transformers import {name} as Stock", body, name, library="transformers")
+    return assemble(
+        "modeling", sources, f"from transformers import {name} as Stock", body, name, library="transformers"
+    )
 
 
 def carry_recipe(folder: Path, recipe: Recipe, base: type[PreTrainedModel]) -> None:

@@ -2,8 +2,9 @@
 
     python reload.py FOLDER ANSWERS [recipe]
 
-With ``recipe``, the code of the folder puts a recipe on the model. ANSWERS will hold what the folder's processor makes of a fixed image and question, the model's logits for it in fp32,
-and what it generates with and without a cache.
+ANSWERS will hold what the folder's processor makes of a fixed image and question, the model's logits for it in fp32,
+and what it generates with and without a cache. With ``recipe``, the folder's code puts a recipe on the model, under
+which it generates with a cache alone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from typing import Any
 NEW_TOKENS = 8
 
 
-def example_inputs(processor: Any, side: int = 224) -> dict[str, Any]:
-    """What a processor makes of a fixed image and a question about it, by its chat template if it has one."""
+def example_inputs(processor: Any, side: int = 224, *, images: int = 1) -> dict[str, Any]:
+    """What a processor makes of a fixed image, or several, and a question, by its chat template if it has one."""
     import numpy as np
     from PIL import Image
 
@@ -23,11 +24,11 @@ def example_inputs(processor: Any, side: int = 224) -> dict[str, Any]:
     image = Image.fromarray(np.stack([ramp, ramp[::-1], ramp.T], -1).astype(np.uint8))
     question = "What is in this picture?"
     if processor.chat_template is None:
-        text = f"{processor.image_token}\n{question}"
+        text = f"{processor.image_token}\n" * images + question
     else:
-        parts = [{"type": "image"}, {"type": "text", "text": question}]
+        parts = [*[{"type": "image"}] * images, {"type": "text", "text": question}]
         text = processor.apply_chat_template([{"role": "user", "content": parts}], add_generation_prompt=True)
-    return dict(processor(images=[image], text=[text], return_tensors="pt"))
+    return dict(processor(images=[image] * images, text=[text], return_tensors="pt"))
 
 
 def answers(

@@ -92,7 +92,7 @@ class Attention(State):
                 count = attending.queries.kind.shape[1]
                 guard.marks[layer, number] = longer(guard.marks[layer, number], count)
             return
-        found = edit.measure(attending.prompt())
+        found = edit.measure(attending.prompt(), layer)
         if found is not None:
             guard.marks[layer, number] = found.detach()
             guard.measured.add((layer, number))

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 from weakref import WeakSet
 
 from torch import nn
 
-from blocks.edits.base import AttentionEdit, BranchDecoder, FeedForwardEdit, HeadEdit, MaskProgram
+from blocks.edits.base import AttentionEdit, BranchDecoder, ComparedHeadEdit, FeedForwardEdit, HeadEdit, MaskProgram
+from blocks.tokens.artefact import Artefact, check_artefact
 from blocks.tokens.base import Edit, FeatureReducer, LayerPolicy
 from sparsight.lvlm.methods.conflicts import check_generation, check_model, check_together, feed_forward, name_of
+from sparsight.lvlm.methods.facts import facts_of
 from sparsight.lvlm.methods.families import family_of
 from sparsight.lvlm.methods.installed import Installed
 from sparsight.lvlm.methods.kernels import around_kernel
@@ -21,6 +23,13 @@ from sparsight.lvlm.model.tower import find_parts
 
 ORDER = (FeatureReducer, MaskProgram, LayerPolicy, AttentionEdit, HeadEdit, FeedForwardEdit, BranchDecoder)
 _BUSY: WeakSet[nn.Module] = WeakSet()  # models with a recipe
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """A method that uses an artefact of calibration."""
+
+    artefact: Artefact | None
 
 
 class Recipe:
@@ -43,14 +52,33 @@ class Recipe:
         check_together(methods)
         self.methods = sorted(methods, key=lambda method: next(n for n, k in enumerate(ORDER) if isinstance(method, k)))
 
-    def check(self, model: Any) -> None:
+    @property
+    def dropping(self) -> list[str]:
+        """Names of methods that drop tokens somewhere, or add passes."""
+        kinds = (FeatureReducer, LayerPolicy, BranchDecoder, ComparedHeadEdit)
+        return [name_of(method) for method in self.methods if isinstance(method, kinds)]
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether any method uses an artefact of calibration."""
+        return any(isinstance(method, Calibrated) and method.artefact is not None for method in self.methods)
+
+    def check(self, model: Any, template: str | None = None) -> None:
         """See that the methods can work in a model.
 
+        Args:
+            model: The model.
+            template: Its chat template, with which artefacts must have been made; not compared if it is not given.
+
         Raises:
-            ValueError: Its family or attention kernel is not served, or a method needs what it does not have.
+            ValueError: Its family or attention kernel is not served, a method needs what it does not have, or an
+                artefact was made with another model.
         """
         family_of(model.config)
         parts = find_parts(model)
+        for method in self.methods:
+            if isinstance(method, Calibrated) and method.artefact is not None:
+                check_artefact(method.artefact, facts_of(model, template=template), method=name_of(method))
         check_model(self.methods, model.config.get_text_config(decoder=True), parts.layers)
 
     def record(self) -> list[dict[str, Any]]:

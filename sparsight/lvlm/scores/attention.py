@@ -1,4 +1,4 @@
-"""A score by how much the text looks at the image.
+"""Scores by how the text looks at the image.
 
 Shape legend: B batch, h heads, g heads of keys, n heads that share keys (h = g n), R query rows, T tokens, d channels
 of a head.
@@ -6,6 +6,7 @@ of a head.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -23,16 +24,17 @@ Rows = Literal["text", "last"]
 ROWS_AT_ONCE = 128  # bounds memory to that many rows of the attention map
 
 
-class ImageAttention(StreamingScore):
-    """Attention probability on image tokens: mean over query rows and heads of a sample, then over samples with images.
+class AttentionScore(StreamingScore):
+    """A number for each row of attention maps: mean over query rows of a sample, then over samples with images.
 
     Only the rows asked for are computed, from the queries and keys that the attention itself gets; its outputs come
     from the fast kernel.
 
     Args:
-        rows: Which tokens ask: ``text``, all text tokens (those before the image see none of it and count as 0), or
-            ``last``, the last token of a sample alone, which is cheaper.
+        rows: Which tokens ask: ``text``, all text tokens, or ``last``, the last token of a sample alone.
     """
+
+    title: str
 
     def __init__(self, rows: Rows = "text") -> None:
         if rows not in get_args(Rows):
@@ -42,7 +44,7 @@ class ImageAttention(StreamingScore):
     @property
     def name(self) -> str:
         """Tells the rows."""
-        return f"image_attention_{self.rows}"
+        return f"{self.title}_{self.rows}"
 
     def start(self, num_layers: int) -> None:
         """Begin anew."""
@@ -65,25 +67,44 @@ class ImageAttention(StreamingScore):
         """Nothing: attention was heard inside the layer."""
 
     def _listen(self, attending: Attending) -> None:
-        masses_B = torch.stack([self._mass(attending, sample) for sample in range(len(self.rows_of))])
-        self.means.add(attending.layer, masses_B, self.has_rows_B)
+        means_B = torch.stack([self._mean(attending, sample) for sample in range(len(self.rows_of))])
+        self.means.add(attending.layer, means_B, self.has_rows_B)
 
-    def _mass(self, attending: Attending, sample: int) -> Tensor:
-        """Mean over rows and heads for one sample; 0 if it has no rows."""
+    def _mean(self, attending: Attending, sample: int) -> Tensor:
+        """Mean over rows for one sample; 0 if it has no rows."""
         rows_R = self.rows_of[sample]
         key_gTd = attending.key_BgTd[sample].float()
         total = key_gTd.new_zeros(())
         for chunk_R in rows_R.split(ROWS_AT_ONCE):
-            probabilities_gnRT = _rows_of_map(attending, sample, chunk_R, key_gTd)
-            total = total + (probabilities_gnRT * self.tokens.image_BT[sample]).sum()
-        return total / max(1, len(rows_R) * attending.query_BhTd.shape[1])
+            map_hRT = rows_of_map(attending, sample, chunk_R, key_gTd).flatten(0, 1)
+            total = total + self.of_rows(map_hRT, self.tokens.image_BT[sample]).sum()
+        return total / max(1, len(rows_R))
+
+    @abstractmethod
+    def of_rows(self, map_hRT: Tensor, image_T: Tensor) -> Tensor:
+        """A number for each row (R)."""
 
     def values(self) -> list[float | None]:
         """Means over samples that have an image."""
         return self.means.values("image tokens")
 
 
-def _rows_of_map(attending: Attending, sample: int, rows_R: Tensor, key_gTd: Tensor) -> Tensor:
+class ImageAttention(AttentionScore):
+    """Attention probability on image tokens: mean over query rows and heads of a sample, then over samples with images.
+
+    Args:
+        rows: Which tokens ask: ``text``, all text tokens (those before the image see none of it and count as 0), or
+            ``last``, the last token of a sample alone, which is cheaper.
+    """
+
+    title = "image_attention"
+
+    def of_rows(self, map_hRT: Tensor, image_T: Tensor) -> Tensor:
+        """Mean over heads."""
+        return (map_hRT * image_T).sum(-1).mean(0)
+
+
+def rows_of_map(attending: Attending, sample: int, rows_R: Tensor, key_gTd: Tensor) -> Tensor:
     """Rows of the attention map, (g, n, R, T), fp32."""
     query_hRd = attending.query_BhTd[sample, :, rows_R].float()
     query_gnRd = query_hRd.unflatten(0, (len(key_gTd), -1))

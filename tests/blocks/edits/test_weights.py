@@ -27,7 +27,7 @@ def test_sinks_of_chosen_heads_give_to_all_others_in_proportion() -> None:
     told = attending(TOKENS, heads=3, seed=1)
     weights = told.weights()
     edit = SinkCalibration({2: [0, 2]}, beta=0.4, threshold=0.12)
-    marks = edit.measure(told)
+    marks = edit.measure(told, 2)
     new = edit.weights(rows_of(told, marks=marks))
     found = 0
     for head in range(3):
@@ -42,7 +42,7 @@ def test_sinks_of_chosen_heads_give_to_all_others_in_proportion() -> None:
                 row = [w * 0.4 if k in sinks else w + 0.6 * taken * w / (1 - taken) for k, w in enumerate(row)]
             assert new[0, head, query].tolist() == pytest.approx(row, abs=1e-6)
     assert found >= 3 and torch.allclose(new[:, :, 1:].sum(-1), torch.ones(()))
-    by_length = SinkCalibration({2: [0]}, alpha=0.12 * len(PROMPT)).measure(told)
+    by_length = SinkCalibration({2: [0]}, alpha=0.12 * len(PROMPT)).measure(told, 2)
     assert torch.equal(by_length, marks)
     with pytest.raises(ValueError, match="names no layer"):
         SinkCalibration({})

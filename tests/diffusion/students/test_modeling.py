@@ -29,11 +29,11 @@ from blocks import (
 from sparsight.diffusion.export.standalone import standalone
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
-from sparsight.publish.carry.carried import CarriedFiles
 from sparsight.diffusion.students.modeling import load_class, pipeline_file, student_file
-from sparsight.publish.carry.assemble import CodeFile
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import finalize, replace
+from sparsight.publish.carry.assemble import CodeFile
+from sparsight.publish.carry.carried import CarriedFiles
 from sparsight.testing import SITE
 from tests import tiny
 

@@ -1,0 +1,1 @@
+"""What methods need to know of a model, found on prompts."""
