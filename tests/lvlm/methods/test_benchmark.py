@@ -54,7 +54,5 @@ class Forgetful(FastV):
 
 def test_what_breaks_a_promise_is_not_timed() -> None:
     model, _ = tried("llava")
-    with pytest.raises(
-        ConfigurationError, match="breaks a promise on this model: decoded in a padded"
-    ):
+    with pytest.raises(ConfigurationError, match="breaks a promise on this model: decoded in a padded"):
         benchmark_recipe(model, Recipe([Forgetful(3)]), prompt)

@@ -108,17 +108,19 @@ class FitPruneShares(Calibrator):
         self.width, self.inner, self.depth = config.hidden_size, config.intermediate_size, config.num_hidden_layers
         self.found: list[list[tuple[Tensor, Tensor]]] = []  # by sample and layer, what question and images give (N)
         self.lengths: list[int] = []
+        self.batch, self.last = 0, -1  # first sample of the batch that passes, and the layer that it has passed
 
     def see(self, attending: Attending, layer: int) -> None:
         """Both measures of each image token."""
         cross, own = measures(attending, attending.queries)
-        if layer == 0:
+        if not self.found or layer <= self.last:
             self.batch = len(self.found)
             self.found += [[] for _ in cross]
             self.lengths += attending.queries.present.sum(1).tolist()
+        self.last = layer
         for sample, visual in enumerate(attending.queries.visual):
             while len(self.found[self.batch + sample]) < layer:  # layers with a state in place of attention lose none
-                self.found[self.batch + sample].append((visual.new_zeros(0), visual.new_zeros(0)))  # type: ignore[arg-type]
+                self.found[self.batch + sample].append((torch.zeros(0), torch.zeros(0)))
             told = cross[sample, visual].double().cpu(), own[sample, visual].double().cpu()
             self.found[self.batch + sample].append(told)
 

@@ -21,7 +21,7 @@ from sparsight.common.measure.latency import Timing, TooSlow, time_in_turn
 from sparsight.common.measure.memory import peak_bytes
 from sparsight.common.plain import setting
 from sparsight.common.tables import csv_text, format_table, json_text
-from sparsight.lvlm.methods.conformance import check_methods
+from sparsight.lvlm.methods.conformance import BY_TOKEN, check_methods
 from sparsight.lvlm.methods.cost.under_recipe import IMAGE_TOKENS
 from sparsight.lvlm.methods.recipe import Recipe
 from sparsight.lvlm.model.tower import find_parts
@@ -83,7 +83,8 @@ def conforms(model: Any, recipe: Recipe, prompt: Callable[[int], Inputs]) -> flo
     Raises:
         ConfigurationError: It does not.
     """
-    samples = [prompt(1), prompt(2)]
+    whole = prompt(1)
+    samples = [whole, {name: part[:, :-2] if name in BY_TOKEN else part for name, part in whole.items()}]
     try:
         found = check_methods(
             lambda: recipe.methods,

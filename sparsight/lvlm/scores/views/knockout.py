@@ -46,7 +46,7 @@ class KnockoutCurve(SeparateScore):
 
         depth = len(parts.layers)
         before, reach = self.window // 2, self.window - self.window // 2
-        lost, plain, count = torch.zeros(depth), [], 0
+        lost, count = torch.zeros(depth), 0
         for batch in batches:
             if batch.labels_BT is None:
                 raise ConfigurationError(f"{self.name} asks for answers, which training batches have")
