@@ -38,11 +38,12 @@ def test_rows_tell_prompts_answers_memory_and_second_passes(tmp_path: Path) -> N
     assert [row["image_tokens"] for row in rows] == [16, 128]  # 20 is one image too, and 4096 is longer than it reads
     for row in rows:
         assert all(row[f"{name}_plain"] > 0 for name in ("prefill_seconds", "peak_bytes", "prefill_flops"))
-        assert row["second_pass_seconds"] != 0 and row["prefill_flops_recipe"] > row["prefill_flops_plain"]
+        assert row["second_pass_seconds"] != 0
     told = json.loads((tmp_path / "benchmark.json").read_text())
     assert told["rows"] == rows and told["recipe"] == recipe.record() and told["attention"] == "sdpa"
     (alone,) = benchmark_recipe(model, Recipe([FastV(1, 0.25)]), prompt, tokens=(128,), runs=1)
     assert alone["prefill_flops_recipe"] < 0.7 * alone["prefill_flops_plain"] and "second_pass_seconds" not in alone
+    assert alone["prefill_flops_recipe"] < rows[1]["prefill_flops_recipe"]
 
 
 class Forgetful(FastV):
