@@ -20,7 +20,7 @@ def with_recipe(base: type[Any], methods: Mapping[str, type[Edit]]) -> type[Any]
         methods: Classes by the names that the recipe knows them by.
     """
 
-    class WithRecipe(base):  # type: ignore[misc]
+    class WithRecipe(base):
         """A model with a recipe."""
 
         _is_busy = False
