@@ -26,6 +26,7 @@ PATCHWISE = (  # a square or a run of patches for each image token
 )
 RENUMBERING = {"renumbered", "pyramid_drop", "gem_filter"}
 SEVERAL_AXES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")  # of positions
+ONE_BY_ONE = {"feather", "cmai"}  # ask for attention in two layers, one after the other
 TRAINING = {"long_lora", "sink_lora"}  # change nothing in what is answered
 
 METHODS: dict[str, Callable[[], list[Edit]]] = {
@@ -41,14 +42,14 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "fo_pru_rows": lambda: [tokens.FoPru(0.5, group="row")],
     "vmtc": lambda: [tokens.ClusterMerge(0.25, 0.25)],
     "slime": lambda: [tokens.TextRouter(0.5)],
-    "gem_filter": lambda: [tokens.GemFilter(3, 0.5)],
-    "gem_filter_kept": lambda: [tokens.GemFilter(3, 0.5, positions="keep")],
+    "gem_filter": lambda: [tokens.GemFilter(2, 0.5)],
+    "gem_filter_kept": lambda: [tokens.GemFilter(2, 0.5, positions="keep")],
     "quota": lambda: [tokens.FrameBudgets(0.5)],
     "fast_v": lambda: [tokens.FastV(layer=3)],
     "pyramid_drop": lambda: [tokens.PyramidDrop(layers=[3])],
     "feather": lambda: [tokens.Feather([3, 4], [0.5, 0.5])],
-    "fit_prune": lambda: [tokens.FitPrune(fitted([0, 0, 0.25, 0.25, 0, 0]))],
-    "sparse_vlm": lambda: [tokens.SparseVLM([3, 4], [0.5, 0.25])],
+    "fit_prune": lambda: [tokens.FitPrune(fitted([0, 0, 0.5, 0, 0, 0]))],
+    "sparse_vlm": lambda: [tokens.SparseVLM([3], [0.4])],
     "sparse_vlm_merged": lambda: [tokens.SparseVLM([3], [0.25], recycle=0.6)],
     "aki": lambda: [edits.ModalityMutualAttention()],
     "croc": lambda: [edits.CrocAttention()],
@@ -67,7 +68,7 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "yopo_feed": lambda: [edits.FeedForwardCut(0.5)],
     "yopo_exit": lambda: [edits.VisualExit(4)],
     "var": lambda: [edits.VisualAttentionRedistribution([0, 3], tau=1.5, image=0.05, rho=0.1)],
-    "act": lambda: [edits.SinkCalibration({2: [0, 2], 5: [1]}, threshold=0.05)],
+    "act": lambda: [edits.SinkCalibration({5: [0, 1, 2]}, threshold=0.05)],
     "visual_boost": lambda: [edits.VisualBoost()],
     "temp_scale": lambda: [edits.TemperatureScale(0.7)],
     "dual_softmax": lambda: [edits.DualSoftmax()],
@@ -77,7 +78,7 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "block_sparse": lambda: [edits.BlockSparse(4, 2)],
     "hip": lambda: [edits.HierarchicalPruning(4)],
     "heads": lambda: [edits.HeadAblation({2: [1, 3], 5: [0]})],
-    "vhr": lambda: [edits.VisionAwareHeads()],
+    "vhr": lambda: [edits.VisionAwareHeads(first_layer=5)],
     "damro": lambda: [edits.OutlierContrast(outliers=2, beta=0)],
     "lacing": lambda: [edits.ImageGuidance()],
     "five": lambda: [
@@ -90,9 +91,9 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "seven": lambda: [
         edits.ImageGuidance(beta=0.01),
         edits.FeedForwardCut(0.5),
-        edits.VisionAwareHeads(1.5),
+        edits.VisionAwareHeads(1.5, first_layer=5),
         edits.TemperatureScale(0.8),
-        tokens.SparseVLM([4], [0.3]),
+        tokens.SparseVLM([3], [0.3]),
         edits.CompositeAttention(),
         tokens.FrameBudgets(0.7),
     ],
@@ -112,6 +113,8 @@ def changes(family: str, name: str) -> bool:
 
 def is_served(family: str, name: str) -> bool:
     """Whether a family has what a method needs."""
+    if family in HYBRIDS and name in ONE_BY_ONE:
+        return False
     return (name not in LOOKING or family in PATCHWISE) and (name not in RENUMBERING or family not in SEVERAL_AXES)
 
 

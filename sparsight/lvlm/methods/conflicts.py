@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from blocks.edits.base import AttentionFunction, FeedForwardEdit, HeadEdit, LogitEdit, MaskProgram
+from blocks.edits.base import AttentionEdit, AttentionFunction, FeedForwardEdit, HeadEdit, LogitEdit, MaskProgram
 from blocks.tokens.base import Edit, FeatureReducer, LayerPolicy
 from sparsight.common.plain import setting
 from sparsight.lvlm.methods.guard import RECURRENT
@@ -64,6 +64,9 @@ def check_model(methods: Sequence[Edit], config: Any, layers: nn.ModuleList) -> 
         found = [layer for layer in range(depth) if method.at(layer, depth)]
         if not found:
             raise ValueError(f"{name_of(method)} is about none of the {depth} layers")
+        inside = isinstance(method, (MaskProgram, AttentionEdit))
+        if inside and all(kinds[layer] in RECURRENT for layer in found):
+            raise ValueError(f"{name_of(method)} needs attention, which none of layers {found} has")
         for layer in found:
             read = layer - 1 if isinstance(method, (LayerPolicy, MaskProgram)) and method.looks else layer
             if read < 0:
