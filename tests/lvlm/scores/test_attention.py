@@ -101,9 +101,9 @@ def test_an_error_ends_the_listening() -> None:
 def test_rows_are_computed_in_single_precision_under_autocast() -> None:
     query, key = torch.randn(1, 4, 5, 8).bfloat16(), torch.randn(1, 2, 5, 8).bfloat16()
     attending = Attending(0, query, key, torch.ones(1, 1, 5, 5, dtype=torch.bool).tril(), 0.3, None)
-    plain = attention._rows_of_map(attending, 0, torch.tensor([2, 4]), key[0].float())
+    plain = attention.rows_of_map(attending, 0, torch.tensor([2, 4]), key[0].float())
     with torch.autocast("cpu", torch.bfloat16):
-        under = attention._rows_of_map(attending, 0, torch.tensor([2, 4]), key[0].float())
+        under = attention.rows_of_map(attending, 0, torch.tensor([2, 4]), key[0].float())
     torch.testing.assert_close(under, plain, rtol=0, atol=0)
 
 
