@@ -46,7 +46,9 @@ def as_coco(outputs: list[str], targets: list[list[str]]) -> tuple[dict[int, lis
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize(("metric", "published"), [(CIDEr(), Cider()), (RougeL(coco=True), Rouge())], ids=str)
+@pytest.mark.parametrize(
+    ("metric", "published"), [(CIDEr(), Cider()), (RougeL(coco=True), Rouge())], ids=["cider", "rouge_l"]
+)
 def test_every_sample_has_the_value_of_cocos_evaluation(metric: Any, published: Any, seed: int) -> None:
     pair = captions(seed)
     mean, values = published.compute_score(*as_coco(*pair))
