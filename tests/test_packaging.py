@@ -145,7 +145,7 @@ def test_no_verb_gives_help_and_a_usage_error(tmp_path: Path) -> None:
 def test_help_lists_exactly_the_verbs_of_the_command() -> None:
     from sparsight.command.cli import SparsightCLI
 
-    without_config = {"compare", "report", "schema", "list"}
+    without_config = {"compare", "completion", "report", "schema", "list"}
     listed = set(re.findall(r"^  (\w+)  ", HELP, flags=re.MULTILINE))
     assert listed == set(SparsightCLI.subcommands()) | without_config
 
