@@ -6,6 +6,7 @@ import gc
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 # Read when the libraries are imported, so they are set before any test module is.
@@ -79,10 +80,13 @@ def reload_here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_random_numbers() -> None:
+def _same_random_numbers() -> Iterator[None]:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+    os.environ.pop("PL_GLOBAL_SEED", None)  # Lightning leaves it there, and runs are compared by it
+    yield
+    os.environ.pop("PL_GLOBAL_SEED", None)
 
 
 @pytest.fixture(autouse=True)

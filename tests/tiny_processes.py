@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,10 @@ def server() -> ForkServerContext:
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *path]))
     context: Any = get_context("forkserver")
     context.set_forkserver_preload(["tests.tiny_processors", "tests.tiny_kills", "tests.tiny", *WHERE_USED])
+    seed = os.environ.pop("PL_GLOBAL_SEED", None)  # the server hands on its environment, also to later tests
+    ensure_running()
+    if seed is not None:
+        os.environ["PL_GLOBAL_SEED"] = seed
     return context
 
 
