@@ -326,6 +326,10 @@ class SoftmaxMixer(CoreMixer):
         """As ``mix``, or with ``mass`` as ``partial``: what is made of mixers calls them as modules, too."""
         return self.partial(q, k, v, grid, scale) if mass else self.mix(q, k, v, grid, scale)
 
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
+        """Mix (B, h, N, d) tensors: as ``partial``, unless the mass costs more."""
+        return self.partial(q, k, v, grid, scale)[0]
+
     @abstractmethod
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> tuple[Tensor, Tensor]:
         """Mix as ``mix`` does, and tell the mass of the keys.

@@ -59,10 +59,6 @@ class ClusterAttention(SoftmaxMixer):
         means = 2 * grid.tokens * centres * (2 * self.rounds + 1)
         return self.site.heads * self.site.head_dim * (4 * groups * size**2 * seen + means)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
-        """Mix (B, h, N, d) tensors."""
-        return self.partial(q, k, v, grid, scale)[0]
-
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Attention among groups with its log-sum-exp."""
         order_BhN = self._order(k, grid)

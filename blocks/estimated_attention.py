@@ -94,10 +94,6 @@ class EstimatedAttention(SoftmaxMixer):
             own = 4 * tokens * self._kept(tokens) * dim + 2 * tokens * (2 * dim**2 + 2 * tiles * dim + tokens * tiles)
         return self.site.heads * own
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
-        """Mix (B, h, N, d) tensors."""
-        return self.partial(q, k, v, grid, scale)[0]
-
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Attention over kept keys with its log-sum-exp; memory grows with what all queries keep."""
         sides = self._columns(grid)

@@ -66,10 +66,6 @@ class FactorizedAttention(SoftmaxMixer):
             positions *= -(-span // self.dilation)
         return 4 * positions * self.site.heads * dim * (grid.tokens + dim)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
-        """Mix (B, h, N, d) tensors."""
-        return self.partial(q, k, v, grid, scale)[0]
-
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Attention over means of positions with its log-sum-exp."""
         spans = self._spans(grid)

@@ -96,10 +96,6 @@ class Merge(SoftmaxMixer):
             return None
         return self.balance_penalty * self.balance.float().square().mean()
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
-        """Mix (B, h, N, d) tensors by the union of the parts."""
-        return self.partial(q, k, v, grid, scale)[0]
-
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """The union of the parts with its log-sum-exp, balance included."""
         return merge(self._balanced([mixer(q, k, v, grid, scale, mass=True) for mixer in self.mixers]))

@@ -128,10 +128,6 @@ class PooledAttention(SoftmaxMixer):
             tiles = math.prod(on_axes(self.within, grid)) // math.prod(self._sides(grid))
         return (4 * tokens * tiles + expected) * self.site.heads * self.site.head_dim
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
-        """Attention of (B, h, N, d) tensors over pooled keys."""
-        return self.partial(q, k, v, grid, scale)[0]
-
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Attention over pooled keys with its log-sum-exp; memory grows with N * T."""
         sides = self._sides(grid)

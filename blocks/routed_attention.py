@@ -122,10 +122,6 @@ class RoutedAttention(SoftmaxMixer):
         total += 4 * tiles * tokens * dim * (3 * dim + 3) * (self.rest == "linear")
         return self.site.heads * total
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
-        """Mix (B, h, N, d) tensors."""
-        return self.partial(q, k, v, grid, scale)[0]
-
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Attention over kept tiles and the rest with its log-sum-exp."""
         sides = tile_sides(self.tile, grid)

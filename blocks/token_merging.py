@@ -52,10 +52,6 @@ class TokenMerging(SoftmaxMixer):
         merged, may, inner = *self._counts(grid), self.site.heads * self.site.head_dim
         return 4 * (grid.tokens - merged) ** 2 * inner + (2 * may * (grid.tokens - may) * inner if merged else 0)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
-        """Mix (B, h, N, d) tensors."""
-        return self.partial(q, k, v, grid, scale)[0]
-
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Attention among what is left, with its log-sum-exp, copied to the tokens that were merged."""
         merged, _ = self._counts(grid)

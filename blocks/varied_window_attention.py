@@ -76,10 +76,6 @@ class VariedWindowAttention(SoftmaxMixer):
         tiles, axes = tile_count(sides, grid), len(self.site.grid.sizes)
         return 4 * tiles * math.prod(sides) ** 2 * inner + 4 * tiles * inner * self.site.heads * axes
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
-        """Mix (B, h, N, d) tensors."""
-        return self.partial(q, k, v, grid, scale)[0]
-
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Attention over interpolated keys with its log-sum-exp."""
         sides = tile_sides(self.window, grid)

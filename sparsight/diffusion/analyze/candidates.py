@@ -109,9 +109,11 @@ class Candidate:
             return
         self.started = True
         try:
-            start_from_teacher(self.mixer, attention, samples)
+            start_from_teacher(self.mixer, attention, samples)  # some are fitted to it
         except ValueError as error:
             self.refuse(str(error))
+            return
+        self.mixer.requires_grad_(False)
 
 
 def candidate_at(name: str, made: Factory | Shell, site: Site, attention: Any) -> Candidate:
@@ -131,7 +133,7 @@ def candidate_at(name: str, made: Factory | Shell, site: Site, attention: Any) -
         if not isinstance(mixer, TokenMixer):
             raise ConfigurationError(f"{type(mixer).__name__} is no token mixer: name one of `sparsight list mixers`")
         refuse_unsupported(site.path, attention, mixer, train_projections=False)
-        mixer = mixer.to(next(attention.parameters()).device).eval().requires_grad_(False)
+        mixer = mixer.to(next(attention.parameters()).device).eval()
         give_mass(mixer, next(attention.parameters()).device)
     except ConfigurationError:
         raise

@@ -12,7 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blocks import FeatureMixer, Grid, LinearAttention, NeighborhoodAttention, NoMixing, Site, SoftmaxAttention
+from blocks import (
+    FactorizedAttention,
+    FeatureMixer,
+    Grid,
+    LinearAttention,
+    NeighborhoodAttention,
+    NoMixing,
+    Site,
+    SoftmaxAttention,
+)
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.analyze.analysis import Analysis
 from sparsight.diffusion.analyze.attention.statistics import measure
@@ -218,3 +227,12 @@ def test_without_batches_there_is_nothing_to_analyse() -> None:
         analysed(tiny.dit(), [NEAR], [])
     with pytest.raises(ConfigurationError, match="buckets is 0; allowed: 1 or more"):
         Settings(buckets=0)
+
+
+def test_mixers_that_are_fitted_to_the_teacher_are_measured_as_fitted() -> None:
+    denoiser = tiny.awake(tiny.dit()).eval()
+    found = analysed(denoiser, [partial(FactorizedAttention, window=2)], batches(denoiser))
+    for known in found.sites.values():
+        fitted = known.candidates[found.names[0]].mixer
+        assert not torch.equal(fitted.key_map[0], torch.eye(known.site.head_dim))
+        assert not any(parameter.requires_grad for parameter in fitted.parameters())
