@@ -11,7 +11,7 @@ from lightning.pytorch import Trainer
 
 from sparsight.common.disk.files import write_text
 from sparsight.common.tables import json_text
-from sparsight.evaluation.images import FeatureExtractor, GenerationMetric, KernelDistance
+from sparsight.evaluation.images import FeatureExtractor, GenerationMetric
 from sparsight.evaluation.images.set_distance import SetDistance
 from sparsight.publish.facts import Metric
 
@@ -46,14 +46,23 @@ def check_metrics(metrics: Sequence[GenerationMetric], *, samples: int, column: 
         raise ValueError("metrics is empty: name one or more, e.g. sparsight.evaluation.images.TeacherError")
     if column == "label" and any(metric.needs_captions for metric in metrics):
         raise ValueError("labels are drawn, but a metric needs captions: give captions, or leave the metric out")
+    logged: set[tuple[str, ...]] = set()
     for metric in metrics:
-        if isinstance(metric, KernelDistance) and metric.subset_size > samples:
-            raise ValueError(f"num_samples is {samples}, fewer than subset_size={metric.subset_size}")
-        file = metric.reference if isinstance(metric, SetDistance) else None
-        if references == "teacher" and file is not None:
+        name = type(metric).__name__
+        if metric.least_samples > samples:
+            raise ValueError(f"num_samples is {samples}, fewer than the {metric.least_samples} that {name} needs")
+        if not isinstance(metric, SetDistance):
+            continue
+        file = metric.reference
+        if references == "teacher" and file is not None and not file.exists:
             raise ValueError(
-                f"references is 'teacher', but {type(metric).__name__} has the file {file.file}: leave one of them out"
+                f"references is 'teacher', but {name} has the file {file.file}, which is not there and holds other "
+                "images: leave one of them out, or have it made with references: data first"
             )
+        known = (name, metric.extractor.name, metric.suffix)
+        if known in logged:
+            raise ValueError(f"two of {name} on {metric.extractor.name} would have one name: give one of them a suffix")
+        logged.add(known)
 
 
 def share_extractors(metrics: Sequence[GenerationMetric]) -> None:

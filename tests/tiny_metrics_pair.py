@@ -11,14 +11,19 @@ import torch.distributed as dist
 
 from sparsight.evaluation.images import (
     CLIPScore,
+    DensityCoverage,
     FrechetDistance,
+    GaussianDistance,
     KernelDistance,
+    PatchFrechetDistance,
+    PrecisionRecall,
     Reference,
     Samples,
     TeacherError,
     TeacherLPIPS,
     TeacherSimilarity,
 )
+from sparsight.evaluation.images.set_distance import SetDistance
 from tests import tiny_answers as answered
 from tests.tiny_features import Quarters
 
@@ -48,7 +53,14 @@ def real(rank: int, processes: int) -> list[Samples]:
 def measure(rank: int, processes: int, folder: Path, clip: str, alexnet: str) -> dict[str, float]:
     """All metrics, in turn over dealt samples, over all on the first process, and over dealt ones again."""
     reference = Reference(str(folder / f"reference_{processes}.safetensors"), "random", count=11)
-    sets = [FrechetDistance(Quarters(), reference), KernelDistance(Quarters(), subset_size=5, subsets=7)]
+    sets: list[SetDistance] = [
+        FrechetDistance(Quarters(), reference),
+        KernelDistance(Quarters(), subset_size=5, subsets=7),
+        GaussianDistance(Quarters(), sigma=0.1),
+        PatchFrechetDistance(Quarters(), size=20, patches=3),
+        PrecisionRecall(Quarters()),
+        DensityCoverage(Quarters()),
+    ]
     for distance in sets:
         distance.with_reference(real(rank, processes))
     errors = [TeacherError("pixels"), TeacherError("latents")]

@@ -335,7 +335,7 @@ def test_metrics_that_cannot_be_fed_are_refused(teacher: str, tmp_path: Path) ->
         GenerationMetrics([clip], 4, labels=[1])
     with pytest.raises(FileNotFoundError, match="no file nowhere"):
         GenerationMetrics([clip], 4, captions="nowhere.txt")
-    with pytest.raises(ValueError, match="num_samples is 4, fewer than subset_size=5"):
+    with pytest.raises(ValueError, match="num_samples is 4, fewer than the 5 that KernelDistance needs"):
         GenerationMetrics([KernelDistance(Quarters(), subset_size=5)], 4)
     filed = FrechetDistance(Quarters(), Reference(str(tmp_path / "file.safetensors"), "x"))
     with pytest.raises(ValueError, match=r"FrechetDistance has the file .*file\.safetensors"):
@@ -399,7 +399,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "every_n_steps": 0,
         "metrics": [
             {"FrechetDistance": {"extractor": {"InceptionFeatures": {"resize": "tensorflow"}}}},
-            {"TeacherSimilarity": {"extractor": {"CLIPFeatures": CLIP}}},
+            {"TeacherSimilarity": {"extractor": {"CLIPFeatures": CLIP | {"whole": False}}}},
             {"TeacherSimilarity": {"extractor": DINO}},
             {"CLIPScore": CLIP | {"prefix": ""}},
             {"TeacherError": {"space": "pixels"}},

@@ -10,16 +10,23 @@ from sparsight.evaluation.images.kernel import KernelDistance
 from sparsight.evaluation.images.lpips import TeacherLPIPS
 from sparsight.evaluation.images.reference import Reference
 from sparsight.evaluation.images.samples import Samples, in_batches
+from sparsight.evaluation.images.sets.gaussian import GaussianDistance
+from sparsight.evaluation.images.sets.neighbours import DensityCoverage, PrecisionRecall
+from sparsight.evaluation.images.sets.patches import PatchFrechetDistance
 
 __all__ = [
     "CLIPFeatures",
     "CLIPScore",
+    "DensityCoverage",
     "EfficientNetLite0Features",
     "FeatureExtractor",
     "FrechetDistance",
+    "GaussianDistance",
     "GenerationMetric",
     "InceptionFeatures",
     "KernelDistance",
+    "PatchFrechetDistance",
+    "PrecisionRecall",
     "Reference",
     "Samples",
     "TeacherError",

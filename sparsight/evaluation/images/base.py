@@ -24,6 +24,8 @@ class GenerationMetric(Metric, ABC):
     """Whether samples must carry captions."""
     needs_teacher = False
     """Whether the teacher's images and latents must be drawn beside the student's."""
+    least_samples = 1
+    """Samples below which there is no value."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -39,6 +39,8 @@ class CLIPFeatures(FeatureExtractor):
             (CLIP, SigLIP, AltCLIP ...), with its tokenizer and image processor.
         revision: Git revision on the hub.
         name: Short name for logs; the last part of ``model`` if not given.
+        whole: Resize whole images to the model's square (bicubic, antialiased), as CMMD does, in the place of the image
+            processor's resizing and crop. Equal for square images but for rounding.
 
     Attributes:
         max_tokens: Tokens that a caption may have.
@@ -48,12 +50,11 @@ class CLIPFeatures(FeatureExtractor):
         ValueError: The model is not CLIP-like.
     """
 
-    def __init__(self, model: str, revision: str | None = None, name: str | None = None) -> None:
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+    def __init__(self, model: str, revision: str | None = None, name: str | None = None, whole: bool = False) -> None:
+        from transformers import AutoImageProcessor, AutoTokenizer
 
         try:
-            with torch.random.fork_rng(devices=[]):
-                network: Any = AutoModel.from_pretrained(model, revision=revision, dtype=torch.float32)
+            network = self.load_network(model, revision=revision)
             tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
             processor = AutoImageProcessor.from_pretrained(model, revision=revision)
         except OSError as error:
@@ -61,18 +62,34 @@ class CLIPFeatures(FeatureExtractor):
         served = isinstance(network, OfImagesAndTexts)
         if not served:
             raise ValueError(f"{model!r} is a {type(network).__name__}, which has no features of images and texts")
+        self.resizing: dict[str, Any] = {}
+        if whole:
+            side = network.config.vision_config.image_size
+            self.resizing = {"size": {"height": side, "width": side}, "do_center_crop": False}
+        steps = {name: step for name, step in {**processor.to_dict(), **self.resizing}.items() if step is not None}
         super().__init__(
             network,
             name=name or model.rstrip("/").rpartition("/")[2].lower(),
-            preprocessing=json.dumps({k: v for k, v in processor.to_dict().items() if v is not None}, sort_keys=True),
+            preprocessing=json.dumps(steps, sort_keys=True),
         )
         self.tokenizer, self.processor = tokenizer, processor
         self.max_tokens = min(tokenizer.model_max_length, network.config.text_config.max_position_embeddings)
 
+    def load_network(self, model: str, *, revision: str | None) -> Any:
+        """The network with its weights; transformers reads torch files with ``weights_only``."""
+        from transformers import AutoModel
+
+        with torch.random.fork_rng(devices=[]):
+            return AutoModel.from_pretrained(model, revision=revision, dtype=torch.float32)
+
     def extract(self, images_BCHW: Tensor) -> Tensor:
         """Image features (B, F), not normalised."""
-        pixels = self.processor(images=list(images_BCHW), return_tensors="pt")["pixel_values"]
-        return _pooled(self.network.get_image_features(pixel_values=pixels.to(images_BCHW.device)))
+        pixels = self.processor(images=list(images_BCHW), return_tensors="pt", **self.resizing)["pixel_values"]
+        return self.features(pixels.to(images_BCHW.device))
+
+    def features(self, pixels_BCHW: Tensor) -> Tensor:
+        """Image features (B, F) of pixels as the network takes them."""
+        return _pooled(self.network.get_image_features(pixel_values=pixels_BCHW))
 
     @torch.no_grad()
     def text(self, captions: Sequence[str]) -> tuple[Tensor, int]:
@@ -107,6 +124,12 @@ class CLIPScore(GenerationMetric):
         revision: Git revision on the hub.
         prefix: Put before every caption; Hessel et al. and the COCO protocols have ``"A photo depicts "``.
         name: Short name for logs; the last part of ``model`` if not given.
+
+    Example:
+        >>> metric = CLIPScore(clip)  # clip: a folder or hub id
+        >>> values = metric.of([Samples(drawn, torch.arange(len(drawn)), ["a cat"] * len(drawn))])
+        >>> 0 <= values["clip_score_tiny-clip"] <= 100
+        True
     """
 
     needs_captions = True

@@ -16,10 +16,17 @@ class FrechetDistance(SetDistance):
     """Frechet distance (Heusel et al., arXiv 1706.08500); with Inception features it is the FID, and logged as such.
 
     It is biased towards larger values for few samples, so compare equal numbers only. Below the number of features it
-    rests on singular covariances, and a warning says so.
+    rests on singular covariances, and a warning says so. With DINOv2 features it is what papers call FDD or FD-DINOv2.
+
+    Example:
+        >>> metric = FrechetDistance(extractor).with_reference(in_batches(real))
+        >>> [*metric.of(in_batches(drawn))]
+        ['fd_efficientnet_lite0']
     """
 
     kind = "moments"
+    patches = 1
+    """Parts of an image that are described apart."""
 
     def statistics(self) -> Metric:
         """Mean and covariance."""
@@ -27,15 +34,22 @@ class FrechetDistance(SetDistance):
 
     def distance(self, drawn: Statistics, reference: Statistics) -> dict[str, Tensor]:
         """``fid_<extractor>`` for Inception, else ``fd_<extractor>``."""
+        return {f"{self.prefix}_{self.extractor.name}": self.between(drawn, reference)}
+
+    @property
+    def prefix(self) -> str:
+        """What the distance is called with these features."""
+        return "fid" if isinstance(self.extractor, InceptionFeatures) else "fd"
+
+    def between(self, drawn: Statistics, reference: Statistics) -> Tensor:
+        """The distance; warns of singular covariances."""
         for what, statistics in (("samples", drawn), ("reference images", reference)):
-            if statistics["count"] <= self.extractor.num_features:
+            if statistics["count"] * self.patches <= self.extractor.num_features:
                 rank_zero_warn(
                     f"Frechet distance: {int(statistics['count'])} {what} do not span the "
                     f"{self.extractor.num_features} features of {self.extractor.name}; use more, or the kernel distance"
                 )
-        value = frechet_distance(drawn["mean"], drawn["covariance"], reference["mean"], reference["covariance"])
-        prefix = "fid" if isinstance(self.extractor, InceptionFeatures) else "fd"
-        return {f"{prefix}_{self.extractor.name}": value}
+        return frechet_distance(drawn["mean"], drawn["covariance"], reference["mean"], reference["covariance"])
 
 
 def frechet_distance(

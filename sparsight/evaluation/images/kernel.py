@@ -27,10 +27,16 @@ class KernelDistance(SetDistance):
         subset_size: Images of a subset; 1000 is the field's.
         subsets: Number of subsets; 100 is the field's.
         seed: Decides the subsets.
+        suffix: Ends the logged names.
 
     Raises:
         ValueError: The numbers of subsets or of their images are too small, or the file was made from other images or
             with another extractor.
+
+    Example:
+        >>> metric = KernelDistance(extractor, subset_size=8, subsets=3).with_reference(in_batches(real))
+        >>> [*metric.of(in_batches(drawn))]
+        ['kid_efficientnet_lite0', 'kid_efficientnet_lite0_std']
     """
 
     kind = "features"
@@ -42,11 +48,13 @@ class KernelDistance(SetDistance):
         subset_size: int = 1000,
         subsets: int = 100,
         seed: int = 0,
+        suffix: str | None = None,
     ) -> None:
         if subset_size < 2 or subsets < 1:
             raise ValueError(f"subset_size must be 2 or more and subsets 1 or more, got {subset_size} and {subsets}")
-        super().__init__(extractor, reference)
+        super().__init__(extractor, reference, suffix)
         self.subset_size, self.subsets, self.seed = subset_size, subsets, seed
+        self.least_samples = subset_size
 
     @property
     def protocol(self) -> str:

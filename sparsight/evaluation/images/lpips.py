@@ -27,6 +27,11 @@ class TeacherLPIPS(GenerationMetric):
     Raises:
         FileNotFoundError: There is no such file.
         ValueError: It holds another network.
+
+    Example:
+        >>> pairs = Samples(drawn, torch.arange(len(drawn)), teacher_images=drawn)
+        >>> TeacherLPIPS(alexnet).of([pairs])  # alexnet: a file
+        {'fidelity_lpips_alex': 0.0}
     """
 
     needs_teacher = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -16,7 +16,6 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_rows
 from sparsight.evaluation.images.base import GenerationMetric
 from sparsight.evaluation.images.extractor import FeatureExtractor
-from sparsight.evaluation.images.images import to_uint8
 from sparsight.evaluation.images.reference import Reference, as_told, load_reference, save_reference
 from sparsight.evaluation.images.samples import Samples
 
@@ -33,6 +32,7 @@ class SetDistance(GenerationMetric, WrapperMetric):
     Args:
         extractor: Describes images.
         reference: File of reference statistics: read if it is there, written once they are known if it is not.
+        suffix: Ends the logged names, where two distances of a run would have the same.
 
     Raises:
         ValueError: The file was made from other images, or with another extractor.
@@ -43,10 +43,13 @@ class SetDistance(GenerationMetric, WrapperMetric):
     kind: str
     """What is kept of a set; files of another kind are refused."""
 
-    def __init__(self, extractor: FeatureExtractor, reference: Reference | None = None) -> None:
+    def __init__(
+        self, extractor: FeatureExtractor, reference: Reference | None = None, suffix: str | None = None
+    ) -> None:
         super().__init__()
         self.extractor = extractor
         self.reference = reference
+        self.suffix = f"_{suffix}" if suffix else ""
         self.drawn, self.real = self.statistics(), self.statistics()
         self._known: Statistics | None = None
         self._size: str | None = None
@@ -63,6 +66,10 @@ class SetDistance(GenerationMetric, WrapperMetric):
     @abstractmethod
     def distance(self, drawn: Statistics, reference: Statistics) -> dict[str, Tensor]:
         """The distance between two sets, by name."""
+
+    def views(self, samples: Samples) -> Sequence[Samples]:
+        """What of images is described: they as a whole, unless a subclass says otherwise."""
+        return [samples]
 
     @property
     def protocol(self) -> str:
@@ -113,9 +120,10 @@ class SetDistance(GenerationMetric, WrapperMetric):
             raise ValueError("the reference is complete: it was read from a file, or a distance was computed already")
         self._check_size(images, "reference images")
         check_rows({"pixels": images}, index, "reference images")
-        features_BF = self.extractor(to_uint8(images))
-        check_rows({f"{self.extractor.name} features": features_BF}, index, "reference images")
-        self.real.update(features_BF, index)
+        for view in self.views(Samples(images, index)):
+            features_BF = self.extractor(view.pixels)
+            check_rows({f"{self.extractor.name} features": features_BF}, index, "reference images")
+            self.real.update(features_BF, index)
 
     def update(self, samples: Samples) -> None:
         """Add samples.
@@ -124,7 +132,8 @@ class SetDistance(GenerationMetric, WrapperMetric):
             ConfigurationError: They are of another size than the reference.
         """
         self._check_size(samples.images, "samples")
-        self.drawn.update(samples.features(self.extractor), samples.index)
+        for view in self.views(samples):
+            self.drawn.update(view.features(self.extractor), view.index)
 
     def complete_reference(self) -> Statistics:
         """Statistics of all reference images of all processes; the first call writes their file, if there is to be one.
@@ -147,7 +156,8 @@ class SetDistance(GenerationMetric, WrapperMetric):
     def compute(self) -> dict[str, Tensor]:
         """The distance; completes the reference."""
         reference = {name: value.to(self.drawn.device) for name, value in self.complete_reference().items()}
-        return self.distance(self.drawn.compute(), reference)
+        values = self.distance(self.drawn.compute(), reference)
+        return {name + self.suffix: value for name, value in values.items()}
 
     def reset(self) -> None:
         """Forget the samples, keep the reference."""

@@ -100,6 +100,16 @@ def test_image_features_do_not_depend_on_neighbours_or_channels(clip: str) -> No
     assert not any(p.requires_grad for p in extractor.parameters())
 
 
+def test_whole_images_are_seen_without_a_crop(clip: str) -> None:
+    whole, cropping = CLIPFeatures(clip, whole=True), CLIPFeatures(clip)
+    square, wide = (torch.randint(0, 256, (2, 3, 40, width), dtype=torch.uint8) for width in (40, 60))
+    torch.testing.assert_close(whole(square), cropping(square))
+    small = resize(wide, [16, 16], interpolation=3, antialias=True)
+    torch.testing.assert_close(whole(wide), cropping(small), atol=0.02, rtol=0)
+    assert (whole(wide) - cropping(wide)).abs().max() > 0.1
+    assert whole.identity != cropping.identity
+
+
 def test_models_that_are_no_clip_are_refused(tmp_path: Path, clip: str) -> None:
     with pytest.raises(FileNotFoundError, match=r"no CLIP model with tokenizer and processor at '\./nowhere'"):
         CLIPFeatures("./nowhere")

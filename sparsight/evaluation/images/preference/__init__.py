@@ -1,0 +1,1 @@
+"""Models of what people prefer, as metrics of images and their captions."""

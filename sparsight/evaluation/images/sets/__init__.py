@@ -1,0 +1,1 @@
+"""Distances between sets of images beside the Frechet and the kernel distance."""
