@@ -5,6 +5,11 @@ from datamodules.conversations.instruction import InstructionDataModule
 from datamodules.conversations.llava import ConversationRecords
 from datamodules.conversations.questions import LabelledQuestions
 from datamodules.conversations.text_questions import TextQuestions
+from datamodules.evaluation.benchmarks.benchmark import BenchmarkTask
+from datamodules.evaluation.benchmarks.choice import MMBenchTask, ScienceQATask, SEEDTask
+from datamodules.evaluation.benchmarks.free import GQATask, TextVQATask, VQAv2Task
+from datamodules.evaluation.benchmarks.mmmu import MMMUTask
+from datamodules.evaluation.benchmarks.yes_no import MMETask, POPETask
 from datamodules.evaluation.datamodule import ReformEvalDataModule
 from datamodules.evaluation.published import PublishedTask
 from datamodules.evaluation.task import EvaluationTask
@@ -36,6 +41,7 @@ from sparsight.lvlm.chat.conversation import Conversation, Turn
 
 __all__ = [
     "AspectBuckets",
+    "BenchmarkTask",
     "CachedLatentsDataModule",
     "CaptioningTask",
     "ColourTask",
@@ -46,6 +52,7 @@ __all__ = [
     "EmojiRecords",
     "EvaluationTask",
     "FolderRecords",
+    "GQATask",
     "HuggingFaceConversations",
     "HuggingFaceRecords",
     "HuggingFaceStream",
@@ -53,9 +60,13 @@ __all__ = [
     "ImageDataModule",
     "InstructionDataModule",
     "LabelledQuestions",
+    "MMBenchTask",
+    "MMETask",
+    "MMMUTask",
     "MatchingTask",
     "MixedRecords",
     "NamingTask",
+    "POPETask",
     "ParquetRecords",
     "PositionTask",
     "PublishedTask",
@@ -67,10 +78,14 @@ __all__ = [
     "ReformEvalDataModule",
     "ReformulatedTask",
     "RenderedTextRecords",
+    "SEEDTask",
+    "ScienceQATask",
     "StreamingImageDataModule",
     "TarRecords",
     "TarStream",
     "TeacherSamplesDataModule",
     "TextQuestions",
+    "TextVQATask",
     "Turn",
+    "VQAv2Task",
 ]

@@ -118,7 +118,8 @@ class _Samples(Dataset):
 
 def _content(task: EvaluationTask, sample: Sample) -> str:
     keys = [image_key(image) for image in shown_images(sample)]
-    return digest([task.formulation, task.instructions, replace(sample, images=()), keys])
+    benchmark = [task.rule, sample.categories] if task.rule else []
+    return digest([task.formulation, task.instructions, replace(sample, images=()), keys, *benchmark])
 
 
 def _as_it_is(found: Any) -> Any:

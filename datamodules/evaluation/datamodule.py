@@ -201,6 +201,7 @@ class ReformEvalDataModule(ProcessDataModule):
         tasks = [
             {"name": task.name, "dimension": task.dimension, "formulation": task.formulation, "samples": len(checked)}
             | {"hash": digest(map(tuple, checked.values()))}
+            | ({"rule": task.rule} if task.rule else {})
             for task, checked in zip(self.tasks, self._checked, strict=True)
         ]
         protocol = asdict(self.protocol) | {"suite_hash": suite_hash()}

@@ -17,7 +17,7 @@ from datamodules.images.image_dataset import flatten_image
 from datamodules.sources.records import CorruptRecord
 from sparsight.evaluation.questions.question import Method, Question, question_key
 from sparsight.evaluation.questions.variant import Marks, Perturbation, variant
-from sparsight.evaluation.reform_eval.prompt import Prompt, make_prompt, own_instructions
+from sparsight.evaluation.reform_eval.prompt import Prompt
 from sparsight.evaluation.reform_eval.sample import Sample
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.conversation import Conversation, Turn
@@ -64,11 +64,6 @@ class Asked(NamedTuple):
     candidates: list[list[int]]
 
 
-def instructions_of(task: EvaluationTask, method: Method, *, with_images: bool) -> Sequence[str]:
-    """The sentences that may open the prompts of a task: its own, or those of its formulation."""
-    return task.instructions or own_instructions(task.formulation, method, with_images=with_images)
-
-
 class Asker:
     """Puts samples to a model.
 
@@ -98,9 +93,10 @@ class Asker:
             images = shown_images(sample)
             if place.method == "generation":
                 return Asked(question, self.chat.encode_prompt(prompt.turns, images, begun=prompt.begun), [])
-            assert sample.answer is not None
-            turns = (*prompt.turns, Turn("assistant", sample.options[sample.answer]))
-            encoded = self.chat.encode_question(Conversation(turns, images, sample.options, sample.answer))
+            assert sample.answer is not None and question.variant is not None
+            options = self.tasks[place.task].candidates(sample, question.variant)
+            turns = (*prompt.turns, Turn("assistant", options[sample.answer]))
+            encoded = self.chat.encode_question(Conversation(turns, images, options, sample.answer))
         except ValueError as error:
             raise CorruptRecord(f"{self.tasks[place.task].where(place.position)}: {error}") from error
         return Asked(question, encoded.inputs, encoded.continuations)
@@ -108,7 +104,7 @@ class Asker:
     def put(self, place: Place, sample: Sample) -> tuple[Question, Prompt]:
         """A sample as it is put in one run."""
         task, protocol = self.tasks[place.task], self.protocol
-        instructions = instructions_of(task, place.method, with_images=bool(sample.images))
+        instructions = task.asked_by(place.method, with_images=bool(sample.images))
         put = variant(
             seed=protocol.seed,
             task=task.name,
@@ -120,14 +116,8 @@ class Asker:
             marks=protocol.marks,
             perturbation=protocol.perturbation,
         )
-        prompt = make_prompt(
-            sample,
-            put,
-            instruction=instructions[put.instruction],
-            formulation=task.formulation,
-            method=place.method,
-            example=protocol.example,
-        )
+        instruction = instructions[put.instruction]
+        prompt = task.prompt(sample, put, instruction=instruction, method=place.method, example=protocol.example)
         question = Question(
             task=task.name,
             sample=sample.id,
@@ -142,6 +132,8 @@ class Asker:
             turn=sample.turn,
             run=place.run,
             variant=put,
+            rule=task.rule,
+            categories=sample.categories,
         )
         return question, prompt
 

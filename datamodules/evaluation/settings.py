@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import is_dataclass
 from typing import Any
 
-from datamodules.evaluation.dataset import instructions_of
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.sources.records import Records
 from sparsight.evaluation.questions.question import Method
@@ -21,7 +20,7 @@ def settings_of(task: EvaluationTask, methods: Iterable[Method]) -> dict[str, An
     """
     instructions = {
         method: {
-            name: list(instructions_of(task, method, with_images=has))
+            name: list(task.asked_by(method, with_images=has))
             for name, has in (("with_pictures", True), ("without_pictures", False))
         }
         for method in methods

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from datamodules.sources.records import RecordSource
-from sparsight.evaluation.questions.question import Formulation
+from sparsight.evaluation.questions.question import Formulation, Method
+from sparsight.evaluation.questions.variant import Variant
+from sparsight.evaluation.reform_eval.prompt import Prompt, make_prompt, own_instructions
 from sparsight.evaluation.reform_eval.sample import Sample
 from sparsight.evaluation.reform_eval.taxonomy import CAPTIONS, check_dimension
 
@@ -22,6 +25,8 @@ class EvaluationTask(ABC):
     Attributes:
         source: The records that samples are made of, of tasks that have such.
         seed: What samples are drawn with, of tasks that draw.
+        rule: By which a benchmark is scored, a name in ``sparsight.evaluation.questions.rules.RULES``; empty for tasks
+            that are scored by their formulation.
 
     Raises:
         ValueError: The dimension is unknown, or the formulation is not among its own.
@@ -29,6 +34,7 @@ class EvaluationTask(ABC):
 
     source: RecordSource | None = None
     seed: int | None = None
+    rule: str = ""
 
     def __init__(
         self, *, name: str, dimension: str, formulation: Formulation, instructions: list[str] | None = None
@@ -67,6 +73,28 @@ class EvaluationTask(ABC):
     @abstractmethod
     def __len__(self) -> int:
         """Number of samples; the task is open."""
+
+    def asked_by(self, method: Method, *, with_images: bool) -> Sequence[str]:
+        """The sentences that may go with the questions, one at a time: the task's own, or those of its formulation."""
+        return self.instructions or own_instructions(self.formulation, method, with_images=with_images)
+
+    def prompt(self, sample: Sample, put: Variant, *, instruction: str, method: Method, example: bool) -> Prompt:
+        """A sample as a conversation up to the answer.
+
+        Args:
+            sample: The question.
+            put: How it is put.
+            instruction: One of ``asked_by``.
+            method: Whether the answer is written or weighed.
+            example: Show the form of an answer first.
+        """
+        return make_prompt(
+            sample, put, instruction=instruction, formulation=self.formulation, method=method, example=example
+        )
+
+    def candidates(self, sample: Sample, put: Variant) -> tuple[str, ...]:
+        """What is weighed in place of each option, in the options' own order."""
+        return sample.options
 
     def dialogues(self) -> list[list[int]]:
         """Positions of the questions of each dialogue; any other sample is alone. The task is open."""

@@ -27,6 +27,8 @@ class Question(NamedTuple):
         turn: Number in its dialogue.
         run: Number of the run, where it is put several times.
         variant: How it is put in this run; none where that is as in its source.
+        rule: By which its benchmark is scored (``sparsight.evaluation.questions.rules``); empty for other tasks.
+        categories: In which it is counted, too.
     """
 
     task: str
@@ -42,6 +44,8 @@ class Question(NamedTuple):
     turn: int | None = None
     run: int = 0
     variant: Variant | None = None
+    rule: str = ""
+    categories: tuple[str, ...] = ()
 
     def key(self, method: Method) -> str:
         """Its name among all questions of an evaluation, put by a method."""

@@ -17,6 +17,7 @@ import torch
 
 from sparsight.common.bootstrap import Interval, compare, interval, resampled_means, seed_of
 from sparsight.evaluation.questions.question import Formulation
+from sparsight.evaluation.questions.rules import RULES, Measure, Rule
 from sparsight.evaluation.texts.answers import AnswerMetric
 from sparsight.evaluation.texts.bleu import BLEU
 from sparsight.evaluation.texts.choices import ChoiceAccuracy, FormatHitRate, Instability, UnfinishedThoughts
@@ -33,8 +34,8 @@ class ScoreKey(NamedTuple):
 
     Args:
         method: ``likelihood`` or ``generation``.
-        level: ``task``, ``group``, ``dimension``, ``ability`` or ``all``.
-        name: Of the task, group, dimension or ability; empty for all.
+        level: ``task``, ``category``, ``group``, ``dimension``, ``ability`` or ``all``.
+        name: Of the task, group, dimension or ability; of a category with its task before it; empty for all.
         metric: What is measured; ``score`` above the level of tasks.
     """
 
@@ -109,7 +110,11 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def task_scores(
-    answers: Iterable[Answer], *, resamples: int, formulations: Mapping[str, Formulation] | None = None
+    answers: Iterable[Answer],
+    *,
+    resamples: int,
+    formulations: Mapping[str, Formulation] | None = None,
+    rules: Mapping[str, str] | None = None,
 ) -> dict[ScoreKey, Estimate]:
     """Scores of every task, by every method, in the order in which these are met.
 
@@ -120,6 +125,7 @@ def task_scores(
         resamples: Number of draws R; 0 for none.
         formulations: What the questions of each task ask for, in the order of the result; choices, and the order in
             which tasks are met, if not given.
+        rules: Names in ``sparsight.evaluation.questions.rules.RULES`` of the tasks that are benchmarks.
     """
     by_task: dict[tuple[str, str], list[Answer]] = {}
     for answer in answers:
@@ -128,34 +134,65 @@ def task_scores(
     for method in dict.fromkeys(method for method, _ in by_task):
         for task in dict.fromkeys(task for _, task in by_task) if formulations is None else formulations:
             given = by_task.get((method, task))
-            if given is not None:
+            if given is not None and rules is not None and task in rules:
+                found |= _of_benchmark(given, task, method, RULES[rules[task]], resamples=resamples)
+            elif given is not None:
                 formulation = "SingleChoice" if formulations is None else formulations[task]
                 estimates = _of_task(given, task, formulation=formulation, resamples=resamples)
                 found |= {ScoreKey(method, "task", task, metric): each for metric, each in estimates.items()}
     return found
 
 
-def _of_task(answers: Sequence[Answer], task: str, *, formulation: Formulation, resamples: int) -> dict[str, Estimate]:
-    samples = {sample: number for number, sample in enumerate(sorted({answer["sample"] for answer in answers}))}
-    dialogue_of = {samples[answer["sample"]]: _dialogue(answer) for answer in answers}
-    dialogues = {dialogue: number for number, dialogue in enumerate(sorted(set(dialogue_of.values())))}
-    dialogue_N = np.array([dialogues[dialogue_of[number]] for number in range(len(samples))])
-    runs: dict[int, list[Answer]] = {}
+def category_name(task: str, category: str) -> str:
+    """What a category of a task is called in scores."""
+    return f"{task}: {category}"
+
+
+def _of_benchmark(
+    answers: Sequence[Answer], task: str, method: str, rule: Rule, *, resamples: int
+) -> dict[ScoreKey, Estimate]:
+    """What the rule measures of all answers, and of those in each category; sums over categories come last."""
+    parts: dict[str, list[Answer]] = {}
     for answer in answers:
-        runs.setdefault(answer["run"], []).append(answer)
+        for category in answer.get("categories", ()):
+            parts.setdefault(category, []).append(answer)
+    measures = rule.measured(answers, method)
+    whole = _measured(answers, task, measures, resamples=resamples)
+    found = {ScoreKey(method, "task", task, metric): each for metric, each in whole.items()}
+    of_category = {
+        category: _measured(part, category_name(task, category), measures, resamples=resamples)
+        for category, part in sorted(parts.items())
+    }
+    for metric, wanted in rule.sums.items():
+        summands = [
+            each[name]
+            for category, each in of_category.items()
+            if wanted is None or category in wanted
+            for name in rule.summed
+        ]
+        if summands:
+            draws_R = 100 * np.sum([each.draws_R for each in summands], axis=0)
+            key = ScoreKey(method, "task", task, metric)
+            found[key] = Estimate(100 * sum(each.value for each in summands), draws_R)
+    for category, estimates in of_category.items():
+        name = category_name(task, category)
+        found |= {ScoreKey(method, "category", name, metric): each for metric, each in estimates.items()}
+    return found
 
-    def drawn(metric: AnswerMetric, values_NK: np.ndarray) -> Estimate:
-        return _estimate(metric, values_NK, dialogue_N, task=task, resamples=resamples)
 
-    def estimate(metric: AnswerMetric, *columns: Callable[[Answer], Any]) -> Estimate:
-        """A sample's numbers are the means over its runs, so that draws are not of runs."""
-        sums_NK, counts_N = np.zeros((len(samples), metric.width)), np.zeros(len(samples))
-        for given in runs.values():
-            places = [samples[answer["sample"]] for answer in given]
-            sums_NK[places] += metric.statistics(*([column(answer) for answer in given] for column in columns)).numpy()
-            counts_N[places] += 1
-        return drawn(metric, sums_NK / counts_N[:, None])
+def _measured(
+    answers: Sequence[Answer], name: str, measures: Mapping[str, Measure], *, resamples: int
+) -> dict[str, Estimate]:
+    drawn = _Draws(answers, name, resamples=resamples)
+    found = {metric: drawn.estimate(each.metric(), *each.columns) for metric, each in measures.items()}
+    if any("thought" in answer for answer in answers):
+        found["unfinished_thoughts"] = drawn.estimate(UnfinishedThoughts(), lambda a: a.get("unfinished", False))
+    return found
 
+
+def _of_task(answers: Sequence[Answer], task: str, *, formulation: Formulation, resamples: int) -> dict[str, Estimate]:
+    drawn = _Draws(answers, task, resamples=resamples)
+    estimate = drawn.estimate
     found: dict[str, Estimate] = {}
     if any("thought" in answer for answer in answers):
         found["unfinished_thoughts"] = estimate(UnfinishedThoughts(), lambda answer: answer.get("unfinished", False))
@@ -173,12 +210,40 @@ def _of_task(answers: Sequence[Answer], task: str, *, formulation: Formulation, 
     if turns > 1:
         found["turn_correlation"] = estimate(TurnCorrelation(turns=turns), _is_right, _turn)
         found["turn_slope"] = estimate(TurnSlope(turns=turns), _is_right, _turn)
-    if len(runs) > 1:
-        said: list[list[str]] = [[] for _ in samples]
+    if len(drawn.runs) > 1:
+        said: list[list[str]] = [[] for _ in drawn.samples]
         for answer in answers:
-            said[samples[answer["sample"]]].append(_said(answer))
-        found["instability"] = drawn(Instability(), Instability().statistics(said).numpy())
+            said[drawn.samples[answer["sample"]]].append(_said(answer))
+        found["instability"] = drawn.of(Instability(), Instability().statistics(said).numpy())
     return found
+
+
+class _Draws:
+    """Estimates of metrics of the answers of a task, all drawn alike."""
+
+    def __init__(self, answers: Sequence[Answer], task: str, *, resamples: int) -> None:
+        self.task = task
+        self.resamples = resamples
+        self.samples = {name: number for number, name in enumerate(sorted({answer["sample"] for answer in answers}))}
+        dialogue_of = {self.samples[answer["sample"]]: _dialogue(answer) for answer in answers}
+        dialogues = {dialogue: number for number, dialogue in enumerate(sorted(set(dialogue_of.values())))}
+        self.dialogue_N = np.array([dialogues[dialogue_of[number]] for number in range(len(self.samples))])
+        self.runs: dict[int, list[Answer]] = {}
+        for answer in answers:
+            self.runs.setdefault(answer["run"], []).append(answer)
+
+    def of(self, metric: AnswerMetric, values_NK: np.ndarray) -> Estimate:
+        """A metric of numbers of samples."""
+        return _estimate(metric, values_NK, self.dialogue_N, task=self.task, resamples=self.resamples)
+
+    def estimate(self, metric: AnswerMetric, *columns: Callable[[Answer], Any]) -> Estimate:
+        """A metric of columns of answers. A sample's numbers are the means over its runs: draws are not of runs."""
+        sums_NK, counts_N = np.zeros((len(self.samples), metric.width)), np.zeros(len(self.samples))
+        for given in self.runs.values():
+            places = [self.samples[answer["sample"]] for answer in given]
+            sums_NK[places] += metric.statistics(*([column(answer) for answer in given] for column in columns)).numpy()
+            counts_N[places] += 1
+        return self.of(metric, sums_NK / counts_N[:, None])
 
 
 def _estimate(

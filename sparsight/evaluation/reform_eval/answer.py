@@ -7,6 +7,7 @@ from typing import Any
 
 from sparsight.evaluation.questions.answer import Answered, Weighed
 from sparsight.evaluation.questions.question import Method, Question
+from sparsight.evaluation.questions.rules import RULES
 from sparsight.evaluation.reform_eval.parse import parse_choice
 from sparsight.lvlm.answer.write import Written
 
@@ -35,11 +36,18 @@ def _asked(question: Question, method: Method) -> dict[str, Any]:
     asked |= {name: value for name, value in dialogue if value is not None}
     asked |= {"instruction": question.variant.instruction, "wording": question.variant.wording}
     asked |= {"pictures": question.images, "question": question.text}
-    if question.formulation != "SingleChoice":
+    if question.categories:
+        asked["categories"] = list(question.categories)
+    if not _is_choice(question, method):
         return asked | {"references": list(question.references)}
     shown = {"order": list(question.variant.order), "marks": question.variant.marks} if method == "generation" else {}
     target = {"options": list(question.options), "answer": question.answer}
     return asked | shown | target
+
+
+def _is_choice(question: Question, method: Method) -> bool:
+    """Whether one of the options is the answer; those of a free question of a benchmark are only weighed."""
+    return question.formulation == "SingleChoice" and (method == "likelihood" or not question.references)
 
 
 def _weighed(weighed: Weighed) -> dict[str, Any]:
@@ -56,8 +64,11 @@ def _written(question: Question, written: Written) -> dict[str, Any]:
     found: dict[str, Any] = {"text": answer}
     if thought or unfinished:
         found |= {"thought": thought, "unfinished": unfinished}
-    if question.formulation != "SingleChoice":
+    if not _is_choice(question, "generation"):
         return found
+    read = RULES[question.rule].read if question.rule else None
+    if read is not None:
+        return found | {"choice": None if unfinished else read(answer)}
     assert question.variant is not None
     shown = question.variant.shown(question.options)
     place, in_format = parse_choice(written.text, shown, opened=written.opened)

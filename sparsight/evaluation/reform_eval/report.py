@@ -13,14 +13,17 @@ from sparsight.common.disk.files import write_text, write_whole
 from sparsight.common.tables import format_table, json_text, markdown_table
 from sparsight.common.text import read_json
 from sparsight.evaluation.questions.scores import Estimate, ScoreKey
-from sparsight.evaluation.reform_eval.scores import HEADLINES
+from sparsight.evaluation.reform_eval.scores import headline
 from sparsight.evaluation.reform_eval.taxonomy import CAPTIONS
 
 VERSION = 1
 FILE = "report.json"
-NO_SHARES = ("cider", "instability", "turn_correlation", "turn_slope")
+NO_SHARES = (
+    *("cider", "instability", "turn_correlation", "turn_slope"),
+    *("mme_score", "mme_perception", "mme_cognition"),
+)
 _LISTED = 20  # unusable samples of a task in the table's file
-LEVELS = ("all", "group", "ability", "dimension", "task")
+LEVELS = ("all", "group", "ability", "dimension", "task", "category")
 Scores = Mapping[ScoreKey, Estimate]
 
 
@@ -110,8 +113,10 @@ def _column(metric: str, method: str) -> str:
 
 
 def _shown_metric(key: ScoreKey, tasks: Sequence[Mapping[str, Any]]) -> str:
-    formulations = {task["name"]: task["formulation"] for task in tasks}
-    main = key.level != "task" or key.metric == HEADLINES[formulations[key.name]]
+    mains = {task["name"]: headline(task, key.method) for task in tasks}
+    # a category's name begins with that of its task, of which another task's may be the beginning
+    of = max((name for name in mains if f"{key.name}: ".startswith(f"{name}: ")), key=len, default=None)
+    main = key.level not in ("task", "category") or (of is not None and key.metric == mains[of])
     return "score" if main else key.metric
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 from PIL import Image
@@ -27,6 +27,7 @@ class Sample:
         history: Earlier turns of a dialogue about the same images, without ``<image>``.
         turn: Number of this question in its dialogue, from 0.
         dialogue: What all questions of that dialogue have in common, such as its id; they are drawn together.
+        categories: In which a benchmark counts it.
     """
 
     id: str
@@ -38,6 +39,8 @@ class Sample:
     history: tuple[Turn, ...] = ()
     turn: int | None = None
     dialogue: str | None = None
+    # left out of hashes of questions, which are older
+    categories: tuple[str, ...] = field(default=(), repr=False)
 
     def check(self, formulation: Formulation) -> None:
         """See that the parts fit together.

@@ -1,6 +1,7 @@
 """ReForm-Eval's taxonomy (arXiv 2310.02569): abilities, dimensions, tasks and 61 data sets, read from taxonomy.json.
 
 The ability ``language`` with its dimension ``text_only`` is ours: questions without images show what a model forgot.
+So is ``benchmarks`` with its dimension ``benchmark``: data sets that are scored by their own rules.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ SIZES = {
 def test_61_data_sets_fall_into_8_dimensions() -> None:
     assert Counter(found.dimension for found in data_sets()) == SIZES
     assert sum(SIZES.values()) == 61
-    assert dimensions() == (*SIZES, "text_only")
+    assert dimensions() == (*SIZES, "text_only", "benchmark")
     assert {found.ability for found in data_sets()} == {"perception", "cognition"}
     assert abilities()["language"] == ("text_only",)
     for found in data_sets():
