@@ -16,7 +16,7 @@ SERVED = (
     *("llava", "llava_qwen2", "llava_next", "llava_onevision", "fast_vlm", "paligemma", "gemma3", "internvl"),
     *("qwen2_5_vl", "qwen3_vl", "qwen3_5", "lfm2_vl", "smolvlm", "idefics3"),
 )
-NEAR = {family: 3e-4 if family in HYBRIDS else 2e-5 for family in SERVED}  # largest difference of logits
+NEAR = {family: 5e-4 if family in HYBRIDS else 2e-5 for family in SERVED}  # largest difference of logits
 LOOKING = {  # into the vision tower
     *("faster_vlm", "vis_pruner", "vision_zip", "vtc_cls", "fo_pru", "fo_pru_rows", "vmtc", "visual_boost", "damro"),
 }

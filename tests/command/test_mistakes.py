@@ -140,7 +140,7 @@ MISTAKES = [
             ("imagez", "folder"): r"imagez: there is no such option; did you mean images\?",
         }.items()
     ],
-    (stage(step={}), r"model\.stages\.step: there is no such option; did you mean steps\?"),
+    (stage(step={}), r"model\.stages\.step: there is no such option; did you mean steps or timesteps\?"),
 ]
 
 

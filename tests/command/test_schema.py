@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from jsonschema import Draft202012Validator
+from lightning.pytorch.core.optimizer import LightningOptimizer
 
 from sparsight.command.output.schema import main
 from sparsight.common.disk.yaml_files import read_yaml
@@ -18,7 +20,10 @@ pytestmark = pytest.mark.slow  # a hundred classes and their options are describ
 @pytest.fixture(scope="module")
 def schema(tmp_path_factory: pytest.TempPathFactory) -> Draft202012Validator:
     file = tmp_path_factory.mktemp("schema") / "a.json"
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=0.1)
+    run = LightningOptimizer(optimizer)  # of a class that no path leads to, as a run in this process leaves
     main(["--output", str(file)])
+    assert type(run).__name__ == "LightningSGD"
     content = json.loads(file.read_text())
     Draft202012Validator.check_schema(content)
     return Draft202012Validator(content)

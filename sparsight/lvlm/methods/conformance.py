@@ -70,7 +70,7 @@ def check_methods(
     assert decoded <= tolerance, f"decoded in a padded batch behind a cache, logits differ by {decoded:.2g}"
     changed = _difference(logits_BGV[:, 0], before[:, -1])
     if changes:
-        assert changed > 100 * tolerance, f"the methods change logits by {changed:.2g} only"
+        assert changed > 20 * tolerance, f"the methods change logits by {changed:.2g} only"
     elif changes is False:
         assert changed <= tolerance, f"nothing should change, but logits differ by {changed:.2g}"
     if trains:

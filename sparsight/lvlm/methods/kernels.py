@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from sparsight.common.names import named
 
@@ -24,6 +23,8 @@ Around = Callable[..., tuple[Tensor, Tensor | None]]
 @contextmanager
 def around_kernel(kernel: str, around: Around) -> Iterator[None]:
     """Call ``around(base, module, query, key, value, mask, **options)`` in place of a kernel, whose own is ``base``."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     before = ALL_ATTENTION_FUNCTIONS.get(kernel)
 
     def attend(
