@@ -10,12 +10,14 @@ import torch
 import torch.distributed as dist
 
 from sparsight.evaluation.images import (
+    ClassifierScore,
     CLIPScore,
     DensityCoverage,
     FrechetDistance,
     GaussianDistance,
     KernelDistance,
     PatchFrechetDistance,
+    PickScore,
     PrecisionRecall,
     Reference,
     Samples,
@@ -64,7 +66,14 @@ def measure(rank: int, processes: int, folder: Path, clip: str, alexnet: str) ->
     for distance in sets:
         distance.with_reference(real(rank, processes))
     errors = [TeacherError("pixels"), TeacherError("latents")]
-    pairs = [CLIPScore(clip), *errors, TeacherSimilarity(Quarters()), TeacherLPIPS(alexnet)]
+    pairs = [
+        CLIPScore(clip),
+        PickScore(clip),
+        ClassifierScore(Quarters(), splits=3),
+        *errors,
+        TeacherSimilarity(Quarters()),
+        TeacherLPIPS(alexnet),
+    ]
     metrics: list[Any] = [*sets, *pairs]
     rounds = [share(rank, processes, alone=alone) for alone in (False, True, False)]
     values = [{name: value for metric in metrics for name, value in metric.of(batches).items()} for batches in rounds]

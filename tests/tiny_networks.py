@@ -41,3 +41,27 @@ def save_timm(file: Path, model: str = "test_vit") -> Path:
     torch.manual_seed(0)
     save_file(timm.create_model(model, pretrained=False).state_dict(), file)
     return file
+
+
+def save_dinov2(folder: Path) -> Path:
+    """A DINOv2 of width 16 with a classifier of 5 classes and its image processor; patches of 4 of 24 pixels."""
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2ForImageClassification
+
+    torch.manual_seed(0)
+    config = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=24,
+        patch_size=4,
+        num_labels=5,
+        initializer_range=0.2,
+    )
+    Dinov2ForImageClassification(config).save_pretrained(folder)
+    BitImageProcessor(
+        size={"shortest_edge": 20},
+        crop_size={"height": 16, "width": 16},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    ).save_pretrained(folder)
+    return folder

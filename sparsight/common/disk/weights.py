@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,6 +23,24 @@ def load_weights(path: str) -> dict[str, Tensor]:
     if path.endswith(".safetensors"):
         return load_file(path)
     return torch.load(path, weights_only=True, map_location="cpu")
+
+
+def find_weights(source: str) -> str:
+    """A local file of weights, or one of a repository on the hub, ``owner/name/file``, downloaded if need be.
+
+    Raises:
+        FileNotFoundError: It is neither.
+    """
+    if Path(source).is_file():
+        return source
+    owner, _, rest = source.partition("/")
+    name, _, file = rest.partition("/")
+    if not (owner and name and file):
+        raise FileNotFoundError(f"there is no weights file {source}; give a file, or one on the hub: owner/name/file")
+    try:
+        return hf_hub_download(f"{owner}/{name}", file)
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+        raise FileNotFoundError(f"there is no weights file {source}, neither here nor on the hub: {error}") from error
 
 
 def efficientnet_lite0(architecture: str) -> Any:

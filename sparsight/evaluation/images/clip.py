@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_rows
-from sparsight.evaluation.images.base import GenerationMetric
 from sparsight.evaluation.images.extractor import FeatureExtractor
+from sparsight.evaluation.images.mean import CaptionScore
 from sparsight.evaluation.images.samples import Samples
 
 
@@ -113,7 +112,34 @@ def _pooled(features: Any) -> Tensor:
     return features if isinstance(features, Tensor) else features.pooler_output
 
 
-class CLIPScore(GenerationMetric):
+class CLIPAgreement(CaptionScore):
+    """Mean of something that the cosine between image and caption decides.
+
+    Args:
+        extractor: Makes features of both.
+        prefix: Put before every caption.
+    """
+
+    extractor: CLIPFeatures
+
+    def __init__(self, extractor: CLIPFeatures, prefix: str = "") -> None:
+        super().__init__()
+        self.extractor, self.prefix = extractor, prefix
+        self.max_tokens = extractor.max_tokens
+
+    @abstractmethod
+    def score(self, cosine_B: Tensor) -> Tensor:
+        """Scores (B,) of cosines."""
+
+    def rate(self, samples: Samples, captions: Sequence[str]) -> tuple[Tensor, int]:
+        """Scores (B,), and how many captions were cut."""
+        text_BF, truncated = self.extractor.text([self.prefix + caption for caption in captions])
+        check_rows({f"{self.extractor.name} features": text_BF}, samples.index, "captions")
+        cosine_B = F.cosine_similarity(samples.features(self.extractor).double(), text_BF.double())
+        return self.score(cosine_B), truncated
+
+
+class CLIPScore(CLIPAgreement):
     """100 max(cos(image, caption), 0), mean over samples (Hessel et al., arXiv 2104.08718, without its factor 2.5).
 
     Papers that report 0.32 mean the cosine, which is 32 here. torchmetrics' metric of this name crashes on
@@ -132,49 +158,20 @@ class CLIPScore(GenerationMetric):
         True
     """
 
-    needs_captions = True
-    higher_is_better = True
-    extractor: CLIPFeatures
-    score_sum: Tensor
-    count: Tensor
-    truncated: Tensor
+    title = "CLIP score"
 
     def __init__(self, model: str, revision: str | None = None, prefix: str = "", name: str | None = None) -> None:
-        super().__init__()
-        self.extractor = CLIPFeatures(model, revision=revision, name=name)
-        self.prefix = prefix
-        self.add_state("score_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("truncated", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        super().__init__(CLIPFeatures(model, revision=revision, name=name), prefix)
 
     @property
     def protocol(self) -> str:
         """The model, and what is put before captions."""
         return f"100 x cosine of {self.extractor.name}" + (f", captions begin with {self.prefix!r}" * bool(self.prefix))
 
-    def update(self, samples: Samples) -> None:
-        """Add images and their captions.
-
-        Raises:
-            ConfigurationError: There are no captions.
-            NonFiniteError: Features are not finite.
-        """
-        if samples.captions is None:
-            raise ConfigurationError(
-                "the CLIP score needs captions: take them from the data, or give a list or a file of them"
-            )
-        text, truncated = self.extractor.text([self.prefix + caption for caption in samples.captions])
-        check_rows({f"{self.extractor.name} features": text}, samples.index, "captions")
-        cosine_B = F.cosine_similarity(samples.features(self.extractor).double(), text.double())
-        self.score_sum += cosine_B.clamp(0, 1).sum()
-        self.count += len(cosine_B)
-        self.truncated += truncated
+    def score(self, cosine_B: Tensor) -> Tensor:
+        """100 x cosine, negative ones as 0."""
+        return 100 * cosine_B.clamp(0, 1)
 
     def compute(self) -> dict[str, Tensor]:
         """The mean, between 0 and 100; warns of captions that were cut."""
-        if self.truncated:
-            rank_zero_warn(
-                f"CLIP score: {int(self.truncated)} of {int(self.count)} captions have more than the "
-                f"{self.extractor.max_tokens} tokens that {self.extractor.name} reads; they were cut"
-            )
-        return {f"clip_score_{self.extractor.name}": 100 * self.score_sum / self.count}
+        return {f"clip_score_{self.extractor.name}": self.mean()}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import OrderedDict
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from sparsight.common.disk.weights import efficientnet_lite0, load_weights
@@ -36,7 +38,7 @@ class InceptionFeatures(FeatureExtractor):
         if resize not in how:
             raise ValueError(f"resize is {resize!r}; allowed: {', '.join(how)}")
         super().__init__(
-            _inception(weights),
+            inception_network(weights),
             name="inception" if resize == "tensorflow" else "inception_clean",
             preprocessing=f"resized to {INCEPTION_SIZE} px ({how[resize]}), (x - 128) / 128",
         )
@@ -44,18 +46,26 @@ class InceptionFeatures(FeatureExtractor):
 
     def extract(self, images_BCHW: Tensor) -> Tensor:
         """Features (B, 2048)."""
-        from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
-
         x = images_BCHW.float()
-        if self.resize == "clean":
-            x = resized(x, INCEPTION_SIZE).clamp(0, 255)
-        else:
-            size = (INCEPTION_SIZE, INCEPTION_SIZE)
-            x = interpolate_bilinear_2d_like_tensorflow1x(x, size=size, align_corners=False)
+        x = resized(x, INCEPTION_SIZE).clamp(0, 255) if self.resize == "clean" else resized_by_tensorflow(x)
         return self.network((x - 128) / 128).flatten(1)
 
 
-def _inception(weights: str | None) -> nn.Module:
+def resized_by_tensorflow(images_BCHW: Tensor) -> Tensor:
+    """Images as Inception takes them, resized as the first FID code did: bilinear without antialias."""
+    from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+    size = (INCEPTION_SIZE, INCEPTION_SIZE)
+    return interpolate_bilinear_2d_like_tensorflow1x(images_BCHW, size=size, align_corners=False)
+
+
+def inception_network(weights: str | None, *, classifier: bool = False) -> nn.Module:
+    """torch-fidelity's Inception-v3 up to its 2048 pooled features, or their 1008 products with the classifier's rows.
+
+    Args:
+        weights: Local file; torch-fidelity's release is downloaded if not given, and its hash checked.
+        classifier: Whether the classifier follows, without its bias, which inception scores leave out.
+    """
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3, FeatureExtractorInceptionV3
 
     if weights is not None:
@@ -70,7 +80,10 @@ def _inception(weights: str | None) -> nn.Module:
     file.seek(0)
     with torch.random.fork_rng(devices=[]):
         network = FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=file)
-    layers = [(name, layer) for name, layer in network.named_children() if name != "fc"]
+    layers: list[tuple[str, nn.Module]] = [(name, each) for name, each in network.named_children() if name != "fc"]
+    if classifier:
+        network.fc.bias = None
+        layers += [("flatten", nn.Flatten()), ("fc", network.fc)]
     return nn.Sequential(OrderedDict(layers))  # they are applied one after the other, in this order
 
 
@@ -142,6 +155,77 @@ def _timm_network(model: str, weights: str | None, size: int | None) -> tuple[An
     if size is not None and isinstance(network, OfAnySize):
         network.set_input_size(img_size=(size, size))
     return network, config
+
+
+class TransformersFeatures(FeatureExtractor):
+    """Pooled features of any vision model of transformers: the class token of DINOv2, as Meta's own code gives it.
+
+    DeltaConvFusion's FDD is the Frechet distance under ``facebook/dinov2-base`` with ``size: 224``, ``interpolation:
+    bilinear`` and ``normalize: false``: its code leaves the mean and deviation of ImageNet out. Position embeddings are
+    fitted to the size as Meta's code fits them, not as timm does.
+
+    Args:
+        model: Hub id or local folder, with its image processor.
+        size: Side in pixels that whole images are resized to (antialiased); as the image processor does, with its crop,
+            if not given.
+        interpolation: How they are resized, if ``size`` is given.
+        normalize: Whether the image processor's mean and deviation are applied, if ``size`` is given.
+        revision: Git revision on the hub.
+        name: Short name for logs; the last part of ``model`` if not given.
+
+    Raises:
+        FileNotFoundError: There is no such folder or hub id.
+        ValueError: The model pools no features, or options of resizing are given without ``size``.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        size: int | None = None,
+        interpolation: Literal["bicubic", "bilinear"] = "bicubic",
+        normalize: bool = True,
+        revision: str | None = None,
+        name: str | None = None,
+    ) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+
+        if size is None and (interpolation, normalize) != ("bicubic", True):
+            raise ValueError("interpolation and normalize belong to size: give it, or leave them out")
+        try:
+            with torch.random.fork_rng(devices=[]):
+                network = AutoModel.from_pretrained(model, revision=revision, dtype=torch.float32)
+            processor = AutoImageProcessor.from_pretrained(model, revision=revision)
+        except OSError as error:
+            raise FileNotFoundError(f"no vision model with its processor at {model!r}: {error}") from error
+        options: dict[str, Any] = {}
+        if size is not None:
+            options = {
+                "size": {"height": size, "width": size},
+                "resample": Image.Resampling[interpolation.upper()],
+                "do_resize": True,
+                "do_center_crop": False,
+                "do_rescale": True,
+                "do_normalize": normalize,
+            }
+        steps = {step: value for step, value in {**processor.to_dict(), **options}.items() if value is not None}
+        super().__init__(
+            network,
+            name=name or model.rstrip("/").rpartition("/")[2].lower(),
+            preprocessing=json.dumps(steps, sort_keys=True),
+        )
+        self.processor, self.options = processor, options
+
+    def extract(self, images_BCHW: Tensor) -> Tensor:
+        """Features (B, F).
+
+        Raises:
+            ValueError: The model pools none.
+        """
+        pixels = self.processor(images=list(images_BCHW), return_tensors="pt", **self.options)["pixel_values"]
+        pooled = self.network(pixel_values=pixels.to(images_BCHW.device)).get("pooler_output")
+        if pooled is None:
+            raise ValueError(f"{self.name} is a {type(self.network).__name__}, which pools no features")
+        return pooled.flatten(1)
 
 
 class EfficientNetLite0Features(FeatureExtractor):

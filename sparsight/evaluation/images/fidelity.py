@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsight.evaluation.images.base import GenerationMetric
 from sparsight.evaluation.images.extractor import FeatureExtractor
+from sparsight.evaluation.images.mean import SampleMean
 from sparsight.evaluation.images.samples import Samples, of_teacher
 
 
@@ -71,7 +72,7 @@ class TeacherError(GenerationMetric):
         return {f"{name}_rmse": rmse, f"{name}_psnr": 20 * torch.log10(peak / rmse)}
 
 
-class TeacherSimilarity(GenerationMetric):
+class TeacherSimilarity(SampleMean):
     """Mean cosine between features of student's and teacher's images; with CLIPFeatures it is what papers call CLIP-I.
 
     Args:
@@ -86,14 +87,10 @@ class TeacherSimilarity(GenerationMetric):
     needs_teacher = True
     higher_is_better = True
     extractor: FeatureExtractor
-    cosine_sum: Tensor
-    count: Tensor
 
     def __init__(self, extractor: FeatureExtractor) -> None:
         super().__init__()
         self.extractor = extractor
-        self.add_state("cosine_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @property
     def protocol(self) -> str:
@@ -107,10 +104,9 @@ class TeacherSimilarity(GenerationMetric):
             ValueError: The teacher's images are not there.
         """
         teacher_BF = samples.teacher_features(self.extractor).double()
-        cosine_B = F.cosine_similarity(samples.features(self.extractor).double(), teacher_BF).clamp(-1, 1)
-        self.cosine_sum += cosine_B.sum()
-        self.count += len(cosine_B)
+        cosine_B = F.cosine_similarity(samples.features(self.extractor).double(), teacher_BF)
+        self.add(cosine_B.clamp(-1, 1), samples.index)
 
     def compute(self) -> dict[str, Tensor]:
         """``fidelity_cosine_<extractor>``, 1 for equal images."""
-        return {f"fidelity_cosine_{self.extractor.name}": self.cosine_sum / self.count}
+        return {f"fidelity_cosine_{self.extractor.name}": self.mean()}

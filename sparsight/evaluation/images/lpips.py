@@ -9,11 +9,11 @@ from torch import Tensor
 from torchmetrics.functional.image.lpips import _LPIPS
 
 from sparsight.common.disk.weights import load_weights
-from sparsight.evaluation.images.base import GenerationMetric
+from sparsight.evaluation.images.mean import SampleMean
 from sparsight.evaluation.images.samples import Samples
 
 
-class TeacherLPIPS(GenerationMetric):
+class TeacherLPIPS(SampleMean):
     """Learned perceptual distance (Zhang et al., arXiv 1801.03924) of the student's images to the teacher's, mean.
 
     torchmetrics' network and linear layers. torchmetrics downloads the backbone without asking; here its file is given.
@@ -36,8 +36,6 @@ class TeacherLPIPS(GenerationMetric):
 
     needs_teacher = True
     higher_is_better = False
-    distance_sum: Tensor
-    count: Tensor
 
     def __init__(self, weights: str, network: Literal["alex", "vgg", "squeeze"] = "alex") -> None:
         super().__init__()
@@ -52,8 +50,6 @@ class TeacherLPIPS(GenerationMetric):
         self.lpips.net.load_state_dict({name: backbone[there] for name, there in names.items()})
         self.lpips.requires_grad_(False).eval()
         self.network = network
-        self.add_state("distance_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     @property
     def protocol(self) -> str:
@@ -70,9 +66,8 @@ class TeacherLPIPS(GenerationMetric):
             (pixels.float() / 127.5 - 1).expand(-1, 3, -1, -1) for pixels in (samples.pixels, samples.teacher_pixels)
         )
         with torch.autocast(images.device.type, enabled=False):
-            self.distance_sum += self.lpips(images, teacher).double().sum()
-        self.count += len(images)
+            self.add(self.lpips(images, teacher).flatten(), samples.index)
 
     def compute(self) -> dict[str, Tensor]:
         """``fidelity_lpips_<backbone>``, 0 for equal images."""
-        return {f"fidelity_lpips_{self.network}": self.distance_sum / self.count}
+        return {f"fidelity_lpips_{self.network}": self.mean()}

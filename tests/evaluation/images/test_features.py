@@ -15,7 +15,14 @@ from timm.data import create_transform
 from torch import Tensor
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from sparsight.evaluation.images import EfficientNetLite0Features, InceptionFeatures, TimmFeatures
+from sparsight.evaluation.images import (
+    ClassifierScore,
+    EfficientNetLite0Features,
+    InceptionFeatures,
+    InceptionLogits,
+    TimmFeatures,
+    in_batches,
+)
 from tests import tiny_networks
 from tests.tiny_features import Quarters
 
@@ -38,7 +45,9 @@ def inception(tmp_path_factory: pytest.TempPathFactory) -> tuple[RandomInception
     folder = tmp_path_factory.mktemp("inception")
     torch.save({}, folder / "empty.pth")
     torch.manual_seed(0)
-    network = RandomInception("inception", ["2048"], feature_extractor_weights_path=str(folder / "empty.pth"))
+    network = RandomInception(
+        "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(folder / "empty.pth")
+    )
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 1.0
@@ -57,6 +66,19 @@ def test_inception_is_that_of_torch_fidelity(inception: tuple[RandomInception, P
     torch.testing.assert_close(extractor(images), expected, rtol=1e-4, atol=1e-5)
     assert extractor.name == "inception"
     assert extractor.identity == InceptionFeatures(str(folder / "weights.pth")).identity
+
+
+def test_inception_logits_are_those_of_torch_fidelity_without_bias(inception: tuple[RandomInception, Path]) -> None:
+    network, folder = inception
+    images = pictures()
+    expected = network(images)[1]
+    extractor = InceptionLogits(str(folder / "weights.safetensors"))
+    torch.testing.assert_close(extractor(images), expected, rtol=1e-4, atol=1e-5)
+    assert (extractor.name, extractor.num_features) == ("inception", 1008)
+    assert list(ClassifierScore(extractor, splits=2).of(in_batches(torch.rand(2, 3, 32, 32)))) == [
+        "is_inception",
+        "is_inception_std",
+    ]
 
 
 def test_clean_inception_sees_what_pillow_resizes(inception: tuple[RandomInception, Path]) -> None:

@@ -14,12 +14,12 @@ from tests.tiny_metrics_pair import main, measure
 from tests.tiny_processes import together
 
 
-@pytest.mark.filterwarnings("ignore:CLIP score")
+@pytest.mark.filterwarnings("ignore:CLIP score", "ignore:PickScore")
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     clip = str(tiny_networks.save_clip(tmp_path / "clip"))
     alexnet = str(tiny_networks.save_alexnet(tmp_path / "alexnet.pth"))
     expected = measure(0, 1, tmp_path, clip, alexnet)
-    assert len(expected) == 23 and expected["fidelity_lpips_alex"] > 0
+    assert len(expected) == 26 and expected["fidelity_lpips_alex"] > 0
     assert all(expected[name] for name in ("BLEU", "CIDEr", "RougeL", "WordAccuracy", "ChoiceAccuracy", "TurnSlope"))
     together(main, tmp_path, clip, alexnet)
     for rank in (0, 1):
