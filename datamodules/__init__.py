@@ -8,7 +8,10 @@ from datamodules.conversations.text_questions import TextQuestions
 from datamodules.evaluation.benchmarks.benchmark import BenchmarkTask
 from datamodules.evaluation.benchmarks.choice import MMBenchTask, ScienceQATask, SEEDTask
 from datamodules.evaluation.benchmarks.free import GQATask, TextVQATask, VQAv2Task
+from datamodules.evaluation.benchmarks.grounding import GroundingTask
 from datamodules.evaluation.benchmarks.mmmu import MMMUTask
+from datamodules.evaluation.benchmarks.pixels import PixelsTask
+from datamodules.evaluation.benchmarks.tempcompass import TempCompassTask
 from datamodules.evaluation.benchmarks.yes_no import MMETask, POPETask
 from datamodules.evaluation.datamodule import ReformEvalDataModule
 from datamodules.evaluation.published import PublishedTask
@@ -53,6 +56,7 @@ __all__ = [
     "EvaluationTask",
     "FolderRecords",
     "GQATask",
+    "GroundingTask",
     "HuggingFaceConversations",
     "HuggingFaceRecords",
     "HuggingFaceStream",
@@ -68,6 +72,7 @@ __all__ = [
     "NamingTask",
     "POPETask",
     "ParquetRecords",
+    "PixelsTask",
     "PositionTask",
     "PublishedTask",
     "QuestionsTask",
@@ -84,6 +89,7 @@ __all__ = [
     "TarRecords",
     "TarStream",
     "TeacherSamplesDataModule",
+    "TempCompassTask",
     "TextQuestions",
     "TextVQATask",
     "Turn",

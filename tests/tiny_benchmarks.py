@@ -161,6 +161,10 @@ def mmbench_rows(*, rotated: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
+def box_rows() -> list[dict[str, Any]]:
+    return [{"image": picture(1, (40, 20)), "phrase": "the cup", "bbox": [4.0, 2.0, 12.0, 8.0]}]
+
+
 def mmmu_rows() -> list[dict[str, Any]]:
     pictures = {f"image_{n}": None for n in range(1, 8)}
     return [

@@ -117,9 +117,9 @@ class _Samples(Dataset):
 
 
 def _content(task: EvaluationTask, sample: Sample) -> str:
-    keys = [image_key(image) for image in shown_images(sample)]
-    benchmark = [task.rule, sample.categories] if task.rule else []
-    return digest([task.formulation, task.instructions, replace(sample, images=()), keys, *benchmark])
+    keys = [image_key(image) for image in shown_images(sample.images)]
+    more = ([task.rule, sample.categories] if task.rule else []) + ([task.look] if task.look else [])
+    return digest([task.formulation, task.instructions, replace(sample, images=()), keys, *more])
 
 
 def _as_it_is(found: Any) -> Any:

@@ -90,7 +90,7 @@ class Asker:
         """
         try:
             question, prompt = self.put(place, sample)
-            images = shown_images(sample)
+            images = shown_images(sample.images if prompt.images is None else prompt.images)
             if place.method == "generation":
                 return Asked(question, self.chat.encode_prompt(prompt.turns, images, begun=prompt.begun), [])
             assert sample.answer is not None and question.variant is not None
@@ -231,10 +231,10 @@ class ReformEvalDataset(Asker, Dataset):
         return "\n".join(lines)
 
 
-def shown_images(sample: Sample) -> tuple[Image.Image, ...]:
-    """Pictures of a sample as every model gets them, of three channels.
+def shown_images(images: Sequence[Image.Image]) -> tuple[Image.Image, ...]:
+    """Images as every model gets them, of three channels.
 
     Raises:
         CorruptRecord: One has more than 8 bits a channel.
     """
-    return tuple(flatten_image(image, channels=3, background=BACKGROUND) for image in sample.images)
+    return tuple(flatten_image(image, channels=3, background=BACKGROUND) for image in images)

@@ -27,6 +27,7 @@ class EvaluationTask(ABC):
         seed: What samples are drawn with, of tasks that draw.
         rule: By which a benchmark is scored, a name in ``sparsight.evaluation.questions.rules.RULES``; empty for tasks
             that are scored by their formulation.
+        look: What else of the options decides how questions look; empty where samples and instructions tell all.
 
     Raises:
         ValueError: The dimension is unknown, or the formulation is not among its own.
@@ -35,6 +36,7 @@ class EvaluationTask(ABC):
     source: RecordSource | None = None
     seed: int | None = None
     rule: str = ""
+    look: str = ""
 
     def __init__(
         self, *, name: str, dimension: str, formulation: Formulation, instructions: list[str] | None = None

@@ -7,7 +7,18 @@ from typing import Any
 
 import pytest
 
-from datamodules import GQATask, MMBenchTask, MMETask, MMMUTask, POPETask, ScienceQATask, SEEDTask, VQAv2Task
+from datamodules import (
+    GQATask,
+    GroundingTask,
+    MMBenchTask,
+    MMETask,
+    MMMUTask,
+    PixelsTask,
+    POPETask,
+    ScienceQATask,
+    SEEDTask,
+    VQAv2Task,
+)
 from sparsight.evaluation.compare import compare_reports
 from sparsight.evaluation.reform_eval.report import read_report
 from tests import tiny_benchmarks as tiny
@@ -29,6 +40,8 @@ def tasks(folder: Path) -> list[Any]:
         SEEDTask(str(write_rows(folder / "seed.parquet", tiny.seed_rows()))),
         MMBenchTask(str(write_rows(folder / "mmbench.parquet", tiny.mmbench_rows()))),
         MMMUTask(str(write_rows(folder / "mmmu.parquet", tiny.mmmu_rows()))),
+        GroundingTask(str(write_rows(folder / "boxes.parquet", tiny.box_rows()))),
+        PixelsTask(POPETask(str(folder / "pope.parquet"))),
     ]
 
 
@@ -61,10 +74,12 @@ def test_every_benchmark_runs(tmp_path: Path) -> None:
     model = save_tiny_lvlm(tmp_path / "model", "llava")
     folder = evaluate(model, tmp_path / "out", tasks=tasks(tmp_path / "data"))
     assert {task["rule"] for task in read_report(folder)["about"]["tasks"]} == {
-        *("yes_no", "yes_no_pairs", "exact", "vqa", "choice", "circular", "choice_or_open")
+        *("yes_no", "yes_no_pairs", "exact", "vqa", "choice", "circular", "choice_or_open", "boxes")
     }
     found = scores(folder)
     for method in ("likelihood", "generation"):
         parts = found[method, "task", "mme", "mme_perception"] + found[method, "task", "mme", "mme_cognition"]
         assert found[method, "task", "mme", "mme_score"] == pytest.approx(parts)
+        assert (method, "category", "pope_pixels: random", "f1") in found
+    assert ("generation", "task", "grounding", "box_iou") in found
     assert ("generation", "task", "gqa", "exact_match") in found and ("likelihood", "task", "gqa", "accuracy") in found

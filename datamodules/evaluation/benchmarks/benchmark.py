@@ -60,8 +60,8 @@ class BenchmarkTask(EvaluationTask):
     needed: ClassVar[tuple[str, ...]]  # columns
     answered_by: ClassVar[str] = "answer"  # the column of right answers
     own_weigh: ClassVar[Weighed] = "texts"
-    lists_options: ClassVar[bool] = False  # options are shown where the answer is written
-    sentence: ClassVar[str] = BRIEFLY  # behind the question
+    lists_options: bool = False  # options are shown where the answer is written
+    sentence: str = BRIEFLY  # behind the question
     seed: int
 
     def __init__(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from datamodules.evaluation.benchmarks.benchmark import LETTER, BenchmarkTask
 from sparsight.common.errors import require
@@ -17,8 +17,8 @@ ROTATION = 1_000_000  # by which MMBench numbers the rotations of a question
 class ChoiceTask(BenchmarkTask):
     """Base of benchmarks whose questions have options, asked for by their letters."""
 
-    lists_options: ClassVar[bool] = True
-    sentence: ClassVar[str] = LETTER
+    lists_options = True
+    sentence = LETTER
     rule = "choice"
 
 

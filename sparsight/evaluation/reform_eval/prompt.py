@@ -7,7 +7,9 @@ weighed as the answer.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from PIL import Image
 
 from sparsight.evaluation.questions.question import Formulation, Method
 from sparsight.evaluation.questions.variant import MARKS, Marks, Variant
@@ -69,10 +71,12 @@ class Prompt:
     Args:
         turns: The conversation up to the question.
         begun: The words with which the answer begins for the model.
+        images: All images, where there are others than the sample's.
     """
 
     turns: tuple[Turn, ...]
     begun: str = ""
+    images: tuple[Image.Image, ...] | None = field(default=None, repr=False)
 
 
 def own_instructions(formulation: Formulation, method: Method, *, with_images: bool) -> tuple[str, ...]:
