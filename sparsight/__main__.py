@@ -68,10 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     from sparsight.command.arguments import check_arguments
     from sparsight.command.checks.input_paths import check_inputs
+    from sparsight.command.checks.option_names import check_option_names
     from sparsight.common.errors import ConfigurationError
 
     try:
         check_arguments(arguments)
+        check_option_names(arguments)
         check_inputs(arguments)
         if arguments[0] == "list":
             from sparsight.command.listing import main as list_plugins

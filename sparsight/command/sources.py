@@ -142,6 +142,14 @@ class Sources:
                 return list(_arguments(method.args))
         return []
 
+    def tells_all_options(self, path: str) -> bool:
+        """Whether a class's own source says all that its constructor takes."""
+        node = self.classes[path]
+        if _is_marked(node, "dataclass"):
+            return not node.bases
+        method = dict(_members(node)).get("__init__")
+        return isinstance(method, Function) and method.args.kwarg is None
+
     def _member(self, path: str, name: str) -> ast.stmt | None:
         for each in self.ours(path):
             members = dict(_members(self.classes[each]))

@@ -50,6 +50,12 @@ def _environment() -> dict[str, str]:
         (["fit", "--config=experiment/own_tune"], 1, "data.train.file: 'data/own/train.json' does not exist"),
         (["compare", "no_report", "--output", "compared"], 1, "compare: 'no_report' does not exist"),
         (["list", "mixer"], 1, "did you mean mixers"),
+        (["fit", "--confg=experiment/quickstart"], 1, "there is no option --confg; did you mean --config"),
+        (
+            ["fit", "--config=experiment/quickstart", "--model.techer=x"],
+            1,
+            "model.techer: AttentionDistillation has",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

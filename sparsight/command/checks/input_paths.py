@@ -64,7 +64,7 @@ def check_inputs(arguments: Sequence[str]) -> None:
     configs = [read_yaml(Path(file)).get("data") for file in files]
     changed = [tuple(key.split(".")[1:]) for key in _keys(arguments) if key.split(".")[0] == "--data"]
     for number, data in enumerate(configs):
-        for keys, kind, options in _classes(data, ()):
+        for keys, kind, options in classes_in(data, ()):
             for need in needs_of(kind):
                 place = (*keys, need.option)
                 by_option = any(place[: len(each)] == each or each[: len(place)] == place for each in changed)
@@ -126,11 +126,11 @@ def check_need(key: str, options: Mapping[str, Any], need: Need) -> None:
         RULES[need.rule](value, what=key, **need.words)
 
 
-def _classes(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str, Mapping[str, Any]]]:
+def classes_in(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str, Mapping[str, Any]]]:
     """Keys, class and options of everything with a class; keys leave ``init_args`` out, positions are numbers."""
     if isinstance(node, list):
         for number, each in enumerate(node):
-            yield from _classes(each, (*keys, str(number)))
+            yield from classes_in(each, (*keys, str(number)))
     elif isinstance(node, Mapping):
         options = node
         if "class_path" in node:
@@ -138,7 +138,7 @@ def _classes(node: Any, keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...]
             options = given if isinstance(given, Mapping) else {}
             yield keys, str(node["class_path"]), options
         for name, each in options.items():
-            yield from _classes(each, (*keys, str(name)))
+            yield from classes_in(each, (*keys, str(name).rstrip("+")))
 
 
 def _speaks_of(node: Any, keys: Sequence[str]) -> bool:

@@ -8,15 +8,14 @@ and imports torch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from sparsight.command.arguments import NAMED, OURS, VERBS, config_folders, read_config
+from sparsight.command.arguments import NAMED, VERBS, config_folders, read_config
 from sparsight.command.listing import without_collector
+from sparsight.command.options import options_of_trainer, options_of_verb
 from sparsight.command.plugins import GROUPS, known_plugins, known_sources
-from sparsight.command.sources import Sources, read_modules
+from sparsight.command.sources import Sources
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.near import did_you_mean
 
@@ -29,16 +28,6 @@ Prints a script that completes verbs, names of configs, options and classes, tho
   bash: sparsight completion bash > ~/.local/share/bash-completion/completions/sparsight
   zsh:  sparsight completion zsh > ~/.sparsight.zsh; echo 'source ~/.sparsight.zsh' >> ~/.zshrc
 """
-TRAINER = "sparsight.command.trainer.SparsightTrainer"
-FILLED_IN = ("self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "kwargs")
-SHARED = ("config", "print_config", "help", "seed_everything", "model", "data", "trainer", "images.folder", "report")
-OTHERS = {  # verbs that take no config
-    "compare": ["output", "names", "resamples"],
-    "report": ["output", "names"],
-    "schema": ["output"],
-    "list": ["json"],
-    "completion": [],
-}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -73,8 +62,8 @@ def script(shell: str) -> str:
         groups=list(GROUPS),
         shells=SHELLS,
         checkpoints=NAMED,
-        options={verb: _dashed(OTHERS[verb] if verb in OTHERS else _of_verb(verb, sources)) for verb in VERBS},
-        trainer=_dashed(f"trainer.{name}" for name in _of_trainer(sources)),
+        options={verb: _dashed(options_of_verb(verb)) for verb in VERBS},
+        trainer=_dashed(f"trainer.{name}" for name in options_of_trainer()),
         classes={part: [each.name for each in plugins[group]] for part, group in _PARTS.items()},
         of_class={
             (part, each.name): _dashed(f"{part}.{name}" for name in _nested(each.options, sources))
@@ -90,24 +79,6 @@ _PARTS = {"model": "modules", "data": "datamodules"}
 
 def _dashed(names: Iterable[str]) -> list[str]:
     return [f"--{name}" for name in names]
-
-
-def _of_verb(verb: str, sources: Sources) -> list[str]:
-    method = sources.method(TRAINER, verb)
-    own = [] if method is None else [each.arg for each in (*method.args.args, *method.args.kwonlyargs)]
-    if verb not in (*OURS, "fit", "predict"):  # Lightning's, as it is
-        own = ["ckpt_path", "verbose"]
-    return [*(name for name in own if name not in FILLED_IN), *SHARED]
-
-
-def _of_trainer(sources: Sources) -> list[str]:
-    ours = [option.partition("=")[0] for option in sources.options(TRAINER)]
-    spec = find_spec("lightning")  # without importing what is in it
-    home = Path(str(spec.origin)).parent if spec and spec.origin else Path()
-    file = home / "pytorch" / "trainer" / "trainer.py"
-    theirs = Sources(dict(read_modules([file] if file.is_file() else [], home.parent)))
-    found = [option.partition("=")[0] for option in theirs.options("lightning.pytorch.trainer.trainer.Trainer")]
-    return sorted({*ours, *found} - {*FILLED_IN})
 
 
 def _nested(options: Iterable[str], sources: Sources) -> Iterator[str]:

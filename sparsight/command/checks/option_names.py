@@ -1,0 +1,149 @@
+"""Names of options and classes that nothing has, found before anything heavy is imported.
+
+What a verb, the trainer and our plug-ins take is read from their source. The parser refuses the same mistakes, and more
+of them, but needs ten seconds to come to them; what cannot be told from source is left to it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsight.command.arguments import FILE_OPTIONS, INCLUDE, VERBS, given_options, resolve_configs
+from sparsight.command.checks.input_paths import classes_in
+from sparsight.command.options import (
+    OTHERS,
+    options_of_plugin,
+    options_of_trainer,
+    options_of_verb,
+    plugin_classes,
+)
+from sparsight.command.plugins import HOME
+from sparsight.command.startup import PLUGINS
+from sparsight.common.disk.yaml_files import read_yaml
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.near import closest, did_you_mean, suggestion
+
+BASES = {"model": "lightning_modules", "data": "datamodules"}  # packages whose classes may be given by bare name
+GROUPS = (*BASES, "trainer")  # options with options of their own
+LEFT_OUT = ("init_args", "class_path", "dict_kwargs")  # users may write them on the command line
+SHORT = ("-c", "-h")
+_NEAR, _VERY_NEAR = 0.6, 0.8  # of 1: a bare name may also be Lightning's
+
+
+def check_option_names(arguments: Sequence[str]) -> None:
+    """Refuse options, keys of config files and classes that there are not.
+
+    Args:
+        arguments: Of the command, its verb first.
+
+    Raises:
+        ConfigurationError: There is one; the message has the close ones.
+    """
+    verb, *rest = arguments
+    if verb not in VERBS or verb in OTHERS:
+        return
+    _check_first(verb, rest)
+    for argument in rest:
+        if argument.startswith("-") and len(argument) > 1 and not _is_number(argument):
+            _check_option(verb, argument.partition("=")[0])
+    resolved = resolve_configs(arguments)
+    contents = [(file, read_yaml(Path(file))) for _, _, file in given_options(resolved, FILE_OPTIONS)]
+    for file, content in contents:
+        _check_file(file, content)
+    for group, package in BASES.items():
+        classes = [value for _, _, value in given_options(resolved, (f"--{group}", f"--{group}.class_path"))]
+        for value in classes:
+            _check_class(group, value, package)  # passes over what is no name of a class
+        classes += [kind for _, content in contents for kind in _class_of(content.get(group))]
+        if len({each.rpartition(".")[2] for each in classes}) == 1:
+            _check_options(group, classes[0], _below(group, rest))
+
+
+def _check_first(verb: str, rest: Sequence[str]) -> None:
+    if rest and not rest[0].startswith("-"):
+        raise ConfigurationError(
+            f"{verb}: {rest[0]!r} belongs to no option; did you mean --config {rest[0]}?; see sparsight {verb} --help"
+        )
+
+
+def _check_option(verb: str, option: str) -> None:
+    name, known = option.lstrip("-").rstrip("+"), [*options_of_verb(verb), INCLUDE]
+    group, dot, inner = name.partition(".")
+    dashes = len(option) - len(option.lstrip("-"))
+    if dashes == 1 and (option in SHORT or name not in known):
+        return  # may be a short option with its value
+    if dashes != 2 or group not in {each.partition(".")[0] for each in known}:
+        close = [f"--{each}{dot}{inner}" for each in closest(group, known)]
+        raise ConfigurationError(f"{verb}: there is no option {option}{suggestion(close)}; see sparsight {verb} --help")
+    if group == "trainer" and dot:
+        _check_trainer(inner.removeprefix("init_args.").partition(".")[0], "")
+
+
+def _check_trainer(name: str, where: str) -> None:
+    known = options_of_trainer()
+    if name not in (*known, *LEFT_OUT):
+        raise ConfigurationError(f"{where}trainer.{name}: the trainer has no such option{did_you_mean(name, known)}")
+
+
+def _check_file(file: str, content: Mapping[str, Any]) -> None:
+    """Keys at the top of a config file, those of the trainer, and those of our classes, wherever they stand."""
+    known = {each.partition(".")[0] for verb in VERBS if verb not in OTHERS for each in options_of_verb(verb)}
+    for key in map(_name, content):
+        if key not in (*known, INCLUDE, *VERBS):
+            raise ConfigurationError(f"{file}: there is no option {key}{did_you_mean(key, sorted(known))}")
+    trainer = content.get("trainer")
+    if isinstance(trainer, Mapping) and "class_path" not in trainer:
+        for key in trainer:
+            _check_trainer(_name(key), f"{file}: ")
+    for keys, class_path, options in classes_in({group: content.get(group) for group in GROUPS}, ()):
+        place = f"{file}: {'.'.join(keys)}"
+        _check_class(place, class_path, BASES.get(keys[0], "") if len(keys) == 1 else "")
+        _check_options(place, class_path, map(_name, options))
+
+
+def _check_class(place: str, class_path: str, package: str) -> None:
+    """See that a class of ours is there: by its package, or where bare names are ours, by what it is nearly called."""
+    start, _, name = class_path.rpartition(".")
+    package = start or package
+    if package not in PLUGINS or not name.isidentifier():
+        return
+    home = HOME / package
+    own = [each for each, files in plugin_classes().items() if any(home in file.parents for file in files)]
+    close = closest(name, [each for each in own if not each.startswith("_")], cutoff=_NEAR if start else _VERY_NEAR)
+    offered = re.search(rf"\b{name}\b", (home / "__init__.py").read_text(encoding="utf-8"))  # may lie elsewhere
+    if name not in plugin_classes() and not offered and (start or close):
+        found = suggestion([f"{start}.{each}" if start else each for each in close])
+        raise ConfigurationError(f"{place}: there is no class {class_path!r}{found}")
+
+
+def _check_options(place: str, class_path: str, names: Iterable[str]) -> None:
+    known = options_of_plugin(class_path)
+    for name in names:
+        if known is not None and name not in known:
+            kind = class_path.rpartition(".")[2]
+            raise ConfigurationError(f"{place}.{name}: {kind} has no such option{did_you_mean(name, known)}")
+
+
+def _below(group: str, arguments: Sequence[str]) -> list[str]:
+    """Options of a class on the command line: the name behind ``--model.``."""
+    start = f"--{group}."
+    given = (each.partition("=")[0].removeprefix(start) for each in arguments if each.startswith(start))
+    names = (_name(each.removeprefix("init_args.").partition(".")[0]) for each in given)
+    return [name for name in names if name not in (*LEFT_OUT, "help")]
+
+
+def _class_of(part: Any) -> list[str]:
+    """The class that a config gives, if it gives one."""
+    given = part.get("class_path") if isinstance(part, Mapping) else part
+    return [given] if isinstance(given, str) else []
+
+
+def _name(key: object) -> str:
+    return str(key).rstrip("+")
+
+
+def _is_number(argument: str) -> bool:
+    return argument[1:2].isdigit() or argument[1:2] == "."

@@ -1,0 +1,104 @@
+"""Options of verbs, of the trainer and of plug-ins, read from source: nothing heavy is imported."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from sparsight.command.plugins import HOME
+from sparsight.command.sources import Module, Sources, read_modules
+from sparsight.command.startup import PLUGINS
+from sparsight.common.moved import OPTIONS as FORMER
+
+TRAINER = "sparsight.command.trainer.SparsightTrainer"
+FILLED_IN = ("self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "kwargs")
+SHARED = (
+    "config",
+    "print_config",
+    "help",
+    "seed_everything",
+    "matmul_precision",
+    "model",
+    "data",
+    "trainer",
+    "images.folder",
+    "report",
+)
+OTHERS = {  # verbs that take no config
+    "compare": ["output", "names", "resamples"],
+    "report": ["output", "names"],
+    "schema": ["output"],
+    "list": ["json"],
+    "completion": [],
+}
+_CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
+_TRAINER_FILES = (HOME / "sparsight" / "command" / "trainer.py", HOME / "sparsight" / "command" / "verbs.py")
+_LIGHTNING_FILES = ("__init__.py", "trainer/__init__.py", "trainer/trainer.py")
+
+
+def options_of_verb(verb: str) -> list[str]:
+    """Options of a verb, without dashes; of what has options itself, such as ``model``, the name alone."""
+    if verb in OTHERS:
+        return OTHERS[verb]
+    method = _trainer_sources().method(TRAINER, verb)
+    own = [] if method is None else [each.arg for each in (*method.args.args, *method.args.kwonlyargs)]
+    return [*(name for name in own if name not in FILLED_IN), *SHARED]
+
+
+def options_of_trainer() -> list[str]:
+    """Options of the trainer: ours, and those of Lightning's."""
+    sources = _trainer_sources()
+    kinds = sources.ours(TRAINER)
+    found = {option.partition("=")[0] for kind in kinds for option in sources.options(kind)}
+    return sorted(found - {*FILLED_IN})
+
+
+@cache
+def options_of_plugin(class_path: str) -> list[str] | None:
+    """Options of one of our plug-ins, by their names of today and of before.
+
+    Args:
+        class_path: May be the bare name.
+
+    Returns:
+        None if it is none of ours, or its own source does not say all of its options.
+    """
+    package, _, name = class_path.rpartition(".")
+    files = [
+        file
+        for file in plugin_classes().get(name, ())
+        if not package or file.relative_to(HOME).parts[0] == package.split(".")[0]
+    ]
+    if len(files) != 1:
+        return None
+    sources = Sources(dict(read_modules(files, HOME)))
+    path = next(each for each in sources.classes if each.rpartition(".")[2] == name)
+    if not sources.tells_all_options(path):
+        return None
+    return [*(option.partition("=")[0] for option in sources.options(path)), *FORMER.get(name, {})]
+
+
+@cache
+def plugin_classes() -> dict[str, list[Path]]:
+    """Files of our plug-ins' classes, by name."""
+    found: dict[str, list[Path]] = {}
+    for package in PLUGINS:
+        for file in sorted((HOME / package).rglob("*.py")):
+            for name in _CLASS.findall(file.read_text(encoding="utf-8")):
+                found.setdefault(name, []).append(file)
+    return found
+
+
+@cache
+def _trainer_sources() -> Sources:
+    return Sources({**dict(read_modules(_TRAINER_FILES, HOME)), **dict(_lightning())})
+
+
+def _lightning() -> Iterator[tuple[str, Module]]:
+    spec = find_spec("lightning")  # without importing what is in it
+    home = Path(str(spec.origin)).parent if spec and spec.origin else Path()
+    files = (home / "pytorch" / name for name in _LIGHTNING_FILES)
+    yield from read_modules((file for file in files if file.is_file()), home.parent)

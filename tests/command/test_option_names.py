@@ -1,0 +1,123 @@
+"""Options, keys and classes that there are not are refused from source alone; what there is never is."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
+
+from sparsight.command.checks.option_names import check_option_names
+from sparsight.command.cli import METHODS, SparsightCLI
+from sparsight.command.options import SHARED, options_of_verb
+from sparsight.common.errors import ConfigurationError
+
+QUICK = ["fit", "--config", "experiment/quickstart"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["fit", "--confg", "x"],
+            r"^fit: there is no option --confg; did you mean --config\?; see sparsight fit --help$",
+        ),
+        (["fit", "experiment/quickstart"], r"belongs to no option; did you mean --config experiment/quickstart\?"),
+        (["fit", "-config", "x"], r"there is no option -config; did you mean --config"),
+        (["validate", "--ckpt", "x"], r"there is no option --ckpt; did you mean --ckpt_path\?"),
+        (["export", "--outputt=x"], r"export: there is no option --outputt; did you mean --output"),
+        (["fit", "--output", "x"], r"fit: there is no option --output"),  # of other verbs
+        ([*QUICK, "--trianer.max_steps", "3"], r"did you mean --trainer\.max_steps\?"),
+        ([*QUICK, "--trainer.max_stepz", "3"], r"^trainer\.max_stepz: the trainer has no .* did you mean max_steps"),
+        ([*QUICK, "--model.techer", "x"], r"^model\.techer: AttentionDistillation has no .* did you mean teacher"),
+        ([*QUICK, "--model.init_args.techer", "x"], r"^model\.techer: AttentionDistillation has no such option"),
+        (
+            [*QUICK, "--data.batchsize=3"],
+            r"^data\.batchsize: TeacherSamplesDataModule .* did you mean batch_size",
+        ),
+        (["fit", "--model", "SparseLayerTunning"], r"^model: there is no class .* did you mean SparseLayerTuning\?"),
+        (["fit", "--data", "datamodules.ImagDataModule"], r"did you mean datamodules\.ImageDataModule or"),
+    ],
+    ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
+)
+def test_what_there_is_not_is_refused_on_the_command_line(arguments: list[str], said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said):
+        check_option_names(arguments)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("modell: {}\ndata: [class_path]", r"there is no option modell; did you mean model\?"),
+        ("trainer: {max_step: 3}", r"trainer\.max_step: the trainer has no such option; did you mean max_steps"),
+        ("data: {class_path: InstructionDataModule, init_args: {batch: 3}}", r"data\.batch: InstructionDataModule has"),
+        (
+            "data: {class_path: ImageDataModule, init_args: {train: {class_path: FolderRecords, init_args: {rot: a}}}}",
+            r"data\.train\.rot: FolderRecords has no such option; did you mean root\?",
+        ),
+        (
+            "data: {class_path: ImageDataModule, init_args: {train: {class_path: datamodules.FolderRecord}}}",
+            r"data\.train: there is no class 'datamodules\.FolderRecord'; did you mean datamodules\.FolderRecords",
+        ),
+        (
+            "trainer: {callbacks+: [{class_path: callbacks.SampleGrid, init_args: {every_step: 3}}]}",
+            r"trainer\.callbacks\.0\.every_step: SampleGrid has no such option; did you mean every_n_steps\?",
+        ),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_and_in_a_config_file(text: str, said: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=rf"^{file}: {said}"):
+        check_option_names(["fit", "--config", str(file)])
+
+
+def test_shipped_configs_pass() -> None:
+    for file in sorted(Path("configs").rglob("*.yaml")):
+        check_option_names(["fit", "--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [*QUICK, "--data.cache_dir", "x", "--model.sample_size=32"],  # former names
+        [*QUICK, "--model.help", "--trainer.callbacks+=RunProgress"],
+        [*QUICK, "--trainer.callbacks.every_n_steps", "3", "--trainer.logger.name", "x", "-c", "experiment/lvlm_demo"],
+        [*QUICK, "--model", "my_models.Own", "--model.own", "-3", "--data", "{class_path: mine}", "--data.mine", "x"],
+        [*QUICK, "--model", "LightningModule", "--trainer.callbacks", "callbacks.RunProgress"],
+        ["--config", "experiment/quickstart", "fit", "--whatever", "x"],  # left to the parser
+        ["compare", "a", "b", "--names", "a", "b"],
+    ],
+    ids=lambda value: " ".join(value[-2:]),
+)
+def test_what_source_cannot_tell_is_left_to_the_parser(arguments: list[str]) -> None:
+    check_option_names(arguments)
+
+
+class _Done(BaseException):
+    """The parser is all that is wanted of the command."""
+
+
+class _ParserOfFit(SparsightCLI):
+    options: list[str]
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        actions = self._subcommand_parsers["fit"]._actions
+        type(self).options = [each for action in actions for each in action.option_strings]
+        raise _Done
+
+
+def test_all_that_the_parser_takes_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["sparsight", "fit"])
+    with suppress(_Done):
+        _ParserOfFit()
+    assert "--trainer.max_steps" in _ParserOfFit.options
+    for option in {*_ParserOfFit.options} - {"--include"}:  # for files alone
+        check_option_names(["fit", option])
+    for verb, filled_in in SparsightCLI.subcommands().items():
+        own = set(inspect.signature(METHODS[verb]).parameters) - filled_in - {"self"}
+        assert set(options_of_verb(verb)) == own | {*SHARED}
