@@ -10,6 +10,7 @@ from lightning.pytorch import Callback
 from torch import Tensor
 
 from sparsight.common.errors import ConfigurationError
+from sparsight.diffusion.families.conditioning import ClassLabels, Conditioner
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 
@@ -58,7 +59,7 @@ def check_drawable(callback: Callback, module: Any, *, column: str | None, condi
         raise ConfigurationError(f"{type(module).__name__} draws no samples: leave {name} out")
     if column is None:
         return
-    conditioner = module.diffusion.conditioner
+    conditioner: Conditioner = module.diffusion.conditioner
     if column != conditioner.column:
         raise ConfigurationError(
             f"{name} is given {column}s, but {type(module.diffusion.denoiser).__name__} is conditioned on "
@@ -69,3 +70,23 @@ def check_drawable(callback: Callback, module: Any, *, column: str | None, condi
             conditioner({"label": torch.tensor(conditions)}, (1, 1))  # of any size
         except ValueError as error:
             raise ConfigurationError(f"{name}: {error}") from error
+
+
+def first_labels(callback: Callback, module: Any, *, most: int) -> list[int]:
+    """Labels of a module's first classes.
+
+    Args:
+        callback: What is to draw.
+        module: What is trained.
+        most: Number of labels, unless there are fewer classes.
+
+    Raises:
+        ConfigurationError: The module draws no samples, or none of classes.
+    """
+    check_drawable(callback, module, column=None, conditions=None)
+    conditioner: Conditioner = module.diffusion.conditioner
+    if not isinstance(conditioner, ClassLabels):
+        raise ConfigurationError(
+            f"{type(callback).__name__}: give {conditioner.column}s, as there are no classes to draw"
+        )
+    return list(range(min(most, conditioner.num_classes)))

@@ -11,13 +11,15 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
-from callbacks.drawing import DrawsTeacher, check_drawable
+from callbacks.drawing import DrawsTeacher, check_drawable, first_labels
 from callbacks.logged_images import log_image
 from sparsight.common.errors import require
 from sparsight.common.finite import broken_rows, samples
 from sparsight.common.labelled_grid import labelled_grid
 from sparsight.common.training.averaging import averaging
 from sparsight.common.training.sharding import is_sharded
+
+FIRST = 10  # classes that are drawn where none are named
 
 
 class SampleGrid(Callback):
@@ -26,18 +28,18 @@ class SampleGrid(Callback):
     Every column is one condition, named above it; with a teacher its row stands above the student's.
 
     Args:
-        labels: Class labels to draw.
+        labels: Class labels to draw; the first ten of a model of classes where neither these nor captions are given.
         captions: Captions to draw, for text-conditioned models.
         every_n_steps: Optimiser steps between grids; one is drawn at the end of ``fit`` in any case.
 
     Raises:
-        ValueError: Not exactly one of labels and captions is given, or ``every_n_steps`` is not positive.
+        ValueError: Both labels and captions are given, or ``every_n_steps`` is not positive.
     """
 
     def __init__(
         self, labels: list[int] | None = None, captions: list[str] | None = None, every_n_steps: int = 1000
     ) -> None:
-        if (labels is None) == (captions is None):
+        if labels is not None and captions is not None:
             raise ValueError("give labels or captions, and not both")
         require(every_n_steps >= 1, "every_n_steps", every_n_steps, "1 or more")
         self.labels, self.captions = labels, captions
@@ -51,6 +53,8 @@ class SampleGrid(Callback):
         Raises:
             ConfigurationError: It draws no samples, or draws from other conditions than are given.
         """
+        if self.labels is None and self.captions is None:
+            self.labels = first_labels(self, pl_module, most=FIRST)
         column = "caption" if self.labels is None else "label"
         check_drawable(self, pl_module, column=column, conditions=self.labels or self.captions)
 

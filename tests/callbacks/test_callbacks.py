@@ -73,10 +73,12 @@ def test_grids_of_the_average_leave_training_alone(tmp_path: Path, module: Atten
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-def test_labels_or_captions() -> None:
-    for arguments in ({}, {"labels": [1], "captions": ["a"]}):
-        with pytest.raises(ValueError, match="labels or captions"):
-            SampleGrid(**arguments)
+def test_labels_or_captions(module: AttentionDistillation) -> None:
+    with pytest.raises(ValueError, match="labels or captions"):
+        SampleGrid(labels=[1], captions=["a"])
+    grid = SampleGrid()
+    grid.setup(Trainer(logger=False, accelerator="cpu"), module, "fit")
+    assert grid.labels == [*range(10)]
 
 
 def test_grids_that_the_model_cannot_draw_are_refused_before_training(
@@ -97,6 +99,8 @@ def test_grids_that_the_model_cannot_draw_are_refused_before_training(
     text = AttentionDistillation(text_teacher, SoftmaxAttention, [Stage("layerwise", 4)], **trained)
     with pytest.raises(ConfigurationError, match="SampleGrid is given labels, but UNet2DConditionModel is conditioned"):
         fit(tmp_path, text, [SampleGrid(labels=[1])], channels=3, logger=False)
+    with pytest.raises(ConfigurationError, match="SampleGrid: give captions, as there are no classes to draw"):
+        fit(tmp_path, text, [SampleGrid()], channels=3, logger=False)
     with pytest.raises(ConfigurationError, match="LightningModule draws no samples: leave SampleGrid out"):
         SampleGrid(labels=[1]).setup(Trainer(logger=False, accelerator="cpu"), LightningModule(), "fit")
 

@@ -37,6 +37,7 @@ class Model:
         size: Sides that the denoiser was made for, in model space.
         checked: Sides at which it was compared after loading it again.
         class_conditional: Whether it draws classes rather than captions.
+        example_call: Arguments of the pipeline that the card shows.
         licence: Entries of a card's metadata that begin with ``license``.
         sites: Recorded mixers by the path of the self-attention that they replace.
         all_sites: Number of self-attentions before.
@@ -57,6 +58,7 @@ class Model:
     size: tuple[int, ...]
     checked: tuple[int, ...]
     class_conditional: bool
+    example_call: str
     licence: Mapping[str, Any]
     sites: Mapping[str, Any]
     all_sites: int
@@ -131,12 +133,11 @@ def _summary(model: Model, base: Base | None, *, trained: bool) -> str:
 
 def _use(model: Model, base: Base | None) -> str:
     trust = ", trust_remote_code=True" if model.sites or model.pipeline_code else ""
-    call = "class_labels=[0, 1, 2, 3]" if model.class_conditional else '"a lighthouse in the rain"'
     alone = f'"{model.name}", subfolder="{model.part}"{", trust_remote_code=True" if model.sites else ""}'
     text = (
         "```python\nfrom diffusers import AutoModel, DiffusionPipeline\n\n"
         f'pipeline = DiffusionPipeline.from_pretrained("{model.name}"{trust})\n'
-        f"image = pipeline({call}).images[0]\n\n"
+        f"image = pipeline({model.example_call}).images[0]\n\n"
         f"denoiser = AutoModel.from_pretrained({alone})  # by itself\n```\n"
     )
     if trust:

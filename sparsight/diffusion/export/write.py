@@ -103,6 +103,7 @@ def _describe(
         size=model.sample_shape()[1:],
         checked=family_of(model.denoiser).check_size(model.denoiser),
         class_conditional=isinstance(model.conditioner, ClassLabels),
+        example_call=family_of(model.denoiser).example_call(model.pipeline),
         licence=licence,
         sites=record_of(model.denoiser)["sites"],
         all_sites=len(find_sites(twin)),

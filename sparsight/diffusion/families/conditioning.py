@@ -107,7 +107,8 @@ class ClassLabels(Conditioner):
         labels = self._column(batch)
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= self.num_classes:
             raise ValueError(
-                f"labels {int(labels.min())} to {int(labels.max())} do not fit a denoiser of {self.num_classes} classes"
+                f"labels {int(labels.min())} to {int(labels.max())} do not fit a denoiser of {self.num_classes} "
+                f"classes, which are 0 to {self.num_classes - 1}"
             )
         return {"class_labels": labels.to(self.device)}
 

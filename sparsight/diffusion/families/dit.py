@@ -14,6 +14,8 @@ from sparsight.diffusion.families.starting_weights import close, spread
 if TYPE_CHECKING:
     from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
 
+IMAGENET = 1000  # the label that diffusers' DiTPipeline takes for no class, however many there are
+
 
 class DiT(BasicBlocks):
     """Class-conditional transformers."""
@@ -64,6 +66,15 @@ class DiT(BasicBlocks):
 
         known = pipeline.labels if isinstance(pipeline, DiTPipeline) else None
         return {name: int(number) for name, number in (known or {}).items()}
+
+    def example_call(self, pipeline: Any) -> str:
+        """Labels; without guidance where diffusers' own pipeline would ask for a class that there is not."""
+        from diffusers import DiTPipeline
+
+        classes = pipeline.transformer.config.num_embeds_ada_norm
+        labels = f"class_labels={[*range(min(4, classes))]}"
+        guides = classes == IMAGENET or not isinstance(pipeline, DiTPipeline)
+        return labels if guides else f"{labels}, guidance_scale=1.0"
 
     def settle(self, denoiser: Any) -> None:
         """No dropping of labels in every block on its own while training: here the batch does it, once for all."""

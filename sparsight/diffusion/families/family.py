@@ -196,6 +196,10 @@ class Family(ABC):
         """Classes that a pipeline knows by name, beside those in its configuration."""
         return {}
 
+    def example_call(self, pipeline: Any) -> str:
+        """Arguments with which a model card shows how to draw with a pipeline."""
+        return '"a lighthouse in the rain"'
+
     def settle(self, denoiser: Any) -> None:  # noqa: B027  most have nothing to turn off
         """Turn off what a denoiser of this family would do by itself while it trains."""
 

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import yaml
+from diffusers import DDIMScheduler, DiTPipeline
 
 from sparsight.common.training.stage_clock import StageClock
 from sparsight.diffusion.export.card import Model, write_card
+from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import learns_variance
+from sparsight.diffusion.pipelines.pixel_pipeline import PixelDiTPipeline
 from sparsight.diffusion.train.stages import Stage
 from sparsight.lvlm.train.stages import TuningStage
 from sparsight.publish.card import training_text
@@ -85,6 +88,7 @@ def test_a_learned_variance_is_told_as_not_trained(family: str, learned: bool, t
         "reloaded": {"pipeline": 0.0},
         "all_sites": 2,
         "parameters": (1, 1),
+        "example_call": "",
     }
     flags = {"class_conditional": False, "pipeline_code": False, "fp16": False, "delta": False}
     model = Model(
@@ -92,3 +96,12 @@ def test_a_learned_variance_is_told_as_not_trained(family: str, learned: bool, t
     )
     write_card(tmp_path, model=model, run=Run(), base=None)
     assert ("learned variance, which training did not look at" in (tmp_path / "README.md").read_text()) == learned
+
+
+def test_the_card_draws_classes_that_there_are_as_the_pipeline_can() -> None:
+    """Diffusers' DiTPipeline takes label 1000 for no class, which a model of fewer classes does not have."""
+    few, many = tiny.dit(num_embeds_ada_norm=3), tiny.dit(num_embeds_ada_norm=1000)
+    told = [family_of(each).example_call(DiTPipeline(each, None, DDIMScheduler())) for each in (few, many)]
+    assert told == ["class_labels=[0, 1, 2], guidance_scale=1.0", "class_labels=[0, 1, 2, 3]"]
+    own = PixelDiTPipeline(few, DDIMScheduler())
+    assert family_of(few).example_call(own) == "class_labels=[0, 1, 2]"
