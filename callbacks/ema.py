@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from sparsight.common.finite import Guarded, NonFiniteError, all_finite
 from sparsight.common.training.averaging import AVERAGE
 from sparsight.common.training.processes import summed
-from sparsight.common.training.sharding import fill, whole
+from sparsight.common.training.sharding import fill, own_part, whole
 
 
 class TrainableEMA(Callback):
@@ -41,6 +41,7 @@ class TrainableEMA(Callback):
         self.decay = decay
         self.average: dict[str, Tensor] = {}
         self._raw: dict[str, Tensor] | None = None
+        self._names: dict[int, str] = {}  # of all parameters, by their identity
         self._step = -1
         self._finite: Tensor | None = (
             None  # whether all parameters were, so far; on their device, which nobody waits for
@@ -61,6 +62,7 @@ class TrainableEMA(Callback):
                 fill(start, self.average[name])
             self.average[name] = start
         self.average = {name: self.average[name] for name in named}
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._step = trainer.global_step
 
     @torch.no_grad()
@@ -71,18 +73,29 @@ class TrainableEMA(Callback):
         if trainer.global_step == self._step:  # accumulating
             return
         self._step = trainer.global_step
-        if isinstance(pl_module, Guarded) and not pl_module.took_step:
+        took = pl_module.took_step if isinstance(pl_module, Guarded) else True
+        if took is False:
             return
-        keep = min(self.decay, (1 + self._step) / (10 + self._step))
-        named = {name: parameter.detach() for name, parameter in _trainable(pl_module)}
+        named = {self._names[id(p)]: p.detach() for p in _learning(trainer.optimizers) if id(p) in self._names}
         finite = summed((~all_finite(named.values())).int()) == 0  # all processes take the same average, or none does
         self._finite = finite if self._finite is None else self._finite & finite
-        for name, parameter in named.items():
-            if name in self.average:
-                average = self.average[name]
-                average.copy_(torch.where(finite, average.lerp(parameter.float(), 1 - keep), average))
-            else:
-                self.average[name] = parameter.float().clone()
+        share = 1 - min(self.decay, (1 + self._step) / (10 + self._step))
+        older = [name for name in named if name in self.average]
+        self._move(older, named, torch.where(finite & took, share, 0.0))
+        self.average |= {name: parameter.float().clone() for name, parameter in named.items() if name not in self.average}
+
+    def _move(self, names: Sequence[str], named: Mapping[str, Tensor], share: Tensor) -> None:
+        """Bring averages nearer to parameters by a share of the way, in a few kernels; what is not finite is passed by."""
+        if not names:
+            return
+        averages = [own_part(self.average[name]) for name in names]
+        together = torch.empty(sum(average.numel() for average in averages), device=averages[0].device)
+        pieces = together.split([average.numel() for average in averages])
+        ways = [piece.view_as(average) for piece, average in zip(pieces, averages, strict=True)]
+        torch._foreach_copy_(ways, [own_part(named[name]) for name in names])
+        torch._foreach_sub_(ways, averages)
+        together.mul_(share).nan_to_num_(0.0, 0.0, 0.0)
+        torch._foreach_add_(averages, ways)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the average."""
@@ -171,3 +184,9 @@ class TrainableEMA(Callback):
 
 def _trainable(module: LightningModule) -> Iterator[tuple[str, torch.nn.Parameter]]:
     return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+
+def _learning(optimizers: Iterable[torch.optim.Optimizer]) -> Iterator[torch.nn.Parameter]:
+    """What optimisers train at present: a walk through all modules would cost more than the average."""
+    groups = (group for optimizer in optimizers for group in optimizer.param_groups)
+    return (parameter for group in groups for parameter in group["params"] if parameter.requires_grad)

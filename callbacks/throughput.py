@@ -17,6 +17,7 @@ from callbacks.ema import TrainableEMA
 from callbacks.export import ExportAtEnd
 from sparsight.common.measure.run_cost import Estimated, disk_bytes, whole_run
 from sparsight.common.training.pace import Pace
+from sparsight.common.training.run_progress import tell
 from sparsight.common.training.sharding import is_sharded
 from sparsight.common.training.stage_clock import Staged, stage_index
 
@@ -87,7 +88,7 @@ class Throughput(Callback):
         seconds = time.perf_counter() - self._begin
         speed = self._samples / seconds
         self._seconds_a_step.append(seconds / self._batches * trainer.accumulate_grad_batches)
-        pl_module.log("samples/s", speed, prog_bar=True, logger=False)
+        tell(pl_module, "samples/s", speed)
         pl_module.log_dict({"train/samples_per_second": speed, "train/peak_memory_mib": peak_memory_mib()})
         waited = seconds_waited(trainer)
         if waited is not None and self._waited is not None:

@@ -25,8 +25,10 @@ from sparsight.common.hashes import is_state, kind_of, short_hash, state_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
 from sparsight.common.training.processes import gathered, process_count
+from sparsight.common.training.run_progress import tell
 from sparsight.common.training.sharding import is_sharded, own_class
 from sparsight.common.training.stage_clock import StageClock
+from sparsight.common.training.step_log import log_together
 from sparsight.diffusion.measure.report import COSTS, replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
@@ -145,7 +147,7 @@ class AttentionDistillation(BesideMixers):
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
         self.require_gradients()
         self._restored = False
-        self.recent_errors = RecentErrors()
+        self.recent_errors = RecentErrors(self.sites())
 
     def _learners(self) -> list[str]:
         """Sites with something to train."""
@@ -343,10 +345,10 @@ class AttentionDistillation(BesideMixers):
             terms = self.distiller.end_to_end(noised, self.stage.terms)
         loss = torch.stack(list(terms.values())).sum()
         self.guard.note(terms, batch)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        tell(self, "loss", loss.detach())
         self.log_dict({"train/loss": loss.detach()} | {f"train/{k}": v.detach() for k, v in terms.items()})
-        errors = {path: error.sqrt() for path, error in self.distiller.errors.items()}
-        self.log_dict({f"train/relative_l2/{path}": error for path, error in errors.items()})
-        self.recent_errors.update(errors)
-        self.log("train/stage", float(self._stage_index))
+        errors_S = self.distiller.errors_S.sqrt()
+        self.recent_errors.update(errors_S)
+        names = [*(f"train/relative_l2/{path}" for path in self.shells), "train/stage"]
+        log_together(self, names, torch.cat([errors_S, errors_S.new_full((1,), self._stage_index)]))
         return loss

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import OptimizerCallable
-from lightning.pytorch.plugins import FSDPPrecision, MixedPrecision
+from lightning.pytorch.plugins import FSDPPrecision, MixedPrecision, Precision
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -39,7 +39,8 @@ class TrainedPartsModule(LightningModule):
     Attributes:
         export_name: Folder that ExportAtEnd makes in the trainer's root folder unless it is told another one.
         frozen_option: The option that says in which precision the frozen part is held.
-        took_step: Whether the last optimiser step changed parameters.
+        took_step: Whether the last optimiser step changed parameters; a tensor where the device decides.
+        waits_for_steps: Whether that is always known at once.
         has_learned: Whether any optimiser step changed anything.
         refuse_untrained: Predict nothing with parts that were never trained; set by the command.
 
@@ -49,6 +50,7 @@ class TrainedPartsModule(LightningModule):
 
     export_name = "student"
     frozen_option: str | None = None
+    waits_for_steps = True
     estimated_bytes: int | None = None  # that training was said to need of its device
 
     def __init__(self, *, max_skipped_steps: int = 0) -> None:
@@ -56,7 +58,8 @@ class TrainedPartsModule(LightningModule):
         if max_skipped_steps < 0:
             raise ValueError(f"max_skipped_steps is 0 or more, got {max_skipped_steps}")
         self.guard = FiniteGuard(max_skipped_steps)
-        self.took_step = True
+        self.took_step: bool | Tensor = True
+        self._would_learn = False
         self.has_learned = False
         self.refuse_untrained = False
         self._steps_before = 0
@@ -173,19 +176,46 @@ class TrainedPartsModule(LightningModule):
         Raises:
             NonFiniteError: A loss or gradient is not finite on some process, and no step may be left out any more.
         """
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.settle()
         plugin = self.trainer.precision_plugin
         self.took_step = self.guard.may_step(
-            parameters,
+            optimizer,
             named=self._trained_parameters,
             where=f"step {self.global_step}, {self.stage_name}",
             scaler=plugin.scaler if isinstance(plugin, (MixedPrecision, FSDPPrecision)) else None,
+            wait=self.waits_for_steps,
         )
-        if not self.took_step:
-            for parameter in parameters:
-                parameter.grad = None
-        elif any(group["lr"] > 0 for group in optimizer.param_groups):  # the first step of a warm-up changes nothing
-            self.has_learned = True
+        # the first step of a warm-up changes nothing
+        self._would_learn = any(group["lr"] > 0 for group in optimizer.param_groups)
+        if self.took_step is False:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    parameter.grad = None
+        elif self.took_step is True:
+            self.has_learned |= self._would_learn
+
+    def settle(self) -> None:
+        """See whether the last step was taken, where the device decided that and nobody has asked yet.
+
+        Raises:
+            NonFiniteError: A loss or gradient was not finite, and no step may be left out any more.
+        """
+        if self.guard.settle(self._trained_parameters):
+            self.has_learned |= self._would_learn
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As Lightning's, with fused optimisers in mixed precision too: only a gradient scaler would be in their way."""
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+            algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)
+            Precision.clip_gradients(plugin, optimizer, gradient_clip_val or 0.0, algorithm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def on_train_end(self) -> None:
         """Look at what the last step left, and remember the step for another trainer, which counts from 0.
@@ -193,6 +223,7 @@ class TrainedPartsModule(LightningModule):
         Raises:
             NonFiniteError: A trained parameter is not finite.
         """
+        self.settle()
         self._steps_before = self.steps_taken
         refuse_together(lambda: check_finite(self._trained_parameters(), f"step {self.global_step}"))
 
@@ -207,6 +238,7 @@ class TrainedPartsModule(LightningModule):
         Raises:
             NonFiniteError: Something in the checkpoint is not finite.
         """
+        self.settle()
         checkpoint[KEY] = FORMAT
         if self._trainer is not None:
             checkpoint[RUN] = run_record(self._trainer)

@@ -19,6 +19,8 @@ from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
 from sparsight.common.training.lr_schedules import SCHEDULES
+from sparsight.common.training.run_progress import tell
+from sparsight.common.training.transfers import sent
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
@@ -199,7 +201,8 @@ class DenoiserTraining(DiffusionModule):
         timesteps = self.timesteps or Timesteps()
         loss = self._loss(batch, step=self.global_step, condition_dropout=self.condition_dropout, timesteps=timesteps)
         self.guard.note({"denoising": loss}, batch)
-        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/loss", loss)
+        tell(self, "loss", loss.detach())
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -223,7 +226,7 @@ class DenoiserTraining(DiffusionModule):
         if self.snr_gamma is not None:
             snr_B = self.diffusion.process.snr(noised["level"])
             weight_B = min_snr_weight(snr_B, self.snr_gamma, self.diffusion.process.prediction_type)
-            error_B = error_B * weight_B.to(error_B.device)
+            error_B = error_B * sent(weight_B, error_B.device)
         return error_B.mean()
 
 

@@ -15,6 +15,7 @@ from lightning_modules.base import TrainedPartsModule
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.training.sharding import is_sharded
+from sparsight.common.training.transfers import ON_PROCESSOR, sent
 from sparsight.diffusion.export.standalone import student_state
 from sparsight.diffusion.export.write import write_diffusion
 from sparsight.diffusion.families.conditioning import drop_condition
@@ -39,6 +40,7 @@ class DiffusionModule(TrainedPartsModule):
     """
 
     diffusion: DiffusionModel
+    waits_for_steps = False
 
     def __init__(self, *, seed: int, sampling: Sampling, max_skipped_steps: int) -> None:
         super().__init__(max_skipped_steps=max_skipped_steps)
@@ -92,11 +94,12 @@ class DiffusionModule(TrainedPartsModule):
     # -- batches -------------------------------------------------------------------------------------------------
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Move a batch; ids of training samples stay on the CPU, where draws read them without a wait."""
-        moved = super().transfer_batch_to_device(batch, device, dataloader_idx)
-        if self.trainer.training and isinstance(batch, Mapping) and "index" in batch:
-            return {**moved, "index": batch["index"]}
-        return moved
+        """Move a batch; of training samples what the processor reads stays there, so that it never waits for that."""
+        if not self.trainer.training or not isinstance(batch, Mapping):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        kept = {name: batch[name] for name in ON_PROCESSOR if name in batch}
+        others = {name: value for name, value in batch.items() if name not in kept}
+        return kept | super().transfer_batch_to_device(others, device, dataloader_idx)
 
     def noised(
         self, batch: Mapping[str, Any], *, step: int, condition_dropout: float, timesteps: Timesteps = EVEN
@@ -117,15 +120,16 @@ class DiffusionModule(TrainedPartsModule):
             prepared["cond"] = drop_condition(prepared["cond"], prepared["uncond"], uniform_B < condition_dropout)
         if "xt" in prepared:
             prepared["level"] = process.level(prepared["timestep"])
+            prepared["timestep"] = sent(prepared["timestep"], prepared["xt"].device)
             return prepared
         clean = prepared["sample"]
         uniform_B = sample_uniform(seed=self.seed, step=step, index=index, stream=Stream.TIMESTEP)
         noise = sample_normal(clean.shape[1:], seed=self.seed, step=step, index=index, stream=Stream.NOISE)
         level = self.diffusion.levels(uniform_B, clean.shape[2:], timesteps)
-        noise = _sent(noise.to(clean.dtype), clean.device)
+        noise = sent(noise.to(clean.dtype), clean.device)
         prepared |= {
             "level": level,
-            "timestep": _sent(process.timestep(level), clean.device),
+            "timestep": sent(process.timestep(level), clean.device),
             "xt": process.add_noise(clean, noise, level),
             "target": process.target(clean, noise, level),
         }
@@ -154,8 +158,3 @@ def compile_blocks(denoiser: torch.nn.Module) -> None:
     # with and without gradients, before and after its hand-over
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS * len(blocks))
-
-
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device; to a CUDA device it goes from pinned memory, while the processor works on."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and not x.is_cuda else x.to(device)

@@ -18,6 +18,7 @@ from lightning_modules.tuned_layers import TunedLayers
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.training.dropout import seed_dropout
 from sparsight.common.training.processes import process_count, summed
+from sparsight.common.training.run_progress import tell
 from sparsight.common.training.sharding import is_sharded
 from sparsight.lvlm.model.answers import answer_losses
 from sparsight.lvlm.model.load import Dtype, Loading
@@ -235,8 +236,10 @@ class SparseLayerTuning(TunedLayers):
         """Mean negative log-likelihood of the answer tokens of the whole batch, over all processes."""
         with self._cached_vision(batch), self.edited(), self.healing.watching(self.parts, self._depth_now) as hidden:
             losses, _ = answer_losses(self.model, batch["inputs"], batch["labels"])
-        everywhere = summed(torch.tensor(float(losses.numel()), device=losses.device))
-        self.log("train/loss", summed(losses.sum()) / everywhere, prog_bar=True)
+        everywhere = summed(losses.new_full((), float(losses.numel()), dtype=torch.float32))
+        mean = summed(losses.sum()) / everywhere
+        self.log("train/loss", mean)
+        tell(self, "loss", mean)
         self.log("train/answer_tokens", everywhere)
         loss = losses.sum() * process_count() / everywhere  # DDP averages over processes
         if not any(batch["image_keys"]) and PROJECTOR in self.stage.train and not is_sharded(self.model):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import groupby
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -12,6 +11,8 @@ from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
 
 from sparsight.common.errors import Told
+
+Key = TypeVar("Key")
 
 SHOWN = 8  # names and ids in a message
 PLAIN = (Tensor, Parameter)  # quantised weights are tensors of other classes, whose numbers are codes
@@ -28,8 +29,9 @@ class NonFiniteError(Told, FloatingPointError):
 class Guarded(Protocol):
     """A module whose optimiser steps are looked at before they are taken."""
 
-    took_step: bool
-    """Whether the last optimiser step changed parameters; if not, averages must not move either."""
+    took_step: bool | Tensor
+    """Whether the last optimiser step changed parameters; if not, averages must not move either. A tensor on the device
+    where the device decided, and nobody has waited for it."""
 
 
 def all_finite(tensors: Iterable[Tensor]) -> Tensor:
@@ -39,21 +41,39 @@ def all_finite(tensors: Iterable[Tensor]) -> Tensor:
     of the first one.
     """
     given = list(tensors)
-    extents = [extent for tensor in given if (extent := _extent(tensor)) is not None]
-    if not extents:
+    looks = looked_at(dict(enumerate(given)))
+    if not looks:
         return torch.ones((), dtype=torch.bool, device=given[0].device if given else None)
-    return torch.stack([extent.isfinite().to(extents[0].device, non_blocking=True) for extent in extents]).all()
+    first = looks[0][1].device
+    return torch.stack([fine.all().to(first, non_blocking=True) for _, fine in looks]).all()
+
+
+def looked_at(tensors: Mapping[Key, Tensor]) -> list[tuple[list[Key], Tensor]]:
+    """Which floating-point tensors are finite everywhere, a few kernels for all of them together.
+
+    Returns:
+        Keys, and whether the tensor of each is finite, on its device, which nobody waited for; by device and dtype.
+    """
+    groups: dict[tuple[torch.device, torch.dtype], dict[Key, Tensor]] = {}
+    for key, tensor in tensors.items():
+        local = _numbers(tensor)
+        if local is not None:
+            groups.setdefault((local.device, local.dtype), {})[key] = local
+    # the largest magnitude is NaN where one is there
+    return [
+        (list(group), torch.stack(torch._foreach_norm(list(group.values()), torch.inf)).isfinite())
+        for group in groups.values()
+    ]
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of the floating-point tensors that hold NaN or infinity somewhere; one wait for each device."""
-    extents = {name: extent for name, tensor in tensors.items() if (extent := _extent(tensor)) is not None}
-    found = []
-    for _, names in groupby(sorted(extents, key=lambda name: str(extents[name].device)), lambda n: extents[n].device):
-        group = list(names)
-        finite = torch.stack([extents[name].isfinite() for name in group]).tolist()
-        found += [name for name, fine in zip(group, finite, strict=True) if not fine]
-    return sorted(found)
+    """Names of the floating-point tensors that hold NaN or infinity somewhere; one wait for each device and dtype."""
+    return broken(looked_at(tensors))
+
+
+def broken(looks: Iterable[tuple[list[str], Tensor]]) -> list[str]:
+    """Names of what was not finite when it was looked at, in order; waits for that."""
+    return sorted(name for names, fine in looks for name, is_fine in zip(names, fine.tolist(), strict=True) if not is_fine)
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:
@@ -117,8 +137,8 @@ def samples(ids: Sequence[int]) -> str:
     return f"sample {ids[0]} is" if len(ids) == 1 else f"samples {listed(ids)} are"
 
 
-def _extent(tensor: Tensor) -> Tensor | None:
-    """The largest magnitude, NaN if one is there; ``None`` where there is nothing to look at."""
+def _numbers(tensor: Tensor) -> Tensor | None:
+    """This process's share of the numbers; ``None`` where there is nothing to look at."""
     local = tensor.detach()
     if isinstance(local, DTensor):
         local = local.to_local()
@@ -126,7 +146,7 @@ def _extent(tensor: Tensor) -> Tensor | None:
         return None
     if local.dtype.itemsize == 1:  # stored in 8 bits: no arithmetic
         local = local.float()
-    return torch.linalg.vector_norm(local, torch.inf)
+    return local
 
 
 def _tensors(value: Any, name: str) -> Iterator[tuple[str, Tensor]]:

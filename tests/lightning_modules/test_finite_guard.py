@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +35,18 @@ def denoising(teacher: str, **options: Any) -> DenoiserTraining:
     return DenoiserTraining(teacher, trainable=["*.attn1.*"], warmup_steps=1, **options)
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+ADAM = partial(torch.optim.AdamW)
+FUSED = partial(torch.optim.AdamW, fused=True)  # leaves out steps by itself, and nobody waits
+
+
+@pytest.mark.parametrize(("accumulate", "adam"), [(1, ADAM), (2, FUSED), (1, FUSED)])
 def test_a_batch_that_is_not_finite_ends_the_run_and_spoils_nothing(
-    teacher: str, tmp_path: Path, accumulate: int
+    teacher: str, tmp_path: Path, accumulate: int, adam: Any
 ) -> None:
     poison, average = Poison([2 * accumulate]), TrainableEMA()
     saver = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, save_last=True, filename="{step}")
     runner = trainer(tmp_path, callbacks=[poison, average, saver], accumulate_grad_batches=accumulate)
-    module = distillation(teacher, STAGES)
+    module = distillation(teacher, STAGES, optimizer=adam)
     with pytest.raises(NonFiniteError) as told:
         runner.fit(module, tiny.image_data(tmp_path, count=48))
     first = ", ".join(map(str, poison.ids[2 * accumulate]))
@@ -73,12 +78,13 @@ def test_the_loss_term_is_named(teacher: str, tmp_path: Path) -> None:
         trainer(tmp_path).fit(module, tiny.image_data(tmp_path))
 
 
-def test_steps_are_left_out_as_often_as_allowed(teacher: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("adam", "precision"), [(ADAM, "32-true"), (FUSED, "bf16-mixed")])
+def test_steps_are_left_out_as_often_as_allowed(teacher: str, tmp_path: Path, adam: Any, precision: str) -> None:
     poison, average = Poison([2]), TrainableEMA()
-    module = denoising(teacher, max_skipped_steps=1)
+    module = denoising(teacher, max_skipped_steps=1, optimizer=partial(adam, lr=1e-3))
     data = tiny.image_data(tmp_path, count=48)
     # with clipping, which must not touch what is not there
-    options = {"callbacks": [poison, average], "max_steps": 3, "gradient_clip_val": 1.0}
+    options = {"callbacks": [poison, average], "max_steps": 3, "gradient_clip_val": 1.0, "precision": precision}
     runner = trainer(tmp_path, **options)
     with pytest.warns(UserWarning, match=r"step 2, the only stage: loss term denoising .* number 1 of at most 1"):
         runner.fit(module, data)
@@ -90,8 +96,9 @@ def test_steps_are_left_out_as_often_as_allowed(teacher: str, tmp_path: Path) ->
     left = state_of(runner, module)
     states = [name for name in poison.before if name.startswith("optimiser.")]
     assert states and all(torch.equal(poison.before[name], left[name]) for name in states)
+    again = denoising(teacher, max_skipped_steps=1, optimizer=partial(adam, lr=1e-3))
     with pytest.warns(UserWarning), pytest.raises(NonFiniteError, match=r"raise model\.max_skipped_steps"):
-        trainer(tmp_path, callbacks=[Poison([1, 3])], max_steps=6).fit(denoising(teacher, max_skipped_steps=1), data)
+        trainer(tmp_path, callbacks=[Poison([1, 3])], max_steps=6).fit(again, data)
     with pytest.raises(ValueError, match="max_skipped_steps is 0 or more"):
         denoising(teacher, max_skipped_steps=-1)
 
@@ -105,8 +112,9 @@ def test_a_resumed_run_knows_how_many_steps_it_left_out(teacher: str) -> None:
     assert again.guard.skipped == 2
 
 
-def test_a_gradient_is_named_where_all_losses_are_finite(teacher: str, tmp_path: Path) -> None:
-    module = distillation(teacher, STAGES)
+@pytest.mark.parametrize("adam", [ADAM, FUSED])
+def test_a_gradient_is_named_where_all_losses_are_finite(teacher: str, tmp_path: Path, adam: Any) -> None:
+    module = distillation(teacher, STAGES, optimizer=adam)
     with pytest.raises(NonFiniteError, match=r"step 1, .*: gradient of denoiser\.\S+ in a batch of samples [\d, ]+ is"):
         trainer(tmp_path, callbacks=[PoisonedGradient(1)]).fit(module, tiny.image_data(tmp_path))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -28,6 +29,9 @@ class RunProgress(ProgressBar):
     In a terminal the line is live; elsewhere, as in a job's log file, it is written once a minute. After each
     validation of a run another line gives what modules log for it (``prog_bar=True``).
 
+    Attributes:
+        numbers: What it tells of training beside what is logged for it, by name; read when a line is written.
+
     Args:
         seconds: Between lines where there is no terminal.
         console: Where to; standard output if not given.
@@ -48,10 +52,11 @@ class RunProgress(ProgressBar):
         self._steps = math.inf  # of the whole run
         self._batches = 0  # of an evaluation
         self._told = 0.0  # when the last line was written
+        self.numbers: dict[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the terminal, which is of this process."""
-        return self.__dict__ | {"_live": None, "_console": None, "_tasks": {}}
+        return self.__dict__ | {"_live": None, "_console": None, "_tasks": {}, "numbers": {}}
 
     @property
     def console(self) -> Console:
@@ -134,7 +139,7 @@ class RunProgress(ProgressBar):
         self._drop("val")
         if trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        if found := _logged(trainer, validation=True):
+        if found := _in_words(_logged(trainer, validation=True)):
             self.print(f"step {trainer.global_step}, validated: {found}")
 
     def _training(self, trainer: Trainer, module: LightningModule) -> tuple[str, int, float, str]:
@@ -144,7 +149,7 @@ class RunProgress(ProgressBar):
         what = "train" if count == 1 else f"stage {stage + 1} of {count}"
         left = self._pace.left(self._steps)
         told = "" if left is None else f"{timedelta(seconds=round(left))} left"
-        return what, trainer.global_step, self._steps, ", ".join(filter(None, [told, _logged(trainer)]))
+        return what, trainer.global_step, self._steps, ", ".join(filter(None, [told, _in_words(self.numbers | _logged(trainer))]))
 
     def _count(self, part: str, batches: Any) -> None:
         self._batches += 1
@@ -211,11 +216,28 @@ class RunProgress(ProgressBar):
         self._live, self._tasks = None, {}
 
 
-def _logged(trainer: Trainer, *, validation: bool = False) -> str:
-    """Names and values, in three digits, of what modules log for the line."""
-    metrics = {
+def tell(module: LightningModule, name: str, value: Any) -> None:
+    """Tell a number of training beside the bar.
+
+    Lightning reads what is logged for a bar in every step, which waits for the device; ``RunProgress`` reads it when it
+    writes a line.
+    """
+    bar = module.trainer.progress_bar_callback
+    if isinstance(bar, RunProgress):
+        bar.numbers[name] = value
+    elif bar is not None:
+        module.log(name, value, prog_bar=True, logger=False)
+
+
+def _logged(trainer: Trainer, *, validation: bool = False) -> dict[str, Any]:
+    """What modules log for the line."""
+    return {
         name.removeprefix("train/").removeprefix("val/"): value
         for name, value in trainer.progress_bar_metrics.items()
         if name.startswith("val/") == validation
     }
+
+
+def _in_words(metrics: Mapping[str, Any]) -> str:
+    """Names and values, in three digits."""
     return ", ".join(f"{name} {float(value):.3g}" for name, value in metrics.items())

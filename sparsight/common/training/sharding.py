@@ -75,6 +75,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def own_part(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that may be split, of the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def on_whole(module: M, function: Callable[[M], T]) -> T:
     """What a function makes of a module whose parameters are whole while it looks; gradients reach the split ones.
 

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsight.common.training.transfers import sent
+
 Condition = dict[str, Any]
 
 
@@ -27,7 +29,7 @@ def drop_condition(condition: Condition, unconditional: Condition, dropped_B: Te
     """``unconditional`` where ``dropped_B`` (B,) is true, ``condition`` elsewhere."""
 
     def choose(with_condition: Tensor, without: Tensor) -> Tensor:
-        mask = dropped_B.to(with_condition.device).view(-1, *[1] * (with_condition.ndim - 1))
+        mask = sent(dropped_B, with_condition.device).view(-1, *[1] * (with_condition.ndim - 1))
         return torch.where(mask, without, with_condition)
 
     return map_condition(choose, condition, unconditional)
@@ -110,7 +112,7 @@ class ClassLabels(Conditioner):
                 f"labels {int(labels.min())} to {int(labels.max())} do not fit a denoiser of {self.num_classes} "
                 f"classes, which are 0 to {self.num_classes - 1}"
             )
-        return {"class_labels": labels.to(self.device)}
+        return {"class_labels": sent(labels, self.device)}
 
     def unconditional(self, count: int, size: tuple[int, int]) -> Condition:
         """The label that means "no class"."""

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from sparsight.common.training.dtypes import compute_dtype
+from sparsight.common.training.transfers import sent
 from sparsight.diffusion.families.conditioning import (
     Condition,
     concatenate_conditions,
@@ -57,8 +58,10 @@ class CaptionMemory:
         self._idle = 0 if made else self._idle + 1
         if self._idle == PATIENCE and self._used < self.room:
             self._bring(torch.device("cpu"))
-        known = (made.get(caption) or self._known[self._key(caption, size)] for caption in captions)
-        return reduce(concatenate_conditions, (_on(device, row) for row in known))
+        rows = [made.get(caption) or self._known[self._key(caption, size)] for caption in captions]
+        if not made:  # all of them lie on the processor: one transfer for each part
+            return _on(device, reduce(concatenate_conditions, rows))
+        return reduce(concatenate_conditions, (_on(device, row) for row in rows))
 
     def _key(self, caption: str, size: tuple[int, int]) -> Hashable:
         dtypes = tuple(str(compute_dtype(encoder)) for encoder in self.encoders)
@@ -78,4 +81,4 @@ class CaptionMemory:
 
 
 def _on(device: torch.device, condition: Condition) -> Any:
-    return map_condition(lambda part: part.to(device), condition)
+    return map_condition(lambda part: sent(part, device), condition)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsight.common.errors import require
+from sparsight.common.training.transfers import sent
 from sparsight.diffusion.pipelines.schedulers import flow_sigmas, is_flow_matching
 
 NO_SIGNAL = 1e-6  # alpha^2 of a last step that is noise alone; Euler schedulers hold 2^-24 in place of 0
@@ -18,7 +19,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample", "flow")
 
 
 def _expand(coefficient_B: Tensor, like: Tensor) -> Tensor:
-    return coefficient_B.to(like.device, torch.float32).view(-1, *[1] * (like.ndim - 1))
+    return sent(coefficient_B.float(), like.device).view(-1, *[1] * (like.ndim - 1))
 
 
 @runtime_checkable

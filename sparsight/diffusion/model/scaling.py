@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsight.common.training.transfers import sent
 from sparsight.diffusion.families.known import FAMILIES
 
 SETTINGS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
@@ -40,7 +41,8 @@ class Scaling:
 
     def _of_channels(self, like_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         mean, deviation = (
-            torch.tensor(v).view(1, -1, *[1] * (like_BCHW.ndim - 2)).to(like_BCHW) for v in (self.mean, self.deviation)
+            sent(torch.tensor(v).view(1, -1, *[1] * (like_BCHW.ndim - 2)), like_BCHW.device).to(like_BCHW.dtype)
+            for v in (self.mean, self.deviation)
         )
         return mean, deviation
 

@@ -5,7 +5,7 @@ Shape legend: B batch, N tokens, C channels, H and W height and width in model s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from blocks.base import TokenMixer
 from sparsight.common.training.processes import averaged
 from sparsight.common.training.sharding import on_whole
+from sparsight.common.training.transfers import sent
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.surgery.replace import set_mode
@@ -37,7 +38,7 @@ class Distiller:
         process: The noising process, for loss weights by timestep.
 
     Attributes:
-        errors: By site, squared error over the teacher's mean square in the last loss, over all processes.
+        errors_S: Squared error over the teacher's mean square at each of S sites in the last loss, over all processes.
     """
 
     def __init__(
@@ -48,7 +49,9 @@ class Distiller:
         self.weights = weights
         self.process = process
         self.taps = ResidualTaps(denoiser, shells)
-        self.errors: dict[str, Tensor] = {}
+        self.errors_S = torch.zeros(len(shells))
+        # most mixers add nothing to the loss, and need not be walked in every step
+        self._adding = [path for path, shell in shells.items() if any(map(_adds, _parts(shell.mixer)))]
 
     def predict(self, noised: Mapping[str, Any], mode: Mode, *, idle: Mode = Mode.TEACHER) -> Tensor:
         """What the denoiser returns (B, C, H, W) with its sites in ``mode``; see :func:`set_mode`."""
@@ -100,8 +103,8 @@ class Distiller:
         """The mean over sites of what their mixers, and the parts of these, add to the loss; nothing if none does."""
         found = {
             path: torch.stack(losses).sum()
-            for path, shell in self.shells.items()
-            if (losses := on_whole(shell.mixer, _auxiliary_losses))
+            for path in self._adding
+            if (losses := on_whole(self.shells[path].mixer, _auxiliary_losses))
         }
         return {"auxiliary": self._weighted(found, mean=True)} if found else {}
 
@@ -117,7 +120,7 @@ class Distiller:
         error_B = (student - wanted).square().flatten(1).mean(1)
         if objective.timestep_weight == "none":
             return error_B.mean()
-        snr_B = self.process.snr(noised["level"]).to(error_B.device)
+        snr_B = sent(self.process.snr(noised["level"]), error_B.device)
         weight = paper_weight if objective.timestep_weight == "paper" else min_snr_weight
         return (weight(snr_B, objective.gamma, self.process.prediction_type) * error_B).mean()
 
@@ -126,7 +129,7 @@ class Distiller:
         error = torch.stack([error for error, _ in squares.values()])
         everywhere = averaged(torch.stack([error.detach(), torch.stack([power for _, power in squares.values()])]))
         power = everywhere[1].clamp_min(TINY)
-        self.errors = dict(zip(squares, everywhere[0] / power, strict=True))
+        self.errors_S = everywhere[0] / power
         return dict(zip(squares, error / power, strict=True))
 
     def _weighted(self, errors: Mapping[str, Tensor], *, mean: bool) -> Tensor:
@@ -136,5 +139,12 @@ class Distiller:
 
 def _auxiliary_losses(mixer: nn.Module) -> list[Tensor]:
     """Of a mixer and of the parts that it is made of."""
-    parts = (part for part in mixer.modules() if isinstance(part, TokenMixer))
-    return [loss for part in parts if (loss := part.auxiliary_loss()) is not None]
+    return [loss for part in _parts(mixer) if (loss := part.auxiliary_loss()) is not None]
+
+
+def _parts(mixer: nn.Module) -> Iterator[TokenMixer]:
+    return (part for part in mixer.modules() if isinstance(part, TokenMixer))
+
+
+def _adds(mixer: TokenMixer) -> bool:
+    return type(mixer).auxiliary_loss is not TokenMixer.auxiliary_loss

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -38,26 +38,30 @@ class RelativeErrors:
 
 
 class RecentErrors:
-    """Running means over the last steps, by name."""
+    """Running means over the last steps, by name.
 
-    def __init__(self) -> None:
-        self._means: dict[str, Tensor] = {}
+    Args:
+        names: Of all S errors.
+    """
 
-    def update(self, errors: Mapping[str, Tensor]) -> None:
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self._means_S: Tensor | None = None
+
+    def update(self, errors_S: Tensor) -> None:
         """Add a step's; one that is not finite is left out, as the step is, and says nothing."""
-        for name, error in errors.items():
-            recent = self._means.get(name, error)
-            recent = torch.where(recent.isfinite(), recent, error)
-            self._means[name] = torch.where(error.isfinite(), torch.lerp(error, recent, RECENT), recent)
+        recent_S = errors_S if self._means_S is None else self._means_S
+        recent_S = torch.where(recent_S.isfinite(), recent_S, errors_S)
+        self._means_S = torch.where(errors_S.isfinite(), torch.lerp(errors_S, recent_S, RECENT), recent_S)
 
     def by_site(self) -> dict[str, float]:
-        """The means."""
-        return {name: float(error) for name, error in self._means.items()}
+        """The means; none before the first step."""
+        return {} if self._means_S is None else dict(zip(self.names, self._means_S.tolist(), strict=True))
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint keeps."""
-        return {name: error.cpu() for name, error in self._means.items()}
+        return {} if self._means_S is None else dict(zip(self.names, self._means_S.cpu().unbind(), strict=True))
 
     def take(self, state: Mapping[str, Tensor], device: torch.device) -> None:
         """Go on from it."""
-        self._means = {name: error.to(device) for name, error in state.items()}
+        self._means_S = torch.stack([state[name] for name in self.names]).to(device) if state else None
