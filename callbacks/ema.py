@@ -82,10 +82,12 @@ class TrainableEMA(Callback):
         share = 1 - min(self.decay, (1 + self._step) / (10 + self._step))
         older = [name for name in named if name in self.average]
         self._move(older, named, torch.where(finite & took, share, 0.0))
-        self.average |= {name: parameter.float().clone() for name, parameter in named.items() if name not in self.average}
+        self.average |= {
+            name: parameter.float().clone() for name, parameter in named.items() if name not in self.average
+        }
 
     def _move(self, names: Sequence[str], named: Mapping[str, Tensor], share: Tensor) -> None:
-        """Bring averages nearer to parameters by a share of the way, in a few kernels; what is not finite is passed by."""
+        """Bring averages nearer to parameters by a share of the way, in a few kernels, but for what is not finite."""
         if not names:
             return
         averages = [own_part(self.average[name]) for name in names]

@@ -209,7 +209,7 @@ class TrainedPartsModule(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """As Lightning's, with fused optimisers in mixed precision too: only a gradient scaler would be in their way."""
+        """As Lightning's, with fused optimisers in mixed precision too: only a gradient scaler is in their way."""
         plugin = self.trainer.precision_plugin
         if isinstance(plugin, MixedPrecision) and plugin.scaler is None:
             algorithm = GradClipAlgorithmType(gradient_clip_algorithm or GradClipAlgorithmType.NORM)

@@ -44,8 +44,8 @@ class _Look:
 class FiniteGuard:
     """Decides whether an optimiser step is taken: only if losses and gradients of all processes are finite.
 
-    Where the optimiser can leave out a step on its device (Adam and AdamW, ``fused``), it is told to there, nobody waits,
-    and the next step, checkpoint or end of training tells.
+    Where the optimiser can leave out a step on its device (Adam and AdamW, ``fused``), it is told so there and nobody
+    waits: the next step, checkpoint or end of training tells.
 
     Args:
         allowed: How many steps may be left out in a run before it ends.
@@ -100,7 +100,8 @@ class FiniteGuard:
         device = parameters[0].device
         terms = [looked_at(of_batch) for of_batch, _ in noted]
         gradients = looked_at({number: p.grad for number, p in enumerate(parameters) if p.grad is not None})
-        bad = torch.stack([_any_broken([look for looks in terms for look in looks], device), _any_broken(gradients, device)])
+        of_terms = [look for looks in terms for look in looks]
+        bad = torch.stack([_any_broken(looks, device) for looks in (of_terms, gradients)])
         count = summed(bad.int())
         asynchronous = later and works_on(device)
         here = count.to("cpu", non_blocking=asynchronous)

@@ -73,7 +73,9 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 def broken(looks: Iterable[tuple[list[str], Tensor]]) -> list[str]:
     """Names of what was not finite when it was looked at, in order; waits for that."""
-    return sorted(name for names, fine in looks for name, is_fine in zip(names, fine.tolist(), strict=True) if not is_fine)
+    return sorted(
+        name for names, fine in looks for name, is_fine in zip(names, fine.tolist(), strict=True) if not is_fine
+    )
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str) -> None:

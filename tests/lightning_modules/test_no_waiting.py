@@ -12,8 +12,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader
 
-from callbacks import RunProgress, TrainableEMA
 from blocks import DeltaConvBlock, NeighborhoodAttention
+from callbacks import RunProgress, TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.diffusion.train.stages import Stage
 from tests import tiny

@@ -149,7 +149,8 @@ class RunProgress(ProgressBar):
         what = "train" if count == 1 else f"stage {stage + 1} of {count}"
         left = self._pace.left(self._steps)
         told = "" if left is None else f"{timedelta(seconds=round(left))} left"
-        return what, trainer.global_step, self._steps, ", ".join(filter(None, [told, _in_words(self.numbers | _logged(trainer))]))
+        rest = ", ".join(filter(None, [told, _in_words(self.numbers | _logged(trainer))]))
+        return what, trainer.global_step, self._steps, rest
 
     def _count(self, part: str, batches: Any) -> None:
         self._batches += 1

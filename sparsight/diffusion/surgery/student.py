@@ -149,10 +149,62 @@ def deliver_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
     It uses the module it is given, so deep copies work.
     """
     grid = grid_from(stack, args, kwargs)
-    module: Any
-    for module in stack.modules():
-        if isinstance(module, OnGrid) and grid is not None:
-            module.grid = grid
+    if grid is None:
+        return
+    for site in sites_on_grid(stack):
+        site.grid = grid
+
+
+class _Found:
+    """The sites below a stack, and the way to each, by which it is seen whether they still are there.
+
+    Copies of a stack are without it.
+    """
+
+    def __init__(self, stack: nn.Module | None = None) -> None:
+        self.sites: list[OnGrid] = []
+        self.top: Mapping[str, nn.Module | None] = {}
+        self.ways: list[tuple[Mapping[str, nn.Module | None], int, str, nn.Module]] = []
+        if stack is None:
+            return
+        self.top = stack._modules
+        known: set[tuple[int, str]] = set()
+        for path, module in stack.named_modules(remove_duplicate=False):
+            if isinstance(module, OnGrid):
+                self.sites.append(module)
+                self._note_way(stack, path, known)
+
+    def _note_way(self, stack: nn.Module, path: str, known: set[tuple[int, str]]) -> None:
+        parent = stack
+        for name in path.split(".") if path else ():
+            children = parent._modules
+            child = parent.get_submodule(name)
+            if (id(children), name) not in known:
+                known.add((id(children), name))
+                self.ways.append((children, len(children), name, child))
+            parent = child
+
+    def holds(self, stack: nn.Module) -> bool:
+        """Whether all of that is still below this stack, and nothing beside it that was not."""
+        if self.top is not stack._modules:
+            return False
+        return all(len(there) == count and there.get(name) is child for there, count, name, child in self.ways)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Found:
+        return _Found()
+
+    def __reduce__(self) -> Any:
+        return _Found, ()
+
+
+def sites_on_grid(stack: nn.Module) -> list[OnGrid]:
+    """Every module below a stack that must know its grid; a walk through all modules only after something changed."""
+    if torch.compiler.is_compiling():
+        return [module for module in stack.modules() if isinstance(module, OnGrid)]
+    found = vars(stack).get("_sites_on_grid")
+    if found is None or not found.holds(stack):
+        found = vars(stack)["_sites_on_grid"] = _Found(stack)
+    return found.sites
 
 
 def install_grid_hooks(denoiser: nn.Module, stacks: Collection[str]) -> None:
