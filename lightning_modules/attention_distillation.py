@@ -25,10 +25,9 @@ from sparsight.common.hashes import is_state, kind_of, short_hash, state_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
 from sparsight.common.training.processes import gathered, process_count
-from sparsight.common.training.run_progress import tell
+from sparsight.common.training.run_progress import log_together, tell
 from sparsight.common.training.sharding import is_sharded, own_class
 from sparsight.common.training.stage_clock import StageClock
-from sparsight.common.training.step_log import log_together
 from sparsight.diffusion.measure.report import COSTS, replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel

@@ -18,9 +18,9 @@ from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, com
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
+from sparsight.common.training.dtypes import sent
 from sparsight.common.training.lr_schedules import SCHEDULES
 from sparsight.common.training.run_progress import tell
-from sparsight.common.training.transfers import sent
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict

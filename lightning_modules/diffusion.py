@@ -14,8 +14,8 @@ from torch import Tensor
 from lightning_modules.base import TrainedPartsModule
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.measure.memory_table import MemoryEstimate
+from sparsight.common.training.dtypes import ON_PROCESSOR, sent
 from sparsight.common.training.sharding import is_sharded
-from sparsight.common.training.transfers import ON_PROCESSOR, sent
 from sparsight.diffusion.export.standalone import student_state
 from sparsight.diffusion.export.write import write_diffusion
 from sparsight.diffusion.families.conditioning import drop_condition

@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Adam, AdamW, Optimizer
 
 from sparsight.common.finite import NonFiniteError, broken, broken_rows, listed, looked_at, not_finite, samples
+from sparsight.common.training.dtypes import works_on
 from sparsight.common.training.processes import everywhere, summed
-from sparsight.common.training.transfers import works_on
 
 Noted = tuple[dict[str, Tensor], Tensor]
 """Loss terms of a batch, and its sample ids (B,)."""

@@ -1,11 +1,11 @@
-"""In which precision a module computes, whatever its weights are stored in."""
+"""In which precision a module computes, whatever its weights are stored in; and tensors on their way to its device."""
 
 from __future__ import annotations
 
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 COMPUTE = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
@@ -36,3 +36,19 @@ def compute_dtype(module: nn.Module) -> torch.dtype:
     if isinstance(module, Typed) and module.dtype in COMPUTE:
         return module.dtype
     return next((p.dtype for p in module.parameters() if p.dtype in COMPUTE), torch.float32)
+
+
+ON_PROCESSOR = ("index", "label", "timestep")
+"""What of a training batch the processor reads: it stays there, and what the device needs of it is sent."""
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device; to a CUDA device it goes from pinned memory, while the processor works on."""
+    if device.type == "cuda" and not x.is_cuda:
+        x = x.pin_memory()
+    return x.to(device, non_blocking=works_on(device))
+
+
+def works_on(device: torch.device) -> bool:
+    """Whether the processor may work on while something is copied; a device without numbers copies none."""
+    return device.type in ("cuda", "meta")

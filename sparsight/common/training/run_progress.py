@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -14,6 +14,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Column
+from torch import Tensor
 
 from sparsight.common.errors import require
 from sparsight.common.training.pace import Pace
@@ -228,6 +229,26 @@ def tell(module: LightningModule, name: str, value: Any) -> None:
         bar.numbers[name] = value
     elif bar is not None:
         module.log(name, value, prog_bar=True, logger=False)
+
+
+def log_together(module: LightningModule, names: Sequence[str], values_N: Tensor) -> None:
+    """Give all loggers a vector of numbers under their names, at the steps at which Lightning logs.
+
+    Lightning would keep an object for each in every step, and read each by itself; here is one wait, then.
+
+    Args:
+        module: In a training step.
+        names: N names.
+        values_N: This process's numbers; that of rank zero logs.
+    """
+    trainer = module.trainer
+    if not trainer.loggers or trainer.fit_loop._should_accumulate():
+        return
+    if not trainer._logger_connector.should_update_logs:
+        return
+    numbers = dict(zip(names, values_N.tolist(), strict=True))
+    for logger in trainer.loggers:
+        logger.log_metrics(numbers, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
 
 
 def _logged(trainer: Trainer, *, validation: bool = False) -> dict[str, Any]:

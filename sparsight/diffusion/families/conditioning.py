@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsight.common.training.transfers import sent
+from sparsight.common.training.dtypes import sent
 
 Condition = dict[str, Any]
 

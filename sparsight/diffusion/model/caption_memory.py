@@ -12,8 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparsight.common.training.dtypes import compute_dtype
-from sparsight.common.training.transfers import sent
+from sparsight.common.training.dtypes import compute_dtype, sent
 from sparsight.diffusion.families.conditioning import (
     Condition,
     concatenate_conditions,

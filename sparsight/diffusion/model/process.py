@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sparsight.common.errors import require
-from sparsight.common.training.transfers import sent
+from sparsight.common.training.dtypes import sent
 from sparsight.diffusion.pipelines.schedulers import flow_sigmas, is_flow_matching
 
 NO_SIGNAL = 1e-6  # alpha^2 of a last step that is noise alone; Euler schedulers hold 2^-24 in place of 0

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsight.common.training.transfers import sent
+from sparsight.common.training.dtypes import sent
 from sparsight.diffusion.families.known import FAMILIES
 
 SETTINGS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from blocks.base import TokenMixer
+from sparsight.common.training.dtypes import sent
 from sparsight.common.training.processes import averaged
 from sparsight.common.training.sharding import on_whole
-from sparsight.common.training.transfers import sent
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.surgery.replace import set_mode
