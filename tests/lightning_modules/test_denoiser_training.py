@@ -156,6 +156,7 @@ def test_ema_follows_its_formula(tmp_path: Path) -> None:
 
     class Clock:
         global_step = 0
+        optimizers = (torch.optim.SGD(layer.parameters(), 1.0),)
 
     ema.on_train_start(Clock, layer)  # type: ignore[arg-type]
     expected = 0.0
