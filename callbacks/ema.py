@@ -91,7 +91,9 @@ class TrainableEMA(Callback):
         if not names:
             return
         averages = [own_part(self.average[name]) for name in names]
-        together = torch.empty(sum(average.numel() for average in averages), device=averages[0].device)
+        together = torch.empty(
+            sum(average.numel() for average in averages), device=averages[0].device, dtype=averages[0].dtype
+        )
         pieces = together.split([average.numel() for average in averages])
         ways = [piece.view_as(average) for piece, average in zip(pieces, averages, strict=True)]
         torch._foreach_copy_(ways, [own_part(named[name]) for name in names])

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from lightning_modules.finite_guard import FiniteGuard
+from lightning_modules.finite_guard import FiniteGuard, is_fused
 from sparsight.common.checkpoint.file import FORMAT, check_format, local, read_header
 from sparsight.common.checkpoint.run_record import RUN, check_module, check_run, run_record
 from sparsight.common.errors import ConfigurationError
@@ -153,13 +153,20 @@ class TrainedPartsModule(LightningModule):
             groups: Parameter groups with their own settings; all trainable parameters alike if not given.
 
         Raises:
-            ConfigurationError: The learning rate is 0.
+            ConfigurationError: The learning rate is 0, or gradients cannot be clipped before the optimiser takes them.
         """
         from transformers import get_scheduler
 
         trained = optimizer([p for p in self.parameters() if p.requires_grad] if groups is None else groups)
         if not any(group["lr"] > 0 for group in trained.param_groups):
             raise ConfigurationError("lr of model.optimizer is 0, so nothing would be trained; allowed: above 0")
+        plugin = None if self._trainer is None else self._trainer.precision_plugin
+        clips = self._trainer is not None and bool(self._trainer.gradient_clip_val)
+        if clips and isinstance(plugin, MixedPrecision) and plugin.scaler is not None and is_fused(trained):
+            raise ConfigurationError(
+                "a fused optimiser unscales gradients of 16-mixed by itself, after they are clipped: set "
+                "model.optimizer.init_args.fused to false, or trainer.gradient_clip_val to null"
+            )
         schedule = get_scheduler(lr_schedule, trained, num_warmup_steps=warmup_steps, num_training_steps=steps)
         return {"optimizer": trained, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -150,9 +150,13 @@ def can_leave_out(optimizer: Optimizer) -> bool:
 
     SGD would begin with a momentum of unset memory, and parameters that are split over processes take no such tensor.
     """
-    groups = optimizer.param_groups
-    split = any(isinstance(p, DTensor) for group in groups for p in group["params"])
-    return isinstance(optimizer, (Adam, AdamW)) and all(group["fused"] for group in groups) and not split
+    split = any(isinstance(p, DTensor) for group in optimizer.param_groups for p in group["params"])
+    return isinstance(optimizer, (Adam, AdamW)) and is_fused(optimizer) and not split
+
+
+def is_fused(optimizer: Optimizer) -> bool:
+    """Whether an optimiser takes all of its steps in one kernel."""
+    return all(group.get("fused") for group in optimizer.param_groups)
 
 
 def _any_broken(looks: Sequence[tuple[list[Any], Tensor]], device: torch.device) -> Tensor:

@@ -45,6 +45,7 @@ class InStages(TrainedPartsModule, Generic[AnyStage]):
         """A new stage begins with a fresh optimiser."""
         index = self.clock.index(self.global_step)
         if index != self._stage_index:
+            self.settle()  # while what the last stage trained is known by its names
             self._stage_index = index
             self.on_stage_start()
             self.trainer.strategy.setup_optimizers(self.trainer)

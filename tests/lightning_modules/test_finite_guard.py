@@ -14,6 +14,7 @@ from lightning.pytorch.plugins import MixedPrecision
 from callbacks import TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.command.cli import main
+from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import NonFiniteError
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.train.stages import Stage
@@ -195,3 +196,10 @@ def test_all_processes_stop_or_go_on_together(tmp_path: Path) -> None:
         ended_at, text = ours[run]
         assert ended_at == 2 and text.startswith("step 2, stage 1 of 1 (layerwise): loss term site of samples"), text
     assert ours["left_out"] == [4, 1, True]
+
+
+def test_a_fused_optimiser_and_a_scaler_leave_no_room_for_clipping(teacher: str, tmp_path: Path) -> None:
+    precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    runner = trainer(tmp_path, plugins=[precision], gradient_clip_val=1.0, max_steps=1)
+    with pytest.raises(ConfigurationError, match=r"model\.optimizer\.init_args\.fused to false"):
+        runner.fit(denoising(teacher, optimizer=partial(FUSED, lr=1e-3)), tiny.image_data(tmp_path))
