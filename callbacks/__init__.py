@@ -3,6 +3,7 @@
 from callbacks.ema import TrainableEMA
 from callbacks.export import ExportAtEnd
 from callbacks.generation_metrics import GenerationMetrics
+from callbacks.geneval import GenEvalImages
 from callbacks.image_writer import ImageWriter
 from callbacks.layer_rotation import LayerRotation
 from callbacks.pruning_schedule import PruningSchedule
@@ -14,6 +15,7 @@ from sparsight.common.training.run_progress import RunProgress
 
 __all__ = [
     "ExportAtEnd",
+    "GenEvalImages",
     "GenerationMetrics",
     "ImageWriter",
     "LayerRotation",

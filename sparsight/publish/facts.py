@@ -17,6 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from sparsight import __version__
 from sparsight.common.disk.shipped import resolve
 from sparsight.common.text import read_json
+from sparsight.publish.geneval import geneval_scores
 from sparsight.publish.secrets import without_place
 
 
@@ -117,10 +118,15 @@ def _metadata(readme: Path) -> dict[str, Any]:
 def read_metrics(path: str | Path) -> list[Metric]:
     """Metrics from a JSON file: a list of objects with ``name``, ``value`` and ``protocol``.
 
+    A file that ends in ``.jsonl`` is taken for one that GenEval's scorer wrote.
+
     Raises:
         FileNotFoundError: No such file.
         ValueError: It holds something else.
     """
+    if Path(path).suffix == ".jsonl":
+        scores, protocol = geneval_scores(Path(path))
+        return [Metric(name, value, protocol) for name, value in scores.items()]
     try:
         entries = read_json(Path(path))
         return [Metric(str(entry["name"]), float(entry["value"]), str(entry["protocol"])) for entry in entries]

@@ -16,6 +16,7 @@ from sparsight.common.text import read_json
 from sparsight.diffusion.measure.report import COSTS
 from sparsight.lvlm.chat.show import CONVERSATIONS
 from sparsight.publish.facts import Metric, read_metrics
+from sparsight.publish.geneval import FOLDER, RESULTS
 
 CONFIG = "config.yaml"
 Curve = list[tuple[int, float]]
@@ -83,7 +84,8 @@ def read_run(place: str | Path, *, name: str | None = None) -> RunFolder:
         text=text,
         curves=curves,
         grids=dict(sorted(_by_step(folder / "samples").items())),
-        metrics={path.stem: read_metrics(path) for path in sorted((folder / "metrics").glob("*.json"))},
+        metrics={path.stem: read_metrics(path) for path in sorted((folder / "metrics").glob("*.json"))}
+        | {path.parent.name: read_metrics(path) for path in (folder / FOLDER).glob(RESULTS)},
         costs=read_json(folder / COSTS) if (folder / COSTS).is_file() else {},
         checkpoint=checkpoints[-1] if checkpoints else None,
         conversations=read_json(folder / CONVERSATIONS) if (folder / CONVERSATIONS).is_file() else (),

@@ -373,7 +373,68 @@ FASHION = {"dataset": "fashion-mnist-test", "count": 10000}
 DINO = {"TimmFeatures": {"model": "vit_large_patch14_dinov2.lvd142m", "size": 224, "name": "dinov2_vitl14"}}
 LITE0 = {"EfficientNetLite0Features": {"size": 112}}
 CLIP = {"model": "openai/clip-vit-large-patch14"}
+INCEPTION = {"InceptionFeatures": {"resize": "tensorflow"}}
+INCEPTION_SCORE = {"ClassifierScore": {"extractor": {"InceptionLogits": {}}, "splits": 10, "seed": 2020}}
+DINO_SCORE = {"ClassifierLogits": {"model": "facebook/dinov2-large-imagenet1k-1-layer", "name": "dinov2_vitl14"}}
+FDD = {"model": "facebook/dinov2-base", "size": 224, "interpolation": "bilinear", "normalize": False}
+COCO_5K = COCO | {"dataset": "coco2014-val-5k", "count": 5000}
+COCO_5K |= {"transform": {"fit": "crop", "height": 1024, "width": 1024}}
+LAION = {"dataset": "laion-10k", "count": 10_000, "transform": {"fit": "stretch"}}
+SAMPLING = {
+    "clear": {"guidance_scale": 3.5},
+    "coco30k": {"steps": 25, "guidance_scale": 7.5},
+    "deltaconvfusion": {"steps": 20, "guidance_scale": 4.5},
+    "linfusion": {"steps": 25, "guidance_scale": 7.5},
+}
 PRESETS: dict[str, dict[str, Any]] = {
+    "clear": {
+        "num_samples": 5_000,
+        "captions": "coco2014_val_captions_5k.txt",
+        "references": "teacher",
+        "every_n_steps": 0,
+        "metrics": [
+            {"FrechetDistance": {"extractor": INCEPTION}},
+            {"TeacherLPIPS": {"weights": "alexnet-owt-7be5be79.pth", "network": "alex"}},
+            {"TeacherSimilarity": {"extractor": {"CLIPFeatures": CLIP | {"whole": False}}}},
+            {"TeacherSimilarity": {"extractor": DINO}},
+            {"FrechetDistance": {"extractor": INCEPTION, "reference": COCO_5K, "suffix": "real"}},
+            {"CLIPScore": CLIP | {"prefix": ""}},
+            INCEPTION_SCORE,
+        ],
+    },
+    "deltaconvfusion": {
+        "num_samples": 10_000,
+        "references": "data",
+        "every_n_steps": 0,
+        "metrics": [
+            INCEPTION_SCORE,
+            {"ClassifierScore": {"extractor": DINO_SCORE, "splits": 10, "seed": 2020}},
+            {"CLIPScore": {"model": "openai/clip-vit-base-patch16", "prefix": ""}},
+            {
+                "FrechetDistance": {
+                    "extractor": {"TransformersFeatures": FDD | {"name": "dinov2_vitb14"}},
+                    "reference": LAION,
+                }
+            },
+        ],
+    },
+    "linfusion": {
+        "num_samples": 30_000,
+        "captions": "coco2014_val_captions_30k.txt",
+        "references": "data",
+        "compare_size": 256,
+        "every_n_steps": 0,
+        "metrics": [
+            {"FrechetDistance": {"extractor": {"InceptionFeatures": {"resize": "clean"}}, "reference": COCO}},
+            {
+                "CLIPScore": {
+                    "model": "laion/CLIP-ViT-g-14-laion2B-s12B-b42K",
+                    "prefix": "A photo depicts ",
+                    "name": "vit_g14",
+                }
+            },
+        ],
+    },
     "coco30k": {
         "num_samples": 30_000,
         "captions": "coco2014_val_captions_30k.txt",
@@ -398,7 +459,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "references": "teacher",
         "every_n_steps": 0,
         "metrics": [
-            {"FrechetDistance": {"extractor": {"InceptionFeatures": {"resize": "tensorflow"}}}},
+            {"FrechetDistance": {"extractor": INCEPTION}},
             {"TeacherSimilarity": {"extractor": {"CLIPFeatures": CLIP | {"whole": False}}}},
             {"TeacherSimilarity": {"extractor": DINO}},
             {"CLIPScore": CLIP | {"prefix": ""}},
@@ -460,5 +521,5 @@ def test_presets_are_the_protocols_that_the_page_names(preset: str, capsys: pyte
     *others, added = config["trainer"]["callbacks"]
     assert others == before["trainer"]["callbacks"], "it is added to the callbacks of the experiment"
     assert in_short(added) == {"GenerationMetrics": PRESETS[preset]}
-    sampler = {"sampling": {"steps": 25, "guidance_scale": 7.5, "size": None}} if preset == "coco30k" else {}
-    assert config["model"]["init_args"] == before["model"]["init_args"] | sampler
+    sampling = before["model"]["init_args"]["sampling"] | SAMPLING.get(preset, {})
+    assert config["model"]["init_args"] == before["model"]["init_args"] | {"sampling": sampling}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
 from torchmetrics.wrappers.abstract import WrapperMetric
 
 from sparsight.common.errors import ConfigurationError
@@ -63,19 +62,19 @@ class ClassifierScore(GenerationMetric, WrapperMetric):
         Raises:
             ConfigurationError: There are fewer samples than parts.
         """
+        from torch_fidelity.metric_isc import KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD, isc_features_to_metric
+
         logits_NK = self.drawn.compute()["features"]
         if len(logits_NK) < self.splits:
             raise ConfigurationError(f"{len(logits_NK)} samples are fewer than splits={self.splits}: lower it")
         found = isc_features_to_metric(logits_NK.cpu(), self.splits, True, self.seed)
         prefix = "is" if isinstance(self.extractor, InceptionLogits) else "classifier_score"
         name = f"{prefix}_{self.extractor.name}"
-        mean, deviation = (torch.tensor(found[key], dtype=torch.float64, device=self.drawn.device) for key in _KEYS)
+        keys = (KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD)
+        mean, deviation = (torch.tensor(found[key], dtype=torch.float64, device=self.drawn.device) for key in keys)
         return {name: mean, f"{name}_std": deviation}
 
     def reset(self) -> None:
         """Forget the samples."""
         super().reset()
         self.drawn.reset()
-
-
-_KEYS = (KEY_METRIC_ISC_MEAN, KEY_METRIC_ISC_STD)
