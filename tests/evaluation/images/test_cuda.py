@@ -8,9 +8,16 @@ from typing import Any
 import pytest
 
 from sparsight.evaluation.images import (
+    ClassifierScore,
     CLIPScore,
+    DensityCoverage,
     FrechetDistance,
+    GaussianDistance,
+    HPSv2,
     KernelDistance,
+    PatchFrechetDistance,
+    PickScore,
+    PrecisionRecall,
     Samples,
     TeacherError,
     TeacherSimilarity,
@@ -28,9 +35,17 @@ def on(samples: Samples, device: str) -> Samples:
 
 
 def measured(device: str, clip: str) -> dict[str, float]:
-    sets = [FrechetDistance(Quarters()), KernelDistance(Quarters(), subset_size=5, subsets=7)]
+    sets = [
+        FrechetDistance(Quarters()),
+        KernelDistance(Quarters(), subset_size=5, subsets=7),
+        GaussianDistance(Quarters(), sigma=0.1),
+        PatchFrechetDistance(Quarters(), size=20, patches=3),
+        PrecisionRecall(Quarters()),
+        DensityCoverage(Quarters()),
+    ]
     pairs = [CLIPScore(clip), TeacherError("pixels"), TeacherError("latents"), TeacherSimilarity(Quarters())]
-    metrics: list[Any] = [metric.to(device) for metric in (*sets, *pairs)]
+    alone = [PickScore(clip), HPSv2(weights=None, model=clip), ClassifierScore(Quarters(), splits=3)]
+    metrics: list[Any] = [metric.to(device) for metric in (*sets, *pairs, *alone)]
     for distance in sets:
         for samples in real(0, 1):
             distance.update_reference(samples.images.to(device), samples.index)
@@ -39,7 +54,7 @@ def measured(device: str, clip: str) -> dict[str, float]:
 
 
 @pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:CLIP score")
+@pytest.mark.filterwarnings("ignore:CLIP score", "ignore:PickScore", "ignore:HPSv2")
 def test_a_gpu_measures_what_a_cpu_does(tmp_path: Path) -> None:
     clip = str(tiny_networks.save_clip(tmp_path / "clip"))
     expected = measured("cpu", clip)
