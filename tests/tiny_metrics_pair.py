@@ -46,6 +46,11 @@ def share(rank: int, processes: int, *, alone: bool = False) -> list[Samples]:
     ]
 
 
+def of_teacher(batches: list[Samples]) -> list[Samples]:
+    """The teacher's images as samples."""
+    return [Samples(each.teacher_images, each.index) for each in batches if each.teacher_images is not None]
+
+
 def real(rank: int, processes: int) -> list[Samples]:
     """This process's reference images, which do not divide either."""
     images = torch.rand(11, 3, 32, 32, generator=torch.Generator().manual_seed(1)) ** 2
@@ -60,9 +65,10 @@ def measure(rank: int, processes: int, folder: Path, clip: str, alexnet: str) ->
         KernelDistance(Quarters(), subset_size=5, subsets=7),
         GaussianDistance(Quarters(), sigma=0.1),
         PatchFrechetDistance(Quarters(), size=20, patches=3),
-        PrecisionRecall(Quarters()),
-        DensityCoverage(Quarters()),
     ]
+    near: list[SetDistance] = [PrecisionRecall(Quarters()), DensityCoverage(Quarters(), neighbours=2)]
+    for distance in near:  # sets that lie apart would give nothing but zeros
+        distance.with_reference(of_teacher(share(rank, processes)))
     for distance in sets:
         distance.with_reference(real(rank, processes))
     errors = [TeacherError("pixels"), TeacherError("latents")]
@@ -74,7 +80,7 @@ def measure(rank: int, processes: int, folder: Path, clip: str, alexnet: str) ->
         TeacherSimilarity(Quarters()),
         TeacherLPIPS(alexnet),
     ]
-    metrics: list[Any] = [*sets, *pairs]
+    metrics: list[Any] = [*sets, *near, *pairs]
     rounds = [share(rank, processes, alone=alone) for alone in (False, True, False)]
     values = [{name: value for metric in metrics for name, value in metric.of(batches).items()} for batches in rounds]
     dealt, alone = range(rank, answered.COUNT, processes), range(answered.COUNT if rank == 0 else 0)

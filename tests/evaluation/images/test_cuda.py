@@ -24,7 +24,7 @@ from sparsight.evaluation.images import (
 )
 from tests import tiny_networks
 from tests.tiny_features import Quarters
-from tests.tiny_metrics_pair import real, share
+from tests.tiny_metrics_pair import of_teacher, real, share
 
 
 def on(samples: Samples, device: str) -> Samples:
@@ -40,14 +40,16 @@ def measured(device: str, clip: str) -> dict[str, float]:
         KernelDistance(Quarters(), subset_size=5, subsets=7),
         GaussianDistance(Quarters(), sigma=0.1),
         PatchFrechetDistance(Quarters(), size=20, patches=3),
-        PrecisionRecall(Quarters()),
-        DensityCoverage(Quarters()),
     ]
+    near = [PrecisionRecall(Quarters()), DensityCoverage(Quarters(), neighbours=2)]
     pairs = [CLIPScore(clip), TeacherError("pixels"), TeacherError("latents"), TeacherSimilarity(Quarters())]
     alone = [PickScore(clip), HPSv2(weights=None, model=clip), ClassifierScore(Quarters(), splits=3)]
-    metrics: list[Any] = [metric.to(device) for metric in (*sets, *pairs, *alone)]
+    metrics: list[Any] = [metric.to(device) for metric in (*sets, *near, *pairs, *alone)]
     for distance in sets:
         for samples in real(0, 1):
+            distance.update_reference(samples.images.to(device), samples.index)
+    for distance in near:  # sets that lie apart would give nothing but zeros
+        for samples in of_teacher(share(0, 1)):
             distance.update_reference(samples.images.to(device), samples.index)
     batches = [on(samples, device) for samples in share(0, 1)]
     return {name: value for metric in metrics for name, value in metric.of(batches).items()}
