@@ -84,7 +84,11 @@ class PruningSchedule(Callback):
         if self.order == "score" and self.schedule.begin == 0 and not pl_module.scores_before_training:
             raise ConfigurationError("order: score knows nothing at step 0: set begin to a later step")
         if self._total(pl_module) > len(sites if isinstance(self.order, str) else self.order):
-            raise ConfigurationError(f"amount is {self.amount}, but there are only {len(sites)} sites (or names)")
+            named = sites if isinstance(self.order, str) else self.order
+            raise ConfigurationError(
+                f"amount is {self.amount}, but only {len(named)} sites may be retired ({', '.join(named)}): give "
+                f"{len(named)} or less"
+            )
         left = [name for name in (sites if isinstance(self.order, str) else self.order) if name not in self.retired]
         missing = self._total(pl_module) - len(self.retired)
         spaced(left, missing, taken=self.retired, spacing=self.spacing, module=pl_module)

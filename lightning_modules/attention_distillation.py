@@ -320,7 +320,7 @@ class AttentionDistillation(BesideMixers):
         chosen, count = [], 0
         for batch in batches:
             batch = self.trainer.strategy.batch_to_device(batch) if self._trainer is not None else batch
-            chosen.append(self._noised(batch, step=0))
+            chosen.append(self._noised_in_stage(batch, step=0))
             count += len(batch["index"]) * process_count()
             if count >= self.init_samples:
                 break
@@ -330,14 +330,14 @@ class AttentionDistillation(BesideMixers):
                     self.distiller.predict(batch, Mode.TEACHER)
             start_from_teacher(shell.mixer, shell.attention, [gathered(sample) for sample in samples])
 
-    def _noised(self, batch: Mapping[str, Any], *, step: int) -> dict[str, Any]:
+    def _noised_in_stage(self, batch: Mapping[str, Any], *, step: int) -> dict[str, Any]:
         return self.noised(
             batch, step=step, condition_dropout=self.condition_dropout, timesteps=self.stage.timesteps or Timesteps()
         )
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The stage's loss; logs every term and every site's relative L2 error."""
-        noised = self._noised(batch, step=self.global_step)
+        noised = self._noised_in_stage(batch, step=self.global_step)
         if self.stage.objective == "layerwise":
             terms = self.distiller.layerwise(noised)
         else:

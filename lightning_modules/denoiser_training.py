@@ -27,7 +27,7 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.load import load_polished
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.model.timesteps import EVEN, Timesteps
-from sparsight.diffusion.train.losses import min_snr_weight
+from sparsight.diffusion.train.timestep_weights import min_snr_weight
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin, SchedulerMixin

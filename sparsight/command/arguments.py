@@ -17,6 +17,16 @@ FILE_OPTIONS = ("-c", "--config")
 CONFIG_OPTIONS = (*FILE_OPTIONS, "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
 WITHOUT_DATA = ("export", "benchmark")  # verbs that open no data
 NAMED = ("last", "best", "hpc", "registry")  # checkpoints that are looked up
+MEANT = {  # verbs that others would use
+    "train": "fit",
+    "distill": "fit",
+    "tune": "fit",
+    "prune": "fit",
+    "eval": "test",
+    "evaluate": "test",
+    "sample": "predict",
+    "generate": "predict",
+}
 INCLUDE = "include"  # the key of a config under which it names those that it is laid over
 _NEAR = 0.8  # of 1: names of configs share their folder, so that all of them are alike
 
@@ -33,9 +43,12 @@ def check_arguments(arguments: Sequence[str]) -> None:
     option = verb.partition("=")[0]
     if option.startswith("-") and option not in (*FILE_OPTIONS, "-h", "--help", "--version"):
         close = did_you_mean(option, ("--help", "--version", "--config"))
-        raise ConfigurationError(f"there is no option {option!r} before a verb{close}; verbs are {', '.join(VERBS)}")
+        raise ConfigurationError(
+            f"there is no option {option!r} before a verb{close}; options come after it; verbs are {', '.join(VERBS)}"
+        )
     if not verb.startswith("-") and verb not in VERBS:
-        raise ConfigurationError(f"there is no verb {verb!r}{did_you_mean(verb, VERBS)}; verbs are {', '.join(VERBS)}")
+        close = suggestion([MEANT.get(each, each) for each in closest(verb, [*VERBS, *MEANT])][:1])
+        raise ConfigurationError(f"there is no verb {verb!r}{close}; verbs are {', '.join(VERBS)}")
     resolve_configs(arguments)
     for _, _, value in given_options(arguments, ("--ckpt_path",)):
         check_checkpoint(value)

@@ -25,6 +25,9 @@ QUICK = ["fit", "--config", "experiment/quickstart"]
             ["fit", "--confg", "x"],
             r"^fit: there is no option --confg; did you mean --config\?; see sparsight fit --help$",
         ),
+        (["fit"], r"^fit: no model is given: add --config CONFIG, such as experiment/quickstart"),
+        (["fit", "--config"], r"^fit: --config needs a value"),
+        ([*QUICK, "--trainer.max_steps", "--report", "false"], r"^fit: --trainer\.max_steps needs a value"),
         (["fit", "experiment/quickstart"], r"belongs to no option; did you mean --config experiment/quickstart\?"),
         (["fit", "-config", "x"], r"there is no option -config; did you mean --config"),
         (["validate", "--ckpt", "x"], r"there is no option --ckpt; did you mean --ckpt_path\?"),
@@ -90,6 +93,7 @@ def test_shipped_configs_pass() -> None:
         [*QUICK, "--model", "my_models.Own", "--model.own", "-3", "--data", "{class_path: mine}", "--data.mine", "x"],
         [*QUICK, "--model", "LightningModule", "--trainer.callbacks", "callbacks.RunProgress"],
         ["--config", "experiment/quickstart", "fit", "--whatever", "x"],  # left to the parser
+        ["fit", "-cexperiment/quickstart", "--trainer.max_steps", "-1"],
         ["compare", "a", "b", "--names", "a", "b"],
     ],
     ids=lambda value: " ".join(value[-2:]),
@@ -116,8 +120,9 @@ def test_all_that_the_parser_takes_is_known(monkeypatch: pytest.MonkeyPatch) -> 
     with suppress(_Done):
         _ParserOfFit()
     assert "--trainer.max_steps" in _ParserOfFit.options
-    for option in {*_ParserOfFit.options} - {"--include"}:  # for files alone
-        check_option_names(["fit", option])
+    for option in {*_ParserOfFit.options} - {"--config", "--include"}:  # whose value is looked up, and for files alone
+        if option.startswith("--"):
+            check_option_names([*QUICK, f"{option}=x"])
     for verb, filled_in in SparsightCLI.subcommands().items():
         own = set(inspect.signature(METHODS[verb]).parameters) - filled_in - {"self"}
         assert set(options_of_verb(verb)) == own | {*SHARED}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsight.command.arguments import FILE_OPTIONS, INCLUDE, VERBS, given_options, resolve_configs
-from sparsight.command.checks.input_paths import classes_in
+from sparsight.command.checks.input_paths import ASKS_ONLY, classes_in
 from sparsight.command.options import (
     OTHERS,
     options_of_plugin,
@@ -49,6 +49,7 @@ def check_option_names(arguments: Sequence[str]) -> None:
     for argument in rest:
         if argument.startswith("-") and len(argument) > 1 and not _is_number(argument):
             _check_option(verb, argument.partition("=")[0])
+    _check_values(verb, rest)
     resolved = resolve_configs(arguments)
     contents = [(file, read_yaml(Path(file))) for _, _, file in given_options(resolved, FILE_OPTIONS)]
     for file, content in contents:
@@ -60,12 +61,31 @@ def check_option_names(arguments: Sequence[str]) -> None:
         classes += [kind for _, content in contents for kind in _class_of(content.get(group))]
         if len({each.rpartition(".")[2] for each in classes}) == 1:
             _check_options(group, classes[0], _below(group, rest))
+    _check_model(verb, rest)
 
 
 def _check_first(verb: str, rest: Sequence[str]) -> None:
     if rest and not rest[0].startswith("-"):
         raise ConfigurationError(
             f"{verb}: {rest[0]!r} belongs to no option; did you mean --config {rest[0]}?; see sparsight {verb} --help"
+        )
+
+
+def _check_values(verb: str, rest: Sequence[str]) -> None:
+    """Refuse options without a value."""
+    for argument, follower in zip(rest, [*rest[1:], "--"], strict=False):
+        takes_next = argument.startswith("--") or argument in FILE_OPTIONS
+        alone = takes_next and "=" not in argument and follower.startswith("--")
+        if alone and not argument.startswith(ASKS_ONLY) and not argument.endswith(".help"):
+            raise ConfigurationError(f"{verb}: {argument} needs a value; see sparsight {verb} --help")
+
+
+def _check_model(verb: str, rest: Sequence[str]) -> None:
+    """Refuse a command that names no model."""
+    if not any(each.startswith((*ASKS_ONLY, *FILE_OPTIONS, "--model")) or ".help" in each for each in rest):
+        raise ConfigurationError(
+            f"{verb}: no model is given: add --config CONFIG, such as experiment/quickstart, or --model CLASS and "
+            f"--data CLASS; see sparsight {verb} --help"
         )
 
 

@@ -20,9 +20,9 @@ from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.surgery.replace import set_mode
 from sparsight.diffusion.surgery.shell import Mode, Shell
 from sparsight.diffusion.surgery.site_error import TINY, mean_squares
-from sparsight.diffusion.train.losses import min_snr_weight, paper_weight
 from sparsight.diffusion.train.residual import ResidualTaps
 from sparsight.diffusion.train.stages import Objective
+from sparsight.diffusion.train.timestep_weights import min_snr_weight, paper_weight
 
 Squares = dict[str, tuple[Tensor, Tensor]]
 """By site: mean square of the student's error, with gradients, and of the teacher's output."""

@@ -7,7 +7,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from sparsight.diffusion.model.process import NoiseProcess
-from sparsight.diffusion.train.losses import min_snr_weight, paper_weight
+from sparsight.diffusion.train.timestep_weights import min_snr_weight, paper_weight
 
 LEVELS = torch.tensor([0, 10, 500, 999])
 
