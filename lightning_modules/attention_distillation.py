@@ -21,7 +21,7 @@ from lightning_modules.in_stages import SAVED
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError, require
-from sparsight.common.hashes import is_state, kind_of, short_hash, state_hash
+from sparsight.common.hashes import is_state, kind_of, short_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
 from sparsight.common.training.processes import gathered, process_count
@@ -31,6 +31,7 @@ from sparsight.common.training.stage_clock import StageClock
 from sparsight.diffusion.measure.report import COSTS, replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.identity import stored_hash
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.model.timesteps import Timesteps
 from sparsight.diffusion.surgery.plan import PlanEntry, plan_from
@@ -123,12 +124,11 @@ class AttentionDistillation(BesideMixers):
         self.clock = StageClock(stages)
         self.teacher, self.revision = teacher, revision
         self._source = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
-        self.diffusion = DiffusionModel.from_pretrained(teacher, **self._source)
+        self.diffusion = DiffusionModel.from_pretrained(teacher, dtype=DTYPES[teacher_dtype], **self._source)
         self.diffusion.size, self.diffusion.guidance = sampling.size, sampling.guidance_scale
         self.diffusion.sample_shape()  # refused now, not after training
         self.denoiser: Any = self.diffusion.denoiser
-        self.teacher_hash = state_hash(self.denoiser.state_dict())
-        self.diffusion.cast_frozen(DTYPES[teacher_dtype])
+        self.teacher_hash = stored_hash(self.denoiser, variant=variant, load=self._load_stored)
         self.shells = replace(self.denoiser, entries, train_projections=train_projections)
         self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
         check_weights(site_weights or {}, self.site_weights)
@@ -213,8 +213,11 @@ class AttentionDistillation(BesideMixers):
         """Whether a hash of another kind, of an earlier version, is that of the teacher as it is stored."""
         if kind_of(recorded) == kind_of(self.teacher_hash):
             return False
-        stored = DiffusionModel.from_pretrained(self.teacher, **self._source)
-        return is_state(recorded, stored.denoiser.state_dict())
+        return is_state(recorded, self._load_stored())
+
+    def _load_stored(self) -> Mapping[str, Tensor]:
+        """Weights of the teacher's denoiser, in fp32."""
+        return DiffusionModel.from_pretrained(self.teacher, **self._source).denoiser.state_dict()
 
     def former_names(self) -> dict[str, str]:
         """Names that tensors have now, by those of earlier versions."""

@@ -33,7 +33,7 @@ def state_hash(state: Mapping[str, Tensor], *, like: str | None = None) -> str:
     It tells weights from others and finds damage; it is no defence against somebody who makes two of one hash.
 
     Args:
-        state: Tensors by name.
+        state: Tensors by name; each is asked for once, and let go.
         like: A recorded hash, whose kind is taken: ``xxh3-128:...``, or SHA-256 without a kind from before there were
             several.
 
@@ -47,18 +47,22 @@ def state_hash(state: Mapping[str, Tensor], *, like: str | None = None) -> str:
         raise ValueError(f"weights were recorded by a hash of the kind {kind!r}, which this version does not know")
     digest, names = xxhash.xxh3_128(), sorted(state)
     with ThreadPoolExecutor(_THREADS) as pool:  # hashing and reading let go of the interpreter
-        found = pool.map(lambda name: xxhash.xxh3_128_digest(_bytes(state[name])), names)
-        for name, of_tensor in zip(names, found, strict=True):
-            digest.update(_told(name, state[name]))
+        for told, of_tensor in pool.map(lambda name: _xxh3(name, state[name]), names):
+            digest.update(told)
             digest.update(of_tensor)
     return f"{XXH3}:{digest.hexdigest()}"
+
+
+def _xxh3(name: str, tensor: Tensor) -> tuple[bytes, bytes]:
+    return _told(name, tensor), xxhash.xxh3_128_digest(_bytes(tensor))
 
 
 def _sha256(state: Mapping[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(state):
-        digest.update(_told(name, state[name]))
-        digest.update(_bytes(state[name]))
+        tensor = state[name]
+        digest.update(_told(name, tensor))
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
 
 

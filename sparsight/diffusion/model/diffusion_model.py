@@ -99,12 +99,6 @@ class DiffusionModel:
             if isinstance(part, nn.Module) and name != self.component:
                 part.requires_grad_(False).eval().to(device)
 
-    def cast_frozen(self, dtype: torch.dtype) -> None:
-        """Denoiser and text encoders to ``dtype``; a VAE stays as it is, since some leave half precision's range."""
-        for part in self.pipeline.components.values():
-            if isinstance(part, nn.Module) and part is not self.vae:
-                part.to(dtype)
-
     def sample_shape(self) -> tuple[int, ...]:
         """(C, H, W) of a sample in model space at :attr:`size`, or at the size the denoiser was made for.
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from sparsight.common.disk.stored_state import StoredState
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.families.conditioning import zeros_for_no_caption
+from sparsight.diffusion.model.load import DENOISERS
 from sparsight.diffusion.model.scaling import used_settings
+from sparsight.diffusion.pipelines.variants import weights_of
 
 
 def codec_identity(pipeline: Any, *, like: str | None = None) -> dict[str, Any]:
@@ -42,6 +48,29 @@ def codec_identity(pipeline: Any, *, like: str | None = None) -> dict[str, Any]:
 
 def _weights(part: Any, *, like: str | None) -> dict[str, Any]:
     return {"weights": state_hash(part.state_dict(), like=like), "dtype": str(part.dtype)}
+
+
+def stored_hash(denoiser: Any, *, variant: str | None, load: Callable[[], Mapping[str, Tensor]]) -> str:
+    """``state_hash`` of a denoiser's weights in float32, in whatever precision it was loaded.
+
+    Files are read for it one tensor at a time. A quantised denoiser has no other weights than those it was loaded with.
+
+    Args:
+        denoiser: As it was loaded.
+        variant: Weight variant that was asked for.
+        load: Loads the weights in float32, for denoisers whose tensors have other names in files.
+    """
+    state = denoiser.state_dict()
+    if denoiser.config.get("quantization_config") or all(
+        tensor.dtype == torch.float32 for tensor in state.values() if tensor.is_floating_point()
+    ):
+        return state_hash(state)
+    origin = Path(str(denoiser.config.get("_name_or_path")))
+    for folder in (origin, *(origin / name for name in DENOISERS)):
+        stored = StoredState(weights_of(folder, variant))
+        if stored.keys() == state.keys():
+            return state_hash(stored)
+    return state_hash(load())
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

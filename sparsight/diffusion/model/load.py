@@ -8,6 +8,9 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import nn
+
 from sparsight.common.disk.shipped import resolve
 from sparsight.common.text import read_json
 from sparsight.diffusion.pipelines.pipeline_files import check_names, check_pipeline_files, reading_pipeline
@@ -15,20 +18,33 @@ from sparsight.diffusion.pipelines.trust import LIBRARIES, check_index
 from sparsight.diffusion.pipelines.variants import check_variant, variants_of
 
 if TYPE_CHECKING:
-    from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
-
-if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
+
+    from sparsight.diffusion.pipelines.pixel_pipeline import PixelPipeline
 
 DENOISERS = ("unet", "transformer")
 
 
 def load_pipeline(
-    name: str, *, revision: str | None = None, variant: str | None = None, trust_remote_code: bool = False
+    name: str,
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> DiffusionPipeline:
     """Load a pipeline from a local folder, a shipped model's name or a hub id.
 
     A folder that Sparsight exported is loaded with the code installed here; ``trust_remote_code`` runs its own instead.
+
+    Args:
+        name: Of the pipeline.
+        revision: Git revision on the hub.
+        variant: Weight variant, e.g. ``fp16``.
+        trust_remote_code: Run code that the folder carries.
+        dtype: Precision in which weights come into memory, however they are stored: all but those of a VAE, since some
+            leave half precision's range, and those that a model must keep in float32. If not given, it is the
+            libraries' choice for each part.
 
     Raises:
         FileNotFoundError: The folder holds no ``model_index.json``, or neither folder nor hub knows the name.
@@ -37,7 +53,7 @@ def load_pipeline(
     """
     source = resolve(name)
     with reading_pipeline(source):
-        pipeline = _load(name, source, revision=revision, variant=variant, trust_remote_code=trust_remote_code)
+        pipeline = _load(name, source, revision, variant=variant, trust_remote_code=trust_remote_code, dtype=dtype)
     folder = Path(source)
     part = denoiser_name(pipeline)
     packed = part and pipeline.components[part].config.get("quantization_config")
@@ -52,12 +68,18 @@ def denoiser_name(pipeline: DiffusionPipeline) -> str:
 
 
 def _load(
-    name: str, source: str, *, revision: str | None, variant: str | None, trust_remote_code: bool
+    name: str,
+    source: str,
+    revision: str | None,
+    *,
+    variant: str | None,
+    trust_remote_code: bool,
+    dtype: torch.dtype | None,
 ) -> DiffusionPipeline:
     from diffusers import DiffusionPipeline
 
     if Path(source).is_dir():
-        pipeline = _load_own(Path(source), variant=variant, trust_remote_code=trust_remote_code)
+        pipeline = _load_own(Path(source), variant=variant, trust_remote_code=trust_remote_code, dtype=dtype)
         if pipeline is not None:
             return pipeline
     elif source.startswith((".", "/")) or source.count("/") > 1:
@@ -66,7 +88,7 @@ def _load(
         if not trust_remote_code:
             check_index(DiffusionPipeline.load_config(source, revision=revision), source)
         return DiffusionPipeline.from_pretrained(
-            source, revision=revision, variant=variant, trust_remote_code=trust_remote_code, torch_dtype=None
+            source, revision=revision, variant=variant, trust_remote_code=trust_remote_code, dtype=_by_part(dtype)
         )
     except OSError as error:
         if Path(source).is_dir():
@@ -90,12 +112,23 @@ def load_polished(name: str, *, variant: str | None = None, trust_remote_code: b
     folder = Path(resolve(name))
     if folder.is_dir() and find_student(folder) is not None:
         with reading_pipeline(str(folder)):
-            return _load_own(folder, variant=variant, trust_remote_code=False, trust_mixers=trust_remote_code)
+            return _load_own(
+                folder, variant=variant, trust_remote_code=False, trust_mixers=trust_remote_code, dtype=None
+            )
     return load_pipeline(name, variant=variant, trust_remote_code=trust_remote_code)
 
 
+def _by_part(dtype: torch.dtype | None) -> dict[str, torch.dtype] | None:
+    return None if dtype is None else {"default": dtype, "vae": torch.float32}
+
+
 def _load_own(
-    folder: Path, *, variant: str | None, trust_remote_code: bool, trust_mixers: bool = False
+    folder: Path,
+    *,
+    variant: str | None,
+    trust_remote_code: bool,
+    dtype: torch.dtype | None,
+    trust_mixers: bool = False,
 ) -> DiffusionPipeline | None:
     """The pipeline in a folder of ours: a student, or of a class that diffusers lacks; none if it is neither."""
     from sparsight.diffusion.pipelines.pixel_pipeline import PIXEL_PIPELINES
@@ -117,15 +150,20 @@ def _load_own(
         check_index(index, str(folder), own=(student, None if kind is None else "_class_name"))
     if student is not None:
         made[student] = load_student(folder / student, variant=variant, trust_remote_code=trust_mixers)
+        made[student].to(dtype or torch.float32)
     if kind is None:
-        return _load_student_pipeline(folder, made, variant=variant)
-    return _load_pixel_pipeline(kind, folder, index, made, variant=variant, trust_remote_code=trust_remote_code)
+        return _load_student_pipeline(folder, made, variant=variant, dtype=dtype)
+    options = {"variant": variant, "dtype": dtype}
+    return _load_pixel_pipeline(kind, folder, index, made, options, trust_remote_code=trust_remote_code)
 
 
-def _load_student_pipeline(folder: Path, made: dict[str, Any], *, variant: str | None) -> DiffusionPipeline:
+def _load_student_pipeline(
+    folder: Path, made: dict[str, Any], *, variant: str | None, dtype: torch.dtype | None
+) -> DiffusionPipeline:
     from diffusers import DiffusionPipeline
 
-    rest = DiffusionPipeline.from_pretrained(folder, variant=variant, **dict.fromkeys(made))
+    without: dict[str, Any] = dict.fromkeys(made)
+    rest = DiffusionPipeline.from_pretrained(folder, variant=variant, dtype=_by_part(dtype), **without)
     options = {key: value for key, value in rest.config.items() if key not in rest.components and key[0] != "_"}
     return type(rest)(**rest.components | made, **options)
 
@@ -135,17 +173,15 @@ def _load_pixel_pipeline(
     folder: Path,
     index: Mapping[str, Any],
     made: dict[str, Any],
+    of_denoiser: dict[str, Any],
     *,
-    variant: str | None,
     trust_remote_code: bool,
 ) -> PixelPipeline:
     from diffusers import AutoModel
 
     arguments = {name: index.get(name) for name in inspect.signature(kind).parameters} | made
     for part, address in arguments.items():
-        options: dict[str, Any] = {"subfolder": part}
-        if part in DENOISERS:
-            options |= {"variant": variant, "torch_dtype": None}
+        options: dict[str, Any] = {"subfolder": part} | (of_denoiser if part in DENOISERS else {})
         if part in made or not isinstance(address, list):
             continue
         if address[0] in LIBRARIES:
@@ -153,4 +189,6 @@ def _load_pixel_pipeline(
             arguments[part] = part_class.from_pretrained(folder, **options)
         else:
             arguments[part] = AutoModel.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **options)
+        if part not in DENOISERS and isinstance(arguments[part], nn.Module) and of_denoiser["dtype"] is not None:
+            arguments[part].to(of_denoiser["dtype"])
     return kind(**arguments)

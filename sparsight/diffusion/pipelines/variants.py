@@ -17,6 +17,15 @@ def variants_of(part: Path) -> set[str | None]:
     return {match["variant"] for match in found if match is not None}
 
 
+def weights_of(part: Path, variant: str | None) -> list[Path]:
+    """Safetensors files that are loaded of the folder of a part: those of the variant, or else the plain ones."""
+    found: dict[str | None, list[Path]] = {}
+    for path in sorted(part.glob("*.safetensors")):
+        if match := WEIGHTS.fullmatch(path.name):
+            found.setdefault(match["variant"], []).append(path)
+    return found.get(variant) or found.get(None, [])
+
+
 def check_variant(folder: Path, variant: str | None) -> None:
     """Make sure that every part of a pipeline has the weights that are asked for, or plain ones in their place.
 
