@@ -189,6 +189,7 @@ def _load_pixel_pipeline(
             arguments[part] = part_class.from_pretrained(folder, **options)
         else:
             arguments[part] = AutoModel.from_pretrained(str(folder), trust_remote_code=trust_remote_code, **options)
-        if part not in DENOISERS and isinstance(arguments[part], nn.Module) and of_denoiser["dtype"] is not None:
-            arguments[part].to(of_denoiser["dtype"])
+        loaded: Any = arguments[part]
+        if part not in DENOISERS and isinstance(loaded, nn.Module) and of_denoiser["dtype"] is not None:
+            loaded.to(of_denoiser["dtype"])
     return kind(**arguments)
