@@ -10,7 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
@@ -24,6 +24,7 @@ TYPE = re.compile(r"<class '([\w.]+)'>")
 TYPES = re.compile(r"(?:\w+\.)+\w+")
 VALUE = re.compile(r"Given value: (.+)")
 OPTION = re.compile(r"Option '(.+)' is not accepted")
+INNER_OPTION = re.compile(r"unrecognized arguments: --(\w+)\.(\w+)")  # of an option that has options itself
 NO_CLASS = re.compile(r"Expected a dot import path string: (.+)")
 NOT_IN_MODULE = re.compile(r"module '.+' has no attribute '\w+'|No module named '([\w.]+)'")
 OTHER_KIND = re.compile(r"Expected '(.+)' to be a subclass of <class '([\w.]+)'>")
@@ -103,6 +104,9 @@ def in_one_line(message: str, known: Iterable[str] = ()) -> str:
     key = ".".join(_with_position(message, first)).replace("init_args.", "")
     if found := OPTION.match(first.text):
         return f"{key}.{found[1]}: {_no_option(found[1], first)}"
+    if found := INNER_OPTION.match(first.text):
+        close = did_you_mean(found[2], _inner_options(next(iter(first.kinds[-1:]), ""), found[1]))
+        return f"{key}.{found[1]}.{found[2]}: there is no such option{close}"
     if found := MISSING.match(first.text):
         return f"{key}.{found[1]} is missing"
     if found := OTHER_KIND.match(first.text):
@@ -277,6 +281,14 @@ def _public(kind: type, module: str) -> str:
 def _options(path: str) -> list[str]:
     kind = named(path)
     return list(inspect.signature(kind).parameters) if inspect.isclass(kind) else []
+
+
+def _inner_options(path: str, option: str) -> list[str]:
+    """Options of what an option of a class is by default."""
+    kind = named(path)
+    parameter = inspect.signature(kind).parameters.get(option) if inspect.isclass(kind) else None
+    default = None if parameter is None else parameter.default
+    return [each.name for each in fields(default)] if is_dataclass(default) else []
 
 
 def _subclasses(base: Any) -> Iterator[type]:

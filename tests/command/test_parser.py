@@ -39,6 +39,11 @@ TUNING = "lightning_modules.SparseLayerTuning"
             None,
         ),
         (["fit", *DEMO, "--model.layers.ratio", "x"], "model.layers.ratio: expected float, got 'x'", None),
+        (
+            ["fit", *QUICK, "--model.sampling.stepz", "3"],
+            "model.sampling.stepz: there is no .* did you mean steps?",
+            None,
+        ),
         (["fit", *DEMO, "--model.stages", "[{steps: x}]"], "model.stages.0.steps: expected int, got 'x'", None),
         (
             ["fit", *DEMO, "--trainer.callbacks+=callbacks.Foo"],
