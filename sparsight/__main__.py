@@ -29,6 +29,7 @@ verbs:
   schema       write a JSON schema of configs, with which editors complete and check them
   completion   print a script by which bash or zsh completes verbs, configs, options and classes
   report       one page of HTML for a run, or several beside each other: sparsight report RUN [RUN ...]
+  evaluate     standard benchmarks, without a config: sparsight evaluate MODEL --tasks gqa,pope,mme
   compare      set evaluations side by side, without a config: sparsight compare REPORT REPORT --output FOLDER
 
 CONFIG is a YAML file, or the name of a shipped one such as experiment/quickstart. Later configs and options win.
@@ -96,6 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         from sparsight.evaluation.compare import main as compare
 
         compare(arguments[1:])
+        return
+    if arguments[0] == "evaluate":
+        from sparsight.command.benchmarks.evaluate import main as evaluate
+
+        evaluate(arguments[1:])
         return
     if arguments[0] == "report":
         from sparsight.report.main import main as report

@@ -70,7 +70,7 @@ def test_every_package_in_the_wheel_says_that_it_is_typed(wheel: ZipFile) -> Non
 
 
 def test_wheel_holds_every_config_where_the_command_looks_for_it(wheel: ZipFile) -> None:
-    shipped = {f"sparsight/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.yaml")}
+    shipped = {f"sparsight/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "configs").rglob("*.*")}
     assert shipped
     assert {name for name in wheel.namelist() if name.startswith("sparsight/configs/")} == shipped
 
@@ -145,7 +145,7 @@ def test_no_verb_gives_help_and_a_usage_error(tmp_path: Path) -> None:
 def test_help_lists_exactly_the_verbs_of_the_command() -> None:
     from sparsight.command.cli import SparsightCLI
 
-    without_config = {"compare", "completion", "report", "schema", "list"}
+    without_config = {"compare", "completion", "evaluate", "report", "schema", "list"}
     listed = set(re.findall(r"^  (\w+)  ", HELP, flags=re.MULTILINE))
     assert listed == set(SparsightCLI.subcommands()) | without_config
 

@@ -12,10 +12,11 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.common.near import closest, did_you_mean, suggestion
 
 OURS = ("check", "export", "benchmark", "analyze", "inspect", "reformulate")  # verbs beside Lightning's
-VERBS = ("fit", "validate", "test", "predict", *OURS, "compare", "report", "schema", "list", "completion")
+VERBS = ("fit", "validate", "test", "predict", *OURS, "evaluate", "compare", "report", "schema", "list", "completion")
 FILE_OPTIONS = ("-c", "--config")
 CONFIG_OPTIONS = (*FILE_OPTIONS, "--trainer", "--model", "--data", "--trainer.callbacks", "--trainer.logger")
 WITHOUT_DATA = ("export", "benchmark")  # verbs that open no data
+WITHOUT_CONFIG = ("evaluate",)  # a verb whose --data is a folder, and none of a config
 NAMED = ("last", "best", "hpc", "registry")  # checkpoints that are looked up
 MEANT = {  # verbs that others would use
     "train": "fit",
@@ -159,6 +160,8 @@ def resolve_configs(arguments: Sequence[str]) -> list[str]:
         ConfigurationError: A config file is no mapping of options in YAML, or files include each other in a circle.
         FileNotFoundError: A config file is not there.
     """
+    if arguments and arguments[0] in WITHOUT_CONFIG:
+        return list(arguments)
     places = {position: (option, value) for position, option, value in given_options(arguments, CONFIG_OPTIONS)}
     resolved: list[str] = []
     laid: set[Path] = set()

@@ -29,6 +29,10 @@ SHARED = (
 )
 OTHERS = {  # verbs that take no config
     "compare": ["output", "names", "resamples"],
+    "evaluate": [
+        *("tasks", "output", "data", "limit", "methods", "new_tokens", "batch_size", "dtype"),
+        *("python", "backend", "model_args", "task_folder"),
+    ],
     "report": ["output", "names"],
     "schema": ["output"],
     "list": ["json"],

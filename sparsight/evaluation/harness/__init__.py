@@ -1,0 +1,1 @@
+"""lmms-eval in an environment of its own: started, and read back into a report of ours."""
