@@ -125,7 +125,7 @@ def test_impossible_targets_are_refused_before_the_first_step(teacher: str, tmp_
 
 def site_errors(module: AttentionDistillation, noised: dict[str, Any]) -> dict[str, torch.Tensor]:
     module.distiller.layerwise(noised)
-    return module.distiller.errors
+    return dict(zip(module.shells, module.distiller.errors_S, strict=True))
 
 
 class Watch(Callback):

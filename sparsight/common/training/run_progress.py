@@ -224,7 +224,8 @@ def tell(module: LightningModule, name: str, value: Any) -> None:
     Lightning reads what is logged for a bar in every step, which waits for the device; ``RunProgress`` reads it when it
     writes a line.
     """
-    bar = module.trainer.progress_bar_callback
+    trainer = module._trainer
+    bar = None if trainer is None else trainer.progress_bar_callback  # a step by hand has no trainer
     if isinstance(bar, RunProgress):
         bar.numbers[name] = value
     elif bar is not None:
@@ -241,8 +242,8 @@ def log_together(module: LightningModule, names: Sequence[str], values_N: Tensor
         names: N names.
         values_N: This process's numbers; that of rank zero logs.
     """
-    trainer = module.trainer
-    if not trainer.loggers or trainer.fit_loop._should_accumulate():
+    trainer = module._trainer
+    if trainer is None or not trainer.loggers or trainer.fit_loop._should_accumulate():
         return
     if not trainer._logger_connector.should_update_logs:
         return
