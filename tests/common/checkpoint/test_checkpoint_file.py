@@ -213,6 +213,7 @@ def test_a_thread_removes_the_former_checkpoint_after_it_wrote_the_new_one(
 ) -> None:
     io = OrderedCheckpointIO(WholeCheckpointIO())
     io.save_checkpoint(checkpoint, tmp_path / "one.ckpt")
+    io.teardown()  # it is there
     with files_up_to(100):  # the second one cannot be written
         io.save_checkpoint(checkpoint, tmp_path / "two.ckpt")
         io.remove_checkpoint(tmp_path / "one.ckpt")
