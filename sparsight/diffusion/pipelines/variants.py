@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from sparsight.common.text import read_json
+
 # diffusion_pytorch_model.safetensors, model.fp16.safetensors, model.fp16-00001-of-00002.safetensors
 WEIGHTS = re.compile(
     r"(?:diffusion_pytorch_model|pytorch_model|model)(?:\.(?P<variant>[\w-]+?))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
@@ -18,12 +20,15 @@ def variants_of(part: Path) -> set[str | None]:
 
 
 def weights_of(part: Path, variant: str | None) -> list[Path]:
-    """Safetensors files that are loaded of the folder of a part: those of the variant, or else the plain ones."""
-    found: dict[str | None, list[Path]] = {}
-    for path in sorted(part.glob("*.safetensors")):
-        if match := WEIGHTS.fullmatch(path.name):
-            found.setdefault(match["variant"], []).append(path)
-    return found.get(variant) or found.get(None, [])
+    """Safetensors files of a denoiser's folder, one or several: those of the variant, or else the plain ones."""
+    for infix in dict.fromkeys((f".{variant}" if variant else "", "")):
+        single = part / f"diffusion_pytorch_model{infix}.safetensors"
+        index = part / f"diffusion_pytorch_model.safetensors.index{infix}.json"
+        if single.is_file():
+            return [single]
+        if index.is_file():
+            return [part / Path(shard).name for shard in sorted(set(read_json(index)["weight_map"].values()))]
+    return []
 
 
 def check_variant(folder: Path, variant: str | None) -> None:

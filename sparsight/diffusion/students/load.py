@@ -9,10 +9,10 @@ from typing import Any
 
 from diffusers.models.modeling_utils import no_init_weights
 from safetensors.torch import load_file
-from torch import Tensor
 
 from sparsight.common.text import read_json
 from sparsight.diffusion.families.known import FAMILIES
+from sparsight.diffusion.pipelines.variants import weights_of
 from sparsight.diffusion.students.adapters import AdapterGuard
 from sparsight.diffusion.students.modeling import student_file
 from sparsight.diffusion.surgery.known_mixers import mixer_kinds
@@ -67,7 +67,7 @@ def load_student(folder: Path, *, variant: str | None = None, trust_remote_code:
             "if its answers look wrong, load it with trust_remote_code to run its own",
             stacklevel=2,
         )
-    state = _weights(folder, variant) or _weights(folder, None)
+    state = {name: tensor for file in weights_of(folder, variant) for name, tensor in load_file(file).items()}
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:
@@ -78,16 +78,3 @@ def load_student(folder: Path, *, variant: str | None = None, trust_remote_code:
 def _config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     return read_json(path) if path.is_file() else {}
-
-
-def _weights(folder: Path, variant: str | None) -> dict[str, Tensor]:
-    """All tensors of a variant, whether in one file or several; empty if there are none."""
-    infix = f".{variant}" if variant else ""
-    single = folder / f"diffusion_pytorch_model{infix}.safetensors"
-    index = folder / f"diffusion_pytorch_model.safetensors.index{infix}.json"
-    if single.is_file():
-        return load_file(single)
-    if not index.is_file():
-        return {}
-    shards = sorted(set(read_json(index)["weight_map"].values()))
-    return {name: tensor for shard in shards for name, tensor in load_file(folder / Path(shard).name).items()}

@@ -95,3 +95,12 @@ def test_no_second_copy_of_the_weights_is_ever_in_memory(tmp_path: Path) -> None
     child.start()
     child.join(120)
     assert int((tmp_path / "bytes").read_text()) < 1.3 * size
+
+
+def test_weights_in_several_files_are_hashed_as_one(tmp_path: Path) -> None:
+    whole = load_pipeline(str(tiny.save_pixel_pipeline(tmp_path / "whole")))
+    whole.save_pretrained(tmp_path / "parts", max_shard_size="20KB")
+    assert len(list((tmp_path / "parts" / "transformer").glob("*.safetensors"))) > 1
+    loaded = load_pipeline(str(tmp_path / "parts"), dtype=torch.bfloat16)
+    wanted = state_hash(whole.transformer.state_dict())
+    assert stored_hash(loaded.transformer, variant=None, load=never) == wanted
