@@ -24,7 +24,7 @@ from sparsight.common.disk.files import write_text
 from sparsight.common.measure.environment import environment
 from sparsight.common.tables import json_text
 from sparsight.lvlm.answer.likelihood import candidate_log_likelihoods
-from sparsight.lvlm.model.answers import forward
+from sparsight.lvlm.model.answer_losses import forward
 
 IMAGE_TOKEN, VOCABULARY = 5, 49152
 SIDE, PATCH = 336, 14  # pixels

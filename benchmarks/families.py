@@ -242,9 +242,9 @@ def _graphs(denoiser: Any, case: Case) -> int:
 def distillation(case: Case, teacher: Path) -> Any:
     """A module that distils the saved pipeline."""
     from lightning_modules import AttentionDistillation
-    from sparsight.diffusion.train.stages import Objective, Stage
+    from sparsight.diffusion.train.stages import LossTerms, Stage
 
-    terms = Objective(site_on="residual")
+    terms = LossTerms(site_on="residual")
     plan = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=terms, warmup_steps=1)]
     torch.manual_seed(0)
     return AttentionDistillation(

@@ -24,7 +24,7 @@ from lightning_modules import SparseLayerTuning
 from sparsight.common.disk.files import write_text
 from sparsight.common.measure.environment import environment
 from sparsight.common.tables import json_text, markdown_table
-from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.answer_losses import answer_losses
 from sparsight.lvlm.surgery.selection import All, Consecutive, LayerSelection, Uniform
 from sparsight.lvlm.train.cost import forward_flops, step_cost
 from sparsight.lvlm.train.stages import TuningStage

@@ -20,7 +20,7 @@ from sparsight.common.training.dropout import seed_dropout
 from sparsight.common.training.processes import process_count, summed
 from sparsight.common.training.run_progress import tell
 from sparsight.common.training.sharding import is_sharded
-from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.answer_losses import answer_losses
 from sparsight.lvlm.model.load import Dtype, Loading
 from sparsight.lvlm.model.lora import LoRA
 from sparsight.lvlm.model.tower import PartNames

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsight.lvlm.model.answers import IGNORED, answer_losses
+from sparsight.lvlm.model.answer_losses import IGNORED, answer_losses
 from sparsight.lvlm.model.tower import find_parts
 from tests.tiny_lvlm import tiny_inputs
 from tests.tiny_tokens import IMAGE, PAD

@@ -12,7 +12,7 @@ import numpy as np
 
 from datamodules.base import RecordsDataModule
 from datamodules.conversations.instruction_dataset import InstructionDataset
-from datamodules.conversations.llava import QuestionTemplate
+from datamodules.conversations.question_template import QuestionTemplate
 from datamodules.sampler import GroupSampler, LengthSampler, similar_together
 from datamodules.sources.records import CorruptRecord, RecordSource
 from sparsight.common.errors import require

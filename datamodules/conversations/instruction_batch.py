@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from datamodules.record_dataset import join_corrupt
 from sparsight.lvlm.chat.chat import TOKEN_INPUTS
-from sparsight.lvlm.model.answers import IGNORED
+from sparsight.lvlm.model.answer_losses import IGNORED
 
 Sample = dict[str, Any]
 

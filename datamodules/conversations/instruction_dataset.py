@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from datamodules.conversations.instruction_batch import collate_chats, collate_questions
-from datamodules.conversations.llava import QuestionTemplate
+from datamodules.conversations.question_template import QuestionTemplate
 from datamodules.images.image_dataset import flatten_image
 from datamodules.record_dataset import RecordDataset
 from datamodules.sources.records import CorruptRecord, RecordSource
@@ -19,7 +19,7 @@ from sparsight.evaluation.questions.question import Question
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.chat_template import UnusableConversation
 from sparsight.lvlm.chat.conversation import Conversation
-from sparsight.lvlm.model.answers import IGNORED
+from sparsight.lvlm.model.answer_losses import IGNORED
 
 BACKGROUND = 255  # behind transparent pixels
 

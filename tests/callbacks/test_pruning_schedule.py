@@ -19,7 +19,7 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import without_idle
-from sparsight.diffusion.train.stages import Objective, Stage
+from sparsight.diffusion.train.stages import LossTerms, Stage
 from sparsight.publish.export import export
 from tests import tiny
 from tests.tiny_processes import run_command
@@ -103,7 +103,7 @@ def test_a_mixer_that_waits_learns_from_its_own_site_alone_and_lets_gradients_pa
     batch = {"image": torch.randn(4, 1, 8, 8), "label": torch.arange(4), "index": torch.arange(4)}
     noised = module.noised(batch, step=0, condition_dropout=0.0)
     module.retire([SITES[0], SITES[3]])
-    only_output = Objective(to_teacher=1.0, site=0.0)
+    only_output = LossTerms(to_teacher=1.0, site=0.0)
     terms = module.distiller.end_to_end(noised, only_output)
     assert set(terms) == {"to_teacher", "idle"}
     mixers = {path: list(shell.mixer.parameters()) for path, shell in module.shells.items()}
@@ -267,5 +267,5 @@ def test_more_than_eight_hand_overs_stay_compiled(tmp_path: Path, monkeypatch: p
         assert len(paths) >= 8
         for count in range(len(paths) + 1):
             module.retire(paths[:count])
-            terms = module.distiller.end_to_end(noised, Objective())
+            terms = module.distiller.end_to_end(noised, LossTerms())
             torch.stack(list(terms.values())).sum().backward()

@@ -17,7 +17,7 @@ from callbacks import TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model.timesteps import Timesteps
-from sparsight.diffusion.train.stages import OBJECTIVES, Objective, Stage
+from sparsight.diffusion.train.stages import LOSS_PRESETS, LossTerms, Stage
 from tests import tiny
 from tests.tiny_distillation import distillation, trainer
 from tests.tiny_rows import few
@@ -45,7 +45,7 @@ def test_every_loss_term_reaches_every_mixer_and_nothing_else(teacher: str, term
         "site_residual": {"site": 1.0, "site_on": "residual"},
         "site_plain": {"site": 1.0, "site_normalised": False},
     }[term]
-    stage = Stage("layerwise" if term == "layerwise" else "end_to_end", 1, loss=Objective(**off | on))
+    stage = Stage("layerwise" if term == "layerwise" else "end_to_end", 1, loss=LossTerms(**off | on))
     module = distillation(teacher, [stage])
     noised = noised_batch(module)
     if term == "layerwise":
@@ -61,7 +61,7 @@ def test_every_loss_term_reaches_every_mixer_and_nothing_else(teacher: str, term
 
 
 def test_presets_hold_what_was_published() -> None:
-    paper, released = OBJECTIVES["paper"], OBJECTIVES["released"]
+    paper, released = LOSS_PRESETS["paper"], LOSS_PRESETS["released"]
     assert (paper.to_teacher, paper.to_target, paper.site, paper.gamma) == (1.0, 1.0, 0.001, 5.0)
     assert (paper.timestep_weight, paper.site_on) == ("paper", "output")
     assert (released.timestep_weight, released.site_on, released.site) == ("none", "residual", 0.001)

@@ -23,7 +23,7 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.encoding import encode_batches
 from sparsight.diffusion.model.sampling import Sampling, sample, starting_noise
 from sparsight.diffusion.surgery.plan import PlanEntry
-from sparsight.diffusion.train.stages import Objective, Stage
+from sparsight.diffusion.train.stages import LossTerms, Stage
 from tests.tiny_distillation import trainer
 from tests.tiny_drawn import check_plain_diffusers_draws, check_trained
 from tests.tiny_flux import save_flux_pipeline
@@ -80,9 +80,9 @@ def test_what_is_drawn_is_what_diffusers_draws(embeds: bool, scheduler: dict[str
         assert not torch.allclose(plain, found, atol=1e-4)
 
 
-def distillation(teacher: str, objective: Objective | None = None, **options: Any) -> AttentionDistillation:
+def distillation(teacher: str, objective: LossTerms | None = None, **options: Any) -> AttentionDistillation:
     torch.manual_seed(0)
-    terms = objective or Objective(site_on="residual", to_target=0.5)
+    terms = objective or LossTerms(site_on="residual", to_target=0.5)
     stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=terms, warmup_steps=1)]
     defaults = {"plan": PLAN, "train_projections": True, "init_samples": 2, "sampling": Sampling(2, size=SIZE)}
     return AttentionDistillation(teacher, stages=stages, **defaults | options)
@@ -121,7 +121,7 @@ def test_a_resumed_run_on_trajectories_ends_where_one_in_one_go_does(teacher: st
         trainer = Trainer(
             default_root_dir=folder, accelerator="cpu", max_epochs=-1, max_steps=steps, callbacks=[saving], **quiet
         )
-        trainer.fit(distillation(teacher, objective=Objective(site_on="residual")), data, **options)
+        trainer.fit(distillation(teacher, objective=LossTerms(site_on="residual")), data, **options)
         return trainer
 
     whole = fitted(4, tmp_path / "whole").lightning_module

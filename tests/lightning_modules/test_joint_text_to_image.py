@@ -18,7 +18,7 @@ from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.sampling import Sampling, sample, starting_noise
 from sparsight.diffusion.surgery.plan import PlanEntry
-from sparsight.diffusion.train.stages import Objective, Stage
+from sparsight.diffusion.train.stages import LossTerms, Stage
 from tests.tiny_distillation import trainer
 from tests.tiny_drawn import check_plain_diffusers_draws, check_trained
 from tests.tiny_sd3 import save_sd3_pipeline
@@ -55,7 +55,7 @@ def test_what_is_drawn_is_what_diffusers_draws(teacher: str, guidance: float, dy
 
 def distillation(teacher: str) -> AttentionDistillation:
     torch.manual_seed(0)
-    terms = Objective(site_on="residual", timestep_weight="min_snr")
+    terms = LossTerms(site_on="residual", timestep_weight="min_snr")
     stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=terms, warmup_steps=1)]
     return AttentionDistillation(
         teacher, stages=stages, plan=PLAN, train_projections=True, init_samples=2, sampling=Sampling(2)

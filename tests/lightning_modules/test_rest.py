@@ -29,7 +29,7 @@ from sparsight.diffusion.surgery.rest.choice import chosen_parameters
 from sparsight.diffusion.surgery.rest.low_rank import LoRA
 from sparsight.diffusion.surgery.rest.rest import free_rest, rest_of
 from sparsight.diffusion.surgery.shell import Mode, Shell
-from sparsight.diffusion.train.stages import Objective, Stage
+from sparsight.diffusion.train.stages import LossTerms, Stage
 from tests import tiny
 from tests.tiny_distillation import distillation, trainer
 from tests.tiny_flux import flux
@@ -189,7 +189,7 @@ def test_mixers_alone_learn_in_a_layerwise_stage(teacher: str) -> None:
     assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
     module._stage_index = 1
     module.require_gradients()
-    terms = module.distiller.end_to_end(noised, Objective(to_target=1.0))
+    terms = module.distiller.end_to_end(noised, LossTerms(to_target=1.0))
     sum(terms.values()).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None for name, p in module.named_parameters() if p.requires_grad), "DDP would wait"
 

@@ -16,7 +16,7 @@ from datamodules import FolderRecords, ImageDataModule, TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.diffusion.model.sampling import Sampling
-from sparsight.diffusion.train.stages import Objective, Stage
+from sparsight.diffusion.train.stages import LossTerms, Stage
 from tests import tiny
 
 CAPTIONS = ["a cat", "a dog", "a boat", "a hat"]
@@ -58,7 +58,7 @@ def distillation(teacher: str, stages: list[Stage]) -> AttentionDistillation:
 
 
 def test_distilling_on_captioned_images(teacher: str, tmp_path: Path) -> None:
-    every_term = Objective(to_target=1.0, site_on="residual", timestep_weight="min_snr")
+    every_term = LossTerms(to_target=1.0, site_on="residual", timestep_weight="min_snr")
     stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=every_term, warmup_steps=1)]
     module = distillation(teacher, stages)
     side = module.diffusion.sample_shape()[1] * module.diffusion.pixels_per_cell

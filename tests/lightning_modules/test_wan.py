@@ -38,7 +38,7 @@ from sparsight.diffusion.surgery.replace import attention_weights, finalize, rep
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import find_sites
 from sparsight.diffusion.train.capture import capture_site
-from sparsight.diffusion.train.stages import Objective, Stage
+from sparsight.diffusion.train.stages import LossTerms, Stage
 from sparsight.diffusion.train.start import start_from_teacher
 from sparsight.testing import relative_l2
 from tests.tiny import run
@@ -234,7 +234,7 @@ def test_two_denoisers_are_refused_by_name(tmp_path: Path) -> None:
 
 def distillation(teacher: str, size: Sequence[int] = SIZE) -> AttentionDistillation:
     torch.manual_seed(0)
-    terms = Objective(site_on="residual", to_target=0.5)
+    terms = LossTerms(site_on="residual", to_target=0.5)
     stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=terms, warmup_steps=1)]
     plan = [PlanEntry("blocks.0.*", NEAR), PlanEntry("*", LinearAttention)]
     return AttentionDistillation(

@@ -21,7 +21,7 @@ from sparsight.diffusion.surgery.replace import set_mode
 from sparsight.diffusion.surgery.shell import Mode, Shell
 from sparsight.diffusion.surgery.site_error import TINY, mean_squares
 from sparsight.diffusion.train.residual import ResidualTaps
-from sparsight.diffusion.train.stages import Objective
+from sparsight.diffusion.train.stages import LossTerms
 from sparsight.diffusion.train.timestep_weights import min_snr_weight, paper_weight
 
 Squares = dict[str, tuple[Tensor, Tensor]]
@@ -71,33 +71,33 @@ class Distiller:
         """The loss of the layer-wise stage."""
         return {"site": self._weighted(self._normalised(self.compare_sites(noised)), mean=True)} | self._auxiliary()
 
-    def end_to_end(self, noised: Mapping[str, Any], objective: Objective) -> dict[str, Tensor]:
+    def end_to_end(self, noised: Mapping[str, Any], terms: LossTerms) -> dict[str, Tensor]:
         """The terms of the end-to-end loss; sites that were not handed over yet keep their layer-wise loss (idle)."""
         with torch.no_grad():
-            teacher_output, teacher_sites = self._observe(noised, Mode.TEACHER, objective)
-        student_output, student_sites = self._observe(noised, Mode.STUDENT, objective)
+            teacher_output, teacher_sites = self._observe(noised, Mode.TEACHER, terms)
+        student_output, student_sites = self._observe(noised, Mode.STUDENT, terms)
         squares = {
             path: mean_squares(student_sites[path], teacher_sites[path]) if shell.handed_over else shell.take_squares()
             for path, shell in self.shells.items()
         }
         normalised = self._normalised(squares)
         plain = {path: error for path, (error, _) in squares.items()}
-        terms = {}
-        if objective.to_teacher:
+        losses = {}
+        if terms.to_teacher:
             wanted = teacher_output
-            terms["to_teacher"] = objective.to_teacher * self._output_loss(student_output, wanted, noised, objective)
-        if objective.to_target:
+            losses["to_teacher"] = terms.to_teacher * self._output_loss(student_output, wanted, noised, terms)
+        if terms.to_target:
             wanted = noised["target"].float()
-            terms["to_target"] = objective.to_target * self._output_loss(student_output, wanted, noised, objective)
+            losses["to_target"] = terms.to_target * self._output_loss(student_output, wanted, noised, terms)
         handed_over = {path for path, shell in self.shells.items() if shell.handed_over}
-        if objective.site and handed_over:
-            errors = normalised if objective.site_normalised else plain
+        if terms.site and handed_over:
+            errors = normalised if terms.site_normalised else plain
             chosen = {path: errors[path] for path in handed_over}
-            terms["site"] = objective.site * self._weighted(chosen, mean=objective.site_normalised)
+            losses["site"] = terms.site * self._weighted(chosen, mean=terms.site_normalised)
         idle = {path: error for path, error in normalised.items() if path not in handed_over}
         if idle:
-            terms["idle"] = self._weighted(idle, mean=True)
-        return terms | self._auxiliary()
+            losses["idle"] = self._weighted(idle, mean=True)
+        return losses | self._auxiliary()
 
     def _auxiliary(self) -> dict[str, Tensor]:
         """The mean over sites of what their mixers, and the parts of these, add to the loss; nothing if none does."""
@@ -108,21 +108,21 @@ class Distiller:
         }
         return {"auxiliary": self._weighted(found, mean=True)} if found else {}
 
-    def _observe(self, noised: Mapping[str, Any], mode: Mode, objective: Objective) -> tuple[Tensor, dict[str, Tensor]]:
-        if objective.site_on == "residual":
+    def _observe(self, noised: Mapping[str, Any], mode: Mode, terms: LossTerms) -> tuple[Tensor, dict[str, Tensor]]:
+        if terms.site_on == "residual":
             with self.taps.listening() as streams:
                 return self.predict(noised, mode, idle=Mode.LAYERWISE), streams
         output = self.predict(noised, mode, idle=Mode.LAYERWISE)
         computing = {path: shell for path, shell in self.shells.items() if shell.mode is not Mode.LAYERWISE}
         return output, {path: shell.take_output() for path, shell in computing.items()}
 
-    def _output_loss(self, student: Tensor, wanted: Tensor, noised: Mapping[str, Any], objective: Objective) -> Tensor:
+    def _output_loss(self, student: Tensor, wanted: Tensor, noised: Mapping[str, Any], terms: LossTerms) -> Tensor:
         error_B = (student - wanted).square().flatten(1).mean(1)
-        if objective.timestep_weight == "none":
+        if terms.timestep_weight == "none":
             return error_B.mean()
         snr_B = sent(self.process.snr(noised["level"]), error_B.device)
-        weight = paper_weight if objective.timestep_weight == "paper" else min_snr_weight
-        return (weight(snr_B, objective.gamma, self.process.prediction_type) * error_B).mean()
+        weight = paper_weight if terms.timestep_weight == "paper" else min_snr_weight
+        return (weight(snr_B, terms.gamma, self.process.prediction_type) * error_B).mean()
 
     def _normalised(self, squares: Squares) -> dict[str, Tensor]:
         """This process's errors over the teacher's mean squares in the batches of all processes."""

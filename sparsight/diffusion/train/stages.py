@@ -14,7 +14,7 @@ from sparsight.diffusion.model.timesteps import Timesteps
 
 
 @dataclass
-class Objective:
+class LossTerms:
     """Terms of the end-to-end loss.
 
     Args:
@@ -39,12 +39,12 @@ class Objective:
     gamma: float = 5.0
 
 
-OBJECTIVES = {
-    "default": Objective(),
+LOSS_PRESETS = {
+    "default": LossTerms(),
     # arXiv 2504.21292: both output errors, min(gamma SNR, 1), beta = 0.001 on block outputs
-    "paper": Objective(to_target=1.0, site=1e-3, site_normalised=False, timestep_weight="paper"),
+    "paper": LossTerms(to_target=1.0, site=1e-3, site_normalised=False, timestep_weight="paper"),
     # the code released with it: no timestep weight, residual streams
-    "released": Objective(to_target=1.0, site=1e-3, site_normalised=False, site_on="residual"),
+    "released": LossTerms(to_target=1.0, site=1e-3, site_normalised=False, site_on="residual"),
 }
 
 
@@ -69,7 +69,7 @@ class Stage:
 
     objective: Literal["layerwise", "end_to_end"]
     steps: int
-    loss: Literal["default", "paper", "released"] | Objective = "default"
+    loss: Literal["default", "paper", "released"] | LossTerms = "default"
     lr: float = 3e-4
     lr_schedule: str = "constant_with_warmup"
     warmup_steps: int = 100
@@ -80,8 +80,8 @@ class Stage:
         require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
         require(self.lr_schedule in SCHEDULES, "lr_schedule", repr(self.lr_schedule), ", ".join(SCHEDULES))
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
-        if isinstance(self.loss, str) and self.loss not in OBJECTIVES:
-            raise ValueError(f"unknown loss preset {self.loss!r}; known are {', '.join(OBJECTIVES)}")
+        if isinstance(self.loss, str) and self.loss not in LOSS_PRESETS:
+            raise ValueError(f"unknown loss preset {self.loss!r}; known are {', '.join(LOSS_PRESETS)}")
         terms = self.terms
         weights = {"to_teacher": terms.to_teacher, "to_target": terms.to_target, "site": terms.site}
         for name, weight in {**weights, "gamma": terms.gamma}.items():
@@ -89,9 +89,9 @@ class Stage:
         require(self.objective != "end_to_end" or any(weights.values()), "loss", weights, "a weight above 0 among them")
 
     @property
-    def terms(self) -> Objective:
+    def terms(self) -> LossTerms:
         """The loss terms, with a preset resolved."""
-        return OBJECTIVES[self.loss] if isinstance(self.loss, str) else self.loss
+        return LOSS_PRESETS[self.loss] if isinstance(self.loss, str) else self.loss
 
     @property
     def rates(self) -> str:

@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sparsight.common.training.sharding import is_sharded
 from sparsight.lvlm.answer.whole_texts import whole_log_likelihoods
-from sparsight.lvlm.model.answers import forward
+from sparsight.lvlm.model.answer_losses import forward
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsight.lvlm.model.answers import IGNORED, answer_losses
+from sparsight.lvlm.model.answer_losses import IGNORED, answer_losses
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

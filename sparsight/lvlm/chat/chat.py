@@ -25,7 +25,7 @@ from sparsight.lvlm.chat.chat_template import UnusableConversation
 from sparsight.lvlm.chat.chat_text import ChatText, Reasoning
 from sparsight.lvlm.chat.conversation import IMAGE, Conversation, Turn
 from sparsight.lvlm.chat.thoughts import opens_thought
-from sparsight.lvlm.model.answers import IGNORED
+from sparsight.lvlm.model.answer_losses import IGNORED
 
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")  # one number for every token
 

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from blocks.tokens.base import Edit
 from sparsight.lvlm.methods.recipe import Recipe
-from sparsight.lvlm.model.answers import IGNORED, answer_losses
+from sparsight.lvlm.model.answer_losses import IGNORED, answer_losses
 from sparsight.lvlm.model.tower import find_parts
 
 BY_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")

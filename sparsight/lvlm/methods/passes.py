@@ -17,7 +17,7 @@ from sparsight.lvlm.methods.attention import Enough
 from sparsight.lvlm.methods.guard import CacheGuard, GuardedCache, guarded
 from sparsight.lvlm.methods.spans import present_tokens
 from sparsight.lvlm.methods.state import Prompt, State
-from sparsight.lvlm.model.answers import IGNORED, labels_now
+from sparsight.lvlm.model.answer_losses import IGNORED, labels_now
 
 PIXELS = ("pixel_values", "mm_encoder_outputs")
 VIDEOS = ("pixel_values_videos", "video_grid_thw")

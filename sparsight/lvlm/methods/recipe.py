@@ -89,7 +89,7 @@ class Recipe:
     def on(self, model: Any) -> Iterator[None]:
         """Let a model work with the methods inside: forward, backward, and ``generate`` with a cache.
 
-        Labels, given to the model or to ``sparsight.lvlm.model.answers.answer_losses``, tell where the answer
+        Labels, given to the model or to ``sparsight.lvlm.model.answer_losses.answer_losses``, tell where the answer
         begins; without them the whole text is the prompt. Outputs have the shape that they have without the methods.
 
         Raises:

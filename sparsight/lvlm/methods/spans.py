@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blocks.tokens.token_map import ANSWER, IMAGE, NOWHERE, PAD, QUESTION, SYSTEM, TokenMap
 from sparsight.lvlm.methods.kernels import as_bools
-from sparsight.lvlm.model.answers import IGNORED
+from sparsight.lvlm.model.answer_losses import IGNORED
 
 
 def read_tokens(

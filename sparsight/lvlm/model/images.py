@@ -11,7 +11,7 @@ from torch import nn
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.measure.memory import is_out_of_memory
-from sparsight.lvlm.model.answers import answer_logits
+from sparsight.lvlm.model.answer_losses import answer_logits
 from sparsight.lvlm.model.tower import Parts
 
 if TYPE_CHECKING:

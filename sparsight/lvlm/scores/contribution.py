@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.model.answers import IGNORED, answer_logits
+from sparsight.lvlm.model.answer_losses import IGNORED, answer_logits
 from sparsight.lvlm.model.bypass import entering, leaving
 from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.scores.base import SeparateScore

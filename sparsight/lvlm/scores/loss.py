@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.answer_losses import answer_losses
 from sparsight.lvlm.model.bypass import bypassed
 from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.scores.base import SeparateScore

@@ -22,7 +22,7 @@ from datamodules import (
     Record,
     Turn,
 )
-from datamodules.conversations.llava import QuestionTemplate
+from datamodules.conversations.question_template import QuestionTemplate
 from tests.tiny_chats import entry
 from tests.tiny_files import png, write_files
 

@@ -26,7 +26,7 @@ from datamodules.conversations.instruction_dataset import image_key
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import LengthSampler
 from sparsight.lvlm.chat.show import CONVERSATIONS, keep_records
-from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.answer_losses import answer_losses
 from tests.tiny_chats import KINDS, Talks, picture, talk_data
 from tests.tiny_files import write_idx
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm

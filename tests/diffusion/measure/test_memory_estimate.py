@@ -27,7 +27,7 @@ from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.surgery.replace import replace
 from sparsight.diffusion.train.distiller import Distiller
-from sparsight.diffusion.train.stages import Objective
+from sparsight.diffusion.train.stages import LossTerms
 from tests import tiny
 from tests.tiny_rows import few
 
@@ -59,7 +59,7 @@ def really_kept(made: Distiller, objective: str, batch: int) -> int:
 
     step = noised(made.denoiser, batch)
     with saved_tensors_hooks(note, lambda tensor: tensor):
-        terms = made.layerwise(step) if objective == "layerwise" else made.end_to_end(step, Objective())
+        terms = made.layerwise(step) if objective == "layerwise" else made.end_to_end(step, LossTerms())
     sum(terms.values()).backward()  # type: ignore[union-attr]
     return sum(t.untyped_storage().nbytes() for address, t in kept.items() if address not in weights)
 
@@ -139,7 +139,7 @@ def test_the_peak_of_a_real_recomputing_step_in_half_precision_is_near_the_estim
     denoiser = tiny.FAMILIES[family]()
     made, step = distiller(denoiser), noised(denoiser, 4)
     denoiser.enable_gradient_checkpointing()
-    peak = really_allocated(denoiser, lambda: torch.stack([*made.end_to_end(step, Objective()).values()]).sum())
+    peak = really_allocated(denoiser, lambda: torch.stack([*made.end_to_end(step, LossTerms()).values()]).sum())
     estimated = saved_bytes(denoiser, "end_to_end", batch=4, autocast=BF16)
     assert peak / estimated.total == PEAK, (peak, estimated)
 

@@ -18,7 +18,7 @@ from sparsight.lvlm.answer.likelihood import candidate_log_likelihoods
 from sparsight.lvlm.answer.whole_texts import whole_log_likelihoods
 from sparsight.lvlm.methods.conformance import left_padded
 from sparsight.lvlm.methods.recipe import Recipe
-from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.answer_losses import answer_losses
 from tests.tiny_batches import batch_of, one_by_one, padded_left
 from tests.tiny_lvlm import tiny_lvlm
 from tests.tiny_methods import METHODS, tried

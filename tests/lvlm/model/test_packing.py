@@ -12,7 +12,7 @@ from datamodules.conversations.instruction_batch import collate_chats, collate_q
 from sparsight.evaluation.questions.question import Question
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.conversation import Conversation
-from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.answer_losses import answer_losses
 from sparsight.lvlm.model.packing import MODELS, TEXT_MODELS, check_packable
 from tests.tiny_chats import ITEM, dialogue, picture
 from tests.tiny_families import FAMILIES

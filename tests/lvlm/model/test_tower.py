@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.answer_losses import answer_losses
 from sparsight.lvlm.model.lora import LoRA, add_lora, is_adapter, merge_lora
 from sparsight.lvlm.model.tower import PartNames, find_parts, name_parts
 from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, trained_parameters

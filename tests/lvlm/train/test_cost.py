@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsight.lvlm.model.answers import answer_losses
+from sparsight.lvlm.model.answer_losses import answer_losses
 from sparsight.lvlm.model.lora import LoRA, add_lora
 from sparsight.lvlm.model.recompute import recompute_layers
 from sparsight.lvlm.model.tower import find_parts

@@ -9,7 +9,7 @@ import torch
 
 from blocks.edits.masks.knockout import Knockout, Part
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.model.answers import IGNORED
+from sparsight.lvlm.model.answer_losses import IGNORED
 from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.scores.base import SeparateScore
 from sparsight.lvlm.scores.tokens import CalibrationSet

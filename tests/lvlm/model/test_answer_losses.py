@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from sparsight.lvlm.model.answers import answer_logits, answer_losses
+from sparsight.lvlm.model.answer_losses import answer_logits, answer_losses
 from tests.tiny_batches import labels_of
 from tests.tiny_families import FAMILIES
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
