@@ -87,6 +87,8 @@ def drawing_protocol(trainer: Trainer, module: Any, samples: int, *, size: int |
         f"{samples} samples, seed {module.seed}, {module.sample_steps} sampler steps, guidance "
         f"{module.guidance_scale}, precision {trainer.precision}, training step {module.steps_taken}"
     )
+    video = len(module.diffusion.sample_shape()) > 3
+    drawn += ", the middle frame of each" if video else ""
     compared = "" if size is None else f", compared at {size} px"
     return drawn + compared + ("" if against is None else f", {against} as reference")
 

@@ -99,8 +99,10 @@ class ImageDataModule(RecordsDataModule):
         self.alike = "one size" if buckets is not None else ""
         self.encoded = False
 
-    def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
-        """Samples a batch, their height and width in a model's space; known before there is any data.
+    def batch_shape(self, model: DiffusionModel) -> tuple[int, ...]:
+        """Samples a batch, their sides in a model's space; known before there is any data.
+
+        To a model of video they have one frame.
 
         Raises:
             ValueError: The model does not take such images.
@@ -108,7 +110,8 @@ class ImageDataModule(RecordsDataModule):
         if not self.encoded:
             check_size(self.transform, model)
         cell = model.pixels_per_cell
-        return self.batch_size, self.transform.height // cell, self.transform.width // cell
+        frames = (1,) * (len(model.sample_shape()) - 3)
+        return self.batch_size, *frames, self.transform.height // cell, self.transform.width // cell
 
     def _check_sources(self, opened: Mapping[str, RecordSource]) -> None:
         named = {name: source.classes for name, source in opened.items() if source.classes is not None}

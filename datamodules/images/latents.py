@@ -113,7 +113,7 @@ class CachedLatentsDataModule(ProcessDataModule):
         """That of the images."""
         return self.images.identity()
 
-    def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
+    def batch_shape(self, model: DiffusionModel) -> tuple[int, ...]:
         """Samples a batch, their height and width in a model's space."""
         return self.images.batch_shape(model)
 

@@ -123,7 +123,7 @@ class StreamingImageDataModule(ProcessDataModule):
             self._identity = identity_of(self.stream)
         return self._identity
 
-    def batch_shape(self, model: DiffusionModel) -> tuple[int, int, int]:
+    def batch_shape(self, model: DiffusionModel) -> tuple[int, ...]:
         """Samples a batch, their height and width in a model's space."""
         return self.evaluated.batch_shape(model)
 

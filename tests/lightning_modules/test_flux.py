@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DiffusionPipeline, FluxPipeline
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 
 from blocks import DeltaConvBlock, NeighborhoodAttention
 from callbacks import SampleGrid
@@ -100,34 +98,6 @@ def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     assert run.global_step == 4
     assert 0 < float(run.callback_metrics["val/output_relative_l2"]) < 10
     return folder, module
-
-
-@pytest.mark.slow
-def test_a_resumed_run_on_trajectories_ends_where_one_in_one_go_does(teacher: str, tmp_path: Path) -> None:
-    def fitted(steps: int, folder: Path, **options: Any) -> Trainer:
-        data = TeacherSamplesDataModule(
-            teacher,
-            mode="trajectory",
-            size=SIZE,
-            captions=CAPTIONS,
-            count=4,
-            steps=2,
-            batch_size=2,
-            device="cpu",
-            cache=CacheOptions(str(tmp_path / "cache")),
-        )
-        quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        saving = ModelCheckpoint(folder, save_last=True, every_n_train_steps=steps)
-        trainer = Trainer(
-            default_root_dir=folder, accelerator="cpu", max_epochs=-1, max_steps=steps, callbacks=[saving], **quiet
-        )
-        trainer.fit(distillation(teacher, objective=LossTerms(site_on="residual")), data, **options)
-        return trainer
-
-    whole = fitted(4, tmp_path / "whole").lightning_module
-    fitted(2, tmp_path / "half")
-    resumed = fitted(4, tmp_path / "resumed", ckpt_path=tmp_path / "half" / "last.ckpt").lightning_module
-    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in resumed.state_dict().items())
 
 
 def test_both_stages_train_and_a_grid_is_drawn(trained: tuple[Path, AttentionDistillation], teacher: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -187,10 +188,11 @@ SCHEDULERS = {
 }
 
 
-@pytest.mark.parametrize("name", few(SCHEDULERS, "unipc"))
-def test_what_is_drawn_is_what_diffusers_draws(name: str, teacher: str) -> None:
+@pytest.mark.parametrize(("name", "by_token"), few(itertools.product(SCHEDULERS, [False, True]), ("unipc", False)))
+def test_what_is_drawn_is_what_diffusers_draws(name: str, by_token: bool, teacher: str) -> None:
     stock = WanPipeline.from_pretrained(teacher)
     stock.scheduler = SCHEDULERS[name]
+    stock.register_to_config(expand_timesteps=by_token)  # of Wan 2.2 5B, which tells every token its time
     model = DiffusionModel(stock)
     assert model.process.prediction_type == "flow"
     level = torch.tensor([0, 499, 999])

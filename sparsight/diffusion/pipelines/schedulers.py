@@ -25,8 +25,9 @@ def flow_sigmas(scheduler: Any) -> Tensor:
     if is_multistep_flow(scheduler):
         even_T, shift = torch.arange(1, steps + 1) / steps, scheduler.config.flow_shift
         return shift * even_T / (1 + (shift - 1) * even_T)
-    # the training table of the scheduler, noise descending, with its resolution shift; index 0 is t = 1 step
-    sigma_T = torch.as_tensor(scheduler.sigmas).float().flip(0)
+    # the training table of the scheduler, noise descending, with its resolution shift; index 0 is t = 1 step; one that
+    # was drawn with holds the steps of that
+    sigma_T = torch.as_tensor(scheduler.from_config(scheduler.config).sigmas).float().flip(0)
     return sigma_T[-steps:]  # a trailing zero closes the sampling table
 
 

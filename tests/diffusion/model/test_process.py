@@ -36,3 +36,10 @@ def test_weights_fit_every_parametrisation(kind: str, step: int) -> None:
     found = min_snr_weight(snr, 5.0, kind).double() * error, paper_weight(snr, 0.7, kind).double() * error
     torch.testing.assert_close(found[0], of_sample.double(), rtol=1e-3, atol=0)
     torch.testing.assert_close(found[1], of_noise.double(), rtol=1e-3, atol=0)
+
+
+def test_a_scheduler_that_was_drawn_with_tells_the_levels_of_training() -> None:
+    for name, used in SCHEDULERS.items():
+        fresh = NoiseProcess(used).timestep(LEVELS)
+        used.set_timesteps(4)
+        torch.testing.assert_close(NoiseProcess(used).timestep(LEVELS), fresh, msg=name)
