@@ -16,6 +16,7 @@ from datamodules.evaluation.benchmarks.yes_no import MMETask, POPETask
 from datamodules.evaluation.datamodule import ReformEvalDataModule
 from datamodules.evaluation.published import PublishedTask
 from datamodules.evaluation.task import EvaluationTask
+from datamodules.evaluation.task_questions import TaskQuestions
 from datamodules.evaluation.tasks.captioning import CaptioningTask
 from datamodules.evaluation.tasks.colour import ColourTask
 from datamodules.evaluation.tasks.counting import CountingTask
@@ -88,6 +89,7 @@ __all__ = [
     "StreamingImageDataModule",
     "TarRecords",
     "TarStream",
+    "TaskQuestions",
     "TeacherSamplesDataModule",
     "TempCompassTask",
     "TextQuestions",

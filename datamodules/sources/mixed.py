@@ -21,16 +21,26 @@ class MixedRecords(RecordSource):
         sources: The sources.
         limits: Most records of each source, drawn with the seed, ``None`` for all; ``None`` takes all of every source.
         seed: Decides which records are drawn.
+        skips: How many of the drawn records of each source are left out first; ``None`` for none. With the same seed,
+            ``limits: [100], skips: [100]`` has none of the records of ``limits: [100]``: splits of one source.
 
     Raises:
-        ValueError: There is no source, or the limits are not one positive number, or ``None``, for each. When it is
-            opened: some sources name their classes and others have labels without names.
+        ValueError: There is no source, or the limits are not one positive number, or ``None``, for each, or the skips
+            not one number of 0 or more. When it is opened: some sources name their classes and others have labels
+            without names, or all records of one are skipped.
     """
 
-    def __init__(self, sources: list[RecordSource], limits: list[int | None] | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        sources: list[RecordSource],
+        limits: list[int | None] | None = None,
+        seed: int = 0,
+        skips: list[int] | None = None,
+    ) -> None:
         self.sources = sources
         self.limits: list[int | None] = [None] * len(sources) if limits is None else limits
         self.seed = seed
+        self.skips = [0] * len(sources) if skips is None else skips
         self._chosen: list[tuple[int, int]] = []  # source, and position in it, of every record
         self._classes: list[str] | None = None
         self._numbers: dict[int, list[int]] = {}  # of a source's classes among those of all, where they differ
@@ -38,6 +48,8 @@ class MixedRecords(RecordSource):
             raise ValueError("sources is empty; give at least one record source")
         if len(self.limits) != len(sources) or any(limit is not None and limit < 1 for limit in self.limits):
             raise ValueError(f"limits is {limits}; give 1 or more, or null, for each of {len(sources)} sources")
+        if len(self.skips) != len(sources) or any(skip < 0 for skip in self.skips):
+            raise ValueError(f"skips is {skips}; give 0 or more for each of {len(sources)} sources")
 
     def check_paths(self) -> None:
         """See that the files of the sources are there."""
@@ -50,9 +62,11 @@ class MixedRecords(RecordSource):
             source.prepare()
 
     def _open(self) -> None:
-        for number, (source, limit) in enumerate(zip(self.sources, self.limits, strict=True)):
+        for number, (source, limit, skip) in enumerate(zip(self.sources, self.limits, self.skips, strict=True)):
             source.open()
-            order = np.random.default_rng(derive_seed(self.seed, number)).permutation(len(source))[:limit]
+            order = np.random.default_rng(derive_seed(self.seed, number)).permutation(len(source))[skip:][:limit]
+            if skip and not len(order):
+                raise ValueError(f"skips is {self.skips}: source {number + 1} has only {len(source)} records")
             self._chosen += [(number, int(index)) for index in np.sort(order)]
         named = {number: classes for number, source in enumerate(self.sources) if (classes := source.classes)}
         self._join_classes(named)
@@ -129,14 +143,19 @@ class MixedRecords(RecordSource):
 
     def fingerprint(self) -> str:
         """Covers the sources, and which of their records are taken."""
-        return digest([self.limits, self.seed, *(source.fingerprint() for source in self.sources)])
+        return digest([*self._drawn, *(source.fingerprint() for source in self.sources)])
 
     def content(self) -> Iterator[object]:
         """What the sources are made of, and which of their records are taken."""
-        yield self.limits, self.seed
+        yield self._drawn
         for source in self.sources:
             yield type(source).__name__
             yield from source.content()
+
+    @property
+    def _drawn(self) -> tuple[object, ...]:
+        """What decides which records are taken; without skips as before there were any, so that runs know it again."""
+        return self.limits, self.seed, *([self.skips] if any(self.skips) else [])
 
     def _number(self, index: int, label: int | None) -> int | None:
         numbers = self._numbers.get(self._chosen[index][0])

@@ -23,7 +23,7 @@ WORDINGS = (
 
 
 class CountingTask(NamedTask):
-    """How many copies of an image are on a white canvas, among a few others of different names.
+    """How many copies of an image are on a white canvas, alone or among a few others of different names.
 
     The options are a drawn row of neighbours from the range of counts, and each of them is as likely the right one, so
     they do not give it away. Counts at the ends of the range are rarer for that.
@@ -32,7 +32,7 @@ class CountingTask(NamedTask):
         source: Labelled or captioned images.
         low: Fewest copies.
         high: Most copies.
-        others: Most other images; there is at least one.
+        others: Most other images; there is at least one, unless this is 0.
         canvas_size: Height and width of the canvas in pixels.
         side: Pixels of the longer side of each image on it.
         options: Numbers to choose from.
@@ -62,8 +62,8 @@ class CountingTask(NamedTask):
             raise ValueError(
                 f"low is {low} and high {high}; allowed: 1 or more, with {options} numbers from low to high"
             )
-        if others < 1 or side < 1:
-            raise ValueError(f"others is {others} and side {side}; allowed: 1 or more")
+        if others < 0 or side < 1:
+            raise ValueError(f"others is {others} and side {side}; allowed: 0 or more, and 1 or more")
         if high + others > canvas.capacity(canvas_size, side=side):
             raise ValueError(
                 f"{high} copies and {others} others of side {side} do not fit on a canvas of {canvas_size} pixels, "
@@ -79,7 +79,7 @@ class CountingTask(NamedTask):
         first = int(rng.integers(self.low, self.high - self.options + 2))
         row = range(first, first + self.options)
         count = row[int(rng.integers(len(row)))]
-        others = self._other_names(name, int(rng.integers(1, self.others + 1)), rng)
+        others = self._other_names(name, int(rng.integers(1, self.others + 1)), rng) if self.others else []
         images = [record.needed_image] * count + [
             self.source[self._position_of(other, rng)].needed_image for other in others
         ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
 
 import numpy as np
@@ -78,6 +78,41 @@ def near_numbers(right: str, count: int, *, rng: np.random.Generator) -> list[st
     value = int(right.replace(".", ""))
     first = max(0, value - int(rng.integers(count + 1)))
     return [f"{Decimal(n).scaleb(-decimals):f}" for n in range(first, first + count + 1) if n != value]
+
+
+def paired(names: Iterable[str], similar: Similarity, *, allowed: Callable[[str], Iterable[str]]) -> dict[str, str]:
+    """A partner for each name, which is nobody else's: the most similar two first, then those of what is left.
+
+    Args:
+        names: All of them.
+        similar: Says how similar they are.
+        allowed: Which others can be the partner of a name; if one can be another's, that can be its.
+
+    Returns:
+        Partners by name, the two of a pair side by side. What is left over goes between two that are paired.
+
+    Raises:
+        ValueError: A name cannot have a partner.
+    """
+    others = {name: list(allowed(name)) for name in sorted(names)}
+    scored = [
+        (-score, name, other)
+        for name, candidates in others.items()
+        if candidates
+        for other, score in zip(candidates, similar(name, candidates), strict=True)
+        if name < other
+    ]
+    partner: dict[str, str] = {}
+    for _, name, other in sorted(scored):
+        if name not in partner and other not in partner:
+            partner |= {name: other, other: name}
+    for left in [name for name in others if name not in partner]:
+        between = [name for name in others[left] if partner.get(name) in others[left]]
+        if not between:
+            raise ValueError(f"{left!r} has no partner among {len(others)} names: leave it out, or let more names in")
+        nearest = between[int(np.argmax(similar(left, between)))]
+        partner |= {left: partner[nearest], nearest: left}
+    return partner
 
 
 def arranged(right: str, wrong: Sequence[str], *, rng: np.random.Generator) -> tuple[tuple[str, ...], int]:

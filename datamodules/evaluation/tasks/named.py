@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from datamodules.conversations.instruction_dataset import BACKGROUND
 from datamodules.evaluation.tasks.distractors import distractors
 from datamodules.evaluation.tasks.reformulated import ReformulatedTask
-from datamodules.evaluation.tasks.similarity import check_similar, load_similarity, plain
+from datamodules.evaluation.tasks.similarity import IMAGES, ImageSimilarity, check_similar, load_similarity, plain
+from datamodules.images.image_dataset import flatten_image
 from datamodules.sources.records import CorruptRecord, RecordSource
+
+_LOOKED_AT = 16  # images of a name whose mean stands for it
+_THUMBNAIL = (8, 8)  # pixels
 
 
 class NamedTask(ReformulatedTask):
@@ -19,8 +26,8 @@ class NamedTask(ReformulatedTask):
         source: The images and their names.
         captions_only: Take captions even where there are classes.
         max_words: Most words of a name; records with longer ones, or with an empty caption, are left out.
-        similar: Take the most similar names as wrong ones: ``spelling``, or a safetensors file of embeddings (see
-            ``datamodules.evaluation.tasks.similarity``); otherwise they are drawn.
+        similar: Take the most similar names as wrong ones: by ``spelling``, by their ``images``, or by a safetensors
+            file of embeddings (see ``datamodules.evaluation.tasks.similarity``); otherwise they are drawn.
         common: As for ``ReformulatedTask``.
 
     Raises:
@@ -49,7 +56,8 @@ class NamedTask(ReformulatedTask):
     def check_paths(self) -> None:
         """See that the files of the source and of `similar` are there."""
         super().check_paths()
-        check_similar(self.similar)
+        if self.similar != IMAGES:
+            check_similar(self.similar)
 
     def _read(self) -> None:
         classes = None if self.captions_only else self.source.classes
@@ -62,7 +70,10 @@ class NamedTask(ReformulatedTask):
         for position, name in enumerate(self._names):
             if name is not None:
                 self._members.setdefault(known.setdefault(plain(name), name), []).append(position)
-        self._similarity = load_similarity(self.similar)
+        by_images = self.similar == IMAGES
+        self._similarity = (
+            ImageSimilarity(self._members, self._thumbnails) if by_images else load_similarity(self.similar)
+        )
         if self._similarity is not None:
             self._similarity.check(self._members)
 
@@ -95,13 +106,26 @@ class NamedTask(ReformulatedTask):
 
     def _other_names(self, name: str, count: int, rng: np.random.Generator) -> list[str]:
         """Names that an image of this name does not bear: a ``cat face`` shows a ``cat``, too."""
+        return distractors(name, self._not_borne(name), count, rng=rng, similar=self._similarity)
+
+    def _not_borne(self, name: str) -> list[str]:
         words = set(plain(name).split())
-        candidates = [
+        return [
             other
             for other in self._members
             if not (set(plain(other).split()) <= words or words <= set(plain(other).split()))
         ]
-        return distractors(name, candidates, count, rng=rng, similar=self._similarity)
+
+    def _thumbnails(self, name: str) -> np.ndarray:
+        """Small images of a few records of a name, spread over the source: (N, C), from 0 to 1."""
+        members = self._members[name]
+        found: list[np.ndarray] = []
+        for position in members[:: max(1, len(members) // _LOOKED_AT)][:_LOOKED_AT]:
+            with suppress(CorruptRecord):  # reported when it is asked about
+                image = flatten_image(self.source[position].needed_image, channels=3, background=BACKGROUND)
+                small = image.resize(_THUMBNAIL, Image.Resampling.BOX)
+                found.append(np.asarray(small, dtype=np.float32).ravel() / 255)
+        return np.array(found)
 
     def _position_of(self, name: str, rng: np.random.Generator) -> int:
         """A drawn record of that name."""

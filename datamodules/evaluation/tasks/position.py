@@ -42,6 +42,8 @@ class PositionTask(NamedTask):
         source: Labelled or captioned images.
         kind: ``where`` (options are the places) or ``what`` (options are the names of the images on the canvas).
         layout: ``corners`` (four images) or ``halves`` (two, beside or above each other).
+        others: Images besides the one that is asked for; one at every other place if not given. With ``where`` it may
+            be less, down to 0: places without an image are options all the same.
         canvas_size: Height and width of the canvas in pixels.
         common: As for ``NamedTask`` and ``ReformulatedTask``; wordings have the field ``{name}`` with ``where`` and
             ``{place}`` with ``what``.
@@ -56,6 +58,7 @@ class PositionTask(NamedTask):
         *,
         kind: Kind = "where",
         layout: Layout = "corners",
+        others: int | None = None,
         canvas_size: int = 336,
         **common: Any,
     ) -> None:
@@ -65,21 +68,27 @@ class PositionTask(NamedTask):
         super().__init__(source, default_wordings=WORDINGS[kind], formulation="SingleChoice", **common)
         self.kind = kind
         self.layout = layout
+        most = (4 if layout == "corners" else 2) - 1
+        self.others = most if others is None else others
         self.canvas_size = canvas_size
+        least = 0 if kind == "where" else most
+        if not least <= self.others <= most:
+            span = str(most) if least == most else f"{least} to {most}"
+            raise ValueError(f"others is {others}; allowed with kind {kind} and layout {layout}: {span}")
         if canvas_size < 32:
             raise ValueError(f"canvas_size is {canvas_size}; allowed: 32 or more pixels")
 
     def _read(self) -> None:
         super()._read()
-        self._need_names(4 if self.layout == "corners" else 2)
+        self._need_names(self.others + 1)
 
     def _make(self, position: int, record: Record, rng: np.random.Generator) -> Sample:
         name = self._name_of(position)
         places = CORNERS if self.layout == "corners" else (SIDES, ENDS)[int(rng.integers(2))]
-        others = self._other_names(name, len(places) - 1, rng)
+        others = self._other_names(name, self.others, rng)
         images = [record.needed_image, *(self.source[self._position_of(other, rng)].needed_image for other in others)]
         order = [list(places)[number] for number in rng.permutation(len(places))]
-        image = self._composed(images, [places[place] for place in order])
+        image = self._composed(images, [places[place] for place in order[: len(images)]])
         if self.kind == "where":
             options, answer = arranged(order[0], order[1:], rng=rng)
             return Sample(record.id, self._questions(name=name), (image,), options, answer)

@@ -20,21 +20,25 @@ _LEAST = 14  # least size of the font in pixels that people read at ease
 class RenderedTextRecords(RecordSource):
     """A word on a plain image, in Pillow's built-in scalable font; the caption is the word.
 
-    Size, place and colours depend on the seed and the word's position; one of the colours is dark, the other light.
+    Size, place and colours depend on the seed and the record's position; one of the colours is dark, the other light.
 
     Args:
         words: Texts of one line, in printable ASCII; nearly 400 common English words if not given.
         side: Height and width of the images in pixels.
         seed: Decides size, place and colours.
+        copies: Images of every word, each with other sizes, places and colours.
 
     Raises:
-        ValueError: A word is empty or has other characters, or there is none.
+        ValueError: A word is empty or has other characters, or there is none; or ``copies`` is below 1.
     """
 
-    def __init__(self, words: list[str] | None = None, side: int = 224, seed: int = 0) -> None:
+    def __init__(self, words: list[str] | None = None, side: int = 224, seed: int = 0, copies: int = 1) -> None:
         self.words = WORDS.split() if words is None else words
         self.side = side
         self.seed = seed
+        self.copies = copies
+        if copies < 1:
+            raise ValueError(f"copies is {copies}; allowed: 1 or more")
         if side < 32:
             raise ValueError(f"side is {side}; allowed: 32 or more pixels")
         if not self.words:
@@ -56,13 +60,13 @@ class RenderedTextRecords(RecordSource):
         return None
 
     def __len__(self) -> int:
-        """Number of words."""
-        return len(self.words)
+        """Number of words, times that of copies."""
+        return len(self.words) * self.copies
 
     def __getitem__(self, index: int) -> Record:
         """Picture (RGB) and word."""
         self.open()
-        word = self.words[index]
+        word = self.caption_of(index)
         rng = np.random.default_rng(derive_seed(self.seed, index))
         dark, light = (tuple(rng.integers(*span, size=3).tolist()) for span in ((0, 81), (190, 256)))
         ground, ink = (light, dark) if rng.integers(2) else (dark, light)
@@ -82,12 +86,12 @@ class RenderedTextRecords(RecordSource):
         return self.side, self.side
 
     def caption_of(self, index: int) -> str:
-        """A word."""
-        return self.words[index]
+        """A word; all of them come once before any comes again."""
+        return self.words[index % len(self.words)]
 
     def content(self) -> Iterator[object]:
         """The options."""
-        return iter([self.words, self.side, self.seed])
+        return iter([self.words, self.side, self.seed, *([] if self.copies == 1 else [self.copies])])
 
     @property
     def _margin(self) -> int:

@@ -1,10 +1,10 @@
-"""How similar names are: by their spelling, or by embeddings that the user brings."""
+"""How similar names are: by their spelling, by their images, or by embeddings that the user brings."""
 
 from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from datamodules.sources.records import array_digest, digest
 
 SPELLING = "spelling"
+IMAGES = "images"
 _ARTICLES = ("a", "an", "the")
 
 
@@ -103,6 +104,38 @@ class EmbeddingSimilarity(Similarity):
         return digest([list(self._row), array_digest(self._vectors_NC)])
 
 
+class ImageSimilarity(Similarity):
+    """Closeness of the mean images of two names: the negative root mean square difference of small thumbnails.
+
+    Args:
+        names: All that can be scored.
+        thumbnails: Gives those of a name, (N, C) each, from a few of its images; none where none can be read.
+    """
+
+    def __init__(self, names: Iterable[str], thumbnails: Callable[[str], np.ndarray]) -> None:
+        found = {name: thumbnails(name) for name in names}
+        self._means = {plain(name): each_NC.mean(0) for name, each_NC in found.items() if len(each_NC)}
+
+    def __call__(self, name: str, others: Sequence[str]) -> list[float]:
+        """Similarities up to 0; 0 is the same mean image."""
+        rest_NC = np.stack([self._means[plain(other)] for other in others])
+        return (-np.sqrt(np.square(rest_NC - self._means[plain(name)]).mean(1))).tolist()
+
+    def check(self, names: Iterable[str]) -> None:
+        """See that every name has an image that can be read.
+
+        Raises:
+            ValueError: One has none.
+        """
+        missing = sorted(name for name in names if plain(name) not in self._means)
+        if missing:
+            raise ValueError(f"similar: images needs one of every name; none of {missing[0]!r} can be read")
+
+    def fingerprint(self) -> str:
+        """Covers names and mean images."""
+        return digest([(name, array_digest(mean_C)) for name, mean_C in sorted(self._means.items())])
+
+
 def check_similar(similar: str | None) -> None:
     """See that the file of embeddings is there, if one is named.
 
@@ -110,7 +143,10 @@ def check_similar(similar: str | None) -> None:
         FileNotFoundError: It is not.
     """
     if similar not in (None, SPELLING) and not Path(str(similar)).is_file():
-        raise FileNotFoundError(f"embeddings {similar} do not exist; set `similar` to a safetensors file or 'spelling'")
+        raise FileNotFoundError(
+            f"embeddings {similar} do not exist; set `similar` to a safetensors file or 'spelling'; tasks about images "
+            "with names know 'images' too"
+        )
 
 
 def load_similarity(similar: str | None) -> Similarity | None:

@@ -179,7 +179,7 @@ def test_options_out_of_range_are_refused() -> None:
         (lambda: PositionTask(Squares(), canvas_size=9, **BASIC), "canvas_size is 9"),
         (lambda: CountingTask(Squares(), low=0, **BASIC), "low is 0 and high 8"),
         (lambda: CountingTask(Squares(), low=6, high=8, **BASIC), "with 4 numbers from low to high"),
-        (lambda: CountingTask(Squares(), others=0, **BASIC), "others is 0"),
+        (lambda: CountingTask(Squares(), others=-1, **BASIC), "others is -1"),
         (lambda: CountingTask(Squares(), high=14, **BASIC), "14 copies and 3 others of side 72 .* has room for 16"),
         (lambda: ColourTask(Squares(), dominance=0.4, **BASIC), "dominance is 0.4"),
         (lambda: ColourTask(Squares(), options=8, **BASIC), "options is 8; allowed: 2 to 7"),
