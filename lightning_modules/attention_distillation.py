@@ -18,10 +18,11 @@ from blocks.base import Site, TokenMixer
 from lightning_modules.beside_mixers import BesideMixers
 from lightning_modules.diffusion import compile_blocks
 from lightning_modules.in_stages import SAVED
+from lightning_modules.stored_base import StoredBase
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError, require
-from sparsight.common.hashes import is_state, kind_of, short_hash
+from sparsight.common.hashes import short_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
 from sparsight.common.training.processes import gathered, process_count
@@ -30,14 +31,13 @@ from sparsight.common.training.sharding import is_sharded, own_class
 from sparsight.common.training.stage_clock import StageClock
 from sparsight.diffusion.measure.report import COSTS, replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
-from sparsight.diffusion.model.diffusion_model import DiffusionModel
-from sparsight.diffusion.model.identity import stored_hash
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.model.timesteps import Timesteps
 from sparsight.diffusion.surgery.plan import PlanEntry, plan_from
 from sparsight.diffusion.surgery.record import differing, record_of
 from sparsight.diffusion.surgery.replace import replace
 from sparsight.diffusion.surgery.rest.low_rank import LoRA
+from sparsight.diffusion.surgery.rest.quantised import Quantisation
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import SiteSelection
 from sparsight.diffusion.surgery.training_free import is_training_free
@@ -52,7 +52,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @takes_former_options
-class AttentionDistillation(BesideMixers):
+class AttentionDistillation(BesideMixers, StoredBase):
     """Layer-wise and end-to-end distillation of self-attention (Dong et al., arXiv 2504.21292), in one ``fit``.
 
     Args:
@@ -72,6 +72,8 @@ class AttentionDistillation(BesideMixers):
             random start.
         teacher_dtype: Precision of the frozen denoiser and the text encoders, however they are stored; mixers are
             always trained in fp32.
+        teacher_quantization: ``int8`` holds frozen linear layers of the denoiser's blocks in 8 bits (torchao). What
+            trains is made of the weights as they are stored, and so are exports.
         condition_dropout: Share of samples without their condition.
         gradient_checkpointing: Recompute blocks in the end-to-end backward pass to save memory.
         compile: Compile every transformer block.
@@ -104,6 +106,7 @@ class AttentionDistillation(BesideMixers):
         lora: LoRA | None = None,
         init_samples: int = 64,
         teacher_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        teacher_quantization: Quantisation | None = None,
         condition_dropout: float = 0.1,
         gradient_checkpointing: bool = False,
         compile: bool = False,
@@ -122,19 +125,18 @@ class AttentionDistillation(BesideMixers):
         require(0 <= condition_dropout <= 1, "condition_dropout", condition_dropout, "0 to 1")
         entries = plan_from(mixer=mixer, sites=sites, plan=plan)
         self.clock = StageClock(stages)
-        self.teacher, self.revision = teacher, revision
-        self._source = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
-        self.diffusion = DiffusionModel.from_pretrained(teacher, dtype=DTYPES[teacher_dtype], **self._source)
+        self.revision = revision
+        source = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
+        self.load_base(teacher, dtype=DTYPES[teacher_dtype], quantised=teacher_quantization, source=source)
         self.diffusion.size, self.diffusion.guidance = sampling.size, sampling.guidance_scale
         self.diffusion.sample_shape()  # refused now, not after training
-        self.denoiser: Any = self.diffusion.denoiser
-        self.teacher_hash = stored_hash(self.denoiser, variant=variant, load=self._load_stored)
         self.shells = replace(self.denoiser, entries, train_projections=train_projections)
         self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
         check_weights(site_weights or {}, self.site_weights)
         if any(stage.objective == "layerwise" for stage in self.clock.stages):
             check_learners(self.site_weights, self._learners())
         self.free_rest(train_rest, lora)
+        self.quantise_base()
         self.distiller = Distiller(self.denoiser, self.shells, self.site_weights, self.diffusion.process)
         self.optimizer = optimizer
         self.init_samples = init_samples
@@ -208,16 +210,6 @@ class AttentionDistillation(BesideMixers):
         self.recent_errors.take(saved.get("recent_errors", {}), self.device)
         self.retire(saved.get("handed_over", self.sites()))
         self._restored = True
-
-    def _was_teacher(self, recorded: str) -> bool:
-        """Whether a hash of another kind, of an earlier version, is that of the teacher as it is stored."""
-        if kind_of(recorded) == kind_of(self.teacher_hash):
-            return False
-        return is_state(recorded, self._load_stored())
-
-    def _load_stored(self) -> Mapping[str, Tensor]:
-        """Weights of the teacher's denoiser, in fp32."""
-        return DiffusionModel.from_pretrained(self.teacher, **self._source).denoiser.state_dict()
 
     def former_names(self) -> dict[str, str]:
         """Names that tensors have now, by those of earlier versions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.randomness import Stream, sample_normal, sample_uniform
 from sparsight.diffusion.model.sampling import Sampling, check_steps, sample, starting_noise
 from sparsight.diffusion.model.timesteps import EVEN, Timesteps
+from sparsight.diffusion.surgery.rest.quantised import Quantisation
 from sparsight.diffusion.train.sharding import shard
 
 VARIANTS = 8  # compilations of one block
@@ -41,6 +43,7 @@ class DiffusionModule(TrainedPartsModule):
 
     diffusion: DiffusionModel
     waits_for_steps = False
+    quantised: Quantisation | None = None  # see StoredBase
 
     def __init__(self, *, seed: int, sampling: Sampling, max_skipped_steps: int) -> None:
         super().__init__(max_skipped_steps=max_skipped_steps)
@@ -73,6 +76,10 @@ class DiffusionModule(TrainedPartsModule):
             shard(self.diffusion.denoiser, self.device_mesh)
 
     # -- exports -------------------------------------------------------------------------------------------------
+
+    def whole_base(self) -> AbstractContextManager[None]:
+        """The denoiser as an export holds it: see ``StoredBase``; of others as it is."""
+        return nullcontext()
 
     def write_export(self, folder: Path, name: str, *, processor: Any, **facts: Any) -> None:
         """Write a pipeline folder; arguments as those of :func:`sparsight.diffusion.export.write.write_diffusion`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,12 @@ PLAN = [
     {"sites": "*.1.attn1", "mixer": {"class_path": "HeadSplit", "init_args": {"parts": [MERGED, WINDOW]}}},
     {"sites": "*", "mixer": CONV},
 ]
+needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
 MODELS: dict[str, dict[str, Any]] = {
     "plan": {"mixer": None, "plan": PLAN, "train_projections": True},
     "delta_conv": {"mixer": CONV},
     "own_projections": {"mixer": WINDOW, "train_projections": True},
+    "quantised": {"mixer": CONV, "teacher_quantization": "int8"},
     "rest": {"mixer": CONV, "train_rest": ["*.norm1.linear.*"], "lora": {"rank": 2}},
 }
 
@@ -93,8 +96,9 @@ MODELS: dict[str, dict[str, Any]] = {
         pytest.param("delta_conv", WHOLE_FILES, marks=pytest.mark.slow),
         pytest.param("own_projections", WHOLE_FILES, marks=pytest.mark.slow),
         pytest.param("rest", "ddp", marks=pytest.mark.slow),
+        pytest.param("quantised", "ddp", marks=[pytest.mark.slow, needs_torchao]),
     ],
-    ids=["plan", "plan_ddp", "delta_conv", "own_projections", "rest_ddp"],
+    ids=["plan", "plan_ddp", "delta_conv", "own_projections", "rest_ddp", "quantised_ddp"],
 )
 @pytest.mark.usefixtures("reload_here")
 def test_split_training_is_that_of_one_process_and_resumes(tmp_path: Path, model: str, split_by: object) -> None:

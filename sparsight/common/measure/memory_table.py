@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparsight.common.measure.memory import free_bytes
 from sparsight.common.tables import format_table
@@ -96,8 +98,16 @@ def tensors_of(module: nn.Module) -> Iterator[Tensor]:
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """Bytes of all of these together."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    """Bytes of all of these together; of codes and their scales where a tensor is made of those."""
+    return sum(part.numel() * part.element_size() for tensor in tensors for part in _inner(tensor))
+
+
+def _inner(tensor: Any) -> Iterator[Tensor]:
+    if not is_traceable_wrapper_subclass(tensor):
+        yield tensor
+        return
+    for name in tensor.__tensor_flatten__()[0]:
+        yield from _inner(vars(tensor)[name])
 
 
 def _state_share(optimizer: Callable[..., torch.optim.Optimizer]) -> float:

@@ -50,6 +50,7 @@ class Model:
         cores: Paths of the sites at which the attention's core alone was replaced.
         rest: Names of the denoiser's own parameters that were trained beside mixers.
         learned_variance: Whether the second half of its output's channels is a variance, which nothing here trains.
+        quantised: What the base's frozen layers were held in while it was trained, if not in their precision.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Model:
     untrained: str | None = None
     rest: Collection[str] = ()
     learned_variance: bool = False
+    quantised: str | None = None
 
 
 def write_card(folder: Path, *, model: Model, run: Run, base: Base | None) -> None:
@@ -186,6 +188,11 @@ def _precision(model: Model) -> str:
     )
     if whole > EXACT:
         text += " The difference is that of precision or device: the original did not compute in fp32 on a CPU."
+    if model.quantised:
+        text += (
+            f" While it was trained, frozen linear layers of the base were held in {model.quantised}; what is here are "
+            "their weights as the base has them."
+        )
     if model.fp16:
         text += (
             f' With the weights rounded to half precision (`variant="fp16"`) and fp32 arithmetic it differs by '

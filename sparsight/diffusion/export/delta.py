@@ -41,7 +41,14 @@ def changed_tensors(denoiser: nn.Module) -> dict[str, Tensor]:
 
 
 def write_delta(
-    denoiser: nn.Module, folder: Path, *, teacher: str, revision: str | None, variant: str | None, teacher_hash: str
+    denoiser: nn.Module,
+    folder: Path,
+    *,
+    teacher: str,
+    revision: str | None,
+    variant: str | None,
+    teacher_hash: str,
+    quantised: str | None = None,
 ) -> None:
     """Write the changed tensors and the plan that ``mount`` follows.
 
@@ -52,6 +59,7 @@ def write_delta(
         revision: Its revision.
         variant: Its weight variant.
         teacher_hash: ``sparsight.common.hashes.state_hash`` of its denoiser.
+        quantised: What frozen layers were held in while it was trained, if not in their precision.
     """
     tensors = {
         name: (tensor.float() if tensor.is_floating_point() else tensor).cpu().contiguous()
@@ -65,6 +73,7 @@ def write_delta(
         "revision": revision,
         "variant": variant,
         "teacher_hash": teacher_hash,
+        "trained_beside": quantised,
         "record": record_of(denoiser),
     }
     write_text(folder / PLAN, json.dumps(plan, indent=2) + "\n")  # last: without it, there is no delta

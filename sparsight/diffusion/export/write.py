@@ -52,7 +52,7 @@ def write_diffusion(
         ValueError: A mixer cannot travel, or no site was handed over to its mixer yet.
         RuntimeError: The folder does not load, or its outputs differ.
     """
-    with without_idle(module.diffusion.denoiser):
+    with without_idle(module.diffusion.denoiser), module.whole_base():
         write_pipeline(module.diffusion, folder, fp16=fp16)
         record = record_of(module.denoiser)
         if record["sites"]:
@@ -60,7 +60,8 @@ def write_diffusion(
         if base is not None and shells_of(module.denoiser):
             _write_delta(module, base, folder / "delta")
         reloaded = _verified(module.diffusion, folder)
-        facts = replace(_describe(module.diffusion, folder, name, reloaded, licence), untrained=lacking)
+        facts = _describe(module.diffusion, folder, name, reloaded, licence)
+        facts = replace(facts, untrained=lacking, quantised=module.quantised)
     write_card(folder, model=facts, run=run, base=base)
 
 
@@ -72,6 +73,7 @@ def _write_delta(module: Any, base: Base, folder: Path) -> None:
         revision=base.revision,
         variant=base.variant,
         teacher_hash=module.teacher_hash,
+        quantised=module.quantised,
     )
 
 

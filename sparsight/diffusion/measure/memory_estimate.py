@@ -30,6 +30,7 @@ from sparsight.common.measure.memory_table import (
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.surgery.replace import set_mode, shells_of
+from sparsight.diffusion.surgery.rest.quantised import has_codes, is_coded
 from sparsight.diffusion.surgery.rest.rest import rest_of
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.site_error import mean_squares
@@ -39,7 +40,7 @@ NOT_COUNTED = (
     "passed on, workspaces of kernels, and what the driver and the allocator keep (often 1 to 2 GiB)"
 )
 REMEDIES = "set gradient_checkpointing to true, lower batch_size and raise trainer.accumulate_grad_batches, "
-FEWER_SITES = "set teacher_dtype to bfloat16, or replace fewer sites"
+FEWER_SITES = "set teacher_dtype to bfloat16 and teacher_quantization to int8, or replace fewer sites"
 FEWER_PARAMETERS = "or train fewer parameters"
 OBJECTIVES = ("layerwise", "end_to_end", "denoising")
 
@@ -92,7 +93,7 @@ def estimate_memory(
     kept = 0 if rest is None else tensor_bytes(rest.kept)
     frozen = tensor_bytes(tensor for tensor in tensors_of(denoiser) if not tensor.requires_grad) - kept
     trained = tensor_bytes(tensor for tensor in tensors_of(denoiser) if tensor.requires_grad)
-    dtype = str(compute_dtype(denoiser)).removeprefix("torch.")
+    dtype = str(compute_dtype(denoiser)).removeprefix("torch.") + (" and int8" if has_codes(denoiser) else "")
     standing = {
         f"frozen part of the denoiser, {dtype}": frozen,
         "what is trained": trained,
@@ -211,4 +212,8 @@ def _checkpointed(denoiser: nn.Module) -> Iterator[Any]:
 
 
 def _fake(mode: FakeTensorMode, tensor: Tensor, device: torch.device) -> Tensor:
-    return FakeTensor(mode, tensor.detach().to("meta"), device).requires_grad_(tensor.requires_grad)
+    # of codes, which layers decode for a moment, what they stand for
+    empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+    return FakeTensor(mode, empty if is_coded(tensor) else tensor.detach().to("meta"), device).requires_grad_(
+        tensor.requires_grad
+    )

@@ -50,14 +50,14 @@ def _weights(part: Any, *, like: str | None) -> dict[str, Any]:
     return {"weights": state_hash(part.state_dict(), like=like), "dtype": str(part.dtype)}
 
 
-def stored_hash(denoiser: Any, *, variant: str | None, load: Callable[[], Mapping[str, Tensor]]) -> str:
+def stored_hash(denoiser: Any, stored: StoredState | None, load: Callable[[], Mapping[str, Tensor]]) -> str:
     """``state_hash`` of a denoiser's weights in float32, in whatever precision it was loaded.
 
     Files are read for it one tensor at a time. A quantised denoiser has no other weights than those it was loaded with.
 
     Args:
         denoiser: As it was loaded.
-        variant: Weight variant that was asked for.
+        stored: Its weights in files, see ``stored_weights_of``.
         load: Loads the weights in float32, for denoisers whose tensors have other names in files.
     """
     state = denoiser.state_dict()
@@ -65,12 +65,21 @@ def stored_hash(denoiser: Any, *, variant: str | None, load: Callable[[], Mappin
         tensor.dtype == torch.float32 for tensor in state.values() if tensor.is_floating_point()
     ):
         return state_hash(state)
+    return state_hash(load() if stored is None else stored)
+
+
+def stored_weights_of(denoiser: Any, *, variant: str | None) -> StoredState | None:
+    """Weights in the files that a denoiser was loaded from; none if its tensors have other names there.
+
+    Args:
+        denoiser: As it was loaded.
+        variant: Weight variant that was asked for.
+    """
+    names = denoiser.state_dict().keys()
     origin = Path(str(denoiser.config.get("_name_or_path")))
-    for folder in (origin, *(origin / name for name in DENOISERS)):
-        stored = StoredState(weights_of(folder, variant))
-        if stored.keys() == state.keys():
-            return state_hash(stored)
-    return state_hash(load())
+    folders = (origin, *(origin / name for name in DENOISERS))
+    found = (StoredState(weights_of(folder, variant)) for folder in folders)
+    return next((stored for stored in found if stored.keys() == names), None)
 
 
 def tokenizer_hash(tokenizer: Any) -> str:

@@ -18,6 +18,7 @@ from sparsight.diffusion.surgery.core_shell import core_shell, linear_in
 from sparsight.diffusion.surgery.joint import is_core
 from sparsight.diffusion.surgery.place import make_student, put
 from sparsight.diffusion.surgery.plan import MixerFactory, PlanEntry, assign, plan_from
+from sparsight.diffusion.surgery.rest.quantised import is_coded
 from sparsight.diffusion.surgery.rest.rest import settle_rest
 from sparsight.diffusion.surgery.shell import AttentionShell, Mode, Shell
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, refuse_unsupported
@@ -124,7 +125,7 @@ def _norm(norm: nn.Module | None, head_dim: int) -> Callable[[Tensor], Tensor] |
 def _acting(layer: Any) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of a linear layer; what adapters are wrapped around, or is stored as codes, is asked for them."""
     inner: Any = linear_in(layer)[1]
-    if inner is layer and inner.weight.is_floating_point():
+    if inner is layer and inner.weight.is_floating_point() and not is_coded(inner.weight):
         return inner.weight, inner.bias
     dtype = compute_dtype(layer)
     columns = torch.eye(inner.in_features, dtype=dtype, device=inner.weight.device)

@@ -106,7 +106,10 @@ def test_a_device_that_is_too_small_is_warned_of_in_time(
 ) -> None:
     monkeypatch.setattr("sparsight.diffusion.measure.memory_estimate.available_bytes", lambda device: 1000)
     data = Samples(teacher, captions=["a cat"], cache=CacheOptions(str(tmp_path / "cache")))
-    with pytest.warns(UserWarning, match=r"this run may need .* set teacher_dtype to bfloat16, or replace fewer sites"):
+    with pytest.warns(
+        UserWarning,
+        match=r"this run may need .* set teacher_dtype to bfloat16 and teacher_quantization to int8, or ",
+    ):
         said(distillation(teacher), data, tmp_path, caplog)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.diffusion.surgery.rest.choice import is_taken
+from sparsight.diffusion.surgery.rest.quantised import decoded, is_coded
 from sparsight.diffusion.surgery.shell import Shell
 
 ADAPTER = "sparsight"
@@ -123,6 +124,9 @@ def take_adapters(denoiser: nn.Module, *, merge: bool) -> None:
     """
     for path, layer in adapted_layers(denoiser).items():
         if merge:
+            base = layer.get_base_layer()
+            if is_coded(base.weight):
+                base.weight = nn.Parameter(decoded(base.weight), requires_grad=False)
             layer.merge(adapter_names=[ADAPTER])
         parent, _, name = path.rpartition(".")
         setattr(denoiser.get_submodule(parent), name, layer.get_base_layer())
@@ -143,13 +147,13 @@ def without_adapters(denoiser: nn.Module, state: Mapping[str, Tensor]) -> dict[s
             if own.startswith("base_layer."):
                 own = own.removeprefix("base_layer.")
                 delta = layer.get_delta_weight(ADAPTER) if own == "weight" else None
-                merged[f"{path}.{own}"] = tensor if delta is None else dense(tensor).to(delta.dtype) + delta
+                merged[f"{path}.{own}"] = tensor if delta is None else _added(tensor, delta)
     return merged
 
 
-def dense(tensor: Tensor) -> Tensor:
-    """Numbers that can be reckoned with, of a weight that may be stored in another form."""
-    return tensor
+def _added(weight: Tensor, delta: Tensor) -> Tensor:
+    """Where the weight is, which may be the CPU's memory for want of the device's."""
+    return decoded(weight).to(delta.dtype) + delta.to(weight.device)
 
 
 def _learn(learning: Iterable[tuple[nn.Parameter, bool]]) -> None:
