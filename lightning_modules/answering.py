@@ -156,9 +156,9 @@ class Answering(TrainedPartsModule):
         with self.retired.taken_out(), self.edited():
             return answer_questions(self.model, self._own_tokenizer(), batch, methods=methods, new_tokens=new_tokens)
 
-    def edited(self) -> AbstractContextManager[None]:
-        """The model with the methods of its recipe."""
-        return nullcontext() if self.recipe is None else self.recipe.on(self.model)
+    def edited(self, *, learns: bool = False) -> AbstractContextManager[None]:
+        """The model with the methods of its recipe, as they are while it trains or at all other times."""
+        return nullcontext() if self.recipe is None else self.recipe.on(self.model, learns=learns)
 
     def _own_tokenizer(self) -> Any:
         if self._tokenizer is None:

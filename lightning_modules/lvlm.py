@@ -59,6 +59,7 @@ class LVLMModule(Answering):
     Attributes:
         tuned_layers: Decoder layers that any stage tunes.
         removals: Steps at which layers left, in order, each with its layers and the numbers they were chosen by.
+        method_weights: Of the recipe's methods, by their names, if any has weights.
     """
 
     scores_before_training = True
@@ -87,10 +88,15 @@ class LVLMModule(Answering):
         self.parts = find_parts(name_parts(self.model, loading.parts))
         self.depth = len(self.parts.layers)
         self.recipe = methods
+        self.method_weights: torch.nn.ModuleDict | None = None
         if self.recipe is not None:
             calibrated = self.recipe.is_calibrated
             template = load_processor(base, **self.source).chat_template if calibrated else None
             self.recipe.check(self.model, template if isinstance(template, str) else None)
+            self.recipe.fit(self.model)
+            if self.recipe.weighted:
+                held = {name: method.held.requires_grad_(False) for name, method in self.recipe.weighted.items()}
+                self.method_weights = torch.nn.ModuleDict(held)
         self.tuned_layers: list[int] = []
         self.prune = prune
         self.export_name = "tuned" if prune is None else "pruned"
@@ -106,7 +112,16 @@ class LVLMModule(Answering):
         return is_state(recorded, load_lvlm(self.base, **self._loading.options).state_dict())
 
     def configure_model(self) -> None:
-        """Split layers, vision towers and the rest over the processes of a ModelParallelStrategy (FSDP2)."""
+        """Split layers, vision towers and the rest over the processes of a ModelParallelStrategy (FSDP2).
+
+        Raises:
+            ConfigurationError: Methods of the recipe have weights, which are not split.
+        """
+        if self.device_mesh is not None and self.method_weights is not None:
+            raise ConfigurationError(
+                f"{', '.join(self.method_weights)} of model.recipe have weights, which are not split over processes: "
+                "set trainer.strategy to ddp"
+            )
         if self.device_mesh is not None and not is_sharded(self.model):
             shard_parts(self.model, [*self.parts.vision.values(), *self.parts.layers], self.device_mesh)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from blocks.tokens import Edit
 from lightning_modules.answering import Evaluation
 from lightning_modules.lvlm import LVLMModule
@@ -48,6 +50,9 @@ class LVLMEvaluation(LVLMModule):
             recipe=recipe,
         )
         self.keep_hyperparameters()
+        for name, method in ({} if self.recipe is None else self.recipe.weighted).items():
+            if method.trained is None:
+                rank_zero_warn(f"{name} of model.recipe has weights that were never trained: give it `trained`")
 
     def trained_names(self) -> set[str]:
         """None: nothing is trained."""

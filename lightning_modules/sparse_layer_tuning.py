@@ -20,7 +20,7 @@ from sparsight.common.training.dropout import seed_dropout
 from sparsight.common.training.processes import process_count, summed
 from sparsight.common.training.run_progress import tell
 from sparsight.common.training.sharding import is_sharded
-from sparsight.lvlm.model.answer_losses import answer_losses
+from sparsight.lvlm.model.answer_losses import answer_losses, answers
 from sparsight.lvlm.model.load import Dtype, Loading
 from sparsight.lvlm.model.lora import LoRA
 from sparsight.lvlm.model.tower import PartNames
@@ -32,7 +32,7 @@ from sparsight.lvlm.train.cost import StepCost, explain, forward_flops, step_cos
 from sparsight.lvlm.train.healing import Healing
 from sparsight.lvlm.train.memory import run_tuning_memory
 from sparsight.lvlm.train.stages import TuningStage
-from sparsight.lvlm.train.trained import LAYERS, PROJECTOR
+from sparsight.lvlm.train.trained import LAYERS, METHODS, PROJECTOR
 
 
 class SparseLayerTuning(TunedLayers):
@@ -62,7 +62,7 @@ class SparseLayerTuning(TunedLayers):
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
         parts: Where text model, vision towers and projector of ``base`` are, by qualified name; found if not given.
-        recipe: Methods that work while the model trains and answers; what is exported is the model without them.
+        recipe: Methods that work while the model trains and answers; an export carries them beside the model.
 
     Attributes:
         predicted_share: FLOPs of a step of the current stage over those of one that trains all layers.
@@ -70,7 +70,7 @@ class SparseLayerTuning(TunedLayers):
     Raises:
         ValueError: No stage, the model's parts cannot be told apart, layers that it does not have, a negative
             number, or a recipe that cannot work in the model, or not with ``prune``, ``distill`` or
-            ``gradient_checkpointing``.
+            ``gradient_checkpointing``; or a stage that trains methods without weights.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class SparseLayerTuning(TunedLayers):
         stage = self.stage
         groups = [
             {"params": self._parameters_of(part), "lr": stage.lr_of(part), "name": part}
-            for part in (LAYERS, PROJECTOR)
+            for part in (LAYERS, PROJECTOR, METHODS)
             if part in stage.train
         ]
         return self.optimisers(
@@ -164,7 +164,7 @@ class SparseLayerTuning(TunedLayers):
         super().on_fit_start()
         total = sum(p.numel() for p in self.model.parameters())
         lines = [f"decoder layers of {self.parts.layers_name}: {len(self.parts.layers)}, chosen {self.layers}"]
-        for part in self.trained:
+        for part in self.trained_parts:
             count = sum(p.numel() for p in self._parameters_of(part))
             kind = " (low-rank adapters)" if part == LAYERS and self.adapters else ""
             lines.append(f"trained {part}{kind}: {count:,} parameters, {count / total:.1%} of the model")
@@ -191,7 +191,7 @@ class SparseLayerTuning(TunedLayers):
                 chosen,
                 everything,
                 projector=PROJECTOR in self.stage.train,
-                lowest=min(self._layers_of_stage(), default=self.depth),
+                lowest=self._lowest(),
                 cached=self.vision_cache is not None,
             )
             rank_zero_info(f"{self.stage_number}: {told}")
@@ -206,7 +206,7 @@ class SparseLayerTuning(TunedLayers):
         def run() -> None:
             answer_losses(self.model, batch["inputs"], batch["labels"])
 
-        with self.trainer.precision_plugin.forward_context(), self._cached_vision(batch), self.edited():
+        with self.trainer.precision_plugin.forward_context(), self._cached_vision(batch), self.edited(learns=True):
             if self.vision_cache is not None:
                 with torch.no_grad():
                     run()
@@ -216,11 +216,17 @@ class SparseLayerTuning(TunedLayers):
             "adapters": self.adapters,
             "checkpointing": self.gradient_checkpointing,
         }
-        chosen = step_cost(flops, layers=self._layers_of_stage(), **options)
+        chosen = step_cost(flops, layers=self._layers_of_stage(), lowest=self._lowest(), **options)
         return chosen, step_cost(flops, layers=range(self.depth), **options)
 
     def _layers_of_stage(self) -> list[int]:
         return self.layers if LAYERS in self.stage.train else []
+
+    def _lowest(self) -> int:
+        """The lowest layer in which anything is trained: a weight of its own, or of a method."""
+        learning = {} if self.recipe is None or METHODS not in self.stage.train else self.recipe.weighted
+        found = [layer for each in learning.values() for layer in range(self.depth) if each.at(layer, self.depth)]
+        return min([*self._layers_of_stage(), *found], default=self.depth)
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Note what learns, at a learning rate that is not 0.
@@ -234,8 +240,10 @@ class SparseLayerTuning(TunedLayers):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the answer tokens of the whole batch, over all processes."""
-        with self._cached_vision(batch), self.edited(), self.healing.watching(self.parts, self._depth_now) as hidden:
+        watching = self.healing.watching(self.parts, self._depth_now)
+        with self._cached_vision(batch), self.edited(learns=True), watching as hidden:
             losses, _ = answer_losses(self.model, batch["inputs"], batch["labels"])
+            taught = self._taught(batch)
         everywhere = summed(losses.new_full((), float(losses.numel()), dtype=torch.float32))
         mean = summed(losses.sum()) / everywhere
         self.log("train/loss", mean)
@@ -245,8 +253,10 @@ class SparseLayerTuning(TunedLayers):
         if not any(batch["image_keys"]) and PROJECTOR in self.stage.train and not is_sharded(self.model):
             # without images nothing reaches the projector, for whose gradients DDP would wait
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self._parameters_of(PROJECTOR))
+        if METHODS in self.stage.train:  # a step may pass some weights by, for whose gradients DDP would wait
+            loss = loss + sum(taught.values()) + 0.0 * sum(p.sum() for p in self._parameters_of(METHODS))
         if not self.healing.is_on(self._depth_now):
-            self.guard.note({"answers": loss}, batch)
+            self.guard.note({"answers": loss, **taught}, batch)
             return loss
         assert self.unpruned is not None
         tower = self.unpruned.shared_tower
@@ -255,6 +265,19 @@ class SparseLayerTuning(TunedLayers):
         self.log("train/hidden_difference", difference.detach(), sync_dist=True)
         self.guard.note({"answers": loss, "hidden_difference": difference}, batch)
         return loss + self.healing.weight * difference
+
+    def _taught(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """What methods with weights learn beside the answers, as losses by their names, in a stage that trains them."""
+        found: dict[str, Tensor] = {}
+        for name, method in {} if self.recipe is None else self.recipe.weighted.items():
+            own = [method.loss()]  # also where nothing asks for it, so that it is of no earlier pass
+            if METHODS in self.stage.train:
+                own.append(method.lesson(lambda: answers(self.model, batch["inputs"], batch["labels"])))
+                told = [loss for loss in own if loss is not None]
+                if told:
+                    found[name] = torch.stack(told).sum()
+                    self.log(f"train/{name}", found[name].detach(), sync_dist=True)
+        return found
 
     @property
     def _depth_now(self) -> int:

@@ -22,7 +22,7 @@ from sparsight.lvlm.surgery.selection import LayerSelection
 from sparsight.lvlm.train.healing import Healing
 from sparsight.lvlm.train.learned import Learned, learned_by_plan
 from sparsight.lvlm.train.stages import TuningStage
-from sparsight.lvlm.train.trained import LAYERS, Part, make_trainable, require_gradients
+from sparsight.lvlm.train.trained import LAYERS, METHODS, Part, make_trainable, require_gradients
 from sparsight.lvlm.train.unpruned import UnprunedModel
 
 
@@ -32,7 +32,8 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
     Attributes:
         layers: The chosen decoder layers.
         selection: How they were chosen, as plain data.
-        trained: Names of the parameters of each part that any stage trains.
+        trained: Names of the model's parameters of each part that any stage trains.
+        trains_methods: Whether any stage trains weights of the recipe's methods.
         adapters: Whether low-rank adapters are tuned in place of the layers' weights.
         gradient_checkpointing: Whether decoder layers are recomputed in the backward pass.
         learned: What optimiser steps have changed.
@@ -53,12 +54,17 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
             rule: Chooses.
             lora: Adapters in place of the layers' weights.
             gradient_checkpointing: Recompute decoder layers in the backward pass.
+
+        Raises:
+            ValueError: A stage trains weights of methods, and the recipe has none; or the other way round.
         """
         self.clock = StageClock(stages)
         self.layers, self.selection = rule.select(self.depth), rule.record()
         self.save_hyperparameters({"selected_layers": list(self.layers)})
         self.adapters = lora is not None
         wanted = {part for stage in stages for part in stage.train}
+        self.trains_methods = METHODS in wanted
+        self._check_methods()
         self.trained = make_trainable(self.model, self.parts, layers=self.layers, lora=lora, wanted=wanted)
         self.tuned_layers = list(self.layers) if LAYERS in self.trained else []
         self.gradient_checkpointing = gradient_checkpointing
@@ -68,6 +74,22 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
         self.learned = Learned()
         self._require_gradients()
 
+    def _check_methods(self) -> None:
+        held = {} if self.recipe is None else self.recipe.weighted
+        if self.trains_methods and not held:
+            raise ValueError("a stage trains methods, and none of the recipe has weights: leave methods out of `train`")
+        fresh = [name for name, method in held.items() if method.trained is None]
+        if fresh and not self.trains_methods:
+            raise ValueError(
+                f"{', '.join(fresh)} of the recipe would keep weights that were never trained: put methods into the "
+                "`train` of a stage, or give `trained`"
+            )
+
+    @property
+    def trained_parts(self) -> list[Part]:
+        """Parts that any stage trains."""
+        return [*self.trained, *([METHODS] if self.trains_methods else [])]
+
     @property
     def unpruned(self) -> UnprunedModel | None:
         """The model that hidden states are compared with; none before training begins, or if they are not."""
@@ -75,17 +97,19 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
 
     def trained_names(self) -> set[str]:
         """Names of the parameters of all parts that any stage trains."""
-        return {f"model.{name}" for part in self.trained.values() for name in part}
+        names = {f"model.{name}" for part in self.trained.values() for name in part}
+        held = self.method_weights.state_dict() if self.method_weights is not None and self.trains_methods else {}
+        return names | {f"method_weights.{name}" for name in held}
 
     def untrained(self) -> str | None:
         """The parts that its stages train, if no optimiser step changed any and no layer has left."""
         if self.learned.parts or self.retired.indices:
             return None
-        return f"{self.base} is untuned: no optimiser step has changed its {' and '.join(self.trained)}"
+        return f"{self.base} is untuned: no optimiser step has changed its {' and '.join(self.trained_parts)}"
 
     def trained_so_far(self) -> list[Part]:
         """Parts that optimiser steps were taken on."""
-        return self.learned.record(list(self.trained))["parts"]
+        return self.learned.record(self.trained_parts)["parts"]
 
     def learned_layers(self) -> list[int]:
         """Decoder layers that optimiser steps were taken on."""
@@ -123,7 +147,7 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
             "base_hash": self.base_hash,
             "layers": list(self.layers),
             "active": list(self._active),
-            "learned": self.learned.record(list(self.trained)),
+            "learned": self.learned.record(self.trained_parts),
             "selection": self.selection,
             "retired": list(self.retired.indices),
             "removals": list(self.removals),
@@ -161,11 +185,21 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
         """Let what the stage trains learn, but for layers that wait for their turn or have left."""
         layers = self._learning_layers()
         require_gradients(self.model, self.parts, self.trained, learning=self.stage.train, layers=layers)
+        if self.recipe is None or self.method_weights is None:
+            return
+        self.method_weights.requires_grad_(METHODS in self.stage.train)
+        if METHODS in self.stage.train:
+            before = sum(METHODS in stage.train for stage in self.clock.stages[: self._stage_index])
+            for method in self.recipe.weighted.values():
+                method.begin(before)
 
     def _learning_layers(self) -> set[int]:
         return set(self._active) - set(self.retired.indices)
 
     def _parameters_of(self, part: Part) -> list[torch.nn.Parameter]:
+        if part == METHODS:
+            assert self.method_weights is not None
+            return [parameter for parameter in self.method_weights.parameters() if parameter.requires_grad]
         return [self.model.get_parameter(name) for name in self.trained[part]]  # FSDP2 puts others in their places
 
     def retire(self, names: Sequence[str]) -> None:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
+from torch import nn
+
 from blocks import edits, tokens
-from blocks.tokens import Edit
+from blocks.tokens import Edit, Shape, Weighted
 from tests.tiny_batches import alone
 from tests.tiny_families import HYBRIDS
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
@@ -24,10 +27,25 @@ PATCHWISE = (  # a square or a run of patches for each image token
     *("llava", "llava_qwen2", "llava_next", "llava_onevision", "paligemma", "gemma3", "internvl"),
     *("smolvlm", "idefics3", "qwen3_vl", "qwen3_5"),
 )
-RENUMBERING = {"renumbered", "pyramid_drop", "gem_filter"}
+RENUMBERING = {"renumbered", "pyramid_drop", "gem_filter", "gamma_mod"}
 SEVERAL_AXES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")  # of positions
-ONE_BY_ONE = {"feather", "cmai"}  # ask for attention in two layers, one after the other
+ONE_BY_ONE = {"feather", "cmai", "gamma_mod_kept"}  # ask for attention in layers that hybrids have a state in
 TRAINING = {"long_lora", "sink_lora"}  # change nothing in what is answered
+
+
+def stirred(method: Weighted, size: float = 0.3) -> Edit:
+    """A method whose fresh weights are moved at random, as if they had learnt something."""
+    fresh = method.make
+
+    def make(shape: Shape) -> nn.Module:
+        held, drawn = fresh(shape), torch.Generator().manual_seed(0)
+        for parameter in held.parameters():
+            parameter.data += size * torch.randn(parameter.shape, generator=drawn)
+        return held
+
+    vars(method)["make"] = make
+    return method
+
 
 METHODS: dict[str, Callable[[], list[Edit]]] = {
     "random": lambda: [tokens.RandomTokens()],
@@ -51,6 +69,9 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "fit_prune": lambda: [tokens.FitPrune(fitted([0, 0, 0.5, 0, 0, 0]))],
     "sparse_vlm": lambda: [tokens.SparseVLM([3], [0.4])],
     "sparse_vlm_merged": lambda: [tokens.SparseVLM([3], [0.25], recycle=0.6)],
+    "dyvte": lambda: [stirred(tokens.DynamicExit(2, 8))],
+    "gamma_mod": lambda: [stirred(tokens.GammaMoD([2, 5]), 1.0)],
+    "gamma_mod_kept": lambda: [stirred(tokens.GammaMoD([1, 3, 4], positions="keep"), 1.0)],
     "aki": lambda: [edits.ModalityMutualAttention()],
     "croc": lambda: [edits.CrocAttention()],
     "croc_prompt": lambda: [edits.CrocAttention(prompt=True)],
@@ -77,6 +98,10 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "vertical_slash": lambda: [edits.VerticalSlash(3, 2, last=4, first=1)],
     "block_sparse": lambda: [edits.BlockSparse(4, 2)],
     "hip": lambda: [edits.HierarchicalPruning(4)],
+    "seer": lambda: [stirred(edits.GatedBlocks(0.3, block=3, layers=[2, 5]))],
+    "seer_top": lambda: [stirred(edits.GatedBlocks(None, 2, block=3, layers=[2, 5]))],
+    "cca": lambda: [edits.CoreContext(3, 4)],
+    "lofit": lambda: [stirred(edits.LoFiT(2, layers=[2, 5]))],
     "heads": lambda: [edits.HeadAblation({2: [1, 3], 5: [0]})],
     "vhr": lambda: [edits.VisionAwareHeads(first_layer=5)],
     "damro": lambda: [edits.OutlierContrast(outliers=2, beta=0)],

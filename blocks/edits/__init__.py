@@ -14,11 +14,14 @@ from blocks.edits.base import (
 )
 from blocks.edits.branches.image_guidance import ImageGuidance
 from blocks.edits.branches.outlier_contrast import OutlierContrast
+from blocks.edits.functions.core_context import CoreContext
 from blocks.edits.functions.dual_softmax import DualSoftmax
+from blocks.edits.functions.gated_blocks import GatedBlocks
 from blocks.edits.functions.hierarchical_pruning import HierarchicalPruning
 from blocks.edits.functions.minference import AShape, BlockSparse, VerticalSlash
 from blocks.edits.functions.softplus_attention import SoftplusAttention
 from blocks.edits.heads.head_ablation import HeadAblation
+from blocks.edits.heads.lofit import LoFiT
 from blocks.edits.heads.vision_aware_heads import VisionAwareHeads
 from blocks.edits.heads.yopo import FeedForwardCut, InactiveHeads, NeighbourWindow, VisualExit
 from blocks.edits.masks.composite_attention import CompositeAttention
@@ -43,6 +46,7 @@ __all__ = [
     "BranchDecoder",
     "ComparedHeadEdit",
     "CompositeAttention",
+    "CoreContext",
     "CorrelationMask",
     "CrocAttention",
     "DualSoftmax",
@@ -50,12 +54,14 @@ __all__ = [
     "FeedForwardCut",
     "FeedForwardEdit",
     "FrameBlockAttention",
+    "GatedBlocks",
     "HeadAblation",
     "HeadEdit",
     "HierarchicalPruning",
     "ImageGuidance",
     "InactiveHeads",
     "Knockout",
+    "LoFiT",
     "LogitEdit",
     "MaskProgram",
     "ModalityMutualAttention",

@@ -5,9 +5,11 @@ from __future__ import annotations
 from blocks.tokens.artefact import Artefact
 from blocks.tokens.attending import Attending
 from blocks.tokens.base import Crop, Decision, Edit, FeatureReducer, LayerPolicy, Reduction, Sight
+from blocks.tokens.policies.dyvte import DynamicExit
 from blocks.tokens.policies.fast_v import FastV
 from blocks.tokens.policies.feather import Feather
 from blocks.tokens.policies.fit_prune import FitPrune
+from blocks.tokens.policies.gamma_mod import GammaMoD
 from blocks.tokens.policies.pyramid_drop import PyramidDrop
 from blocks.tokens.policies.sparse_vlm import SparseVLM
 from blocks.tokens.reducers.controls import RandomTokens, UniformTokens, WithoutImages
@@ -22,6 +24,7 @@ from blocks.tokens.reducers.vision_zip import VisionZip
 from blocks.tokens.reducers.vmtc import ClusterMerge
 from blocks.tokens.reducers.vtc_cls import LayerEnsemble
 from blocks.tokens.token_map import TokenMap
+from blocks.tokens.weighted import Shape, Weighted
 
 __all__ = [
     "Artefact",
@@ -30,6 +33,7 @@ __all__ = [
     "Crop",
     "Decision",
     "DivPrune",
+    "DynamicExit",
     "Edit",
     "FastV",
     "FasterVLM",
@@ -38,12 +42,14 @@ __all__ = [
     "FitPrune",
     "FoPru",
     "FrameBudgets",
+    "GammaMoD",
     "GemFilter",
     "LayerEnsemble",
     "LayerPolicy",
     "PyramidDrop",
     "RandomTokens",
     "Reduction",
+    "Shape",
     "Sight",
     "SparseVLM",
     "TextRouter",
@@ -51,5 +57,6 @@ __all__ = [
     "UniformTokens",
     "VisPruner",
     "VisionZip",
+    "Weighted",
     "WithoutImages",
 ]

@@ -27,6 +27,8 @@ class Attending(NamedTuple):
         scaling: Multiplies the logits.
         softcap: Bounds the logits, if any.
         tables: Cosines and sines by which the queries were turned (B or 1, Q, up to d), if they are known.
+        marks: What an attention function remembered of the keys (B, K, ...), if it did.
+        learns: Whether the model trains, as an attention function is told.
     """
 
     query: Tensor
@@ -37,6 +39,8 @@ class Attending(NamedTuple):
     scaling: float
     softcap: float | None = None
     tables: tuple[Tensor, Tensor] | None = None
+    marks: Tensor | None = None
+    learns: bool = False
 
     def within(self, places: Tensor) -> Attending:
         """Some queries (R) with all keys."""

@@ -116,6 +116,8 @@ class Sight(NamedTuple):
         before: What the layer before attended with, among the same tokens; nothing before the first layer.
         entering: What the tokens were as they entered the decoder (B, T, C).
         begun: How many image tokens of each sample entered it (B).
+        normed: What the layer's first norm makes of ``hidden`` (B, T, C), if the policy asks for that.
+        learns: Whether the model trains.
     """
 
     layer: int
@@ -125,6 +127,8 @@ class Sight(NamedTuple):
     before: Attending | None
     entering: Tensor
     begun: Tensor
+    normed: Tensor | None = None
+    learns: bool = False
 
 
 class Decision(NamedTuple):
@@ -151,11 +155,15 @@ class LayerPolicy(Edit):
         positions: Whether the rest keeps its positions or is numbered anew.
         looks: Whether it asks how the layer before attended.
         feeds: Whether it scales what the feed-forward part adds.
+        norms: Whether it asks for states after the layer's first norm.
+        skips_answers: Whether tokens of answers may go around its layers.
     """
 
     positions: Positions = "keep"
     looks = True
     feeds = False
+    norms = False
+    skips_answers = False
 
     @abstractmethod
     def at(self, layer: int, depth: int) -> bool:
@@ -165,8 +173,14 @@ class LayerPolicy(Edit):
     def decide(self, sight: Sight) -> Decision:
         """What this layer computes of the prompt, and of an answer that is known already."""
 
-    def answers(self, layer: int, hidden: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        """Which tokens of the answer (B, Q) this layer computes, and factors as in ``Decision``; all if not said."""
+    def answers(self, layer: int, hidden: Tensor, normed: Tensor | None) -> tuple[Tensor, Tensor | None] | None:
+        """Which tokens of the answer (B, Q) this layer computes, and factors as in ``Decision``; all if not said.
+
+        Args:
+            layer: Its number.
+            hidden: Its states (B, Q, C).
+            normed: What the layer's first norm makes of them, if that is asked for.
+        """
         return None
 
 

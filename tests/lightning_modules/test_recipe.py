@@ -10,9 +10,10 @@ import pytest
 import torch
 import yaml
 
-from blocks import DivPrune, FastV, Knockout
+from blocks import DivPrune, FastV, Knockout, ShiftedGroups
 from lightning_modules import LVLMEvaluation, SparseLayerTuning
 from sparsight.command.cli import main
+from sparsight.lvlm.model.answer_losses import answer_losses
 from sparsight.lvlm.model.provenance import FILE
 from sparsight.lvlm.scores import BlockInfluence, ImageAttention
 from sparsight.lvlm.surgery.retire import LayerPruning
@@ -64,6 +65,23 @@ def test_losses_and_their_gradients_are_those_of_the_edited_model(base: Path) ->
         grads = [p.grad for p in module.model.parameters() if p.requires_grad]
         assert all(grad is not None and bool(grad.isfinite().all()) for grad in grads)
     assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_masks_of_training_alone_are_there_when_it_trains(base: Path) -> None:
+    """Though the model, most of which is frozen, is in eval mode."""
+    losses = {}
+    for name, recipe in (("plain", None), ("groups", [ShiftedGroups(3)])):
+        module = SparseLayerTuning(base=str(base), stages=[TuningStage(steps=1, lr=0.1)], recipe=recipe)
+        module.train()
+        batch: dict[str, Any] = {**batch_of("fast_vlm", module.model), "image_keys": [], "index": torch.arange(2)}
+        module.log = lambda *_, **__: None  # type: ignore[method-assign]
+        losses[name] = float(module.training_step(batch, 0).detach())
+        with module.edited():
+            losses[f"{name}, answering"] = float(
+                answer_losses(module.model, batch["inputs"], batch["labels"])[0].mean()
+            )
+    assert losses["groups"] != pytest.approx(losses["plain"], abs=1e-3)
+    assert losses["groups, answering"] == pytest.approx(losses["plain, answering"], abs=1e-5)
 
 
 def test_evaluation_answers_under_the_recipe(folder: Path) -> None:

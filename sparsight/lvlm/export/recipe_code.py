@@ -1,7 +1,8 @@
 """Lets an exported image-text model carry the recipe that it was trained under.
 
-The recipe stands in the model's configuration as plain data, and one file of code puts it on where the folder is loaded
-with ``trust_remote_code``. Without that the folder holds a stock model.
+The recipe stands in the model's configuration as plain data, weights of its methods in a file beside the model's, and
+one file of code puts it on where the folder is loaded with ``trust_remote_code``. Without that the folder holds a stock
+model.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import sparsight.lvlm.methods.carried
 from sparsight.common.disk.files import write_text
 from sparsight.common.tables import json_text
+from sparsight.lvlm.methods.learned.weights import write_weights
 from sparsight.lvlm.methods.recipe import Recipe
 from sparsight.publish.carry.assemble import CodeFile, assemble, carried_name, file_of, source_of
 from sparsight.publish.carry.closure import SourceFile, closure
@@ -55,6 +57,7 @@ def carry_recipe(folder: Path, recipe: Recipe, base: type[PreTrainedModel]) -> N
     """
     code = recipe_file(recipe, base)
     code.write(folder)
+    write_weights(recipe.weighted, folder)
     path = folder / "config.json"
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     content[sparsight.lvlm.methods.carried.KEY] = [_at_home(method) for method in recipe.record()]

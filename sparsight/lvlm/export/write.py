@@ -92,14 +92,15 @@ def write_lvlm(
         selection=module.selection,
         pruning=module.removals,
     )
-    if module.recipe is not None:
-        record["recipe"] = module.recipe.record()
-        carry_recipe(folder, module.recipe, type(model))
+    recipe = copy.deepcopy(module.recipe)  # its weights go where it works
+    if recipe is not None:
+        record["recipe"] = recipe.record()
+        carry_recipe(folder, recipe, type(model))
     write_text(folder / FILE, json_text(without_places(record)))
     hide_places(folder)
     difference = verify_lvlm(model, processor, folder)
-    if module.recipe is not None:
-        verify_recipe(model, processor, folder, module.recipe)
+    if recipe is not None:
+        verify_recipe(model, processor, folder, recipe)
     if kept:
         verify_adapters(module, folder, reload.example_inputs(processor))
     write_lvlm_card(

@@ -62,9 +62,11 @@ class Attention(State):
             read = as_kernel_reads(told.allowed, self.kernel, query.dtype, bias)
             return base(module, told.query, told.key, values, read, **{**options, "scaling": told.scaling})[0]
 
-        functions = [edit for _, edit in edits if isinstance(edit, AttentionFunction)]
+        functions = [(number, edit) for number, edit in edits if isinstance(edit, AttentionFunction)]
         if functions:
-            out = functions[0].attend(kernel, attending, value, layer)
+            number, function = functions[0]
+            marks = _fitted(guard.marks.get((layer, number)), attending.key.shape[2])
+            out = function.attend(kernel, attending._replace(marks=marks, learns=self.training), value, layer)
         else:
             out, weights = base(module, query, key, value, mask, **options)
         for number, edit in edits:
@@ -149,13 +151,18 @@ def _difference(
         return out
     part, width = attending.within(asked), attending.key.shape[2]
     logits = part.logits() if bias is None else part.logits() + bias[:, :, asked]
-    marks = None if marks is None else longer(marks, max(width - marks.shape[1], 0))[:, -width:]
+    marks = _fitted(marks, width)
     old = masked_softmax(logits, part.allowed)
     rows = Rows(old, logits, part.allowed, part.queries, attending.keys, layer, marks, seen)
     extra = (edit.weights(rows) - old).to(value) @ value.repeat_interleave(
         attending.query.shape[1] // value.shape[1], 1
     )
     return out.index_add(1, asked, extra.transpose(1, 2))
+
+
+def _fitted(marks: Tensor | None, width: int) -> Tensor | None:
+    """Marks of as many keys as there are."""
+    return None if marks is None else longer(marks, max(width - marks.shape[1], 0))[:, -width:]
 
 
 def longer(marks: Tensor, count: int) -> Tensor:

@@ -14,6 +14,7 @@ from sparsight.lvlm.methods.guard import RECURRENT
 from sparsight.lvlm.methods.kernels import KERNELS
 
 FEED_FORWARD = ("mlp", "feed_forward")
+FIRST_NORMS = ("input_layernorm", "operator_norm")
 ONCE = {"num_beams": 1, "num_return_sequences": 1, "penalty_alpha": None, "prompt_lookup_num_tokens": None}
 
 
@@ -74,6 +75,11 @@ def check_model(methods: Sequence[Edit], config: Any, layers: nn.ModuleList) -> 
             reads = isinstance(method, HeadEdit) or read < layer
             if reads and kinds[read] in RECURRENT:
                 raise ValueError(f"{name_of(method)} needs attention in layer {read}, which is of kind {kinds[read]}")
+            if isinstance(method, LayerPolicy) and method.skips_answers and kinds[layer] in RECURRENT:
+                raise ValueError(
+                    f"{name_of(method)} needs attention in layer {layer}, which is of kind {kinds[layer]}, whose state "
+                    "would know tokens of the answer that go around it"
+                )
         adds = isinstance(method, LogitEdit) and not isinstance(method, AttentionFunction)
         if adds and kernel == "flex_attention":
             raise ValueError(
@@ -85,6 +91,8 @@ def check_model(methods: Sequence[Edit], config: Any, layers: nn.ModuleList) -> 
             raise ValueError(f"{name_of(method)} needs attention in layer {asked}; there are 0 to {depth - 1}")
         if isinstance(method, FeedForwardEdit) or (isinstance(method, LayerPolicy) and method.feeds):
             feed_forward(layers[found[0]])
+        if isinstance(method, LayerPolicy) and method.norms:
+            first_norm(layers[found[0]])
     by_layer: dict[int, list[str]] = {}
     for policy in (method for method in methods if isinstance(method, LayerPolicy)):
         for layer in range(depth):
@@ -106,12 +114,23 @@ def feed_forward(layer: nn.Module) -> nn.Module:
     Raises:
         ValueError: It has none of a known name.
     """
-    found = [part for name, part in layer.named_children() if name in FEED_FORWARD]
+    return _child(layer, FEED_FORWARD, "feed-forward part")
+
+
+def first_norm(layer: nn.Module) -> nn.Module:
+    """The norm that a decoder layer begins with.
+
+    Raises:
+        ValueError: It has none of a known name.
+    """
+    return _child(layer, FIRST_NORMS, "first norm")
+
+
+def _child(layer: nn.Module, names: Sequence[str], what: str) -> nn.Module:
+    found = [part for name, part in layer.named_children() if name in names]
     if len(found) != 1:
-        named = [name for name, _ in layer.named_children()]
-        raise ValueError(
-            f"{type(layer).__name__} has no feed-forward part of a known name: it holds {', '.join(named)}"
-        )
+        held = [name for name, _ in layer.named_children()]
+        raise ValueError(f"{type(layer).__name__} has no {what} of a known name: it holds {', '.join(held)}")
     return found[0]
 
 

@@ -15,6 +15,7 @@ from blocks.edits.base import AttentionEdit, FeedForwardEdit, MaskProgram, Where
 from blocks.tokens.base import Decision, Edit, FeatureReducer, LayerPolicy, Sight
 from blocks.tokens.token_map import PAD, TokenMap, chosen, put, rows
 from sparsight.lvlm.methods.attention import Attention
+from sparsight.lvlm.methods.conflicts import first_norm
 from sparsight.lvlm.methods.guard import CacheGuard
 from sparsight.lvlm.methods.kernels import as_kernel_reads
 from sparsight.lvlm.methods.passes import Passes
@@ -32,10 +33,11 @@ class Installed(Passes, Attention):
         methods: In their order.
         model: The model.
         parts: Its parts.
+        learns: Whether the model trains, whatever mode it is in.
     """
 
-    def __init__(self, methods: Sequence[Edit], model: Any, parts: Parts) -> None:
-        super().__init__(methods, model, parts)
+    def __init__(self, methods: Sequence[Edit], model: Any, parts: Parts, *, learns: bool = False) -> None:
+        super().__init__(methods, model, parts, learns=learns)
         policies: list[LayerPolicy] = self.of(LayerPolicy)
         looking = [*policies, *self.of(MaskProgram)]
         self.renumbers = any(policy.positions == "renumber" for policy in policies)
@@ -138,12 +140,13 @@ class Installed(Passes, Attention):
             )
         entering = rows(self.guard.entering, self.guard.path)
         begun = self.guard.prompt.visual.sum(1)
-        return Sight(layer, self.depth, self.guard.local, hidden, before, entering, begun)
+        normed = first_norm(self.layers[layer])(hidden) if policy.norms else None
+        return Sight(layer, self.depth, self.guard.local, hidden, before, entering, begun, normed, self.training)
 
     def _answered(self, layer: int, forward: Forward, hidden: Tensor, inputs: dict[str, Any]) -> Tensor:
         guard, count, computes = self.guard, hidden.shape[1], None
         for policy in self.of(LayerPolicy, layer):
-            found = policy.answers(layer, hidden)
+            found = policy.answers(layer, hidden, first_norm(self.layers[layer])(hidden) if policy.norms else None)
             if found is not None:
                 computes, scale = found
                 guard.scale = None if scale is None else scale[..., None]

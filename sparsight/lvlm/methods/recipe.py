@@ -18,6 +18,7 @@ from sparsight.lvlm.methods.facts import facts_of
 from sparsight.lvlm.methods.families import family_of
 from sparsight.lvlm.methods.installed import Installed
 from sparsight.lvlm.methods.kernels import around_kernel
+from sparsight.lvlm.methods.learned.weights import fit_weights, weighted
 from sparsight.lvlm.model.bypass import replaced_forward
 from sparsight.lvlm.model.tower import find_parts
 
@@ -41,6 +42,9 @@ class Recipe:
     Args:
         methods: Of ``blocks.tokens`` and ``blocks.edits``, or of your own.
 
+    Attributes:
+        weighted: Those with weights of their own, by name.
+
     Raises:
         ValueError: Two exclude each other.
     """
@@ -51,6 +55,7 @@ class Recipe:
                 raise ValueError(f"{name_of(method)} is of none of the kinds {', '.join(k.__name__ for k in ORDER)}")
         check_together(methods)
         self.methods = sorted(methods, key=lambda method: next(n for n, k in enumerate(ORDER) if isinstance(method, k)))
+        self.weighted = weighted(self.methods)
 
     @property
     def dropping(self) -> list[str]:
@@ -85,21 +90,34 @@ class Recipe:
         """Methods and their options in their order, as plain data."""
         return [method.record() for method in self.methods]
 
+    def fit(self, model: Any) -> None:
+        """Give methods their weights for a model where they have none: afresh, or from their files.
+
+        Raises:
+            ValueError: A file does not fit, or they have weights for another model.
+        """
+        fit_weights(self.weighted, model)
+
     @contextmanager
-    def on(self, model: Any) -> Iterator[None]:
+    def on(self, model: Any, *, learns: bool = False) -> Iterator[None]:
         """Let a model work with the methods inside: forward, backward, and ``generate`` with a cache.
 
         Labels, given to the model or to ``sparsight.lvlm.model.answer_losses.answer_losses``, tell where the answer
         begins; without them the whole text is the prompt. Outputs have the shape that they have without the methods.
 
+        Args:
+            model: The model; methods are given their weights for it where they have none.
+            learns: Whether methods do what they do in training alone; they do so in a model in train mode anyway.
+
         Raises:
-            ValueError: As ``check``, or the model has a recipe already.
+            ValueError: As ``check`` and ``fit``, or the model has a recipe already.
         """
         if model in _BUSY:
             raise ValueError("the model has a recipe already: put all methods into one")
         self.check(model)
         parts = find_parts(model)
-        work = Installed(self.methods, model, parts)
+        self.fit(model)
+        work = Installed(self.methods, model, parts, learns=learns)
         kernels = {config._attn_implementation for config in (work.config, *work.tower_configs)}
         with ExitStack() as stack:
             _BUSY.add(model)

@@ -30,6 +30,7 @@ class State:
         methods: In their order.
         model: The model.
         parts: Its parts.
+        learns: Whether the model trains, whatever mode it is in.
 
     Attributes:
         tapped: Layers whose attention is kept for the layer after them.
@@ -39,11 +40,12 @@ class State:
         tables: By what positions of the layer's queries are encoded.
     """
 
-    def __init__(self, methods: Sequence[Edit], model: Any, parts: Parts) -> None:
+    def __init__(self, methods: Sequence[Edit], model: Any, parts: Parts, *, learns: bool = False) -> None:
         self.methods, self.depth, self.whole = list(methods), len(parts.layers), model
         decoder: Any = parts.decoder
         self.config, self.image_id = decoder.config, parts.image_token_id
         self.heads = self.config.num_attention_heads
+        self.layers = list(parts.layers)
         self.layer_of = {module: number for number, layer in enumerate(parts.layers) for module in layer.modules()}
         self.second = {branch: branch.reducer() for branch in self.of(BranchDecoder)}
         self.first = {edit: edit.reducer() for edit in self.of(ComparedHeadEdit)}
@@ -51,6 +53,7 @@ class State:
         looking = [r for r in [*reducers, *self.of(AttentionEdit)] if r is not None and r.tower_layer is not None]
         self.pictures = Pictures(model, parts, looking)
         self.tower_configs = [tower.config for tower in self.pictures.towers]
+        self.learns = learns
         self.tapped: set[int] = set()
         self.stop: int | None = None
         self.recorded: dict[int, Tensor] | None = None
@@ -66,8 +69,8 @@ class State:
 
     @property
     def training(self) -> bool:
-        """Whether the model is in train mode."""
-        return self.whole.training
+        """Whether the model trains."""
+        return self.learns or self.whole.training
 
     def of(self, kind: type[Any], layer: int | None = None) -> list[Any]:
         """Methods of a kind, at a layer if one is given."""

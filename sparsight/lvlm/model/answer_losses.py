@@ -75,6 +75,12 @@ def answer_losses(model: PreTrainedModel, inputs: Mapping[str, Any], labels_BT: 
     Returns:
         Losses (N) in the order of the batch, and the sample (N) that each belongs to.
     """
+    losses_N, _, sample_N = answers(model, inputs, labels_BT)
+    return losses_N, sample_N
+
+
+def answers(model: PreTrainedModel, inputs: Mapping[str, Any], labels_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses (N) as ``answer_losses`` gives them, logits (N, V), float32, of the same tokens, and their samples (N)."""
     next_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)  # the logits of a token speak of the next one
     wanted_BT = next_BT != IGNORED
     told = _LABELS.set(labels_BT)
@@ -83,4 +89,4 @@ def answer_losses(model: PreTrainedModel, inputs: Mapping[str, Any], labels_BT: 
     finally:
         _LABELS.reset(told)
     losses_N = F.cross_entropy(logits_NV, next_BT[wanted_BT], reduction="none")
-    return losses_N, torch.nonzero(wanted_BT)[:, 0]
+    return losses_N, logits_NV, torch.nonzero(wanted_BT)[:, 0]

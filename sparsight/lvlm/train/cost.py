@@ -120,6 +120,7 @@ def step_cost(
     projector: bool,
     adapters: bool = False,
     checkpointing: bool = False,
+    lowest: int | None = None,
 ) -> StepCost:
     """FLOPs of a training step that trains these layers, and the projector or not.
 
@@ -130,11 +131,12 @@ def step_cost(
         adapters: Whether low-rank adapters stand in for the layers' weights; a layer that has none in ``flops`` is
             taken to have such as the others.
         checkpointing: Whether decoder layers are recomputed.
+        lowest: Layer down to which gradients pass; the lowest of ``layers`` if not given.
     """
     adapter = max(flops.adapters)
     added = [adapter - flops.adapters[i] if adapters and i in layers else 0.0 for i in range(len(flops.layers))]
-    lowest = 0 if projector else min(layers, default=len(flops.layers))
-    backward = range(lowest, len(flops.layers))
+    found = min(layers, default=len(flops.layers)) if lowest is None else lowest
+    backward = range(0 if projector else found, len(flops.layers))
     # the lowest trained layer needs no gradient of its input, but nearly all of its inside does
     passed_on = sum(flops.layers[i].linear + added[i] + 2 * flops.layers[i].attention for i in backward)
     weights = sum(adapter if adapters else flops.layers[i].linear for i in layers)

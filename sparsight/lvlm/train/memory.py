@@ -18,7 +18,7 @@ from sparsight.common.measure.memory_table import (
 from sparsight.common.training.averaging import averaging
 from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.train.stages import TuningStage
-from sparsight.lvlm.train.trained import LAYERS, Part
+from sparsight.lvlm.train.trained import LAYERS, METHODS, Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,6 +50,7 @@ def tuning_memory(
     layers_at_a_time: int | None = None,
     averaged: bool = False,
     unpruned: nn.Module | None = None,
+    methods: nn.Module | None = None,
     device: torch.device | None = None,
 ) -> MemoryEstimate:
     """Count what stands in memory while a model is tuned.
@@ -63,6 +64,7 @@ def tuning_memory(
         layers_at_a_time: Number of layers that train at one time if they rotate.
         averaged: Whether a moving average of what is trained is kept.
         unpruned: A copy of the model that is kept beside it.
+        methods: Trained weights of a recipe's methods.
         device: Where training runs; none if that is not known.
     """
     named = dict(model.named_parameters())
@@ -71,6 +73,8 @@ def tuning_memory(
     # of several precisions, that of the most bytes names the row
     dtype = max({t.dtype for t in frozen}, key=lambda d: tensor_bytes(t for t in frozen if t.dtype == d))
     sizes = {part: _sizes(named, names) for part, names in trained.items()}
+    if methods is not None:
+        sizes[METHODS] = {name: tensor_bytes([tensor]) for name, tensor in methods.named_parameters()}
     learning = sizes | {LAYERS: _largest_layers(parts, sizes.get(LAYERS, {}), layers_at_a_time)}
     weights = sum(sum(part.values()) for part in sizes.values())
     at_a_time = max(sum(sum(learning[part].values()) for part in stage.train) for stage in stages)
@@ -96,6 +100,7 @@ def run_tuning_memory(module: Any) -> MemoryEstimate:
         layers_at_a_time=None if rotation is None else rotation.layers_at_a_time,
         averaged=averaging(module.trainer) is not None,
         unpruned=None if module.unpruned is None else module.unpruned.model,
+        methods=module.method_weights if module.trains_methods else None,
         device=module.device,
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sparsight.common.errors import require
 from sparsight.common.training.lr_schedules import SCHEDULES
-from sparsight.lvlm.train.trained import LAYERS, PROJECTOR, Part
+from sparsight.lvlm.train.trained import LAYERS, METHODS, PROJECTOR, Part
 
 
 @dataclass
@@ -19,9 +19,11 @@ class TuningStage:
 
     Args:
         steps: Optimiser steps.
-        train: What is trained: ``layers`` (the chosen decoder layers), ``projector``, or both.
+        train: What is trained: ``layers`` (the chosen decoder layers), ``projector``, ``methods`` (weights of the
+            recipe's methods), or several of them.
         lr: Learning rate of the layers, and of all that has none of its own, at its highest.
         projector_lr: Learning rate of the projector; ``lr`` if not given.
+        methods_lr: Learning rate of methods' weights; ``lr`` if not given.
         lr_schedule: One of transformers' schedules, e.g. ``cosine`` or ``constant_with_warmup``.
         warmup_share: Share of the steps, 0 to 1, over which the learning rate rises.
 
@@ -36,13 +38,14 @@ class TuningStage:
     projector_lr: float | None = None
     lr_schedule: str = "cosine"
     warmup_share: float = 0.03
+    methods_lr: float | None = None
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", self.steps, "1 or more")
-        if not self.train or not set(self.train) <= {LAYERS, PROJECTOR}:
-            raise ValueError(f"a stage trains {LAYERS}, {PROJECTOR} or both, got {list(self.train)}")
+        if not self.train or not set(self.train) <= {LAYERS, PROJECTOR, METHODS}:
+            raise ValueError(f"a stage trains {LAYERS}, {PROJECTOR}, {METHODS} or several, got {list(self.train)}")
         for part in self.train:
-            name = "projector_lr" if part == PROJECTOR and self.projector_lr is not None else "lr"
+            name = "lr" if self._own.get(part) is None else f"{part}_lr"
             require(0 < self.lr_of(part) < math.inf, name, self.lr_of(part), f"above 0, or leave {part} out of train")
         if self.lr_schedule not in SCHEDULES:
             raise ValueError(f"lr_schedule is one of {', '.join(SCHEDULES)}; got {self.lr_schedule!r}")
@@ -51,7 +54,12 @@ class TuningStage:
 
     def lr_of(self, part: Part) -> float:
         """Learning rate of a part."""
-        return self.projector_lr if part == PROJECTOR and self.projector_lr is not None else self.lr
+        own = self._own.get(part)
+        return self.lr if own is None else own
+
+    @property
+    def _own(self) -> dict[Part, float | None]:
+        return {PROJECTOR: self.projector_lr, METHODS: self.methods_lr}
 
     @property
     def rates(self) -> str:

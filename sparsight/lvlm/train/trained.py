@@ -1,4 +1,7 @@
-"""What of an image-text model is trained: chosen decoder layers, whole or by adapters, and the projector."""
+"""What of an image-text model is trained: chosen decoder layers, whole or by adapters, and the projector.
+
+Beside it, methods of a recipe may have weights of their own.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +17,10 @@ from sparsight.lvlm.model.tower import Parts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-Part = Literal["layers", "projector"]
+Part = Literal["layers", "projector", "methods"]
 LAYERS: Part = "layers"
 PROJECTOR: Part = "projector"
+METHODS: Part = "methods"
 
 
 def make_trainable(

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from blocks.edits import InactiveHeads
-from blocks.tokens import FitPrune
+from blocks.tokens import FitPrune, GammaMoD
+from sparsight.lvlm.methods.calibration.ranks import LowRankLayers
 from sparsight.lvlm.methods.calibration.searches import FitPruneShares, InactiveHeadVotes
 from sparsight.lvlm.methods.conformance import check_methods, left_padded
 from sparsight.lvlm.methods.recipe import Recipe
@@ -98,3 +99,18 @@ def test_prompts_without_images_are_nothing_to_calibrate_by() -> None:
             calibrator.artefact(model, [text])
         with pytest.raises(ValueError, match="saw no prompts"):
             calibrator.artefact(model, [])
+
+
+def test_layers_of_low_rank_are_found(tmp_path: Path) -> None:
+    model, samples = tried("llava")
+    found = LowRankLayers(0.34).artefact(model, [left_padded(samples)])
+    ranks = [0.0] * 6
+    for sample in samples:
+        for layer, weights in enumerate(maps(model, sample)):
+            own = weights * (1 - torch.eye(weights.shape[-1]))
+            ranks[layer] += float(torch.linalg.matrix_rank(own).float().mean()) / 2
+    assert [found["values"]["ranks"][str(layer)] for layer in range(6)] == pytest.approx(ranks, abs=0.3)
+    inner = sorted(range(1, 5), key=lambda layer: (found["values"]["ranks"][str(layer)], layer))
+    assert found["values"]["layers"] == sorted(inner[:2])
+    method = GammaMoD(artefact=found)
+    assert [layer for layer in range(6) if method.at(layer, 6)] == found["values"]["layers"]

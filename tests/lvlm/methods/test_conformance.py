@@ -84,6 +84,8 @@ NOTHING: dict[str, Edit] = {  # methods that are told to change nothing
     "act": edits.SinkCalibration({2: [0, 1]}, beta=1.0, threshold=0.0),
     "visual_boost": edits.VisualBoost(0.0, 0.0),
     "temp_scale": edits.TemperatureScale(1.0),
+    "cca": edits.CoreContext(),
+    "seer": edits.GatedBlocks(0.0, block=4),
     "a_shape": edits.AShape(),
     "vertical_slash": edits.VerticalSlash(),
     "block_sparse": edits.BlockSparse(),

@@ -1,0 +1,1 @@
+"""Weights of methods: made for a model, written and read."""
