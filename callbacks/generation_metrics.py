@@ -97,6 +97,10 @@ class GenerationMetrics(Callback):
         self._wanted = self._measuring = False
         self._draws = OwnDraws(num_samples, processes=1, rank=0)
 
+    def known_captions(self) -> Sequence[str]:
+        """Captions that are given; not those of the data."""
+        return self.conditions[: self.num_samples] if self.column == "caption" and self.conditions else ()
+
     # -- when --------------------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

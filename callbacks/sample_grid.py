@@ -47,6 +47,10 @@ class SampleGrid(Callback):
         self._drawn_at = -1
         self._teacher_images: Tensor | None = None
 
+    def known_captions(self) -> list[str]:
+        """Those that are drawn."""
+        return self.captions or []
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module that cannot draw this.
 

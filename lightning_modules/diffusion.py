@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_modules.base import TrainedPartsModule
+from sparsight.common.datamodule import datamodule_of
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.training.dtypes import ON_PROCESSOR, sent
@@ -21,6 +22,8 @@ from sparsight.diffusion.export.standalone import student_state
 from sparsight.diffusion.export.write import write_diffusion
 from sparsight.diffusion.families.conditioning import drop_condition
 from sparsight.diffusion.families.known import family_of
+from sparsight.diffusion.measure.run_memory import Shaped
+from sparsight.diffusion.model.caption_memory import KnowsCaptions
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.randomness import Stream, sample_normal, sample_uniform
 from sparsight.diffusion.model.sampling import Sampling, check_steps, sample, starting_noise
@@ -62,13 +65,20 @@ class DiffusionModule(TrainedPartsModule):
         return []
 
     def setup(self, stage: str) -> None:
-        """Move text encoders and VAE beside the denoiser.
+        """Embed captions that are known, and move the VAE to where the denoiser will be, which is not there yet.
 
         Raises:
             ConfigurationError: The noise scheduler cannot take as many steps as ``sampling`` says.
         """
         check_steps(self.diffusion, self.sample_steps, name="sampling.steps")
-        self.diffusion.to(self.device)
+        self.diffusion.to(self.device, encoders=False)
+        data = datamodule_of(self._trainer)
+        if isinstance(data, KnowsCaptions) and isinstance(data, Shaped):
+            self.diffusion.embed_ahead(data.known_captions(), data.batch_shape(self.diffusion)[1:], self.device)
+        callbacks = [] if self._trainer is None else self.trainer.callbacks  # type: ignore[attr-defined]
+        drawn = [caption for each in callbacks if isinstance(each, KnowsCaptions) for caption in each.known_captions()]
+        if drawn:
+            self.diffusion.embed_ahead(drawn, self.diffusion.sample_shape()[1:], self.device)
 
     def configure_model(self) -> None:
         """Split the denoiser over the processes of a ModelParallelStrategy (FSDP2); nothing under other strategies."""

@@ -142,6 +142,10 @@ class TeacherSamplesDataModule(ProcessDataModule):
         """Samples a batch, their sides in model space; known before there is any sample."""
         return self.batch_size, *(self.plan.size or model.sample_shape()[1:])
 
+    def known_captions(self) -> Sequence[str]:
+        """Those that samples will have."""
+        return (self.plan.captions or ())[: self.count + self.val_count]
+
     def identity(self) -> dict[str, Any] | None:
         """Key of the samples' cache, which covers the teacher's weights and all sampler settings."""
         return None if self._opened is None else {"samples": cache_key(self._opened.settings)}
@@ -171,10 +175,15 @@ class TeacherSamplesDataModule(ProcessDataModule):
             former=lambda: self.plan.settings(model, like=SHA256),
             verify_days=self.verify_days,
         )
-        model.to(_device(self.device))
-        model.denoiser.eval().to(_device(self.device))
+        model.denoiser.eval()
+
+        def place() -> None:
+            model.to(_device(self.device), encoders=False)
+            model.embed_ahead(self.known_captions(), self.plan.shape(model)[1:], _device(self.device))
+            model.denoiser.to(_device(self.device))
+
         total = self.count + self.val_count
-        fill_cache(cache, model, self.plan, total=total, sample_batch_size=self.sample_batch_size)
+        fill_cache(cache, model, self.plan, total=total, sample_batch_size=self.sample_batch_size, place=place)
         self._cache = cache
 
     def setup(self, stage: str | None = None) -> None:

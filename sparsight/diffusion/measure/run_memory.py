@@ -12,6 +12,7 @@ from sparsight.common.datamodule import datamodule_of
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.training.averaging import averaging
 from sparsight.diffusion.measure.memory_estimate import estimate_memory
+from sparsight.diffusion.model.caption_memory import KnowsCaptions
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 
@@ -39,6 +40,10 @@ def run_memory(
     """
     trainer, model = module.trainer, module.diffusion
     data = datamodule_of(trainer)
+    device = trainer.strategy.root_device
+    # text encoders are sent off before the denoiser comes, see DiffusionModel.embed_ahead
+    leave = device.type != "cpu" and isinstance(data, KnowsCaptions) and len(data.known_captions()) > 0
+    away = list(map(id, model.captions.encoders if leave else ()))
     batch, *size = data.batch_shape(model) if isinstance(data, Shaped) else (1, *model.sample_shape()[1:])
     return estimate_memory(
         module.denoiser,
@@ -47,9 +52,13 @@ def run_memory(
         size=tuple(size),
         optimizer=optimizer,
         averaged=averaging(trainer) is not None,
-        others={name: part for name, part in model.pipeline.components.items() if _is_other(module, part)},
+        others={
+            name: part
+            for name, part in model.pipeline.components.items()
+            if _is_other(module, part) and id(part) not in away
+        },
         autocast=trainer.precision_plugin.forward_context,
-        device=trainer.strategy.root_device,
+        device=device,
     )
 
 

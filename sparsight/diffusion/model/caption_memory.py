@@ -5,9 +5,10 @@ A caption is embedded by itself, whatever batch it is in: a run that goes on get
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Sequence
 from functools import reduce
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -20,8 +21,17 @@ from sparsight.diffusion.families.conditioning import (
     map_condition,
 )
 
-ROOM = 2 * 2**30  # bytes of memory beside the device
+LEAST_ROOM = 2 * 2**30  # bytes of memory beside the device
 PATIENCE = 20  # calls one after the other that ask the encoders nothing, before they leave the device
+
+
+@runtime_checkable
+class KnowsCaptions(Protocol):
+    """Data, or a callback, that can tell which captions it will come with."""
+
+    def known_captions(self) -> Sequence[str]:
+        """Captions, each once or more often; none where they are not known."""
+        ...
 
 
 class CaptionMemory:
@@ -29,13 +39,15 @@ class CaptionMemory:
 
     Args:
         encoders: Text encoders; where they are is theirs to say until the first caption comes.
-        room: Bytes; when they are used up, captions that are not known are embedded whenever they come.
+        room: Bytes; when they are used up, captions that are not known are embedded whenever they come. A quarter of
+            the machine's, shared by as many processes as there are GPUs, if not given.
     """
 
-    def __init__(self, encoders: Sequence[nn.Module], *, room: int = ROOM) -> None:
-        self.encoders, self.room = list(encoders), room
+    def __init__(self, encoders: Sequence[nn.Module], *, room: int | None = None) -> None:
+        self.encoders, self.room = list(encoders), _room() if room is None else room
         self._known: dict[Hashable, Condition] = {}
         self._used = self._idle = 0
+        self.is_full = False  # whether a caption found no room
 
     def conditions(
         self, captions: Sequence[str], size: tuple[int, int], embed: Callable[[str], Condition], device: torch.device
@@ -56,11 +68,15 @@ class CaptionMemory:
                 self._keep(self._key(caption, size), made[caption])
         self._idle = 0 if made else self._idle + 1
         if self._idle == PATIENCE and self._used < self.room:
-            self._bring(torch.device("cpu"))
+            self.send_encoders_off()
         rows = [made.get(caption) or self._known[self._key(caption, size)] for caption in captions]
         if not made:  # all of them lie on the processor: one transfer for each part
             return _on(device, reduce(concatenate_conditions, rows))
         return reduce(concatenate_conditions, (_on(device, row) for row in rows))
+
+    def send_encoders_off(self) -> None:
+        """Let the encoders leave their device; they come back for a caption that is new."""
+        self._bring(torch.device("cpu"))
 
     def _key(self, caption: str, size: tuple[int, int]) -> Hashable:
         dtypes = tuple(str(compute_dtype(encoder)) for encoder in self.encoders)
@@ -74,10 +90,19 @@ class CaptionMemory:
     def _keep(self, key: Hashable, condition: Condition) -> None:
         own = _on(torch.device("cpu"), condition)
         needed = sum(part.numel() * part.element_size() for part in flatten_condition(own, "cond").values())
-        if self._used + needed <= self.room:
+        self.is_full = self._used + needed > self.room
+        if not self.is_full:
             self._used += needed
             self._known[key] = own
 
 
 def _on(device: torch.device, condition: Condition) -> Any:
     return map_condition(lambda part: sent(part, device), condition)
+
+
+def _room() -> int:
+    try:
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):  # no POSIX
+        return LEAST_ROOM
+    return max(LEAST_ROOM, whole // 4 // max(1, torch.cuda.device_count()))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -93,11 +93,42 @@ class DiffusionModel:
         """Maker of conditions, on the denoiser's device."""
         return conditioner_for(self.pipeline, self.device)
 
-    def to(self, device: torch.device) -> None:
-        """Move every part that Lightning does not know about: text encoders, which may leave it again, and VAE."""
+    def to(self, device: torch.device, *, encoders: bool = True) -> None:
+        """Move every part that Lightning does not know about: VAE, and text encoders, which may leave it again.
+
+        Args:
+            device: Where to.
+            encoders: Whether text encoders move now; else they come for the first caption that is new.
+        """
         for name, part in self.pipeline.components.items():
             if isinstance(part, nn.Module) and name != self.component:
-                part.requires_grad_(False).eval().to(device)
+                part.requires_grad_(False).eval()
+                if encoders or not any(part is encoder for encoder in self.captions.encoders):
+                    part.to(device)
+
+    def embed_ahead(self, captions: Iterable[str], sides: Sequence[int], device: torch.device) -> None:
+        """Embed captions, and no caption, before the denoiser is on a device that has no room for it and text encoders.
+
+        These leave the device afterwards. Nothing happens where it is the processor.
+
+        Args:
+            captions: What will be asked for, as far as it is known and finds room.
+            sides: Of samples in model space.
+            device: Where it is done.
+        """
+        if device.type == "cpu" or not self.captions.encoders:
+            return
+        size = (sides[-2] * self.pixels_per_cell, sides[-1] * self.pixels_per_cell)
+        for caption in dict.fromkeys((NOTHING, *captions)):
+            self._embedded([caption], size, device)
+            if self.captions.is_full:
+                warnings.warn(
+                    "not all captions find room in memory once they are embedded: text encoders will come back to the "
+                    "device for those that did not; a machine with more memory, or fewer captions, spares that",
+                    stacklevel=2,
+                )
+                break
+        self.captions.send_encoders_off()
 
     def sample_shape(self) -> tuple[int, ...]:
         """(C, H, W) of a sample in model space at :attr:`size`, or at the size the denoiser was made for.
@@ -195,12 +226,7 @@ class DiffusionModel:
         conditioner = self.conditioner
         if not self.captions.encoders or conditioner.column not in batch:
             return conditioner(batch, size)
-        return self.captions.conditions(
-            list(batch[conditioner.column]),
-            size,
-            lambda caption: conditioner({conditioner.column: [caption]}, size),
-            self.device,
-        )
+        return self._embedded(list(batch[conditioner.column]), size, self.device)
 
     def unconditional(self, batch: Mapping[str, Any], count: int, size: tuple[int, int]) -> Condition:
         """What the denoiser is told about ``count`` images without label or caption."""
@@ -208,8 +234,18 @@ class DiffusionModel:
             return self._ready(batch["uncond"])
         if not self.captions.encoders:
             return self.conditioner.unconditional(count, size)
-        one = self.captions.conditions([NOTHING], size, lambda _: self.conditioner.unconditional(1, size), self.device)
+        one = self._embedded([NOTHING], size, self.device)
         return map_condition(lambda part: part.expand(count, *part.shape[1:]), one)
+
+    def _embedded(self, captions: Sequence[str], size: tuple[int, int], device: torch.device) -> Condition:
+        conditioner = self.conditioner
+
+        def embed(caption: str) -> Condition:
+            if caption == NOTHING:
+                return conditioner.unconditional(1, size)
+            return conditioner({conditioner.column: [caption]}, size)
+
+        return self.captions.conditions(captions, size, embed, device)
 
     def _ready(self, embeddings: Condition) -> Condition:
         return _cast(embeddings, compute_dtype(self.denoiser))

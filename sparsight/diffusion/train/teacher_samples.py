@@ -27,16 +27,23 @@ _log = logging.getLogger(__name__)
 
 
 def fill_cache(
-    cache: SampleCache, model: DiffusionModel, plan: TeacherPlan, *, total: int, sample_batch_size: int
+    cache: SampleCache,
+    model: DiffusionModel,
+    plan: TeacherPlan,
+    *,
+    total: int,
+    sample_batch_size: int,
+    place: Callable[[], None],
 ) -> None:
     """Make what is missing of samples 0 to ``total - 1``; a shard that was changed on disk is reported and made again.
 
     Args:
         cache: Where to.
-        model: The teacher, on the device to sample on.
+        model: The teacher.
         plan: What to sample.
         total: Number of samples.
         sample_batch_size: Samples drawn together.
+        place: Brings the teacher to the device to sample on; called if something is missing.
 
     Raises:
         ValueError: The folder cannot be written, or the disk is too full.
@@ -55,6 +62,7 @@ def fill_cache(
         for folder, lines in cache.others().items():
             rank_zero_info(f"teacher samples: {folder} is not used, it was made with other settings:\n{lines}")
     samples = sum(shard.count for shard in missing)
+    place()
     _check_space(cache, plan, model, samples)
     started = time.monotonic()
     with fill_progress("states") as progress:  # the unit is one sample's step: the bar moves within a batch too
