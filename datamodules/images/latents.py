@@ -45,8 +45,8 @@ class CachedLatentsDataModule(ProcessDataModule):
     images had them, and for text-to-image teachers the embeddings ``"cond"`` and ``"uncond"``. Order, splits, flips and
     buckets are those of ``images``: training sees the same numbers as without the cache.
 
-    Time is saved, and no memory: the module that is trained loads its VAE and text encoders all the same and keeps them
-    on its device, because sample grids and metrics draw with them.
+    Time is saved, and of memory what text encoders take of the device: the module that is trained loads them and its
+    VAE all the same, because sample grids and metrics draw with them.
 
     The cache of a split lies in ``<cache.folder>/<key>``. The key covers the weights of VAE and text encoders, the
     tokenizers, the records (for files: name, size and time of change) and how images are prepared; a cache that was

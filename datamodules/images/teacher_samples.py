@@ -7,18 +7,20 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torch.utils.data import DataLoader, Subset, default_collate
 
+from datamodules.images.teacher_dataset import TeacherDataset
 from datamodules.process import ProcessDataModule
 from datamodules.sampler import ResumableLoader, ResumableSampler, even_batch_size
 from sparsight.common.captions import read_captions
 from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.disk.sample_cache import SampleCache, cache_key
-from sparsight.common.disk.shard_reader import ShardReader
 from sparsight.common.errors import require
 from sparsight.common.hashes import SHA256
 from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
+from sparsight.diffusion.model.encoding import DTYPES
+from sparsight.diffusion.surgery.rest.quantised import Quantisation, check_quantisation, quantise
 from sparsight.diffusion.train.teacher_plan import TeacherPlan
 from sparsight.diffusion.train.teacher_samples import fill_cache
 
@@ -61,6 +63,10 @@ class TeacherSamplesDataModule(ProcessDataModule):
         seed: Decides starting noise and the order of training.
         dtype: Of the tensors on disk, ``float32`` or ``float16``; batches are float32.
         device: Where the teacher samples: ``cpu``, ``cuda`` ..., or ``auto``, which is the first GPU if there is one.
+        teacher_dtype: Precision of the teacher's denoiser and text encoders; in the command ``model.teacher_dtype`` if
+            not given, and in Python the libraries' choice.
+        teacher_quantization: ``int8`` draws with frozen linear layers in 8 bits (torchao); in the command
+            ``model.teacher_quantization`` if not given.
         revision: Git revision of a hub teacher.
         variant: Weight variant of the teacher, e.g. ``fp16``.
         trust_remote_code: Run code that comes with the teacher.
@@ -71,7 +77,12 @@ class TeacherSamplesDataModule(ProcessDataModule):
             batch.
     """
 
-    follows: ClassVar[Mapping[str, str]] = {"teacher": "teacher", "guidance_scale": "sampling.guidance_scale"}
+    follows: ClassVar[Mapping[str, str]] = {
+        "teacher": "teacher",
+        "guidance_scale": "sampling.guidance_scale",
+        "teacher_dtype": "teacher_dtype",
+        "teacher_quantization": "teacher_quantization",
+    }
     names: ClassVar[Sequence[str]] = ("teacher",)
     agrees: ClassVar[Sequence[str]] = ("teacher", "guidance_scale")
 
@@ -94,6 +105,8 @@ class TeacherSamplesDataModule(ProcessDataModule):
         seed: int = 0,
         dtype: Literal["float32", "float16"] = "float32",
         device: str = "auto",
+        teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        teacher_quantization: Quantisation | None = None,
         revision: str | None = None,
         variant: str | None = None,
         trust_remote_code: bool = False,
@@ -117,6 +130,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
         self.batch_size, self.sample_batch_size = batch_size, sample_batch_size
         self.seed = seed
         self.device = device
+        self.teacher_dtype, self.teacher_quantization = teacher_dtype, teacher_quantization
         self.datasets: dict[str, TeacherDataset] = {}
         self._cache: SampleCache | None = None
         self._opened: SampleCache | None = None
@@ -137,6 +151,12 @@ class TeacherSamplesDataModule(ProcessDataModule):
                 "raise count or lower batch_size"
             )
         self.plan.check_coverage(self.count)
+        if self.teacher_quantization is not None:
+            check_quantisation(self._quantised)
+
+    @property
+    def _quantised(self) -> str:
+        return f"data.teacher_quantization: {self.teacher_quantization}"
 
     def batch_shape(self, model: DiffusionModel) -> tuple[int, ...]:
         """Samples a batch, their sides in model space; known before there is any sample."""
@@ -166,18 +186,22 @@ class TeacherSamplesDataModule(ProcessDataModule):
             ValueError: The cache was made with other settings or cannot be written, or the teacher's conditions do not
                 go with ``captions``.
             NonFiniteError: The teacher yields NaN.
+            ConfigurationError: What quantises is not installed, or there is nothing to quantise.
         """
-        model = DiffusionModel.from_pretrained(self.teacher, **self.pretrained_options)
+        dtype = None if self.teacher_dtype is None else DTYPES[self.teacher_dtype]
+        model = DiffusionModel.from_pretrained(self.teacher, dtype=dtype, **self.pretrained_options)
         self.plan.condition(torch.arange(1), model)
         cache = SampleCache(
             self.cache_dir,
-            self.plan.settings(model),
-            former=lambda: self.plan.settings(model, like=SHA256),
+            self.plan.settings(model) | self._held(),
+            former=lambda: self.plan.settings(model, like=SHA256) | self._held(),
             verify_days=self.verify_days,
         )
-        model.denoiser.eval()
 
         def place() -> None:
+            model.denoiser.eval().requires_grad_(False)
+            if self.teacher_quantization is not None:
+                quantise(model.denoiser, self._quantised)
             model.to(_device(self.device), encoders=False)
             model.embed_ahead(self.known_captions(), self.plan.shape(model)[1:], _device(self.device))
             model.denoiser.to(_device(self.device))
@@ -185,6 +209,11 @@ class TeacherSamplesDataModule(ProcessDataModule):
         total = self.count + self.val_count
         fill_cache(cache, model, self.plan, total=total, sample_batch_size=self.sample_batch_size, place=place)
         self._cache = cache
+
+    def _held(self) -> dict[str, Any]:
+        """What of the cache's settings is beside the plan's: how the teacher is held, if not in float32."""
+        held = {"teacher_dtype": self.teacher_dtype, "teacher_quantization": self.teacher_quantization}
+        return {name: value for name, value in held.items() if value not in (None, "float32")}
 
     def setup(self, stage: str | None = None) -> None:
         """Open the shards; other processes are told by the first where they are.
@@ -252,43 +281,6 @@ class TeacherSamplesDataModule(ProcessDataModule):
         dataset = self.datasets["val"]
         once = Subset(dataset, range(0, len(dataset), self.plan.kept))
         return DataLoader(once, batch_size=self.batch_size, **self._loader_options(default_collate))
-
-
-class TeacherDataset(Dataset):
-    """States or samples in a cache, read one by one from memory-mapped files.
-
-    Args:
-        cache: Filled cache.
-        plan: What was sampled.
-        first: Id of the first sample.
-        count: Number of samples.
-    """
-
-    def __init__(self, cache: SampleCache, plan: TeacherPlan, *, first: int, count: int) -> None:
-        self.cache = cache
-        self.plan = plan
-        self.first, self.count = first, count
-        self._shards = ShardReader(cache)
-
-    def __len__(self) -> int:
-        """Number of states, or samples."""
-        return self.count * self.plan.kept
-
-    def __getitem__(self, position: int) -> dict[str, Any]:
-        """State ``position % K`` of sample ``position // K``, or the sample itself."""
-        sample, state = divmod(position, self.plan.kept)
-        sample += self.first
-        number, row = divmod(sample, self.plan.shard_size)
-        item: dict[str, Any]
-        if self.plan.mode == "samples":
-            item = {"sample": self._shards.row(number, row, "sample").float(), "index": sample}
-        else:
-            item = {name: self._shards.row(number, (row, state), name) for name in ("xt", "timestep")}
-            item["xt"] = item["xt"].float()
-            item["index"] = sample * self.plan.steps + int(self._shards.row(number, (row, state), "step"))
-        if self.plan.captions is None:
-            return item | {"label": self._shards.row(number, row, "label")}
-        return item | {"caption": self.plan.captions[sample % len(self.plan.captions)]}
 
 
 def _device(name: str) -> torch.device:

@@ -52,6 +52,13 @@ def test_data_follow_the_module_where_they_say_nothing(kind: str, given: Any, ex
     assert whole.data.init_args.as_dict() == expected
 
 
+def test_a_teacher_draws_as_it_is_held_where_it_trains() -> None:
+    held = {"teacher_dtype": "bfloat16", "teacher_quantization": "int8"}
+    whole = config("TeacherSamplesDataModule", module=held, teacher="a", **dict.fromkeys(held))
+    hand_over(whole)
+    assert whole.data.init_args.as_dict() == {"teacher": "a", **held}
+
+
 def test_a_module_that_does_not_know_hands_nothing_over() -> None:
     whole = config("TeacherSamplesDataModule", module={"pretrained": "a"}, teacher=None, guidance_scale=None)
     hand_over(whole)

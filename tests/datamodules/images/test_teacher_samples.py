@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import pickle
@@ -24,6 +25,7 @@ from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
 from sparsight.common.disk import sample_cache
 from sparsight.common.disk.cache_options import CacheOptions
+from sparsight.common.disk.sample_cache import MANIFEST, read_settings
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.load import load_pipeline
@@ -31,7 +33,10 @@ from sparsight.diffusion.model.sampling import Sampling, sample, starting_noise
 from sparsight.diffusion.train import teacher_samples
 from sparsight.diffusion.train.stages import Stage
 from sparsight.diffusion.train.teacher_samples import NOISE_OFFSET
+from sparsight.testing import relative_l2
 from tests import tiny
+
+needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
 
 
 @pytest.fixture(scope="module")
@@ -525,6 +530,27 @@ def test_distillation_on_trajectories_resumes_with_the_next_batch_bitwise(teache
     assert first + rest == batches and len(batches) == 8
     for name, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        {"teacher_dtype": "bfloat16"},
+        pytest.param({"teacher_dtype": "bfloat16", "teacher_quantization": "int8"}, marks=needs_torchao),
+    ],
+)
+def test_a_teacher_is_held_as_is_wished_and_its_samples_have_a_cache_of_their_own(
+    held: dict[str, Any], teacher: str, tmp_path: Path
+) -> None:
+    exact = items(ready(teacher, tmp_path, mode="samples"))
+    ready(teacher, tmp_path, mode="samples", teacher_dtype="float32")
+    (_,) = tmp_path.glob(f"*/{MANIFEST}")  # as it was without a word
+    for index, item in items(ready(teacher, tmp_path / "held", mode="samples", **held)).items():
+        wanted = exact[index]["sample"]
+        assert not torch.equal(item["sample"], wanted)
+        assert relative_l2(item["sample"], wanted) < 0.1
+    (settings,) = map(read_settings, (tmp_path / "held").glob(f"*/{MANIFEST}"))
+    assert settings is not None and held.items() <= settings.items()
 
 
 @pytest.mark.gpu
