@@ -77,6 +77,8 @@ class AttentionDistillation(BesideMixers, StoredBase):
         condition_dropout: Share of samples without their condition.
         gradient_checkpointing: Recompute blocks in the end-to-end backward pass to save memory.
         compile: Compile every transformer block.
+        replicate_trained: Under ModelParallelStrategy (FSDP2), hold what trains whole in every process, and split what
+            is frozen alone.
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sampling: Steps, guidance and size of what ``predict``, sample grids and metrics draw. Where the denoiser takes
             guidance as an input (FLUX.1 [dev]), the student is trained at this guidance, too.
@@ -110,6 +112,7 @@ class AttentionDistillation(BesideMixers, StoredBase):
         condition_dropout: float = 0.1,
         gradient_checkpointing: bool = False,
         compile: bool = False,
+        replicate_trained: bool = False,
         seed: int = 0,
         sampling: Sampling = Sampling(),
         max_skipped_steps: int = 0,
@@ -125,7 +128,7 @@ class AttentionDistillation(BesideMixers, StoredBase):
         require(0 <= condition_dropout <= 1, "condition_dropout", condition_dropout, "0 to 1")
         entries = plan_from(mixer=mixer, sites=sites, plan=plan)
         self.clock = StageClock(stages)
-        self.revision = revision
+        self.revision, self.replicate_trained = revision, replicate_trained
         source = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
         self.load_base(teacher, dtype=DTYPES[teacher_dtype], quantised=teacher_quantization, source=source)
         self.diffusion.size, self.diffusion.guidance = sampling.size, sampling.guidance_scale
@@ -281,10 +284,12 @@ class AttentionDistillation(BesideMixers, StoredBase):
     def on_train_start(self) -> None:
         """Let mixers start from the teacher, unless training was begun before; keep the costs beside the run."""
         self._write_costs()
-        if not self._restored and self.init_samples > 0:
+        if self._restored:
+            return
+        if self.init_samples > 0:
             self.initialise_mixers(iter(datamodule_of(self.trainer).train_dataloader()))
-            if self.trainer.world_size > 1 and not is_sharded(self.denoiser):
-                start_alike(self.shells.values())
+        if self.trainer.world_size > 1 and (self.replicate_trained or not is_sharded(self.denoiser)):
+            start_alike(self.shells.values(), [self.denoiser.get_parameter(name) for name in self.rest_names])
 
     def _write_costs(self) -> None:
         """What is replaced, as ``costs.json`` in the log folder."""

@@ -8,15 +8,18 @@ from typing import Any
 
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.strategies import ModelParallelStrategy
+from torch.nn import Parameter
+from torch.optim import Optimizer
 
 from lightning_modules.beside_teacher import BesideTeacher
 from lightning_modules.in_stages import InStages
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.training.ddp import average_what_is_trained
 from sparsight.common.training.dtypes import compute_dtype
+from sparsight.common.training.processes import average_gradients
 from sparsight.diffusion.surgery.rest.choice import chosen_parameters
 from sparsight.diffusion.surgery.rest.low_rank import LoRA
-from sparsight.diffusion.surgery.rest.rest import free_rest
+from sparsight.diffusion.surgery.rest.rest import free_rest, rest_of
 from sparsight.diffusion.train.stages import Stage
 
 
@@ -25,10 +28,12 @@ class BesideMixers(InStages[Stage], BesideTeacher):
 
     Attributes:
         rest_names: Names, in the denoiser, of parameters that train in end-to-end stages alone.
+        replicate_trained: Whether all processes hold what trains, and a strategy splits what is frozen alone.
     """
 
     denoiser: Any
     rest_names: list[str]
+    replicate_trained: bool = False
 
     def free_rest(self, train_rest: Sequence[str], lora: LoRA | None) -> None:
         """Let more of the denoiser train than its mixers.
@@ -69,10 +74,11 @@ class BesideMixers(InStages[Stage], BesideTeacher):
         """
         if not self.rest_names:
             return
-        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+        if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self.replicate_trained:
             raise ConfigurationError(
                 "model.train_rest and model.lora change what is trained from stage to stage, which "
-                "ModelParallelStrategy (FSDP2) cannot: use DDP, or train mixers and projections alone"
+                "ModelParallelStrategy (FSDP2) cannot where it splits that: set model.replicate_trained to true, use "
+                "DDP, or train mixers and projections alone"
             )
         narrow = compute_dtype(self.denoiser)
         wide = all(self.denoiser.get_parameter(name).dtype == narrow for name in self.rest_names)
@@ -83,6 +89,25 @@ class BesideMixers(InStages[Stage], BesideTeacher):
                 "model.gradient_checkpointing recomputes: set trainer.precision to bf16-mixed, or "
                 "model.teacher_dtype to float32"
             )
+
+    def kept_whole(self) -> Sequence[Parameter]:
+        """All of the mixers, what trains beside them, and what the teacher keeps of that, if it is not to be split."""
+        if not self.replicate_trained:
+            return []
+        rest = rest_of(self.denoiser)
+        mixers = [parameter for shell in self.shells.values() for parameter in shell.mixer.parameters()]
+        others = [self.denoiser.get_parameter(name) for name in self.rest_names]
+        return [*mixers, *others, *([] if rest is None else rest.kept)]
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Average gradients that no strategy averages.
+
+        Raises:
+            NonFiniteError: See :class:`TrainedPartsModule`.
+        """
+        super().on_before_optimizer_step(optimizer)
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            average_gradients(self.kept_whole())
 
     def on_stage_start(self) -> None:
         """Let the stage's parts learn, and no others."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
+from torch.nn import Parameter
 
 from lightning_modules.base import TrainedPartsModule
 from sparsight.common.datamodule import datamodule_of
@@ -83,7 +84,11 @@ class DiffusionModule(TrainedPartsModule):
     def configure_model(self) -> None:
         """Split the denoiser over the processes of a ModelParallelStrategy (FSDP2); nothing under other strategies."""
         if self.device_mesh is not None and not is_sharded(self.diffusion.denoiser):
-            shard(self.diffusion.denoiser, self.device_mesh)
+            shard(self.diffusion.denoiser, self.device_mesh, but=self.kept_whole())
+
+    def kept_whole(self) -> Sequence[Parameter]:
+        """Parameters that no strategy splits over processes."""
+        return []
 
     # -- exports -------------------------------------------------------------------------------------------------
 

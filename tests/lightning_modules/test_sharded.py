@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -9,15 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 from PIL import Image
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 from sparsight.command.cli import main
 from sparsight.common.errors import ConfigurationError
+from sparsight.diffusion.surgery.rest.low_rank import LoRA
 from sparsight.diffusion.train.sharding import shard
 from tests import tiny
-from tests.tiny_distillation import distillation_config
+from tests.tiny_distillation import distillation, distillation_config
 from tests.tiny_processes import run_command
 
 
@@ -49,7 +54,7 @@ def config_of(folder: Path, mixer: dict[str, Any] | None, **model: Any) -> Path:
     return path
 
 
-def fit(config: Path, root: Path, *, processes: int, strategy: object, resume: Path | None = None) -> None:
+def fit(config: Path, root: Path, *others: str, processes: int, strategy: object, resume: Path | None = None) -> None:
     overlay = root.with_suffix(".yaml")
     overlay.write_text(yaml.safe_dump({"trainer": {"devices": processes, "strategy": strategy}}))
     run_command(
@@ -57,6 +62,7 @@ def fit(config: Path, root: Path, *, processes: int, strategy: object, resume: P
             *("fit", "--config", str(config), "--config", str(overlay), f"--trainer.default_root_dir={root}"),
             f"--data.batch_size={4 // processes}",
             *([] if resume is None else [f"--ckpt_path={resume}"]),
+            *others,
         ],
         processes=processes,
     )
@@ -84,6 +90,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "delta_conv": {"mixer": CONV},
     "own_projections": {"mixer": WINDOW, "train_projections": True},
     "quantised": {"mixer": CONV, "teacher_quantization": "int8"},
+    "replicated": {"mixer": None, "plan": PLAN, "train_projections": True, "replicate_trained": True},
+    "rest_replicated": {
+        **{"mixer": CONV, "train_rest": ["*.norm1.linear.*"], "lora": {"rank": 2}, "replicate_trained": True}
+    },
     "rest": {"mixer": CONV, "train_rest": ["*.norm1.linear.*"], "lora": {"rank": 2}},
 }
 
@@ -96,18 +106,30 @@ MODELS: dict[str, dict[str, Any]] = {
         pytest.param("delta_conv", WHOLE_FILES, marks=pytest.mark.slow),
         pytest.param("own_projections", WHOLE_FILES, marks=pytest.mark.slow),
         pytest.param("rest", "ddp", marks=pytest.mark.slow),
+        pytest.param("replicated", WHOLE_FILES, marks=pytest.mark.slow),
+        pytest.param("rest_replicated", WHOLE_FILES, marks=pytest.mark.slow),
         pytest.param("quantised", "ddp", marks=[pytest.mark.slow, needs_torchao]),
     ],
-    ids=["plan", "plan_ddp", "delta_conv", "own_projections", "rest_ddp", "quantised_ddp"],
+    ids=[
+        "plan",
+        "plan_ddp",
+        "delta_conv",
+        "own_projections",
+        "rest_ddp",
+        "replicated",
+        "rest_replicated",
+        "quantised_ddp",
+    ],
 )
 @pytest.mark.usefixtures("reload_here")
 def test_split_training_is_that_of_one_process_and_resumes(tmp_path: Path, model: str, split_by: object) -> None:
-    tiny.save_pixel_pipeline(tmp_path / "teacher", num_layers=3 if model == "plan" else 2)
+    tiny.save_pixel_pipeline(tmp_path / "teacher", num_layers=3 if "plan" in MODELS[model] else 2)
     config = config_of(tmp_path, **MODELS[model])
     alone, split, resumed = tmp_path / "alone", tmp_path / "split", tmp_path / "resumed"
     fit(config, alone, processes=1, strategy="auto")
     fit(config, split, processes=2, strategy=split_by)
-    fit(config, resumed, processes=2, strategy=split_by, resume=checkpoint(split, 1))
+    others = ["--model.replicate_trained=false"] if model == "replicated" else []  # what it goes on as is free
+    fit(config, resumed, *others, processes=2, strategy=split_by, resume=checkpoint(split, 1))
     wanted = torch.load(checkpoint(alone, 4), weights_only=True)
     for root in (split, resumed):
         got = torch.load(checkpoint(root, 4), weights_only=True)
@@ -141,6 +163,24 @@ def whole_state(folder: Path) -> dict[str, torch.Tensor]:
     """All trained tensors of a checkpoint in parts."""
     dcp_to_torch_save(folder, folder.with_suffix(".whole"))
     return torch.load(folder.with_suffix(".whole"), weights_only=True)["state_dict"]
+
+
+@pytest.fixture
+def one_process() -> Iterator[DeviceMesh]:
+    """A mesh of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+    dist.destroy_process_group()
+
+
+def test_what_trains_may_stay_whole_beside_a_base_that_is_split(tmp_path: Path, one_process: DeviceMesh) -> None:
+    teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
+    options: dict[str, Any] = {"train_rest": ["*.norm1.linear.*"], "lora": LoRA(2), "replicate_trained": True}
+    module = distillation(teacher, **options)
+    shard(module.denoiser, one_process, but=module.kept_whole())
+    split = {f"denoiser.{n}" for n, p in module.denoiser.named_parameters() if isinstance(p, DTensor)}
+    kept = {name for name, _ in module.named_parameters()} - split
+    assert len(split) > 10 and kept == module.trained_names() | {name for name in kept if "frozen_rest" in name}
 
 
 def test_lightnings_default_sizes_are_refused() -> None:

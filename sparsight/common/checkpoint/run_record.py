@@ -27,6 +27,7 @@ FLAG_WINS = (
     "gradient_checkpointing",
     "max_skipped_steps",
     "pretrained",
+    "replicate_trained",
     "revision",
     "sampling.guidance_scale",
     "sampling.steps",

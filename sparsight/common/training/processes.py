@@ -5,7 +5,7 @@ Shape legend: B batch, N tokens, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ from blocks.base import SiteSamples
 from sparsight.common.finite import NonFiniteError
 
 T = TypeVar("T")
+MESSAGE = 1 << 24  # numbers of gradients that are sent together, at least
 
 
 def process_count() -> int:
@@ -64,6 +65,29 @@ def summed(values: Tensor) -> Tensor:
 def averaged(values: Tensor) -> Tensor:
     """The mean of a tensor over all processes; gradients do not pass."""
     return summed(values) / process_count()
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Give parameters the mean of their gradients over all processes, in few messages; every process must ask.
+
+    Args:
+        parameters: The same, in the same order, on all processes; those without gradients are passed over.
+    """
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if process_count() == 1:
+        return
+    groups: dict[tuple[torch.device, torch.dtype], list[list[Tensor]]] = {}
+    for grad in grads:
+        messages = groups.setdefault((grad.device, grad.dtype), [[]])
+        if sum(each.numel() for each in messages[-1]) > MESSAGE:
+            messages.append([])
+        messages[-1].append(grad)
+    for message in (message for messages in groups.values() for message in messages):
+        mean = torch.cat([grad.flatten() for grad in message])
+        dist.all_reduce(mean)
+        mean /= process_count()
+        parts = mean.split([grad.numel() for grad in message])
+        torch._foreach_copy_(message, [part.view_as(grad) for part, grad in zip(parts, message, strict=True)])
 
 
 def gathered(samples: SiteSamples) -> SiteSamples:

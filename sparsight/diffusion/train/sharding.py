@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -11,7 +13,7 @@ from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.surgery.replace import shells_of
 
 
-def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
+def shard(denoiser: nn.Module, mesh: DeviceMesh, *, but: Collection[nn.Parameter] = ()) -> None:
     """Split what students train, every block, and the rest of the denoiser; each is gathered when it is used.
 
     What students train is units of its own: in the layer-wise stage students alone take part in the backward pass,
@@ -20,12 +22,14 @@ def shard(denoiser: nn.Module, mesh: DeviceMesh) -> None:
     Args:
         denoiser: A denoiser with shells; changed in place.
         mesh: Lightning's mesh of processes, see ``sparsight.common.training.sharding.data_parallel``.
+        but: What every process keeps whole. Gradients of that are its own: see ``average_gradients``.
     """
-    mesh = data_parallel(mesh)
+    mesh, kept = data_parallel(mesh), set(but)
     for shell in shells_of(denoiser).values():
         for unit in shell.trained_units():
-            fully_shard(unit, mesh=mesh)
+            if not kept.issuperset(unit.parameters()):
+                fully_shard(unit, mesh=mesh, ignored_params=kept)
     units = [module for module in denoiser.modules() if type(module).__name__ in family_of(denoiser).shard_units]
     for module in reversed(units):  # what is inside comes first
-        fully_shard(module, mesh=mesh)
-    fully_shard(denoiser, mesh=mesh)
+        fully_shard(module, mesh=mesh, ignored_params=kept)
+    fully_shard(denoiser, mesh=mesh, ignored_params=kept)

@@ -28,6 +28,9 @@ def start_from_teacher(mixer: Any, attention: Any, samples: Sequence[SiteSamples
         samples: What the teacher saw and returned.
     """
     weights = attention_weights(attention)
+    split = {name: tensor for name, tensor in vars(weights).items() if isinstance(tensor, Tensor)}
+    gathered: dict[str, Any] = {name: whole(tensor) for name, tensor in split.items()}
+    weights = dataclasses.replace(weights, **gathered)
     if mixer.site.text is not None:
         inner = weights.out.shape[1]
         weights = dataclasses.replace(weights, out=torch.eye(inner).to(weights.query), out_bias=None)
@@ -35,9 +38,6 @@ def start_from_teacher(mixer: Any, attention: Any, samples: Sequence[SiteSamples
     if not is_sharded(mixer):
         mixer.init_from_teacher(weights, samples)
         return
-    split = {name: tensor for name, tensor in vars(weights).items() if isinstance(tensor, Tensor)}
-    gathered: dict[str, Any] = {name: whole(tensor) for name, tensor in split.items()}
-    weights = dataclasses.replace(weights, **gathered)
     twin = own_class(mixer)(mixer.site, **mixer.options).to(weights.query.device)
     for name, parameter in twin.state_dict().items():
         parameter.copy_(whole(mixer.state_dict()[name]))
@@ -59,8 +59,8 @@ def _start_mass(mass: JointMass | None, samples: Sequence[SiteSamples]) -> None:
         fill(mass.per_token, torch.stack(per_token).mean(0))
 
 
-def start_alike(shells: Iterable[Shell]) -> None:
-    """Let mixers, which are equal up to rounding on all processes, be equal to the bit."""
-    for shell in shells:
-        for tensor in shell.mixer.state_dict().values():
-            torch.distributed.broadcast(tensor, src=0)
+def start_alike(shells: Iterable[Shell], others: Iterable[Tensor] = ()) -> None:
+    """Let mixers, which are equal up to rounding on all processes, be equal to the bit; and others that train."""
+    of_mixers = (tensor for shell in shells for tensor in shell.mixer.state_dict().values())
+    for tensor in (*of_mixers, *(other.detach() for other in others)):
+        torch.distributed.broadcast(tensor, src=0)
