@@ -106,6 +106,8 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "vhr": lambda: [edits.VisionAwareHeads(first_layer=5)],
     "damro": lambda: [edits.OutlierContrast(outliers=2, beta=0)],
     "lacing": lambda: [edits.ImageGuidance()],
+    "agla": lambda: [edits.RelevantImage(beta=0)],
+    "soft_prompt": lambda: [stirred(edits.SoftPromptGuidance(3))],
     "five": lambda: [
         edits.HeadAblation({2: [1]}),
         edits.VisualAttentionRedistribution([0, 3], tau=1.5, image=0.05, rho=0.1),

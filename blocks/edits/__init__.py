@@ -14,6 +14,8 @@ from blocks.edits.base import (
 )
 from blocks.edits.branches.image_guidance import ImageGuidance
 from blocks.edits.branches.outlier_contrast import OutlierContrast
+from blocks.edits.branches.relevant_image import RelevantImage
+from blocks.edits.branches.soft_prompt import SoftPromptGuidance
 from blocks.edits.functions.core_context import CoreContext
 from blocks.edits.functions.dual_softmax import DualSoftmax
 from blocks.edits.functions.gated_blocks import GatedBlocks
@@ -67,9 +69,11 @@ __all__ = [
     "ModalityMutualAttention",
     "NeighbourWindow",
     "OutlierContrast",
+    "RelevantImage",
     "ShiftedGroups",
     "SinkCalibration",
     "SinkGroups",
+    "SoftPromptGuidance",
     "SoftplusAttention",
     "StridedBlocks",
     "TemperatureScale",

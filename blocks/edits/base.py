@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -205,6 +205,10 @@ class BranchDecoder(Edit):
     @abstractmethod
     def combine(self, logits: Tensor, second: Tensor) -> Tensor:
         """New logits (..., V) from those of both passes."""
+
+    def passes(self) -> Literal["both", "first", "second"]:
+        """Whose logits a batch has while the model trains; those of both, combined, if not said."""
+        return "both"
 
 
 UNLIKELY = -1e4  # what is added to logits of words that may not be written; their likelihood stays a number

@@ -71,10 +71,12 @@ class Reduction(NamedTuple):
     Args:
         keep: Which tokens (K), ascending.
         weights: The mixture of all tokens that each of them becomes (K, N); they stay as they are if not given.
+        features: What they become (K, C), in place of a mixture.
     """
 
     keep: Tensor
     weights: Tensor | None = None
+    features: Tensor | None = None
 
 
 class FeatureReducer(Edit):

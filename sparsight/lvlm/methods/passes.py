@@ -48,11 +48,15 @@ class Passes(State):
                 self._compare(forward, inputs, prompt)
             answer, guard = self._pass(forward, inputs, guard, prompt)
             for number, branch in enumerate(branches):
+                logits_of = branch.passes() if self.training else "both"
+                if logits_of == "first":
+                    continue
                 second = {**inputs, "past_key_values": seconds[number]}
                 with self._only(self._of_branch(branch)):
                     other, _ = self._pass(forward, second, _guard_of(seconds[number]), prompt)
                 seconds[number] = other.past_key_values
-                answer.logits = branch.combine(answer.logits, other.logits)
+                both = logits_of == "both"
+                answer.logits = branch.combine(answer.logits, other.logits) if both else other.logits
         finally:
             self.pictures.forget()
             self.others = {}

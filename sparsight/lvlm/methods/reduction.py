@@ -77,6 +77,10 @@ def reduce_images(
             if reduction.weights is not None:
                 for features in (embeds_BTC, *deep):
                     features[sample, kept] = reduction.weights.to(features) @ features[sample, places]
+            if reduction.features is not None:
+                embeds_BTC[sample, kept] = reduction.features.to(embeds_BTC)
+                for features in deep:
+                    features[sample, kept] = 0.0
     index, valid = chosen(keep_BT)
     short = tokens.take(index, valid)
     guard.start(short._replace(place=torch.arange(index.shape[1]).to(index).expand_as(index)), index, valid)

@@ -94,6 +94,8 @@ NOTHING: dict[str, Edit] = {  # methods that are told to change nothing
     "vhr": edits.VisionAwareHeads(1.0),
     "damro": edits.OutlierContrast(0.0, beta=0.0),
     "lacing": edits.ImageGuidance(1.0),
+    "agla": edits.RelevantImage(0.0, beta=0.0),
+    "soft_prompt": edits.SoftPromptGuidance(2, 1.0),
 }
 
 
