@@ -1,7 +1,7 @@
 """What distilling published diffusion models takes of a device's memory, by estimate: no weights, no data, no GPU.
 
     python -m benchmarks.diffusion_memory             the table of docs/recipes.md
-    python -m benchmarks.diffusion_memory --large     that of FLUX.1, Stable Diffusion 3.5 and Wan there (minutes)
+    python -m benchmarks.diffusion_memory --large     that of its recipes for large models there (minutes)
 
 Denoiser and mixers alone: text encoders and VAE come on top. Runs print the whole of their own at their start.
 """
@@ -10,27 +10,35 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
+from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
+import yaml
+from torch import nn
 
-from blocks import DeltaConvBlock, DiscAttention, TileAttention
+from blocks import DeltaConvBlock
 from sparsight.common.measure.memory_table import GIB, MemoryEstimate
 from sparsight.common.tables import markdown_table
-from sparsight.diffusion.families.known import published
+from sparsight.diffusion.families.known import family_of, published
 from sparsight.diffusion.measure.memory_estimate import estimate_memory
 from sparsight.diffusion.surgery.replace import replace
+from sparsight.diffusion.surgery.rest.low_rank import LoRA
+from sparsight.diffusion.surgery.rest.rest import free_rest
 
 PIXELS = {"sd15": 512, "sdxl": 1024, "pixart_sigma": 1024}
-DISC, TILE = partial(DiscAttention, radius=8), partial(TileAttention, tile=(7, 10, 13))
-CONV = partial(DeltaConvBlock, preset="default")
-LARGE: dict[str, tuple[str, Any, bool]] = {  # of a published model: mixer, and whether projections are trained
-    "FLUX.1 [dev], 1024 pixels, discs": ("flux_dev", DISC, True),
-    "FLUX.1 [dev], 1024 pixels, delta convolutions": ("flux_dev", CONV, False),
-    "SD3.5-medium, 1024 pixels, discs": ("sd35_medium", DISC, True),
-    "Wan 1.3 B, 81 frames of 480x832, tiles": ("wan_1_3b", TILE, True),
-    "Wan 14 B, 81 frames of 480x832, tiles": ("wan_14b", TILE, True),
+RECIPES = {  # by name of a config: the published model
+    "flux_dev_24gb": "flux_dev",
+    "flux_dev_80gb": "flux_dev",
+    "sd35_medium_24gb": "sd35_medium",
+    "sd35_medium_80gb": "sd35_medium",
+    "wan_1_3b_24gb": "wan_1_3b",
+    "wan_1_3b_80gb": "wan_1_3b",
+    "wan_14b_24gb": "wan_14b",
+    "wan_14b_80gb": "wan_14b",
 }
+ROOT = Path(__file__).parents[1]
 
 
 def estimate(name: str, *, checkpointing: bool) -> MemoryEstimate:
@@ -63,30 +71,45 @@ def row(name: str) -> dict[str, str]:
     return {"": f"{name}, {PIXELS[name]} pixels"} | {key: f"{count / GIB:.2f}" for key, count in counts.items()}
 
 
-def large_row(title: str) -> dict[str, str]:
-    """GiB of one large model in an end-to-end step that recomputes its blocks; nothing is averaged."""
-    name, mixer, train_projections = LARGE[title]
+def recipe_row(name: str) -> dict[str, str]:
+    """GiB of a recipe's end-to-end step, with its batch, size and trained parts; nothing is averaged."""
+    recipe = yaml.safe_load((ROOT / "configs" / "experiment" / f"{name}.yaml").read_text())
+    model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
+    mixer = partial(resolve_name(model["mixer"]["class_path"]), **model["mixer"]["init_args"])
     with torch.device("meta"):
-        denoiser = published(name).to(torch.bfloat16)
+        denoiser = published(RECIPES[name]).to(torch.bfloat16)
         denoiser.enable_gradient_checkpointing()
-        replace(denoiser, mixer, train_projections=train_projections)
+        shells = replace(denoiser, mixer, train_projections=model.get("train_projections", False))
+        if "lora" in model:
+            free_rest(denoiser, shells, [], LoRA(**model["lora"]))
     found = estimate_memory(
         denoiser,
         objectives=["end_to_end"],
-        batch=1,
+        batch=data["batch_size"],
+        size=tuple(data["size"]) if "size" in data else None,
         autocast=partial(torch.autocast, "cpu", torch.bfloat16),
         device=torch.device("cpu"),
     )
     frozen, trained, *training = found.standing.values()
+    frozen -= spared_by_codes(denoiser) if model.get("teacher_quantization") else 0
     (activations,) = found.stages.values()
     counts = {
-        "frozen, bfloat16": frozen,
+        "frozen": frozen,
         "trained, fp32": trained,
         "gradients and AdamW": sum(training),
         "activations": activations,
-        "in all": sum(found.standing.values()) + activations,
+        "in all": frozen + trained + sum(training) + activations,
     }
-    return {"": title} | {key: f"{count / GIB:.1f}" for key, count in counts.items()}
+    batch = {"recipe": f"`{name}`", "samples a step": str(data["batch_size"])}
+    return batch | {key: f"{count / GIB:.1f}" for key, count in counts.items()}
+
+
+def spared_by_codes(denoiser: Any) -> int:
+    """Bytes that ``teacher_quantization: int8`` spares of frozen layers in blocks: one a weight, less five a row."""
+    blocks = [block for block in denoiser.modules() if type(block).__name__ in family_of(denoiser).blocks]
+    layers = {layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
+    frozen = [layer.weight for layer in layers if layer.weight.dtype == torch.bfloat16]
+    return sum(weight.numel() - 5 * len(weight) for weight in frozen if not weight.requires_grad)
 
 
 def main() -> None:
@@ -94,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--large", action="store_true", help="the table of large models")
     large = parser.parse_args().large
-    print(markdown_table([large_row(title) for title in LARGE] if large else [row(name) for name in PIXELS]))
+    print(markdown_table([recipe_row(name) for name in RECIPES] if large else [row(name) for name in PIXELS]))
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 from diffusers import DiffusionPipeline
 
 from sparsight.diffusion.model.timesteps import Timesteps
+from sparsight.diffusion.surgery.rest.quantised import has_codes
 from tests.tiny_flux import save_flux_pipeline
 from tests.tiny_recipes import command
 from tests.tiny_sd3 import save_sd3_pipeline
@@ -19,11 +21,14 @@ from tests.tiny_wan import save_wan_pipeline
 
 RADIUS, TILE = {"radius": 2}, {"tile": [1, 2, 2]}
 RECIPES: dict[str, tuple[Callable[[Path], Path], dict[str, Any], list[int], dict[str, Any]]] = {
+    "flux_dev_24gb": (save_flux_pipeline, RADIUS, [8, 12], {"height": 16, "width": 24}),
     "flux_dev_80gb": (save_flux_pipeline, RADIUS, [8, 12], {"height": 16, "width": 24}),
     "sd35_medium_24gb": (save_sd3_pipeline, RADIUS, [8, 12], {"height": 16, "width": 24}),
     "sd35_medium_80gb": (save_sd3_pipeline, RADIUS, [8, 12], {"height": 16, "width": 24}),
     "wan_1_3b_24gb": (save_wan_pipeline, TILE, [3, 4, 4], {"height": 32, "width": 32, "num_frames": 5}),
     "wan_1_3b_80gb": (save_wan_pipeline, TILE, [3, 4, 4], {"height": 32, "width": 32, "num_frames": 5}),
+    "wan_14b_24gb": (save_wan_pipeline, TILE, [3, 4, 4], {"height": 32, "width": 32, "num_frames": 5}),
+    "wan_14b_80gb": (save_wan_pipeline, TILE, [3, 4, 4], {"height": 32, "width": 32, "num_frames": 5}),
 }
 
 
@@ -36,6 +41,9 @@ def test_fit_test_and_export(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     teacher = save(tmp_path / "teacher")
     recipe = yaml.safe_load(Path(f"configs/experiment/{name}.yaml").read_text())
+    in_8_bits = recipe["model"]["init_args"].get("teacher_quantization") == "int8"
+    if in_8_bits and importlib.util.find_spec("torchao") is None:
+        pytest.skip("needs torchao")
     (stage,) = recipe["model"]["init_args"]["stages"]
     small = {
         "trainer": {
@@ -75,6 +83,8 @@ def test_fit_test_and_export(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert fitted.trainer.global_step == 4
     assert fitted.model.stage.timesteps == Timesteps("logit_normal")
     told = recipe["model"]["init_args"]["sampling"]["guidance_scale"]
+    assert fitted.datamodule.teacher_dtype == "bfloat16" and has_codes(fitted.model.denoiser) == in_8_bits
+    assert fitted.datamodule.teacher_quantization == recipe["model"]["init_args"].get("teacher_quantization")
     assert fitted.model.diffusion.guidance == fitted.datamodule.plan.guidance == told
     assert recipe["data"]["init_args"]["count"] == stage["steps"] == 10_000
     assert bool(fitted.model.rest_names) == ("lora" in recipe["model"]["init_args"])

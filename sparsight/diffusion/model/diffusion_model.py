@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from sparsight.diffusion.model.timesteps import Timesteps
 
 
+DECODED_PIXELS = 2**20  # at a time: a VAE's activations for them take some GiB in float32
 NOTHING = "\0no caption"  # no caption holds control characters
 
 
@@ -167,9 +168,11 @@ class DiffusionModel:
 
     @torch.no_grad()
     def decode_whole(self, sample: Tensor) -> Tensor:
-        """Model space to images, or videos (B, C, F, H, W), in [0, 1], float32."""
+        """Model space to images, or videos (B, C, F, H, W), in [0, 1], float32; large ones one after the other."""
         if self.vae is not None:
-            sample = self.vae.decode(scaling_of(self.pipeline).to_latents(sample.to(self.vae.dtype))).sample
+            latents = scaling_of(self.pipeline).to_latents(sample.to(self.vae.dtype))
+            together = max(1, DECODED_PIXELS // (math.prod(latents.shape[2:]) * self.pixels_per_cell**2))
+            sample = torch.cat([self.vae.decode(part).sample for part in latents.split(together)])
         return (sample.float() / 2 + 0.5).clamp(0, 1)
 
     def prepare(self, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,3 +134,16 @@ def test_drawing_keeps_nothing_for_a_backward_pass(tmp_path: Path) -> None:
     noise = starting_noise(model.sample_shape(), seed=0, index=torch.arange(2))
     drawn = sample(model, {"label": torch.tensor([1, 2])}, noise, steps=2, guidance=2.0)
     assert not drawn.requires_grad
+
+
+def test_large_images_are_decoded_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = DiffusionModel.from_pretrained(str(tiny.save_sd_pipeline(tmp_path / "sd")))
+    latents = torch.randn(3, 4, 8, 12)  # 16x24 pixels
+    together, counts = model.decode(latents), list[int]()
+    decode = model.vae.decode
+    monkeypatch.setattr(model.vae, "decode", lambda part: counts.append(len(part)) or decode(part))
+    for most, wanted in ((16 * 24, [1, 1, 1]), (2 * 16 * 24, [2, 1]), (1, [1, 1, 1])):
+        monkeypatch.setattr("sparsight.diffusion.model.diffusion_model.DECODED_PIXELS", most)
+        counts.clear()
+        torch.testing.assert_close(model.decode(latents), together)
+        assert counts == wanted
