@@ -16,7 +16,7 @@ from lightning_modules.beside_teacher import BesideTeacher
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import is_state, kind_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
-from sparsight.diffusion.model.identity import stored_hash, stored_weights_of
+from sparsight.diffusion.model.identity import stored_hash
 from sparsight.diffusion.surgery.rest.quantised import (
     Quantisation,
     check_quantisation,
@@ -60,8 +60,7 @@ class StoredBase(BesideTeacher):
             check_quantisation(self._option)
         self.diffusion = DiffusionModel.from_pretrained(teacher, dtype=dtype, **self._source)
         self.denoiser = self.diffusion.denoiser
-        self._stored = stored_weights_of(self.denoiser, variant=self._source["variant"])
-        self.teacher_hash = stored_hash(self.denoiser, self._stored, self._load_stored)
+        self.teacher_hash = stored_hash(self.denoiser, self.diffusion.stored, self._load_stored)
 
     @property
     def _option(self) -> str:
@@ -84,7 +83,8 @@ class StoredBase(BesideTeacher):
         """The denoiser with stored weights in the places of codes: what an export is made of."""
         if not has_codes(self.denoiser):
             return nullcontext()
-        return stored_weights(self.denoiser, self._load_stored() if self._stored is None else self._stored)
+        stored = self.diffusion.stored
+        return stored_weights(self.denoiser, self._load_stored() if stored is None else stored)
 
     def configure_callbacks(self) -> list[Callback]:
         """None; refuses codes that would be split over processes.

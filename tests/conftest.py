@@ -63,6 +63,12 @@ def pytest_sessionfinish() -> None:
     gc.unfreeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _own_memory(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What would be remembered for later runs, such as hashes of files, is this run's alone."""
+    os.environ["SPARSIGHT_CACHE"] = str(tmp_path_factory.mktemp("remembered"))
+
+
 @pytest.fixture
 def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables that `datasets` reads are prepared in a folder of the test's own."""

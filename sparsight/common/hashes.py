@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -45,16 +45,39 @@ def state_hash(state: Mapping[str, Tensor], *, like: str | None = None) -> str:
         return _sha256(state)
     if kind != XXH3:
         raise ValueError(f"weights were recorded by a hash of the kind {kind!r}, which this version does not know")
-    digest, names = xxhash.xxh3_128(), sorted(state)
+    return _xxh3(state, lambda name: _of_tensor(name, state[name]))
+
+
+def float32_hash(names: Iterable[str], read: Callable[[str], Tensor]) -> str:
+    """``state_hash`` of tensors as they are in float32, of which no more than a piece of each is ever made.
+
+    Args:
+        names: Of the tensors.
+        read: Gives one of them, in any precision; each is asked for once, and let go.
+    """
+    return _xxh3(names, lambda name: _of_float32(name, read(name)))
+
+
+def _xxh3(names: Iterable[str], of_each: Callable[[str], tuple[bytes, bytes]]) -> str:
+    digest = xxhash.xxh3_128()
     with ThreadPoolExecutor(_THREADS) as pool:  # hashing and reading let go of the interpreter
-        for told, of_tensor in pool.map(lambda name: _xxh3(name, state[name]), names):
+        for told, of_tensor in pool.map(of_each, sorted(names)):
             digest.update(told)
             digest.update(of_tensor)
     return f"{XXH3}:{digest.hexdigest()}"
 
 
-def _xxh3(name: str, tensor: Tensor) -> tuple[bytes, bytes]:
+def _of_tensor(name: str, tensor: Tensor) -> tuple[bytes, bytes]:
     return _told(name, tensor), xxhash.xxh3_128_digest(_bytes(tensor))
+
+
+def _of_float32(name: str, tensor: Tensor) -> tuple[bytes, bytes]:
+    if not tensor.is_floating_point() or tensor.dtype == torch.float32:
+        return _of_tensor(name, tensor)
+    digest = xxhash.xxh3_128()
+    for piece in tensor.flatten().split(_BLOCK):
+        digest.update(_bytes(piece.float()))
+    return _told(name, torch.empty(tensor.shape, device="meta")), digest.digest()
 
 
 def _sha256(state: Mapping[str, Tensor]) -> str:

@@ -14,18 +14,27 @@ class StoredState(Mapping[str, Tensor]):
 
     Args:
         files: Safetensors files with the tensors of one module.
+
+    Attributes:
+        files: See above.
     """
 
     def __init__(self, files: Sequence[Path]) -> None:
+        self.files = list(files)
         self._file: dict[str, Path] = {}
         for path in files:
             with safe_open(path, framework="pt") as opened:
                 self._file |= dict.fromkeys(opened.keys(), path)
 
     def __getitem__(self, name: str) -> Tensor:
+        tensor = self.read(name)
+        return tensor.float() if tensor.is_floating_point() else tensor
+
+    def read(self, name: str) -> Tensor:
+        """A tensor in the precision that it is stored in."""
         with safe_open(self._file[name], framework="pt") as opened:
             tensor: Tensor = opened.get_tensor(name)
-        return tensor.float() if tensor.is_floating_point() else tensor
+        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._file)

@@ -16,6 +16,7 @@ from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.conditioning import Condition, Conditioner, map_condition
 from sparsight.diffusion.families.known import conditioner_for, family_of
 from sparsight.diffusion.model.caption_memory import CaptionMemory
+from sparsight.diffusion.model.identity import stored_weights_of
 from sparsight.diffusion.model.load import denoiser_name, load_pipeline
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.model.scaling import scaling_of, warn_of_unused
@@ -23,6 +24,7 @@ from sparsight.diffusion.model.scaling import scaling_of, warn_of_unused
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline
 
+    from sparsight.common.disk.stored_state import StoredState
     from sparsight.diffusion.model.timesteps import Timesteps
 
 
@@ -39,6 +41,7 @@ class DiffusionModel:
     Attributes:
         size: Sides in model space of what is drawn; ``None`` for those that the denoiser was made for.
         guidance: What a denoiser is told in training if guidance is an input of it.
+        stored: Weights of the denoiser in the files that it was loaded from; none if there are no such, or other names.
         captions: What captions became; text encoders leave the device while none of them is new.
 
     Raises:
@@ -48,6 +51,7 @@ class DiffusionModel:
 
     size: Sequence[int] | None = None
     guidance: float = 3.5
+    stored: StoredState | None = None
 
     def __init__(self, pipeline: DiffusionPipeline) -> None:
         self.pipeline = pipeline
@@ -77,7 +81,9 @@ class DiffusionModel:
     @classmethod
     def from_pretrained(cls, name: str, **options: Any) -> DiffusionModel:
         """Load by folder, shipped name or hub id; see :func:`sparsight.diffusion.model.load.load_pipeline`."""
-        return cls(load_pipeline(name, **options))
+        model = cls(load_pipeline(name, **options))
+        model.stored = stored_weights_of(model.denoiser, variant=options.get("variant"))
+        return model
 
     @property
     def denoiser(self) -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsight.common.disk.remembered_hash import remembered_hash
 from sparsight.common.disk.stored_state import StoredState
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.families.conditioning import zeros_for_no_caption
@@ -53,19 +54,23 @@ def _weights(part: Any, *, like: str | None) -> dict[str, Any]:
 def stored_hash(denoiser: Any, stored: StoredState | None, load: Callable[[], Mapping[str, Tensor]]) -> str:
     """``state_hash`` of a denoiser's weights in float32, in whatever precision it was loaded.
 
-    Files are read for it one tensor at a time. A quantised denoiser has no other weights than those it was loaded with.
+    Files are read for it one tensor at a time, once as long as they do not change. A quantised denoiser has no other
+    weights than those it was loaded with.
 
     Args:
         denoiser: As it was loaded.
         stored: Its weights in files, see ``stored_weights_of``.
         load: Loads the weights in float32, for denoisers whose tensors have other names in files.
     """
-    state = denoiser.state_dict()
-    if denoiser.config.get("quantization_config") or all(
-        tensor.dtype == torch.float32 for tensor in state.values() if tensor.is_floating_point()
-    ):
-        return state_hash(state)
-    return state_hash(load() if stored is None else stored)
+    packed = denoiser.config.get("quantization_config")
+    if stored is not None and not packed:
+        return remembered_hash(stored)
+    return state_hash(denoiser.state_dict() if packed or in_float32(denoiser) else load())
+
+
+def in_float32(module: nn.Module) -> bool:
+    """Whether all floating-point tensors of a module's state are in float32."""
+    return all(tensor.dtype == torch.float32 for tensor in module.state_dict().values() if tensor.is_floating_point())
 
 
 def stored_weights_of(denoiser: Any, *, variant: str | None) -> StoredState | None:

@@ -18,9 +18,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from sparsight.common.disk.remembered_hash import remembered_hash
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.families.conditioning import ClassLabels, zeros_for_no_caption
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, check_sides
+from sparsight.diffusion.model.identity import in_float32
 from sparsight.diffusion.model.sampling import deterministic_sampler
 
 FORMAT = 2  # goes up when the same settings would give other numbers
@@ -159,10 +161,17 @@ def _identity(model: DiffusionModel, *, like: str | None) -> dict[str, Any]:
     return {
         "class": type(model.denoiser).__name__,
         "config": _public(model.denoiser.config),
-        "weights": state_hash(model.denoiser.state_dict(), like=like),
+        "weights": _weights(model, like=like),
         "text_encoders": encoders,
         "zeros_for_no_caption": zeros_for_no_caption(model.pipeline),
     }
+
+
+def _weights(model: DiffusionModel, *, like: str | None) -> str:
+    """Hash of the denoiser's weights as they were loaded."""
+    if like is None and model.stored is not None and in_float32(model.denoiser):
+        return remembered_hash(model.stored)
+    return state_hash(model.denoiser.state_dict(), like=like)
 
 
 def _public(config: Mapping[str, Any]) -> dict[str, Any]:
