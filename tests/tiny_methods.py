@@ -27,9 +27,9 @@ PATCHWISE = (  # a square or a run of patches for each image token
     *("llava", "llava_qwen2", "llava_next", "llava_onevision", "paligemma", "gemma3", "internvl"),
     *("smolvlm", "idefics3", "qwen3_vl", "qwen3_5"),
 )
-RENUMBERING = {"renumbered", "pyramid_drop", "gem_filter", "gamma_mod"}
+RENUMBERING = {"renumbered", "pyramid_drop", "gem_filter", "gamma_mod", "slime_renumbered", "tc_positions", "tc_both"}
 SEVERAL_AXES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")  # of positions
-ONE_BY_ONE = {"feather", "cmai", "gamma_mod_kept"}  # ask for attention in layers that hybrids have a state in
+ONE_BY_ONE = {"feather", "cmai", "gamma_mod_kept", "eas"}  # ask for attention in layers that hybrids have a state in
 TRAINING = {"long_lora", "sink_lora"}  # change nothing in what is answered
 
 
@@ -60,6 +60,8 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "fo_pru_rows": lambda: [tokens.FoPru(0.5, group="row")],
     "vmtc": lambda: [tokens.ClusterMerge(0.25, 0.25)],
     "slime": lambda: [tokens.TextRouter(0.5)],
+    "slime_queries": lambda: [stirred(tokens.QueryCompressor(2, 0.7))],
+    "slime_renumbered": lambda: [stirred(tokens.QueryCompressor(3, 1.0, positions="renumber"))],
     "gem_filter": lambda: [tokens.GemFilter(2, 0.5)],
     "gem_filter_kept": lambda: [tokens.GemFilter(2, 0.5, positions="keep")],
     "quota": lambda: [tokens.FrameBudgets(0.5)],
@@ -76,6 +78,8 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "croc": lambda: [edits.CrocAttention()],
     "croc_prompt": lambda: [edits.CrocAttention(prompt=True)],
     "tc_llava": lambda: [edits.FrameBlockAttention()],
+    "tc_positions": lambda: [edits.FramePositions(3)],
+    "tc_both": lambda: [edits.FramePositions(2), edits.FrameBlockAttention(), tokens.FastV(3), tokens.DivPrune(0.6)],
     "ee_mllm": lambda: [edits.CompositeAttention()],
     "knockout": lambda: [edits.Knockout("question", "image", [1, 2, 3])],
     "knockout_last": lambda: [edits.Knockout("last", "question", [2, 3])],
@@ -102,6 +106,7 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "seer_top": lambda: [stirred(edits.GatedBlocks(None, 2, block=3, layers=[2, 5]))],
     "cca": lambda: [edits.CoreContext(3, 4)],
     "lofit": lambda: [stirred(edits.LoFiT(2, layers=[2, 5]))],
+    "eas": lambda: [stirred(edits.AttentionSkip([3, 5], width=4))],
     "heads": lambda: [edits.HeadAblation({2: [1, 3], 5: [0]})],
     "vhr": lambda: [edits.VisionAwareHeads(first_layer=5)],
     "damro": lambda: [edits.OutlierContrast(outliers=2, beta=0)],

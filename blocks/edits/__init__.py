@@ -9,8 +9,10 @@ from blocks.edits.base import (
     ComparedHeadEdit,
     FeedForwardEdit,
     HeadEdit,
+    LayerEdit,
     LogitEdit,
     MaskProgram,
+    PositionEdit,
 )
 from blocks.edits.branches.image_guidance import ImageGuidance
 from blocks.edits.branches.outlier_contrast import OutlierContrast
@@ -26,6 +28,7 @@ from blocks.edits.heads.head_ablation import HeadAblation
 from blocks.edits.heads.lofit import LoFiT
 from blocks.edits.heads.vision_aware_heads import VisionAwareHeads
 from blocks.edits.heads.yopo import FeedForwardCut, InactiveHeads, NeighbourWindow, VisualExit
+from blocks.edits.layers.attention_skip import AttentionSkip
 from blocks.edits.masks.composite_attention import CompositeAttention
 from blocks.edits.masks.correlation_mask import CorrelationMask
 from blocks.edits.masks.croc import CrocAttention
@@ -35,6 +38,7 @@ from blocks.edits.masks.knockout import Knockout
 from blocks.edits.masks.mutual_attention import ModalityMutualAttention
 from blocks.edits.masks.shifted_groups import ShiftedGroups, SinkGroups
 from blocks.edits.masks.strided_blocks import StridedBlocks
+from blocks.edits.positions.frame_positions import FramePositions
 from blocks.edits.weights.sink_calibration import SinkCalibration
 from blocks.edits.weights.temperature import TemperatureScale
 from blocks.edits.weights.visual_boost import VisualBoost
@@ -44,6 +48,7 @@ __all__ = [
     "AShape",
     "AttentionEdit",
     "AttentionFunction",
+    "AttentionSkip",
     "BlockSparse",
     "BranchDecoder",
     "ComparedHeadEdit",
@@ -56,6 +61,7 @@ __all__ = [
     "FeedForwardCut",
     "FeedForwardEdit",
     "FrameBlockAttention",
+    "FramePositions",
     "GatedBlocks",
     "HeadAblation",
     "HeadEdit",
@@ -63,12 +69,14 @@ __all__ = [
     "ImageGuidance",
     "InactiveHeads",
     "Knockout",
+    "LayerEdit",
     "LoFiT",
     "LogitEdit",
     "MaskProgram",
     "ModalityMutualAttention",
     "NeighbourWindow",
     "OutlierContrast",
+    "PositionEdit",
     "RelevantImage",
     "ShiftedGroups",
     "SinkCalibration",

@@ -192,6 +192,48 @@ class FeedForwardEdit(Edit):
         """
 
 
+class PositionEdit(Edit):
+    """Adds to the positions of tokens, in all layers."""
+
+    @abstractmethod
+    def added(self, tokens: TokenMap) -> Tensor:
+        """What is added to the positions of a prompt's tokens (B, T), whole; answers get that of its last token."""
+
+
+class LayerParts(NamedTuple):
+    """Modules of a decoder layer.
+
+    Args:
+        first_norm: In front of the attention.
+        second_norm: In front of the feed-forward part.
+        feed_forward: That part.
+        last_norm: Behind it, in some families.
+    """
+
+    first_norm: torch.nn.Module
+    second_norm: torch.nn.Module
+    feed_forward: torch.nn.Module
+    last_norm: torch.nn.Module | None
+
+
+class LayerEdit(Edit):
+    """Takes the place of whole layers, whose attention is not computed and whose caches stay empty."""
+
+    @abstractmethod
+    def compute(
+        self, hidden: Tensor, parts: LayerParts, queries: TokenMap, layer: int, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """What leaves the layer (B, Q, C), and what its next tokens go on from (B, S).
+
+        Args:
+            hidden: What enters it (B, Q, C).
+            parts: Its modules.
+            queries: What tokens these are.
+            layer: Its number.
+            state: What the tokens before have left; nothing where the prompt begins.
+        """
+
+
 class BranchDecoder(Edit):
     """Mixes the logits with those of a second pass, which has a cache of its own.
 

@@ -18,6 +18,7 @@ from blocks.tokens.reducers.faster_vlm import FasterVLM
 from blocks.tokens.reducers.fo_pru import FoPru
 from blocks.tokens.reducers.frame_budgets import FrameBudgets
 from blocks.tokens.reducers.gem_filter import GemFilter
+from blocks.tokens.reducers.query_compressor import QueryCompressor
 from blocks.tokens.reducers.text_router import TextRouter
 from blocks.tokens.reducers.vis_pruner import VisPruner
 from blocks.tokens.reducers.vision_zip import VisionZip
@@ -47,6 +48,7 @@ __all__ = [
     "LayerEnsemble",
     "LayerPolicy",
     "PyramidDrop",
+    "QueryCompressor",
     "RandomTokens",
     "Reduction",
     "Shape",

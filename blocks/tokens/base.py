@@ -50,6 +50,7 @@ class Crop(NamedTuple):
         text: What the question's tokens are before the decoder (Q, C).
         asked: Logits of the prompt's last token in the decoder's layer ``decoder_layer`` (h, N).
         number: Which crop of its image, from 0; and ``image``, which image of its sample.
+        learns: Whether the model trains.
     """
 
     features: Tensor
@@ -63,6 +64,7 @@ class Crop(NamedTuple):
     asked: Tensor | None = None
     number: int = 0
     image: int = 0
+    learns: bool = False
 
 
 class Reduction(NamedTuple):
@@ -71,7 +73,8 @@ class Reduction(NamedTuple):
     Args:
         keep: Which tokens (K), ascending.
         weights: The mixture of all tokens that each of them becomes (K, N); they stay as they are if not given.
-        features: What they become (K, C), in place of a mixture.
+        features: What they become (K, C), in place of a mixture; what is added to tokens in later layers of some models
+            is then mixed by ``weights``, is 0 without them, and stays where all tokens are kept.
     """
 
     keep: Tensor

@@ -16,8 +16,8 @@ class TextRouter(FeatureReducer):
     """Keeps the smallest set of each local crop's tokens that holds a share of likeness to the question (SliME).
 
     Likeness of a token is the sum of its cosines with the question's words, and a softmax makes shares of it. The first
-    crop, which shows the whole image, stays as it is where there are others. The paper trains compressors before and
-    beside the router, which are not here.
+    crop, which shows the whole image, stays as it is where there are others. ``QueryCompressor`` has the compressors
+    that the paper trains before and beside the router.
 
     Args:
         mass: Share of likeness that stays.

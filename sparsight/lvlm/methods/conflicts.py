@@ -7,7 +7,17 @@ from typing import Any
 
 from torch import nn
 
-from blocks.edits.base import AttentionEdit, AttentionFunction, FeedForwardEdit, HeadEdit, LogitEdit, MaskProgram
+from blocks.edits.base import (
+    AttentionEdit,
+    AttentionFunction,
+    FeedForwardEdit,
+    HeadEdit,
+    LayerEdit,
+    LayerParts,
+    LogitEdit,
+    MaskProgram,
+    PositionEdit,
+)
 from blocks.tokens.base import Edit, FeatureReducer, LayerPolicy
 from sparsight.common.plain import setting
 from sparsight.lvlm.methods.guard import RECURRENT
@@ -15,6 +25,8 @@ from sparsight.lvlm.methods.kernels import KERNELS
 
 FEED_FORWARD = ("mlp", "feed_forward")
 FIRST_NORMS = ("input_layernorm", "operator_norm")
+SECOND_NORMS = ("pre_feedforward_layernorm", "ffn_norm", "post_attention_layernorm")  # the first that is there
+LAST_NORM = "post_feedforward_layernorm"
 ONCE = {"num_beams": 1, "num_return_sequences": 1, "penalty_alpha": None, "prompt_lookup_num_tokens": None}
 
 
@@ -39,6 +51,12 @@ def check_together(methods: Sequence[Edit]) -> None:
     if len({policy.positions for policy in policies}) > 1:
         told = ", ".join(f"{name_of(policy)} {policy.positions}" for policy in policies)
         raise ValueError(f"policies count positions in different ways ({told}): set `positions` of all to one of them")
+    moving = [method for method in methods if isinstance(method, PositionEdit)]
+    if moving and any(policy.positions == "renumber" for policy in policies):
+        raise ValueError(
+            f"{name_of(policies[0])} numbers positions anew, to which {name_of(moving[0])} adds: set `positions` of "
+            "the first to keep"
+        )
     if any(policy.positions == "renumber" for policy in policies) and any(r.positions == "keep" for r in reducers):
         raise ValueError(
             f"{name_of(policies[0])} numbers positions anew, {name_of(reducers[0])} keeps gaps: set `positions` of "
@@ -93,6 +111,8 @@ def check_model(methods: Sequence[Edit], config: Any, layers: nn.ModuleList) -> 
             feed_forward(layers[found[0]])
         if isinstance(method, LayerPolicy) and method.norms:
             first_norm(layers[found[0]])
+        if isinstance(method, LayerEdit):
+            _check_whole(method, found, kinds, layers, methods)
     by_layer: dict[int, list[str]] = {}
     for policy in (method for method in methods if isinstance(method, LayerPolicy)):
         for layer in range(depth):
@@ -124,6 +144,40 @@ def first_norm(layer: nn.Module) -> nn.Module:
         ValueError: It has none of a known name.
     """
     return _child(layer, FIRST_NORMS, "first norm")
+
+
+def layer_parts(layer: nn.Module) -> LayerParts:
+    """Norms and feed-forward part of a decoder layer.
+
+    Raises:
+        ValueError: One has no known name.
+    """
+    held = dict(layer.named_children())
+    second = next((name for name in SECOND_NORMS if name in held), SECOND_NORMS[-1])
+    norm = _child(layer, (second,), "second norm")
+    return LayerParts(first_norm(layer), norm, feed_forward(layer), held.get(LAST_NORM))
+
+
+def _check_whole(
+    method: LayerEdit, found: Sequence[int], kinds: Sequence[str], layers: nn.ModuleList, methods: Sequence[Edit]
+) -> None:
+    """See that layers can be replaced whole.
+
+    Raises:
+        ValueError: They cannot.
+    """
+    first = next(layer for layer, kind in enumerate(kinds) if kind not in RECURRENT)
+    for layer in found:
+        if kinds[layer] in RECURRENT:
+            raise ValueError(f"{name_of(method)} needs attention in layer {layer}, which is of kind {kinds[layer]}")
+        if layer == first:
+            raise ValueError(f"{name_of(method)} cannot replace layer {first}, by whose attention caches count tokens")
+        layer_parts(layers[layer])
+        for other in methods:
+            reads = isinstance(other, (LayerPolicy, MaskProgram)) and other.looks and other.at(layer + 1, len(layers))
+            reads = reads or (isinstance(other, FeatureReducer) and other.decoder_layer == layer)
+            if reads or (isinstance(other, LayerEdit) and other is not method and other.at(layer, len(layers))):
+                raise ValueError(f"{name_of(other)} asks for layer {layer}, in whose place {name_of(method)} works")
 
 
 def _child(layer: nn.Module, names: Sequence[str], what: str) -> nn.Module:

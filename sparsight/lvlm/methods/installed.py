@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blocks.edits.base import AttentionEdit, FeedForwardEdit, MaskProgram, Where
+from blocks.edits.base import AttentionEdit, FeedForwardEdit, LayerEdit, MaskProgram, PositionEdit, Where
 from blocks.tokens.base import Decision, Edit, FeatureReducer, LayerPolicy, Sight
-from blocks.tokens.token_map import PAD, TokenMap, chosen, put, rows
+from blocks.tokens.token_map import ANSWER, PAD, TokenMap, chosen, put, rows
 from sparsight.lvlm.methods.attention import Attention
-from sparsight.lvlm.methods.conflicts import first_norm
+from sparsight.lvlm.methods.conflicts import first_norm, layer_parts
 from sparsight.lvlm.methods.guard import CacheGuard
 from sparsight.lvlm.methods.kernels import as_kernel_reads
 from sparsight.lvlm.methods.passes import Passes
@@ -24,6 +24,7 @@ from sparsight.lvlm.methods.spans import read_tokens, seeds_of
 from sparsight.lvlm.model.tower import Parts
 
 Forward = Callable[..., Any]
+WHOLE = -1  # in place of the number of a method, where a whole layer is another one
 
 
 class Installed(Passes, Attention):
@@ -73,7 +74,10 @@ class Installed(Passes, Attention):
         for reducer in self.of(FeatureReducer) if has_images else ():
             asked = None if reducer.decoder_layer is None else self.asked(forward, inputs, guard, reducer.decoder_layer)
             mask = inputs.get("attention_mask")
-            inputs |= reduce_images(reducer, guard, self.pictures, embeds, positions, mask, asked)
+            inputs |= reduce_images(reducer, guard, self.pictures, embeds, positions, mask, asked, learns=self.training)
+        for edit in self.of(PositionEdit):
+            given = inputs.get("position_ids")
+            inputs |= _moved(edit, guard, positions if given is None else given, inputs.get("attention_mask"))
         guard.entering = inputs["inputs_embeds"].detach() if self.of(LayerPolicy) else None
         answer = forward(**inputs)
         guard.taps.clear()
@@ -164,6 +168,12 @@ class Installed(Passes, Attention):
 
     def _computed(self, layer: int, forward: Forward, hidden: Tensor, path: Tensor | None, inputs: Any) -> Tensor:
         guard = self.guard
+        for edit in self.of(LayerEdit, layer):
+            guard.changed, name = True, (layer, WHOLE)
+            parts = layer_parts(self.layers[layer])
+            leaving, state = edit.compute(hidden, parts, guard.fresh[layer], layer, guard.factors.get(name))
+            guard.factors[name] = state.detach()
+            return leaving
         programs = [each for each in self.of(MaskProgram, layer) if self.training or not each.trains_only]
         if guard.changed or self.of(MaskProgram):
             before = None if guard.answering else guard.taps.get(layer - 1)
@@ -188,6 +198,18 @@ class Installed(Passes, Attention):
             work = _fed(edit, work, module, self.guard.fresh[layer])
         out = work(hidden)
         return out if self.guard.scale is None else out * self.guard.scale.to(out)
+
+
+def _moved(edit: PositionEdit, guard: CacheGuard, positions: Tensor, mask: Any) -> dict[str, Any]:
+    """Positions and mask of a prompt with what an edit adds; the guard remembers it for the answer."""
+    if positions.ndim > 2:
+        raise ValueError(f"{type(edit).__name__} adds to positions, which have several axes in this model")
+    tokens = guard.prompt
+    added = edit.added(tokens)
+    last = added.gather(1, tokens.last[:, None])
+    guard.shift, guard.changed = guard.shift - last, True
+    moved = positions + torch.where(tokens.kind == ANSWER, last, added)
+    return {"position_ids": moved, "attention_mask": tokens.present.long() if mask is None else mask}
 
 
 def _fed(edit: FeedForwardEdit, forward: Callable[[Tensor], Tensor], module: nn.Module, queries: TokenMap) -> Any:

@@ -10,7 +10,16 @@ from weakref import WeakSet
 
 from torch import nn
 
-from blocks.edits.base import AttentionEdit, BranchDecoder, ComparedHeadEdit, FeedForwardEdit, HeadEdit, MaskProgram
+from blocks.edits.base import (
+    AttentionEdit,
+    BranchDecoder,
+    ComparedHeadEdit,
+    FeedForwardEdit,
+    HeadEdit,
+    LayerEdit,
+    MaskProgram,
+    PositionEdit,
+)
 from blocks.tokens.artefact import Artefact, check_artefact
 from blocks.tokens.base import Edit, FeatureReducer, LayerPolicy
 from sparsight.lvlm.methods.conflicts import check_generation, check_model, check_together, feed_forward, name_of
@@ -22,7 +31,10 @@ from sparsight.lvlm.methods.learned.weights import fit_weights, weighted
 from sparsight.lvlm.model.bypass import replaced_forward
 from sparsight.lvlm.model.tower import find_parts
 
-ORDER = (FeatureReducer, MaskProgram, LayerPolicy, AttentionEdit, HeadEdit, FeedForwardEdit, BranchDecoder)
+ORDER = (
+    *(FeatureReducer, PositionEdit, MaskProgram, LayerPolicy, AttentionEdit, HeadEdit, FeedForwardEdit, LayerEdit),
+    BranchDecoder,
+)
 _BUSY: WeakSet[nn.Module] = WeakSet()  # models with a recipe
 
 

@@ -30,6 +30,8 @@ def reduce_images(
     positions: Tensor,
     mask: Any,
     asked: Attending | None = None,
+    *,
+    learns: bool = False,
 ) -> dict[str, Any]:
     """Reduce the crops of a batch, and let the guard know.
 
@@ -41,6 +43,7 @@ def reduce_images(
         positions: (B or 1, T), or several axes of it.
         mask: As the decoder is given it: (B, T), (B, 1, T, T), a dictionary of such, or none.
         asked: What the decoder's layer that the reducer looks into attends with.
+        learns: Whether the model trains.
 
     Returns:
         Inputs of the decoder in their place.
@@ -67,6 +70,7 @@ def reduce_images(
             None if logits is None else logits[sample, :, places],
             crop,
             image,
+            learns,
         )
         found.setdefault(sample, []).append((places, seen))
     for sample, crops in found.items():
@@ -79,7 +83,7 @@ def reduce_images(
                     features[sample, kept] = reduction.weights.to(features) @ features[sample, places]
             if reduction.features is not None:
                 embeds_BTC[sample, kept] = reduction.features.to(embeds_BTC)
-                for features in deep:
+                for features in deep if reduction.weights is None and len(kept) < len(places) else ():
                     features[sample, kept] = 0.0
     index, valid = chosen(keep_BT)
     short = tokens.take(index, valid)

@@ -1,0 +1,1 @@
+"""Methods that take the place of a whole layer."""

@@ -1,0 +1,1 @@
+"""Methods that change where tokens are said to stand."""
