@@ -63,13 +63,13 @@ def keep_freed_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def save_teacher(folder: str) -> str:
-    """A class-conditional DiT with random weights, 6 layers of width 128, 256 tokens: the shipped teacher's shape."""
+def save_teacher(folder: str, *, layers: int = 6) -> str:
+    """A class-conditional DiT of random weights, 128 wide, 256 tokens: the shipped teacher's but for its depth."""
     denoiser = DiTTransformer2DModel(
         num_attention_heads=4,
         attention_head_dim=32,
         in_channels=1,
-        num_layers=6,
+        num_layers=layers,
         sample_size=32,
         patch_size=2,
         num_embeds_ada_norm=10,
