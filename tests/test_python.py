@@ -31,6 +31,7 @@ def test_every_name_is_there_and_documented_and_none_is_imported_before() -> Non
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+@pytest.mark.usefixtures("reload_here")
 def test_a_student_is_distilled_evaluated_exported_and_loaded(tmp_path: Path) -> None:
     teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
     data = tiny.image_data(tmp_path)

@@ -27,6 +27,7 @@ def test_a_site_keeps_to_its_calls(batch: int) -> None:
     assert slow["rest"].total() > 2 * few["rest"].total()
 
 
+@pytest.mark.slow  # the interpreter takes its time
 def test_triton_kernels_and_calls_inside_of_an_operation_are_counted() -> None:
     pytest.importorskip("triton", reason="Triton, which has no wheel for this platform, is not installed")
     counted = count(TRITON)
