@@ -66,6 +66,14 @@ class LinearAttention(FeatureMixer):
         mixed_BhNd = _capped(q_BhNd / (mass_BhN1 + _EPS * per_channel)) @ state_Bhdd
         return self.out(mixed_BhNd.transpose(1, 2).flatten(2))
 
+    def reference(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
+        """Every weight of every pair of tokens, in the order of the paper's equations."""
+        q_BhNd = self._heads(F.elu(self.query(_added(hidden_BNC, self.query_branch))) + 1)
+        k_BhNd = self._heads(F.elu(self.key(_added(hidden_BNC, self.key_branch))) + 1)
+        weights_BhNN = q_BhNd @ k_BhNd.mT / hidden_BNC.shape[1]
+        weights_BhNN = weights_BhNN / (weights_BhNN.sum(-1, keepdim=True) + _EPS)
+        return self.out((weights_BhNN @ self._heads(self.value(hidden_BNC))).transpose(1, 2).flatten(2))
+
     def _heads(self, x_BNC: Tensor) -> Tensor:
         """(B, h, N, d) view of what a projection returns."""
         return x_BNC.unflatten(-1, (self.site.heads, -1)).transpose(1, 2)

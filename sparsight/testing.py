@@ -9,6 +9,7 @@ import copy
 import inspect
 import json
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -57,6 +58,7 @@ def check_mixer(
             if transposable:
                 _check_transposition(mixer, grid, tolerance)
             _check_exact_limit(mixer, grid, tolerance)
+            _check_reference(mixer, grid, tolerance)
             _check_mass(mixer, grid, tolerance)
             _check_padding(mixer, grid)
             _check_backends(mixer, grid, tolerance)
@@ -74,6 +76,23 @@ def apply_mixer(mixer: TokenMixer, inputs: Sequence[Tensor], grid: Grid) -> Tens
         return mixer.mix(q, k, v, grid, mixer.site.head_dim**-0.5)
     assert isinstance(mixer, FeatureMixer)
     return mixer(inputs[0], grid)
+
+
+@runtime_checkable
+class Referenced(Protocol):
+    """A mixer with a slow, obvious form of itself."""
+
+    def reference(self, *arguments: Any) -> Any:
+        """What ``mix`` (of a softmax mixer ``partial``, of a feature mixer ``forward``) makes of its arguments."""
+        ...
+
+
+def apply_reference(mixer: Referenced, inputs: Sequence[Tensor], grid: Grid) -> Tensor:
+    """Run the slow form of a mixer of either kind; ``inputs`` is what ``random_inputs`` returned for it."""
+    scale = (mixer.site.head_dim**-0.5,) if isinstance(mixer, CoreMixer) else ()
+    expected = mixer.reference(*inputs, grid, *scale)
+    output: Tensor = expected[0] if isinstance(mixer, SoftmaxMixer) else expected  # the other one is the keys' mass
+    return output
 
 
 def random_inputs(mixer: TokenMixer, grid: Grid, *, batch: int = 2) -> list[Tensor]:
@@ -97,6 +116,32 @@ def random_teacher(site: Site, grid: Grid, *, batch: int = 4) -> tuple[Attention
     image_BCHW = image_BCHW + 0.3 * torch.randn_like(image_BCHW)
     inputs_BNC = F.layer_norm(image_BCHW.flatten(2).transpose(1, 2), (channels,))
     return weights, SiteSamples(inputs_BNC, attend(weights, inputs_BNC, site.heads), grid)
+
+
+def at_exact_limit(
+    mixer: TokenMixer, grid: Grid, *, dtype: torch.dtype = torch.float32
+) -> tuple[TokenMixer, list[Tensor], Tensor] | None:
+    """A mixer at the limit where it declares to be attention; nothing if it declares none on this grid.
+
+    Args:
+        mixer: Of the class in question; it stays as it is.
+        grid: Of the inputs.
+        dtype: What the inputs are rounded to, before the attention gets them in float64.
+
+    Returns:
+        The mixer at its limit in float32, its inputs in ``dtype``, and what the attention makes of them.
+    """
+    options = type(mixer).exact_limit(mixer.site, grid)
+    if options is None:
+        return None
+    exact = type(mixer)(mixer.site, **options)
+    if isinstance(exact, CoreMixer):
+        inputs = [part.to(dtype) for part in random_inputs(exact, grid)]
+        q, k, v = (part.double() for part in inputs)
+        return exact, inputs, F.scaled_dot_product_attention(q, k, v, scale=mixer.site.head_dim**-0.5)
+    weights, samples = random_teacher(mixer.site, grid)
+    exact.init_from_teacher(weights, [samples])
+    return exact, [samples.inputs.to(dtype)], samples.outputs
 
 
 def attend(weights: AttentionWeights, hidden_BNC: Tensor, heads: int) -> Tensor:
@@ -179,6 +224,16 @@ def _transpose(tokens: Tensor, grid: Grid) -> Tensor:
     return tokens.unflatten(-2, (grid.height, grid.width)).transpose(-2, -3).flatten(-3, -2)
 
 
+@torch.no_grad()
+def _check_reference(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
+    """What is computed is what the slow form computes, where the mixer declares one."""
+    if not isinstance(mixer, Referenced):
+        return
+    inputs = random_inputs(mixer, grid)
+    error = relative_l2(apply_mixer(mixer, inputs, grid), apply_reference(mixer, inputs, grid))
+    assert error <= tolerance, f"{grid}: the mixer and its reference differ (relative L2 {error:.2e})"
+
+
 def _check_mass(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
     """What is told of a softmax's mass belongs to its weights: its gradient in a query is scale times the mean key."""
     if not (isinstance(mixer, SoftmaxMixer) and mixer.is_softmax):
@@ -193,9 +248,7 @@ def _check_mass(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
     error = relative_l2(output, mixer.mix(q, k, v, grid, scale))
     assert error <= tolerance, f"{grid}: partial and mix differ (relative L2 {error:.2e})"
     with torch.no_grad():
-        twin_output, twin_lse = mixer.reference(q, k, v, grid, scale)
-    error = relative_l2(output, twin_output)
-    assert error <= tolerance, f"{grid}: partial and reference differ (relative L2 {error:.2e})"
+        twin_lse = mixer.reference(q, k, v, grid, scale)[1]
     assert torch.allclose(lse, twin_lse, atol=10 * tolerance), f"{grid}: the reference has another log-sum-exp"
     if not mixer.has_product_logits:
         return
@@ -235,20 +288,12 @@ def _check_auxiliary_loss(mixer: TokenMixer) -> None:
 @torch.no_grad()
 def _check_exact_limit(mixer: TokenMixer, grid: Grid, tolerance: float) -> None:
     """At the declared exact limit the mixer is the teacher's attention."""
-    options = type(mixer).exact_limit(mixer.site, grid)
-    if options is None:
+    found = at_exact_limit(mixer, grid)
+    if found is None:
         return
-    exact = type(mixer)(mixer.site, **options)
-    if isinstance(exact, CoreMixer):
-        inputs = random_inputs(exact, grid)
-        q, k, v = inputs
-        expected = F.scaled_dot_product_attention(q, k, v, scale=mixer.site.head_dim**-0.5)
-    else:
-        weights, samples = random_teacher(mixer.site, grid)
-        exact.init_from_teacher(weights, [samples])
-        inputs, expected = [samples.inputs], samples.outputs
+    exact, inputs, expected = found
     error = relative_l2(apply_mixer(exact, inputs, grid), expected)
-    assert error <= tolerance, f"{grid}: not the teacher at its exact limit {options} (relative L2 {error:.2e})"
+    assert error <= tolerance, f"{grid}: not the teacher at its exact limit {exact.options} (relative L2 {error:.2e})"
     if isinstance(exact, SoftmaxMixer):
         scale = mixer.site.head_dim**-0.5
         q, k, v = inputs

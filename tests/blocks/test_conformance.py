@@ -190,11 +190,17 @@ class HasASecondForm(MeanMixer):
         return super().forward(hidden_BNC, grid) * (1 + (self.serving_backend(grid, hidden_BNC) == "twice"))
 
 
+class HasAnotherReference(MeanMixer):
+    def reference(self, hidden_BNC: Tensor, grid: Grid) -> Tensor:
+        return 1.01 * self(hidden_BNC, grid)
+
+
 class HasNoOptionForItsForm(MeanMixer):
     backends: ClassVar[dict[str, str]] = {"torch": "", "fast": "nothing"}
 
 
 BROKEN = {
+    HasAnotherReference: "the mixer and its reference differ",
     HasASecondForm: "backend twice of HasASecondForm differs from torch",
     HasNoOptionForItsForm: "no option 'backend'",
     PadsToLess: "which is smaller",

@@ -7,8 +7,6 @@ from functools import partial
 
 import pytest
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from blocks import Grid, LinearAttention, Site
@@ -24,19 +22,6 @@ GRIDS = [Grid(6, 6), Grid(5, 9), Grid(7, 2), Grid(1, 3), Grid(1, 1)]
 SITE = Site("attn1", channels=24, heads=3, head_dim=8, grid=Grid(6, 6))
 
 
-def naive(mixer: LinearAttention, hidden_BNC: Tensor) -> Tensor:
-    """Every weight of every pair of tokens, in the order of the paper's equations."""
-    sources = (mixer.query_branch, mixer.key_branch)
-    xq, xk = (hidden_BNC if branch is None else hidden_BNC + branch(hidden_BNC) for branch in sources)
-    q, k, v = (
-        linear(x).unflatten(-1, (mixer.site.heads, -1)).transpose(1, 2)
-        for linear, x in ((mixer.query, xq), (mixer.key, xk), (mixer.value, hidden_BNC))
-    )
-    weights_BhNN = torch.einsum("bhid,bhjd->bhij", F.elu(q) + 1, F.elu(k) + 1) / hidden_BNC.shape[1]
-    weights_BhNN = weights_BhNN / (weights_BhNN.sum(-1, keepdim=True) + 1e-4)
-    return mixer.out(torch.einsum("bhij,bhjd->bhid", weights_BhNN, v).transpose(1, 2).flatten(2))
-
-
 @pytest.mark.parametrize("branch_dim", [1.0, 5, None], ids=str)
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda g: f"{g.height}x{g.width}")
 def test_equals_the_quadratic_form_in_values_and_gradients(grid: Grid, branch_dim: int | float | None) -> None:
@@ -44,7 +29,7 @@ def test_equals_the_quadratic_form_in_values_and_gradients(grid: Grid, branch_di
     hidden_BNC = torch.randn(2, grid.tokens, 24, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(2, grid.tokens, 24, dtype=torch.float64)
     sources = (hidden_BNC, *mixer.parameters())
-    linear, quadratic = mixer(hidden_BNC, grid), naive(mixer, hidden_BNC)
+    linear, quadratic = mixer(hidden_BNC, grid), mixer.reference(hidden_BNC, grid)
     assert relative_l2(linear, quadratic) < 1e-12
     gradients = [torch.autograd.grad((output * upstream).sum(), sources) for output in (linear, quadratic)]
     for one, other in zip(*gradients, strict=True):

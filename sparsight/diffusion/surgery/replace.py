@@ -22,7 +22,7 @@ from sparsight.diffusion.surgery.rest.quantised import is_coded
 from sparsight.diffusion.surgery.rest.rest import settle_rest
 from sparsight.diffusion.surgery.shell import AttentionShell, Mode, Shell
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, refuse_unsupported
-from sparsight.diffusion.surgery.student import OnGrid, deliver_grid, install_grid_hooks, transformer_stacks
+from sparsight.diffusion.surgery.student import OnGrid, deliver_grid, install_grid_hooks, keep_grid, transformer_stacks
 
 
 def replace(
@@ -155,6 +155,9 @@ def restore(denoiser: nn.Module) -> None:
             if hook is deliver_grid:
                 del stack._forward_pre_hooks[key]
                 stack._forward_pre_hooks_with_kwargs.pop(key, None)
+        for key, kept in list(stack._forward_hooks.items()):
+            if kept is keep_grid:
+                del stack._forward_hooks[key]
 
 
 def finalize(denoiser: nn.Module) -> None:

@@ -155,6 +155,24 @@ def deliver_grid(stack: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> N
         site.grid = grid
 
 
+def keep_grid(stack: Any, args: tuple[Any, ...], output: Any) -> None:
+    """Forward hook of a transformer stack: blocks that are computed again in a backward pass find the grid they had.
+
+    Between the two passes another one may deliver another grid, and both forms of gradient checkpointing would take it.
+    """
+    first: Tensor = output if isinstance(output, Tensor) else output[0]
+    checkpointing = vars(stack).get("gradient_checkpointing", False)
+    if not (checkpointing and first.requires_grad) or torch.compiler.is_compiling():
+        return
+    standing = [(site, site._sides) for site in sites_on_grid(stack)]
+
+    def deliver(gradient: Tensor) -> None:
+        for site, sides in standing:
+            site._sides = sides
+
+    first.register_hook(deliver)
+
+
 class _Found:
     """The sites below a stack, and the way to each, by which it is seen whether they still are there.
 
@@ -208,10 +226,11 @@ def sites_on_grid(stack: nn.Module) -> list[OnGrid]:
 
 
 def install_grid_hooks(denoiser: nn.Module, stacks: Collection[str]) -> None:
-    """Register ``deliver_grid`` once on every transformer stack; hooks are not in a state dict."""
+    """Register ``deliver_grid`` and ``keep_grid`` once on every transformer stack; hooks are not in a state dict."""
     for stack in transformer_stacks(denoiser, stacks):
         if deliver_grid not in stack._forward_pre_hooks.values():
             stack.register_forward_pre_hook(deliver_grid, with_kwargs=True)
+            stack.register_forward_hook(keep_grid)
 
 
 def transformer_stacks(denoiser: nn.Module, stacks: Collection[str]) -> list[nn.Module]:

@@ -187,14 +187,31 @@ def _is_installed(folder: Path) -> bool:
 
 
 def _refuse_fixed_names(file: SourceFile, tree: ast.Module) -> None:
+    """Refuse operations whose names are not seen to come from ``op_name``, by themselves or by a name bound to one."""
+    bound = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and _calls_op_name(node.value)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        function = ast.unparse(node.func).rpartition(".")[2]
+        owner, _, function = ast.unparse(node.func).rpartition(".")
+        if function not in REGISTERS or (function == "define" and owner and owner.split(".")[-1] != "library"):
+            continue  # define of a Library names operations inside of its namespace
         given = [*node.args[:1], *(word.value for word in node.keywords if word.arg in ("name", "qualname", "ns"))]
-        name = next((value.value for value in given if isinstance(value, ast.Constant)), None)
-        if function in REGISTERS and isinstance(name, str) and REGISTERS[function] in name:
+        if not given or _calls_op_name(given[0]) or (isinstance(given[0], ast.Name) and given[0].id in bound):
+            continue
+        fixed = given[0].value if isinstance(given[0], ast.Constant) else None
+        if fixed is None or (isinstance(fixed, str) and REGISTERS[function] in fixed):
             raise ValueError(
-                f"{file.title} registers {name!r} (line {node.lineno}): another version of the file would get this "
-                "one's operations; name them with op_name(__name__, ...) of blocks.ops.names"
+                f"{file.title} registers {ast.unparse(given[0])} (line {node.lineno}): another version of the file "
+                "would get this one's operations; name them with op_name(__name__, ...) of blocks.ops.names"
             )
+
+
+def _calls_op_name(expression: ast.expr) -> bool:
+    calls = (node for node in ast.walk(expression) if isinstance(node, ast.Call))
+    return any(ast.unparse(call.func).rpartition(".")[2] == "op_name" for call in calls)

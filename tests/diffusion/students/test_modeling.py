@@ -244,13 +244,34 @@ def times(x: Tensor) -> Tensor:
         'torch.library.custom_op("mine::scan", mutates_args=())(helper)',
         'torch.library.define("mine::scan", "(Tensor x) -> Tensor")',
         'torch.library.Library("mine", "DEF")',
+        'name = "mine::scan"\n    torch.library.custom_op(name, mutates_args=())(helper)',
+        'torch.library.custom_op(f"mine::{1}", mutates_args=())(helper)',
+        'torch.library.custom_op("mine" + "::scan", mutates_args=())(helper)',
+        'space = "mine"\n    torch.library.Library(space, "DEF")',
+        'torch.library.define(qualname="mine" "::scan", schema="(Tensor x) -> Tensor")',
     ],
 )
 def test_operations_under_fixed_names_are_refused(tmp_path: Path, line: str) -> None:
     mixer = define(tmp_path, "Fixed", good := MIXER.format(name="Fixed"))
     (tmp_path / "fixed.py").write_text(f"import torch\n{good}\n\ndef register():\n    {line}\n")
-    with pytest.raises(ValueError, match=r"fixed\.py registers 'mine.*op_name"):
+    with pytest.raises(ValueError, match=r"fixed\.py registers .*\(line \d+\).*op_name"):
         student_file([mixer], "DiTTransformer2DModel")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'torch.library.custom_op(op_name(__name__, "scan"), mutates_args=())(helper)',
+        'name = op_name(__name__, "scan")\n    torch.library.custom_op(name, mutates_args=())(helper)',
+        'library = torch.library.Library(op_name(__name__, "scan").partition("::")[0], "DEF")\n'
+        '    library.define("scan(Tensor x) -> Tensor")',
+    ],
+)
+def test_operations_named_by_their_text_travel(tmp_path: Path, line: str) -> None:
+    mixer = define(tmp_path, "Named", good := MIXER.format(name="Named"))
+    text = f"import torch\nfrom blocks.ops.names import op_name\n{good}\n\ndef register():\n    {line}\n"
+    (tmp_path / "named.py").write_text(text)
+    assert student_file([mixer], "DiTTransformer2DModel")
 
 
 def test_an_optional_kernel_travels_and_falls_back_with_one_warning(tmp_path: Path) -> None:

@@ -299,15 +299,13 @@ def test_copies_sizes_and_recomputation(mixer: Any) -> None:
         if checkpointing:
             denoiser.enable_gradient_checkpointing()
         denoiser.zero_grad()
-        run(denoiser, SIZE).square().mean().backward()
+        loss = run(denoiser, SIZE).square().mean()
+        with torch.no_grad():
+            run(denoiser, SIZE[::-1])  # blocks are recomputed on the grid that they had
+        loss.backward()
         gradients.append([p.grad for p in denoiser.parameters() if p.requires_grad])
     for plain, recomputed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, recomputed)
-    loss = run(denoiser, SIZE).square().mean()
-    with torch.no_grad():
-        run(denoiser, SIZE[::-1])
-    with pytest.raises((torch.utils.checkpoint.CheckpointError, ValueError)):
-        loss.backward()
 
 
 @pytest.mark.parametrize("end", [lambda _: None, finalize], ids=["shell", "student"])

@@ -127,18 +127,13 @@ def test_gradients_are_the_same_with_checkpointing() -> None:
         torch.testing.assert_close(plain, recomputed)
 
 
-@pytest.mark.parametrize("change", ["mode", "grid"])
-def test_recomputing_with_another_mode_or_grid_is_caught(change: str) -> None:
+def test_recomputing_in_another_mode_is_caught() -> None:
     denoiser = tiny.pixart().eval()
     shells = replace(denoiser, NeighborhoodAttention, train_projections=True)
     set_mode(shells.values(), Mode.STUDENT)
     denoiser.enable_gradient_checkpointing()
     loss = run(denoiser, (8, 12)).square().mean()
-    if change == "mode":
-        set_mode(shells.values(), Mode.TEACHER)
-    else:
-        with torch.no_grad():
-            run(denoiser, (12, 8))
+    set_mode(shells.values(), Mode.TEACHER)
     with pytest.raises(CheckpointError):
         loss.backward()
 
