@@ -1,8 +1,8 @@
-"""Measures what a core site costs beside its mixer, where nothing is compiled: processor time in microseconds.
+"""Measures what a core site costs beside its mixer, where nothing is compiled: processor time in microseconds a site.
 
-The mixer is plain softmax attention, which calls torch's function as the attention itself does, so that the difference
-is that of leading the call there. The attention is that of U-Nets, DiT and PixArt. Few tokens are mixed: what leading
-costs does not depend on their number.
+The mixer is plain softmax attention, which calls torch's function as the attention itself does, and the denoisers are
+tiny ones of every family, so that nearly all of the difference is that of leading the calls there. At a joint site
+(SD3.5, FLUX.1) text and image are attended to apart and brought under one softmax: more calls, whatever their size.
 
     python -m benchmarks.core_sites
 """
@@ -14,16 +14,15 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from diffusers.models.attention_processor import Attention
 
-from blocks import Grid, Site, SoftmaxAttention
+from benchmarks.family_cases import CASES, Case
+from blocks import SoftmaxAttention
 from sparsight.common.tables import format_table
-from sparsight.diffusion.surgery.core_site import core_site
+from sparsight.diffusion.families.known import example_inputs
+from sparsight.diffusion.surgery.replace import finalize, replace
 
-SITE = Site("transformer_blocks.0.attn1", channels=64, heads=4, head_dim=16, grid=Grid(4, 4))
 
-
-def seconds(call: Callable[[], object], *, repeats: int, calls: int = 50) -> float:
+def seconds(call: Callable[[], object], *, repeats: int, calls: int = 10) -> float:
     """Processor time of one call: the least of several means, since whatever else runs only adds."""
     best = float("inf")
     for _ in range(repeats):
@@ -34,36 +33,37 @@ def seconds(call: Callable[[], object], *, repeats: int, calls: int = 50) -> flo
     return best
 
 
-def row(direction: str, *, repeats: int = 20) -> dict[str, float]:
-    """Microseconds of one attention, and of the core site in its place, ``forward`` or with a ``backward`` pass."""
+def row(case: Case, *, repeats: int) -> dict[str, str]:
+    """Microseconds more for each site of a family's denoiser, of a forward pass and of one with its backward pass."""
     torch.manual_seed(0)
-    attention = Attention(SITE.channels, heads=SITE.heads, dim_head=SITE.head_dim).eval()
-    replaced = core_site(attention, SoftmaxAttention(SITE))
-    replaced.grid = SITE.grid
-    hidden_BNC = torch.randn(2, SITE.grid.tokens, SITE.channels)
-    torch.testing.assert_close(replaced(hidden_BNC), attention(hidden_BNC))
+    denoiser = case.made()
+    inputs = example_inputs(denoiser, batch=1, size=case.sizes[0])
 
-    def measured(module: torch.nn.Module) -> float:
-        if direction == "backward":
-            return 1e6 * seconds(lambda: module(hidden_BNC).sum().backward(), repeats=repeats)
+    def output() -> torch.Tensor:
+        return denoiser(**inputs, return_dict=False)[0]
+
+    def measured() -> tuple[float, float]:
         with torch.no_grad():
-            return 1e6 * seconds(lambda: module(hidden_BNC), repeats=repeats)
+            forward = seconds(output, repeats=repeats)
+        return forward, seconds(lambda: output().sum().backward(), repeats=repeats)
 
-    before, now = measured(attention), measured(replaced)
-    return {"attention": before, "core site": now, "more": now - before}
+    before = measured()
+    sites = len(replace(denoiser, SoftmaxAttention))
+    finalize(denoiser)
+    denoiser.requires_grad_(True)  # as before surgery
+    more = [1e6 * (now - then) / sites for now, then in zip(measured(), before, strict=True)]
+    return {"family": case.name, "sites": str(sites)} | {
+        f"{name} (us)": f"{value:.0f}" for name, value in zip(("forward", "with backward"), more, strict=True)
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=20, help="means of 50 calls, of which the least counts")
+    parser.add_argument("--repeats", type=int, default=10, help="means of 10 calls, of which the least counts")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    rows = []
-    for direction in ("forward", "backward"):
-        times = row(direction, repeats=options.repeats)
-        rows.append({"pass": direction} | {f"{name} (us)": f"{value:.0f}" for name, value in times.items()})
-    print(format_table(rows))
+    print(format_table([row(case, repeats=options.repeats) for case in CASES]))
 
 
 if __name__ == "__main__":

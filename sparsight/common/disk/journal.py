@@ -66,7 +66,7 @@ class Journal:
 
 
 def check_about(path: Path, about: Mapping[str, Any]) -> None:
-    """See that a journal's results depend on the same as ours would.
+    """See that a journal's results depend on nothing else than ours would.
 
     Raises:
         ValueError: They depend on something else, or the line that tells is damaged.

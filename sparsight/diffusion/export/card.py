@@ -21,8 +21,9 @@ from sparsight.publish.shared_config import shared_config
 SAMPLES = "samples.png"
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")  # of a block, in a name
 OVERHEAD = (
-    "Not compiled, each of these costs about 0.1 ms of a processor for every call, which hides behind the work of a "
-    "large model and not behind that of a small one; `denoiser.compile_repeated_blocks()` takes it away."
+    "Not compiled, each of these costs 0.1 to 1 ms of a processor for every call, most where text and image attend "
+    "together, which hides behind the work of a large model and not behind that of a small one; "
+    "`denoiser.compile_repeated_blocks()` takes it away."
 )
 
 
@@ -212,6 +213,7 @@ def _places(count: int, model: Model) -> str:
 
 def _limits(model: Model) -> str:
     lines = [f"- Made for {_sides(model.size)} in the space of the denoiser; nothing is said here about other sizes."]
+    lines.append("- One object draws one size at a time: threads that draw at different sizes need a copy each.")
     whole = len(model.sites) - len(model.cores)
     if whole:
         lines.append(

@@ -34,9 +34,12 @@ from sparsight.diffusion.surgery.student import (
 )
 
 NO_CORE = (
-    "called no scaled_dot_product_attention that its mixer could take the place of: choose torch's own attention "
-    "(set_attn_processor(AttnProcessor2_0()), disable_attention_slicing(), set_attention_backend('native'))"
+    "called no scaled_dot_product_attention that its mixer could take the place of: choose torch's own attention by "
+    "set_attention_backend('native') or, where processors decide as in U-Nets, by "
+    "set_attn_processor(AttnProcessor2_0()) and disable_attention_slicing()"
 )
+
+IMAGE_PROMPT = "ip_hidden_states"
 
 
 class CoreSite(OnGrid):
@@ -73,7 +76,7 @@ class CoreSite(OnGrid):
         refuse_others(site.path, None if site.text else encoder_hidden_states, attention_mask, others)
         if encoder_hidden_states is not None:
             checked_grid(self.grid, hidden_states.shape[1], site.path)
-        led = _Led(self, hidden_states)
+        led = _Led(self, hidden_states, prompted=IMAGE_PROMPT in taken)
         with led:  # Dynamo loses the attributes of what "as" would name
             output = super().forward(hidden_states, encoder_hidden_states, **taken)  # type: ignore[misc]
         led.check()
@@ -122,8 +125,9 @@ class CoreSite(OnGrid):
 class _Led(TorchFunctionMode):
     """Leads the core of one site to its mixer and trained layers to their weights; all else passes."""
 
-    def __init__(self, site: CoreSite, hidden_states: Tensor) -> None:
+    def __init__(self, site: CoreSite, hidden_states: Tensor, *, prompted: bool = False) -> None:
         super().__init__()
+        self.prompted = prompted
         self.site, self.hidden_states = site, hidden_states
         self.trained = site.trained_layers()
         self.cores, self.layers = 0, 0
@@ -146,9 +150,11 @@ class _Led(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        if self.cores and key.shape[2] != query.shape[2]:  # keys of image prompts, beside the core
+        if self.cores and (self.prompted or key.shape[2] != query.shape[2]):  # keys of image prompts, beside the core
             return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, is_causal, scale=scale)
         self.cores += 1
+        if self.cores > 1:
+            raise ValueError(f"{self.site.mixer.site.path} attends to its own tokens twice, which no mixer takes")
         if attn_mask is not None or is_causal or dropout_p > 0:
             given = "a mask" if attn_mask is not None else "a causal mask" if is_causal else "dropout"
             raise ValueError(f"{self.site.mixer.site.path} has {given} on its attention, which no mixer takes")

@@ -258,13 +258,29 @@ def test_adapters_and_fused_projections_count_before_and_after() -> None:
         run(trained)
 
 
+def test_backends_that_call_torchs_function_serve_and_others_are_refused_by_site() -> None:
+    wanted, denoiser = run(student(NEAR)), student(NEAR)
+    finalize(denoiser)
+    for backend in ("native", "_native_math"):
+        denoiser.set_attention_backend(backend)
+        torch.testing.assert_close(run(denoiser), wanted)
+    denoiser.set_attention_backend("flex")
+    try:
+        with pytest.raises(ValueError, match=r"blocks\.0\.attn called no scaled_dot.*backend\('native'\)"):
+            run(denoiser)
+    finally:
+        denoiser.set_attention_backend("native")  # which is that of all other models, too
+    torch.testing.assert_close(run(denoiser), wanted)
+
+
 @pytest.mark.slow
-def test_image_prompts_stand_beside_the_core() -> None:
+@pytest.mark.parametrize("prompts", [3, 24])  # 24 are as many as the image's tokens
+def test_image_prompts_stand_beside_the_core(prompts: int) -> None:
     def prompted(denoiser: Any) -> torch.Tensor:
         torch.manual_seed(7)
         block = denoiser.transformer_blocks[0]
         block.attn.set_processor(FluxIPAdapterAttnProcessor(32, 16))
-        image = [torch.randn(2, 3, 16)]
+        image = [torch.randn(2, prompts, 16)]
         block.register_forward_pre_hook(
             lambda module, args, kwargs: (args, kwargs | {"joint_attention_kwargs": {"ip_hidden_states": image}}),
             with_kwargs=True,
