@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from sparsight import __version__
 
@@ -58,6 +61,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(HELP, end="", file=sys.stderr)
         raise SystemExit(2)
 
+    with _without_collection():
+        answered = _answer_early(arguments)
+    if not answered:
+        atexit.unregister(gc.freeze)
+        _run(arguments)
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """No search for garbage, nor as the process ends: syntax trees are many objects, and none of them is."""
+    atexit.register(gc.freeze)
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _answer_early(arguments: Sequence[str]) -> bool:
+    """Refuse what is wrong, and answer what needs neither torch nor Lightning; whether that was all."""
     from sparsight.common.import_path import current_folder_last
 
     sys.path[:] = current_folder_last(sys.path, os.getcwd())  # first, as a folder may hold a yaml.py
@@ -68,26 +93,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         end_with_parent()
 
     from sparsight.command.arguments import check_arguments
-    from sparsight.command.checks.input_paths import check_inputs
+    from sparsight.command.checks.input_paths import check_inputs, check_models
     from sparsight.command.checks.option_names import check_option_names
     from sparsight.common.errors import ConfigurationError
 
     try:
         check_arguments(arguments)
         check_option_names(arguments)
+        check_models(arguments)
         check_inputs(arguments)
         if arguments[0] == "list":
             from sparsight.command.listing import main as list_plugins
 
             list_plugins(arguments[1:])
-            return
+            return True
         if arguments[0] == "completion":
             from sparsight.command.output.completion import main as print_completion
 
             print_completion(arguments[1:])
-            return
+            return True
     except (ConfigurationError, OSError) as error:
         raise SystemExit(f"sparsight: {error}") from error
+    return False
+
+
+def _run(arguments: Sequence[str]) -> None:
     from sparsight.command.startup import check_plugins, check_torch_pair
 
     check_plugins()

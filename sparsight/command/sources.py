@@ -75,6 +75,7 @@ class Sources:
     def __init__(self, modules: Mapping[str, Module]) -> None:
         self.modules = modules
         self.classes: dict[str, ast.ClassDef] = {}
+        self._orders: dict[str, list[str]] = {}  # of ancestors, which every group of plug-ins asks for again
         for name, module in modules.items():
             self.classes |= {
                 f"{name}.{node.name}": node for node in _statements(module.tree.body) if isinstance(node, ast.ClassDef)
@@ -86,7 +87,9 @@ class Sources:
 
     def ancestors(self, path: str) -> list[str]:
         """Full names of a class and of what it derives from, in the order in which they are looked up."""
-        return self._lookup_order(path, frozenset())
+        if path not in self._orders:
+            self._orders[path] = self._lookup_order(path, frozenset())
+        return self._orders[path]
 
     def ours(self, path: str) -> list[str]:
         """Those of the ancestors whose source is known."""

@@ -47,6 +47,11 @@ def _environment() -> dict[str, str]:
         (["fit", "--config", "experiment/quickstrat"], 1, "did you mean experiment/quickstart"),
         (["fit", "--model", "no/such.yaml"], 1, "no config 'no/such.yaml'"),
         (["fit", "--config=experiment/quickstart", "--ckpt_path", "no.ckpt"], 1, "ckpt_path: 'no.ckpt' does not exist"),
+        (
+            ["fit", "--config=experiment/quickstart", "--model.teacher", "./no/dit"],
+            1,
+            "model.teacher: './no/dit' does not exist",
+        ),
         (["fit", "--config=experiment/own_tune"], 1, "data.train.file: 'data/own/train.json' does not exist"),
         (["compare", "no_report", "--output", "compared"], 1, "compare: 'no_report' does not exist"),
         (["list", "mixer"], 1, "did you mean mixers"),

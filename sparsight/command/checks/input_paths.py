@@ -24,13 +24,14 @@ from sparsight.command.arguments import (
     resolve_configs,
 )
 from sparsight.command.plugins import HOME
-from sparsight.common.disk.inputs import find_files, need_file, need_folder, need_local
+from sparsight.common.disk.inputs import find_files, may_be_hub_id, need_file, need_folder, need_local
 from sparsight.common.disk.yaml_files import read_yaml
 
 WHERE = "datamodules"  # package of the classes
 RULES: dict[str, Callable[..., Any]] = {
     rule.__name__: rule for rule in (find_files, need_file, need_folder, need_local)
 }
+MODELS = ("model.teacher", "model.base", "data.teacher", "data.model")  # options that name a pretrained model
 ASKS_ONLY = ("--help", "-h", "--print_config")  # arguments with which nothing is run
 
 
@@ -46,6 +47,24 @@ class Need(NamedTuple):
     rule: str
     option: str
     words: Mapping[str, str]
+
+
+def check_models(arguments: Sequence[str]) -> None:
+    """Refuse a pretrained model that is no name of the hub and not there, where the command line names it.
+
+    Args:
+        arguments: Of the command, its verb first.
+
+    Raises:
+        ConfigurationError: There is no such folder.
+    """
+    if any(each.startswith(ASKS_ONLY) for each in arguments):
+        return
+    for name in MODELS:
+        options = (f"--{name}", f"--{name.replace('.', '.init_args.')}")
+        for value in [value for _, _, value in given_options(arguments, options)][-1:]:
+            if value != "null" and not may_be_hub_id(value):
+                check_there(name, value)
 
 
 def check_inputs(arguments: Sequence[str]) -> None:

@@ -72,13 +72,18 @@ def need_folder(path: str | Path, *, what: str, holds: str) -> None:
         raise FileNotFoundError(f"{what}: {path} {told}; give a folder of {holds}")
 
 
+def may_be_hub_id(name: str) -> bool:
+    """Whether a name may be one on the hub, ``name`` or ``user/name``, rather than a path."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def need_local(path: str, *, what: str) -> None:
     """Refuse a path that is not there and is no id on the hub, which is ``name`` or ``user/name``.
 
     Raises:
         FileNotFoundError: It is not there.
     """
-    if not _HUB_ID.fullmatch(path) and not os.path.exists(path):
+    if not may_be_hub_id(path) and not os.path.exists(path):
         raise FileNotFoundError(f"{what}: {path} does not exist; give a folder, or an id of the hub")
 
 
