@@ -45,7 +45,7 @@ def verify(mixer: TokenMixer, *, dtype: torch.dtype, device: torch.device, grids
     """Compare a copy of the mixer in ``dtype`` on ``device`` with its reference; see the module's text."""
     against = "its reference" if isinstance(mixer, Referenced) else "itself in float64"
     fast, slow = copy.deepcopy(mixer).to(device, dtype), copy.deepcopy(mixer).to("cpu", torch.float64)
-    obvious = apply_reference if isinstance(slow, Referenced) else apply_mixer
+    obvious: Callable[..., Tensor] = apply_reference if isinstance(slow, Referenced) else apply_mixer
     errors = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
