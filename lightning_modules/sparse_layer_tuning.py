@@ -15,6 +15,7 @@ from torch import Tensor
 from blocks.tokens import Edit
 from lightning_modules.answering import Evaluation
 from lightning_modules.tuned_layers import TunedLayers
+from sparsight.common.errors import require
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.training.dropout import seed_dropout
 from sparsight.common.training.processes import process_count, summed
@@ -29,7 +30,7 @@ from sparsight.lvlm.surgery.retire import LayerPruning
 from sparsight.lvlm.surgery.selection import LayerSelection, Uniform
 from sparsight.lvlm.train.checks import check_tuning
 from sparsight.lvlm.train.cost import StepCost, explain, forward_flops, step_cost
-from sparsight.lvlm.train.healing import Healing
+from sparsight.lvlm.train.healing import Healing, HealingWeights
 from sparsight.lvlm.train.memory import run_tuning_memory
 from sparsight.lvlm.train.stages import TuningStage
 from sparsight.lvlm.train.trained import LAYERS, METHODS, PROJECTOR
@@ -56,6 +57,9 @@ class SparseLayerTuning(TunedLayers):
         prune: Which layers PruningSchedule may remove.
         distill: Weight of the squared difference of the last layer's hidden states to those of a model that has all
             layers, relative to their size, from the first removal on; needs memory for that model.
+        distill_logits: Weight of the Kullback-Leibler divergence, in nats an answer token, of the answers from those of
+            that model.
+        distill_layers: Weight of such a difference at every layer that is left, their mean.
         distill_from: Folder or hub id of that model: ``base`` before an earlier run took layers out. If not given, it
             is this run's own model as it was, tuned so far, when the first layer left.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
@@ -87,6 +91,8 @@ class SparseLayerTuning(TunedLayers):
         evaluation: Evaluation | None = None,
         prune: LayerPruning | None = None,
         distill: float = 0.0,
+        distill_logits: float = 0.0,
+        distill_layers: float = 0.0,
         distill_from: str | None = None,
         max_skipped_steps: int = 0,
         revision: str | None = None,
@@ -94,14 +100,17 @@ class SparseLayerTuning(TunedLayers):
         parts: PartNames | None = None,
         recipe: Sequence[Edit] | None = None,
     ) -> None:
-        if not (0 <= distill < math.inf and 0 <= vision_cache_gib < math.inf):
-            raise ValueError(f"distill and vision_cache_gib are 0 or more, got {distill} and {vision_cache_gib}")
+        amounts = {"distill": distill, "distill_logits": distill_logits, "distill_layers": distill_layers}
+        for name, amount in (amounts | {"vision_cache_gib": vision_cache_gib}).items():
+            require(0 <= amount < math.inf, name, amount, "0 or more")
         if recipe and gradient_checkpointing:
             raise ValueError("under a recipe layers cannot be computed again: set gradient_checkpointing to false")
-        if recipe and distill > 0:
-            raise ValueError("under a recipe hidden states are those of other tokens: set distill to 0")
+        weights = HealingWeights(distill, distill_logits, distill_layers)
+        if recipe and weights.any:
+            names = " and ".join(name for name, amount in amounts.items() if amount > 0)
+            raise ValueError(f"under a recipe hidden states are those of other tokens: set {names} to 0")
         loading = Loading(dtype, attn_implementation, revision, trust_remote_code, parts)
-        healing = Healing(distill, distill_from, loading)
+        healing = Healing(weights, distill_from, loading)
         rule = layers or Uniform(ratio=0.25)
         rule.record()  # scores of layers that are no numbers are refused before weights are loaded
         super().__init__(
@@ -137,7 +146,7 @@ class SparseLayerTuning(TunedLayers):
             self.clock.stages,
             frozen=self.frozen_dtype,
             loses_layers=prunes,
-            heals=self.healing.weight > 0,
+            heals=self.healing.weights.any,
         )
         self.healing.begin(
             self.model, base=self.base, dtype=self.frozen_dtype, loses_layers=prunes, depth=self._depth_now
@@ -240,9 +249,9 @@ class SparseLayerTuning(TunedLayers):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the answer tokens of the whole batch, over all processes."""
-        watching = self.healing.watching(self.parts, self._depth_now)
-        with self._cached_vision(batch), self.edited(learns=True), watching as hidden:
-            losses, _ = answer_losses(self.model, batch["inputs"], batch["labels"])
+        watching = self.healing.watching(self.parts, self.retired.indices)
+        with self._cached_vision(batch), self.edited(learns=True), watching as watched:
+            losses, logits, _ = answers(self.model, batch["inputs"], batch["labels"])
             taught = self._taught(batch)
         everywhere = summed(losses.new_full((), float(losses.numel()), dtype=torch.float32))
         mean = summed(losses.sum()) / everywhere
@@ -261,10 +270,11 @@ class SparseLayerTuning(TunedLayers):
         assert self.unpruned is not None
         tower = self.unpruned.shared_tower
         with nullcontext() if tower is None else self._cached_vision(batch, tower=tower):
-            difference = self.unpruned.difference(batch["inputs"], hidden[-1])
-        self.log("train/hidden_difference", difference.detach(), sync_dist=True)
-        self.guard.note({"answers": loss, "hidden_difference": difference}, batch)
-        return loss + self.healing.weight * difference
+            terms = self.healing.terms(batch["inputs"], batch["labels"], watched=watched, logits_NV=logits)
+        for name, (_, term) in terms.items():
+            self.log(f"train/{name}", term.detach(), sync_dist=True)
+        self.guard.note({"answers": loss} | {name: term for name, (_, term) in terms.items()}, batch)
+        return loss + sum(weight * term for weight, term in terms.values())
 
     def _taught(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """What methods with weights learn beside the answers, as losses by their names, in a stage that trains them."""

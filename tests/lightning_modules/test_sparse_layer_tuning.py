@@ -179,12 +179,14 @@ def test_scores_are_written_and_compared(folder: Path, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("rescore", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_layers_outside_the_region_leave_and_the_rest_heals(folder: Path, base: Path, rescore: bool) -> None:
-    config = with_callback(tuning_config(folder, prune=SCORE, distill=0.5), pruning(rescore=rescore))
+    weights = {"distill": 0.5, "distill_logits": 1.0, "distill_layers": 0.5}
+    config = with_callback(tuning_config(folder, prune=SCORE, **weights), pruning(rescore=rescore))
     cli = main(["fit", "--config", str(config)])
     retired = cli.model.retired.indices
     assert len(retired) == 2 and not set(retired) & {0, 1, 4, 5}
     assert set(cli.model.sites()) == {"layers.2", "layers.3"}
-    assert "train/hidden_difference" in cli.trainer.callback_metrics
+    terms = ("hidden_difference", "layers_difference", "answers_divergence")
+    assert all(cli.trainer.callback_metrics[f"train/{name}"] > 0 for name in terms)
     saved = torch.load(checkpoint(folder, 4), weights_only=True)
     assert saved["sparsight"]["retired"] == retired
     assert len(cli.model.parts.layers) == 6  # taken out for evaluation alone
