@@ -30,6 +30,7 @@ PATCHWISE = (  # a square or a run of patches for each image token
 RENUMBERING = {"renumbered", "pyramid_drop", "gem_filter", "gamma_mod", "slime_renumbered", "tc_positions", "tc_both"}
 SEVERAL_AXES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")  # of positions
 ONE_BY_ONE = {"feather", "cmai", "gamma_mod_kept", "eas"}  # ask for attention in layers that hybrids have a state in
+NOT_PLAIN = ("gemma3", "qwen3_vl", "qwen3_5", "lfm2_vl")  # layers with more norms, or without attention
 TRAINING = {"long_lora", "sink_lora"}  # change nothing in what is answered
 
 
@@ -62,6 +63,7 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "slime": lambda: [tokens.TextRouter(0.5)],
     "slime_queries": lambda: [stirred(tokens.QueryCompressor(2, 0.7))],
     "slime_renumbered": lambda: [stirred(tokens.QueryCompressor(3, 1.0, positions="renumber"))],
+    "frozen_block": lambda: [stirred(tokens.FrozenBlock(-1), 0.1)],
     "gem_filter": lambda: [tokens.GemFilter(2, 0.5)],
     "gem_filter_kept": lambda: [tokens.GemFilter(2, 0.5, positions="keep")],
     "quota": lambda: [tokens.FrameBudgets(0.5)],
@@ -146,6 +148,8 @@ def changes(family: str, name: str) -> bool:
 def is_served(family: str, name: str) -> bool:
     """Whether a family has what a method needs."""
     if family in HYBRIDS and name in ONE_BY_ONE:
+        return False
+    if name == "frozen_block" and family in NOT_PLAIN:
         return False
     return (name not in LOOKING or family in PATCHWISE) and (name not in RENUMBERING or family not in SEVERAL_AXES)
 

@@ -17,6 +17,7 @@ from blocks.tokens.reducers.div_prune import DivPrune
 from blocks.tokens.reducers.faster_vlm import FasterVLM
 from blocks.tokens.reducers.fo_pru import FoPru
 from blocks.tokens.reducers.frame_budgets import FrameBudgets
+from blocks.tokens.reducers.frozen_block import FrozenBlock
 from blocks.tokens.reducers.gem_filter import GemFilter
 from blocks.tokens.reducers.query_compressor import QueryCompressor
 from blocks.tokens.reducers.text_router import TextRouter
@@ -43,6 +44,7 @@ __all__ = [
     "FitPrune",
     "FoPru",
     "FrameBudgets",
+    "FrozenBlock",
     "GammaMoD",
     "GemFilter",
     "LayerEnsemble",

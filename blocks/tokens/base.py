@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -51,6 +51,7 @@ class Crop(NamedTuple):
         asked: Logits of the prompt's last token in the decoder's layer ``decoder_layer`` (h, N).
         number: Which crop of its image, from 0; and ``image``, which image of its sample.
         learns: Whether the model trains.
+        block: The decoder layer ``encoder_layer`` at work on tokens (N, C) as one of an encoder.
     """
 
     features: Tensor
@@ -65,6 +66,7 @@ class Crop(NamedTuple):
     number: int = 0
     image: int = 0
     learns: bool = False
+    block: Callable[[Tensor], Tensor] | None = None
 
 
 class Reduction(NamedTuple):
@@ -90,6 +92,7 @@ class FeatureReducer(Edit):
         tower_layer: The layer of the vision tower that it looks into, if any.
         tower_from: The first of several layers of it, up to ``tower_layer``.
         decoder_layer: The layer of the decoder that it looks into, in a pass of its own up to there, if any.
+        encoder_layer: The layer of the decoder that it uses as one of an encoder, if any.
         merges: Whether tokens become mixtures, which no longer stand for a patch.
         keeps_marks: Whether marks at the ends of rows stay.
     """
@@ -98,6 +101,7 @@ class FeatureReducer(Edit):
     tower_layer: int | None = None
     tower_from: int | None = None
     decoder_layer: int | None = None
+    encoder_layer: int | None = None
     merges = False
     keeps_marks = True
 

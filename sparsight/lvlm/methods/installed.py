@@ -74,7 +74,10 @@ class Installed(Passes, Attention):
         for reducer in self.of(FeatureReducer) if has_images else ():
             asked = None if reducer.decoder_layer is None else self.asked(forward, inputs, guard, reducer.decoder_layer)
             mask = inputs.get("attention_mask")
-            inputs |= reduce_images(reducer, guard, self.pictures, embeds, positions, mask, asked, learns=self.training)
+            block = self.encoders.get(reducer)
+            inputs |= reduce_images(
+                reducer, guard, self.pictures, embeds, positions, mask, asked, learns=self.training, block=block
+            )
         for edit in self.of(PositionEdit):
             given = inputs.get("position_ids")
             inputs |= _moved(edit, guard, positions if given is None else given, inputs.get("attention_mask"))

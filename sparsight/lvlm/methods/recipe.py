@@ -27,6 +27,7 @@ from sparsight.lvlm.methods.facts import facts_of
 from sparsight.lvlm.methods.families import family_of
 from sparsight.lvlm.methods.installed import Installed
 from sparsight.lvlm.methods.kernels import around_kernel
+from sparsight.lvlm.methods.learned.encoder import as_encoder
 from sparsight.lvlm.methods.learned.weights import fit_weights, weighted
 from sparsight.lvlm.model.bypass import replaced_forward
 from sparsight.lvlm.model.tower import find_parts
@@ -97,6 +98,9 @@ class Recipe:
             if isinstance(method, Calibrated) and method.artefact is not None:
                 check_artefact(method.artefact, facts_of(model, template=template), method=name_of(method))
         check_model(self.methods, model.config.get_text_config(decoder=True), parts.layers)
+        for method in self.methods:
+            if isinstance(method, FeatureReducer) and method.encoder_layer is not None:
+                as_encoder(parts, method.encoder_layer, method=name_of(method))
 
     def record(self) -> list[dict[str, Any]]:
         """Methods and their options in their order, as plain data."""

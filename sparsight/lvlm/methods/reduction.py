@@ -7,7 +7,7 @@ Shape legend: B batch, T tokens, K kept tokens, N tokens of a crop, C channels.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,6 +32,7 @@ def reduce_images(
     asked: Attending | None = None,
     *,
     learns: bool = False,
+    block: Callable[[Tensor], Tensor] | None = None,
 ) -> dict[str, Any]:
     """Reduce the crops of a batch, and let the guard know.
 
@@ -44,6 +45,7 @@ def reduce_images(
         mask: As the decoder is given it: (B, T), (B, 1, T, T), a dictionary of such, or none.
         asked: What the decoder's layer that the reducer looks into attends with.
         learns: Whether the model trains.
+        block: The decoder layer that the reducer uses as an encoder's.
 
     Returns:
         Inputs of the decoder in their place.
@@ -71,6 +73,7 @@ def reduce_images(
             crop,
             image,
             learns,
+            block,
         )
         found.setdefault(sample, []).append((places, seen))
     for sample, crops in found.items():

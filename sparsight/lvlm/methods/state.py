@@ -10,6 +10,7 @@ from torch import Tensor
 from blocks.edits.base import AttentionEdit, BranchDecoder, ComparedHeadEdit
 from blocks.tokens.base import Edit, FeatureReducer
 from sparsight.lvlm.methods.guard import CacheGuard
+from sparsight.lvlm.methods.learned.encoder import as_encoder
 from sparsight.lvlm.methods.pictures import Pictures
 from sparsight.lvlm.model.tower import Parts
 
@@ -37,6 +38,7 @@ class State:
         stop: A layer at whose attention the pass ends.
         recorded: What heads answer at the last token, by layer, where that is asked for.
         others: What it was in the pass that went before the prompt.
+        encoders: Decoder layers that reducers use as an encoder's.
         tables: By what positions of the layer's queries are encoded.
     """
 
@@ -50,6 +52,11 @@ class State:
         self.second = {branch: branch.reducer() for branch in self.of(BranchDecoder)}
         self.first = {edit: edit.reducer() for edit in self.of(ComparedHeadEdit)}
         reducers = [*self.of(FeatureReducer), *self.second.values(), *self.first.values()]
+        self.encoders = {
+            reducer: as_encoder(parts, reducer.encoder_layer, method=type(reducer).__name__)
+            for reducer in reducers
+            if reducer is not None and reducer.encoder_layer is not None
+        }
         looking = [r for r in [*reducers, *self.of(AttentionEdit)] if r is not None and r.tower_layer is not None]
         self.pictures = Pictures(model, parts, looking)
         self.tower_configs = [tower.config for tower in self.pictures.towers]
