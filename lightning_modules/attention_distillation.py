@@ -29,7 +29,7 @@ from sparsight.common.training.processes import gathered, process_count
 from sparsight.common.training.run_progress import log_together, tell
 from sparsight.common.training.sharding import is_sharded, own_class
 from sparsight.common.training.stage_clock import StageClock
-from sparsight.diffusion.measure.report import COSTS, replacement_report
+from sparsight.diffusion.measure.report import COSTS, ReplacementReport, replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.model.timesteps import Timesteps
@@ -279,7 +279,7 @@ class AttentionDistillation(BesideMixers, StoredBase):
 
     def on_fit_start(self) -> None:
         """Say what is replaced, and what that saves."""
-        rank_zero_info(f"replaced self-attention:\n{replacement_report(self.denoiser).text()}")
+        rank_zero_info(f"replaced self-attention:\n{self._report().text()}")
 
     def on_train_start(self) -> None:
         """Let mixers start from the teacher, unless training was begun before; keep the costs beside the run."""
@@ -291,11 +291,16 @@ class AttentionDistillation(BesideMixers, StoredBase):
         if self.trainer.world_size > 1 and (self.replicate_trained or not is_sharded(self.denoiser)):
             start_alike(self.shells.values(), [self.denoiser.get_parameter(name) for name in self.rest_names])
 
+    def _report(self) -> ReplacementReport:
+        """What is replaced, at the size that is drawn."""
+        size = self.diffusion.size
+        return replacement_report(self.denoiser, size=None if size is None else tuple(size))
+
     def _write_costs(self) -> None:
         """What is replaced, as ``costs.json`` in the log folder."""
         folder = self.trainer.log_dir  # a broadcast: all processes must ask
         if folder and self.trainer.logger and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_text(Path(folder) / COSTS, replacement_report(self.denoiser).json())
+            write_text(Path(folder) / COSTS, self._report().json())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Go on to the stage of this step.

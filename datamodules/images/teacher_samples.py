@@ -156,7 +156,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
 
     @property
     def _quantised(self) -> str:
-        return f"data.teacher_quantization: {self.teacher_quantization}"
+        return f"teacher_quantization: {self.teacher_quantization}"
 
     def batch_shape(self, model: DiffusionModel) -> tuple[int, ...]:
         """Samples a batch, their sides in model space; known before there is any sample."""

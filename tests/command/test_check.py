@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from lightning.pytorch import Callback
 from PIL import Image
 
+from sparsight.command.checks.trial import Trial
 from sparsight.command.cli import main
-from tests.tiny_distillation import distillation_config
+from sparsight.diffusion.train.stages import Stage
+from tests import tiny
+from tests.tiny_clock import Clock
+from tests.tiny_distillation import distillation, distillation_config, trainer
 from tests.tiny_tuning import SCORE, pruning, tuning_config, with_callback
 
 
@@ -38,6 +44,27 @@ def test_a_distillation_is_tried_from_data_to_export(tmp_path: Path, capsys: pyt
     said = capsys.readouterr().out
     assert "stage 2 of 2, end_to_end: a step takes" in said
     assert "for 2002 steps" in said and "loaded again and compared" in said and "validation  one batch" in said
+
+
+@pytest.mark.parametrize("count", [4, 24])
+def test_a_step_is_as_long_as_all_batches_that_it_takes(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With data of one batch, after which every epoch ends, too."""
+    clock = Clock()
+    monkeypatch.setattr("sparsight.command.checks.trial.time", clock)
+    trial = Trial(tmp_path / "checkpoint.ckpt")
+
+    class Ticks(Callback):
+        """A batch takes two seconds."""
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            clock.sleep(2.0)
+
+    module = distillation(str(tiny.save_pixel_pipeline(tmp_path / "teacher")), [Stage("layerwise", 3, warmup_steps=1)])
+    run = trainer(tmp_path, callbacks=[Ticks(), trial], accumulate_grad_batches=3, limit_val_batches=0)
+    run.fit(module, tiny.image_data(tmp_path, count=count))
+    assert [cost.seconds for cost in trial.costs] == [6.0]
 
 
 @pytest.mark.slow

@@ -33,7 +33,8 @@ class StageCost:
     Attributes:
         name: Number and objective.
         steps: Of the whole run.
-        seconds: Of its last step that was tried.
+        seconds: Of its last step that was tried; where data that were cut short have too few batches for it, as
+            many times longer as it would be.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Trial(Callback):
         self._taken = 0  # steps of this stage
         self._done = 0  # the trainer's step when the last one ended
         self._began: float | None = None
+        self._batches = 0  # of the step so far
 
     def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """There is something to validate on."""
@@ -79,11 +81,13 @@ class Trial(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Go on to the next stage when this one was tried, and end after the last."""
         step = trainer.global_step
+        self._batches += 1
         if step == self._done or self._began is None:  # gradients are accumulated
             return
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds, self._began = time.perf_counter() - self._began, None
+        seconds, self._batches = seconds / self._batches * trainer.accumulate_grad_batches, 0
         clock = pl_module.clock if isinstance(pl_module, Staged) else None
         index = stage_index(pl_module, step - 1)
         self._done, self._taken = step, self._taken + 1
