@@ -28,6 +28,7 @@ class Arm:
         rates: Learning rates of the layers, or of the projector where it is alone.
         scores: Chooses by scores of the layers, which are measured before.
         drawn: Draws other layers with every seed.
+        loses: Loses layers afterwards.
     """
 
     rule: str
@@ -37,13 +38,14 @@ class Arm:
     rates: tuple[float, ...] = FULL_RATES
     scores: bool = False
     drawn: bool = False
+    loses: bool = False
 
 
 ARMS = {
-    "all": Arm("All"),
-    "uniform": Arm("Uniform", {"count": COUNT}),
-    "lora_all": Arm("All", lora=True, rates=HIGH_RATES),
-    "lora_uniform": Arm("Uniform", {"count": COUNT}, lora=True, rates=HIGH_RATES),
+    "all": Arm("All", loses=True),
+    "uniform": Arm("Uniform", {"count": COUNT}, loses=True),
+    "lora_all": Arm("All", lora=True, rates=HIGH_RATES, loses=True),
+    "lora_uniform": Arm("Uniform", {"count": COUNT}, lora=True, rates=HIGH_RATES, loses=True),
     "bottom": Arm("Consecutive", {"place": "bottom", "count": COUNT}),
     "top": Arm("Consecutive", {"place": "top", "count": COUNT}),
     "random": Arm("Random", {"count": COUNT}, drawn=True),

@@ -94,9 +94,9 @@ def run_once(
     rate: float,
     seed: int,
     splits: Mapping[Split, dict[str, Any]],
-    keep: bool = False,
+    kept: Path | None = None,
 ) -> None:
-    """Tune, answer and add the row; what was tuned goes unless it is kept.
+    """Tune, answer and add the row; checkpoints go.
 
     Args:
         rows: Where the row is added.
@@ -108,7 +108,7 @@ def run_once(
         rate: Learning rate.
         seed: Of order and initial adapters.
         splits: Items that are answered, and how they are asked for.
-        keep: Leave the checkpoint for removals.
+        kept: Folder where what was tuned is exported.
     """
     torch.set_num_threads(1)
     begin = time.monotonic()
@@ -119,5 +119,19 @@ def run_once(
     loss = {split: round(scores.loss(), 4) for split, scores in answered.items()}
     minutes = round((time.monotonic() - begin) / 60, 1)
     rows.add(step, key, arm=arm, rate=rate, seed=seed, **facts, loss=loss, right=right, minutes=minutes)
-    if not keep:
-        shutil.rmtree(folder)
+    if kept is not None:
+        export(options, folder, kept)
+    shutil.rmtree(folder)
+
+
+def export(options: list[str], folder: Path, output: Path) -> None:
+    """What a run tuned, as a model folder."""
+    if not output.is_dir():
+        sparsight(["export", *options, *resumed(folder), "--weights=raw", "--output", str(output)])
+
+
+def tune_again(start: Path, folder: Path, output: Path, *, arm: str, rate: float, seed: int, scores: Path) -> None:
+    """Tune an arm whose row is there and whose model is not: on another machine, say."""
+    torch.set_num_threads(1)
+    export(tune(start, folder, arm=arm, rate=rate, seed=seed, scores=scores), folder, output)
+    shutil.rmtree(folder)

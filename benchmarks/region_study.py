@@ -25,7 +25,7 @@ from benchmarks.region_arms import ARMS, rates_of
 from benchmarks.region_choice import FIRST_SEED, REFERENCE, best_rate, decide_tasks, read_tasks, sweep_key
 from benchmarks.region_data import Split, questions
 from benchmarks.region_rows import FOLDER, Budget, Rows
-from benchmarks.region_runs import CONFIG, data_options, model_options, run_once
+from benchmarks.region_runs import CONFIG, data_options, model_options, run_once, tune_again
 from benchmarks.region_start import START, start_from
 from sparsight.command.cli import main as sparsight
 
@@ -100,7 +100,7 @@ class Study:
         output = self.rows.folder / "scores.json"
         if output.is_file():
             return True
-        return self._start() and self._alone("scores", score_layers, self.root, output)
+        return self._start() and self.alone("scores", score_layers, self.root, output)
 
     def score_arm(self, arm: str, given: Sequence[float] | None, *, seed: int) -> bool:
         """An arm at its best rate with a seed, on the items that decide."""
@@ -110,20 +110,39 @@ class Study:
             print(f"{arm}: not all of its rates were run")
             return True
         asked: dict[Split, dict[str, Any]] = {"arms": {"tasks": tasks, "text": True}}
-        return self._run("arms", f"{arm} {seed}", arm=arm, rate=rate, seed=seed, splits=asked)
+        kept = self.folder_of(arm, seed) if ARMS[arm].loses else None
+        return self._run("arms", f"{arm} {seed}", arm=arm, rate=rate, seed=seed, splits=asked, kept=kept)
+
+    def folder_of(self, arm: str, seed: int) -> Path:
+        """Where the tuned model of an arm that loses layers is."""
+        return self.root / "tuned" / f"{arm}_{seed}"
+
+    def tuned(self, arm: str, *, seed: int) -> bool:
+        """See that the model of ``folder_of`` is there; whether time allowed it.
+
+        Raises:
+            SystemExit: The arm's rate is not known.
+        """
+        output = self.folder_of(arm, seed)
+        rate = best_rate(self.rows.read("rates"), arm, ARMS[arm].rates, read_tasks(self.rows))
+        if rate is None:
+            raise SystemExit(f"{arm}: not all of its rates were run; `--only rates --arms {arm}` first")
+        options: dict[str, Any] = {"arm": arm, "rate": rate, "seed": seed, "scores": self.rows.folder / "scores.json"}
+        work = (self.root / START, self.root / "again" / output.name, output)
+        return output.is_dir() or (self._start() and self.alone("arms", tune_again, *work, **options))
 
     def _run(self, step: str, key: str, **options: Any) -> bool:
         if key in self.rows.read(step):
             return True
         folder = self.root / step / key.replace(" ", "_")
-        return self._start() and self._alone(
+        return self._start() and self.alone(
             step, run_once, self.rows, step, key, start=self.root / START, folder=folder, **options
         )
 
     def _start(self) -> bool:
-        return (self.root / START).is_dir() or self._alone("align", start_from, self.root, self.projector)
+        return (self.root / START).is_dir() or self.alone("align", start_from, self.root, self.projector)
 
-    def _alone(self, kind: str, work: Callable[..., object], *arguments: Any, **options: Any) -> bool:
+    def alone(self, kind: str, work: Callable[..., object], *arguments: Any, **options: Any) -> bool:
         """Do something in a process of its own, whose peak memory is then that of one run; whether time allowed it."""
         if not self.budget.allows(kind, guess=GUESS):
             return False

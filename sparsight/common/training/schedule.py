@@ -13,11 +13,8 @@ Shape = Literal["one_shot", "linear", "cubic", "exponential"]
 EXPONENTIAL_RATE = 5.0  # all but e^-5 of the way would be left undone without the normalisation
 
 
-@runtime_checkable
-class Prunable(Protocol):
-    """What a LightningModule gives so that a schedule can retire its sites one after the other."""
-
-    scores_before_training: bool  # whether ``score`` knows something before the first optimiser step
+class Placed(Protocol):
+    """What knows where sites are."""
 
     def sites(self) -> list[str]:
         """Names of all sites that can be retired, in the order of the model."""
@@ -26,6 +23,13 @@ class Prunable(Protocol):
     def distance(self, one: str, other: str) -> int:
         """How many places two sites are apart in the model; 1 for neighbours."""
         ...
+
+
+@runtime_checkable
+class Prunable(Placed, Protocol):
+    """What a LightningModule gives so that a schedule can retire its sites one after the other."""
+
+    scores_before_training: bool  # whether ``score`` knows something before the first optimiser step
 
     def score(self) -> dict[str, float]:
         """What retiring each site costs, in any unit; the cheapest go first. Equal on all processes."""
@@ -102,7 +106,7 @@ def in_order(sites: Sequence[str], order: str | Sequence[str], scores: Mapping[s
 
 
 def spaced(
-    order: Sequence[str], count: int, *, rest: int = 0, taken: Sequence[str], spacing: int, module: Prunable
+    order: Sequence[str], count: int, *, rest: int = 0, taken: Sequence[str], spacing: int, module: Placed
 ) -> list[str]:
     """The first ``count`` sites of an order that keep their distance, and leave room for the rest to keep it too.
 
