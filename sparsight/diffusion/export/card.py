@@ -214,6 +214,10 @@ def _places(count: int, model: Model) -> str:
 def _limits(model: Model) -> str:
     lines = [f"- Made for {_sides(model.size)} in the space of the denoiser; nothing is said here about other sizes."]
     lines.append("- One object draws one size at a time: threads that draw at different sizes need a copy each.")
+    lines.append(
+        f'- `device_map="balanced"` wants the denoiser by hand, `{model.part}=AutoModel.from_pretrained(FOLDER, '
+        f'subfolder="{model.part}", trust_remote_code=True)`: diffusers 0.42 forgets `trust_remote_code` as it plans.'
+    )
     whole = len(model.sites) - len(model.cores)
     if whole:
         lines.append(

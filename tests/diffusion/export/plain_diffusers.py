@@ -24,7 +24,7 @@ sys.meta_path.insert(0, Absent())
 
 import torch
 from accelerate import cpu_offload_with_hook
-from diffusers import AutoModel, DiffusionPipeline, DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import AutoModel, DiffusionPipeline, DiTTransformer2DModel, SD3Transformer2DModel, UNet2DConditionModel
 from safetensors.torch import load_file
 
 ROOT = Path(sys.argv[1])
@@ -103,8 +103,13 @@ def student(name: str, part: str, base: type) -> None:
 
 student("student", "transformer", DiTTransformer2DModel)
 student("sd", "unet", UNet2DConditionModel)
+student("joint", "transformer", SD3Transformer2DModel)
 
-for name, part in (("student", "transformer"), ("sd", "unet")):  # saved again by test_export.py, with diffusers alone
+for name, part in (
+    ("student", "transformer"),
+    ("sd", "unet"),
+    ("joint", "transformer"),
+):  # saved again by test_export.py, with diffusers alone
     check(getattr(DiffusionPipeline.from_pretrained(ROOT / f"{name}_again", trust_remote_code=True), part), name)
 
 again = AutoModel.from_pretrained(f"{ROOT}/student_again", subfolder="transformer", trust_remote_code=True)

@@ -37,6 +37,7 @@ from sparsight.diffusion.train.stages import Stage
 from sparsight.publish.checkpoint import restore
 from sparsight.publish.export import export
 from tests import tiny
+from tests.tiny_sd3 import save_sd3_pipeline
 
 WAVE = '''
 """A user's own mixer."""
@@ -309,10 +310,18 @@ def test_plain_diffusers_loads_all_of_it(folder: Any, monkeypatch: pytest.Monkey
     stable = DiffusionModel.from_pretrained(str(tiny.save_sd_pipeline(root / "sd_base")))
     replace(stable.denoiser, partial(DeltaConvBlock, kernel_size=3))
     write_pipeline(stable, root / "sd", fp16=True)
+    joint = DiffusionModel.from_pretrained(str(save_sd3_pipeline(root / "joint_base")))
+    replace(joint.denoiser, partial(NeighborhoodAttention, kernel_size=3))
+    write_pipeline(joint, root / "joint", fp16=True)
     trained = teacher_training()
     write_pipeline(trained.diffusion, root / "teacher", fp16=False)
     expected = {}
-    for name, denoiser in {"student": distilled.denoiser, "sd": stable.denoiser, "teacher": trained.denoiser}.items():
+    for name, denoiser in {
+        "student": distilled.denoiser,
+        "sd": stable.denoiser,
+        "joint": joint.denoiser,
+        "teacher": trained.denoiser,
+    }.items():
         inputs, wanted = reference_output(denoiser)
         expected |= {f"{name}.{key}": value.contiguous() for key, value in inputs.items()} | {f"{name}.answer": wanted}
         own = load_pipeline(str(root / name))
@@ -323,7 +332,7 @@ def test_plain_diffusers_loads_all_of_it(folder: Any, monkeypatch: pytest.Monkey
     images = teacher(class_labels=["coat", 3], num_inference_steps=2, output_type="pt").images
     expected["images"] = images.contiguous()
     save_file(expected, root / "expected.safetensors")
-    for name in ("student", "sd"):
+    for name in ("student", "sd", "joint"):
         DiffusionPipeline.from_pretrained(root / name, trust_remote_code=True).save_pretrained(root / f"{name}_again")
 
     script = Path(__file__).with_name("plain_diffusers.py")
