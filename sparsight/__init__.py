@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from sparsight.diffusion.surgery.shell import Mode
     from sparsight.diffusion.surgery.sites import SiteSelection, find_sites
     from sparsight.diffusion.train.stages import Stage
+    from sparsight.lvlm.methods.learned.folder import read_recipe, write_recipe
     from sparsight.lvlm.methods.recipe import Recipe
     from sparsight.lvlm.model.load import load_lvlm
     from sparsight.lvlm.surgery.remove import remove_layers
@@ -54,12 +55,14 @@ __all__ = [
     "load",
     "load_lvlm",
     "mount",
+    "read_recipe",
     "remove_layers",
     "replace",
     "restore",
     "select_layers",
     "set_mode",
     "tune",
+    "write_recipe",
 ]
 _AT = {  # module and name there
     "CacheOptions": "common.disk.cache_options:CacheOptions",
@@ -77,12 +80,14 @@ _AT = {  # module and name there
     "load": "diffusion.model.load:load_pipeline",
     "load_lvlm": "lvlm.model.load:load_lvlm",
     "mount": "diffusion.export.delta:mount",
+    "read_recipe": "lvlm.methods.learned.folder:read_recipe",
     "remove_layers": "lvlm.surgery.remove:remove_layers",
     "replace": "diffusion.surgery.replace:replace",
     "restore": "diffusion.surgery.replace:restore",
     "select_layers": "lvlm.surgery.selection:select_layers",
     "set_mode": "diffusion.surgery.replace:set_mode",
     "tune": "command.functions:tune",
+    "write_recipe": "lvlm.methods.learned.folder:write_recipe",
 }
 
 lead_old_names()
