@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -40,6 +41,15 @@ def resumed(folder: Path) -> list[str]:
     found = [path for name in ("last.ckpt", "interrupted.ckpt") for path in folder.rglob(name)]
     checkpoints = sorted(found, key=lambda path: path.stat().st_mtime)
     return ["--ckpt_path", str(checkpoints[-1])] if checkpoints else []
+
+
+def tuned(folder: Path) -> list[str]:
+    """The option that loads what a run tuned.
+
+    Raises:
+        SystemExit: There is nothing; the start would be taken for it.
+    """
+    return resumed(folder) or sys.exit(f"{folder} holds no checkpoint of a finished run: remove it, and run again")
 
 
 def values(weights: Mapping[str, Tensor], part: str) -> dict[str, tuple[int, ...]]:
@@ -78,7 +88,7 @@ def facts_of(cli: Any) -> Row:
 
 def answer(options: list[str], folder: Path, split: Split, **asked: Any) -> TaskScores:
     """Let a tuned model answer the items of a split."""
-    again = [*options, "--data.val", json.dumps(questions(split, **asked)), *resumed(folder)]
+    again = [*options, "--data.val", json.dumps(questions(split, **asked)), *tuned(folder)]
     cli = sparsight(["validate", *again])
     return TaskScores.load(Path(cli.trainer.log_dir, SCORES_FILE))
 
@@ -127,7 +137,7 @@ def run_once(
 def export(options: list[str], folder: Path, output: Path) -> None:
     """What a run tuned, as a model folder."""
     if not output.is_dir():
-        sparsight(["export", *options, *resumed(folder), "--weights=raw", "--output", str(output)])
+        sparsight(["export", *options, *tuned(folder), "--weights=raw", "--output", str(output)])
 
 
 def tune_again(start: Path, folder: Path, output: Path, *, arm: str, rate: float, seed: int, scores: Path) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
+from benchmarks import region_runs
 from benchmarks.region_arms import ARMS, FULL_RATES, arm_options
 from benchmarks.region_choice import best_rate, counting_tasks, decide_tasks, read_tasks, sweep_key, wilson
 from benchmarks.region_data import CHANCE, CLOTHES, EMOJI, NUMBER, questions, tasks_of
@@ -20,6 +22,7 @@ from benchmarks.region_study import Study
 from datamodules import MixedRecords
 from sparsight.evaluation.questions.task_scores import Item, TaskScores
 from tests.tiny_records import Squares
+from tests.tiny_tuning import tuning_config
 
 
 def right(share: float, total: int = 100) -> str:
@@ -165,3 +168,45 @@ def test_a_projector_is_kept_and_put_back(tmp_path: Path) -> None:
     save_file({"lm.w": torch.zeros(2)}, tmp_path / "other.safetensors")
     with pytest.raises(SystemExit, match="take it away"):
         put_projector(tmp_path / "other.safetensors", tmp_path / "kept" / "projector.safetensors")
+
+
+@pytest.mark.slow
+def test_a_run_becomes_a_row_and_a_folder_and_goes_on_where_it_was_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tuning_config(tmp_path)
+    content = yaml.safe_load(config.read_text(encoding="utf-8"))
+    content["trainer"]["callbacks"][0]["init_args"]["save_last"] = True
+    config.write_text(yaml.safe_dump(content), encoding="utf-8")
+    source = content["data"]["init_args"]["train"]["init_args"]["source"]
+    items: dict[str, Any] = {"source": source, "tasks": ["naming"], "vary": False}
+
+    def tiny(split: str, **asked: Any) -> dict[str, Any]:
+        return {"class_path": "datamodules.LabelledQuestions", "init_args": items | {"per_record": len(asked) or 1}}
+
+    monkeypatch.setattr(region_runs, "CONFIG", str(config))
+    monkeypatch.setattr(region_runs, "questions", tiny)
+    monkeypatch.setattr(region_runs, "arm_options", lambda *_, **__: [f"--trainer.max_steps={steps[0]}"])
+    rows, folder, kept = Rows(tmp_path / "rows"), tmp_path / "rates" / "all", tmp_path / "tuned" / "all"
+    start, scores = tmp_path / "base", tmp_path / "scores.json"
+    steps = [4]
+    options: dict[str, Any] = {"arm": "all", "rate": 0.05, "seed": 0, "start": start}
+    splits: Any = {"rates": {}, "arms": {"tasks": ["naming"], "text": True}}
+    region_runs.run_once(rows, "rates", "all 0.05", folder=folder, splits=splits, kept=kept, **options)
+    row = rows.read("rates")["all 0.05"]
+    assert {split: {task: len(bits) for task, bits in each.items()} for split, each in row["right"].items()} == {
+        "rates": {"naming": 24},
+        "arms": {"naming": 48},
+    }
+    assert row["layers"] == [1, 4] and row["rate"] == 0.05 and set(row["loss"]) == {"rates", "arms"}
+    assert not folder.exists() and (kept / "model.safetensors").is_file()
+    with pytest.raises(SystemExit, match="holds no checkpoint"):
+        region_runs.answer([], folder, "rates")
+    steps[0] = 2  # broken off
+    region_runs.tune(start, folder, arm="all", rate=0.05, seed=0, scores=scores)
+    (folder / "facts.json").unlink()
+    steps[0] = 4
+    again = tmp_path / "again"
+    region_runs.tune_again(start, folder, again, arm="all", rate=0.05, seed=0, scores=scores)
+    wanted, got = (load_file(each / "model.safetensors") for each in (kept, again))
+    assert all(torch.equal(value, got[name]) for name, value in wanted.items())
