@@ -6,7 +6,7 @@ Shape legend: B batch, N tokens of the image, C channels, h heads, d channels of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -52,11 +52,9 @@ def capture_site(shell: Shell) -> Iterator[list[SiteSamples]]:
         shell.attention.register_forward_hook(note, with_kwargs=True),
     ]
     try:
-        if cores is None:
+        # compiled blocks know nothing of hooks that came later
+        with torch.compiler.set_stance("force_eager"), cores or nullcontext():
             yield samples
-        else:
-            with torch.compiler.set_stance("force_eager"), cores:
-                yield samples
     finally:
         for handle in handles:
             handle.remove()
