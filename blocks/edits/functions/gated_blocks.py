@@ -102,7 +102,7 @@ class GatedBlocks(Weighted, AttentionFunction):
             part.expand(len(first), -1, -1).gather(1, first[..., None].expand(-1, -1, part.shape[-1])).float()
             for part in plain.tables
         )
-        logits = turned(asks, tables) @ turned(told, tables).transpose(2, 3) * prompt.scaling
+        logits = (turned(asks, tables) @ turned(told, tables).transpose(2, 3)).float() * prompt.scaling
         there = member.any(-1)
         may = torch.ones(count, count, dtype=torch.bool, device=place.device).tril() & there[:, None]
         may = may | torch.eye(count, dtype=torch.bool, device=place.device)
