@@ -5,10 +5,11 @@
     python -m benchmarks.region_study --only rates --arms uniform lora_all
 
 Steps, each of which does what no committed row says is done (benchmarks/visual_region): ``align`` (the start of all
-arms), ``rates`` (every arm with three learning rates, first seed), ``tasks`` (which tasks count: a rule, on the arm
-that tunes all layers), ``scores`` (of layers, for the arms that choose by them) and ``arms`` (three more seeds of every
-arm at its best rate, on items of their own). Needs the four idx files and the emoji font (Debian: apt-get install
-dataset-fashion-mnist fonts-noto-color-emoji) and the demo extra.
+arms), ``rates`` (every arm with three learning rates, first seed, that of all layers first), ``tasks`` (which tasks
+count: a rule, on the arm that tunes all layers; no other arm is run before that is decided) and ``arms`` (three more
+seeds of every arm at its best rate, on items of their own). Scores of layers are measured before the first arm that
+chooses by them. Needs the four idx files and the emoji font (Debian: apt-get install dataset-fashion-mnist
+fonts-noto-color-emoji) and the demo extra.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from benchmarks.region_runs import CONFIG, data_options, model_options, run_once
 from benchmarks.region_start import START, start_from
 from sparsight.command.cli import main as sparsight
 
-STEPS = ("align", "rates", "tasks", "scores", "arms")
+STEPS = ("align", "rates", "tasks", "arms")
 SEEDS = (1, 2, 3)  # arms are scored with; none of them chose a rate
 GUESS = 15 * 60.0  # seconds of a run, before any was seen
 SCORES = ["sparsight.lvlm.scores.MultimodalBlockInfluence", "sparsight.lvlm.scores.ImageAttention"]
@@ -78,8 +79,6 @@ class Study:
         if step == "tasks":
             print(f"tasks: {decide_tasks(self.rows, rates_of(REFERENCE, rates)) or 'not all rates were run'}")
             return True
-        if step == "scores":
-            return not any(ARMS[arm].scores for arm in arms) or self.score_layers()
         return all(self.score_arm(arm, rates, seed=seed) for seed in seeds for arm in arms)
 
     def sweep(self, arm: str, given: Sequence[float] | None) -> bool:
@@ -88,6 +87,7 @@ class Study:
         if arm == REFERENCE:
             splits["tasks"] = {}
         else:
+            decide_tasks(self.rows, ARMS[REFERENCE].rates)
             read_tasks(self.rows)  # what counts is decided before
         done = all(
             self._run("rates", sweep_key(arm, rate), arm=arm, rate=rate, seed=FIRST_SEED, splits=splits)
@@ -135,9 +135,12 @@ class Study:
         if key in self.rows.read(step):
             return True
         folder = self.root / step / key.replace(" ", "_")
-        return self._start() and self.alone(
+        return self._prepared(options["arm"]) and self.alone(
             step, run_once, self.rows, step, key, start=self.root / START, folder=folder, **options
         )
+
+    def _prepared(self, arm: str) -> bool:
+        return self._start() and (not ARMS[arm].scores or self.score_layers())
 
     def _start(self) -> bool:
         return (self.root / START).is_dir() or self.alone("align", start_from, self.root, self.projector)

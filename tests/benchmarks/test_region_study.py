@@ -119,6 +119,11 @@ def test_a_study_goes_on_from_rows_alone(tmp_path: Path, monkeypatch: pytest.Mon
     options: dict[str, Any] = {"arms": ["all"], "rates": None, "seeds": [1]}
     assert study.do("rates", **options) and study.do("tasks", **options)
     assert not study.do("rates", **(options | {"arms": ["all", "uniform"]})), "time is up before uniform begins"
+    (tmp_path / "tasks.json").unlink()
+    assert not study.do("rates", **(options | {"arms": ["by_block_influence"]})), "time is up before layers are scored"
+    assert read_tasks(rows), "decided before another arm begins"
+    with pytest.raises(SystemExit, match=r"tasks\.json is not there"):
+        Study(tmp_path / "root", Rows(tmp_path / "none"), Budget(0)).do("rates", **(options | {"arms": ["top"]}))
     assert study.do("arms", **(options | {"arms": ["uniform"]})), "its rates are not known: passed over"
     rows.add("arms", "all 1", arm="all")
     assert study.do("arms", **options)
