@@ -1,6 +1,6 @@
 """Tries every family of denoisers at a tiny size, from finding its sites to drawing with an export.
 
-    python -m benchmarks.families               the table of docs/reliability.md; exits with 1 where something fails
+    python -m benchmarks.families               the table of docs/recipes.md; exits with 1 where something fails
     python -m benchmarks.families --families FLUX.1 Wan
 
 Weights are random, classes and pipelines are diffusers' own. Two captions or labels, latents that are not square where

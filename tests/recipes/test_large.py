@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,9 @@ def test_fit_test_and_export(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert bool(fitted.model.rest_names) == ("lora" in recipe["model"]["init_args"])
     assert {"train/to_teacher", "train/to_target", "train/site"} <= fitted.trainer.callback_metrics.keys()
     logs = tmp_path / "run" / "lightning_logs" / "version_0"
+    costs = json.loads((logs / "costs.json").read_text())["sites"]
+    tokens = [side // 2 for side in size[-2:]]
+    assert all([site["height"], site["width"]] == tokens for site in costs), "at the size that is drawn"
     tested = command("test", name, path, "--ckpt_path", str(logs / "checkpoints" / "last.ckpt"))
     assert 0 < float(tested.trainer.callback_metrics["test/output_relative_l2"]) < 10
     pipeline = DiffusionPipeline.from_pretrained(tmp_path / "run" / "student", trust_remote_code=True)
