@@ -16,11 +16,12 @@ from tests.tiny_tuning import ROTATION, SCORE, STAGE, checkpoint, pruning, tunin
 
 LOFIT = {"class_path": "LoFiT", "init_args": {"count": 3}}
 ALL = {"class_path": "sparsight.lvlm.surgery.selection.All"}
+HEALS = {"distill": 0.5, "distill_logits": 1.0, "distill_layers": 0.5}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stages": ({"stages": [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]}, {}),
     "methods": ({"recipe": [LOFIT], "stages": [STAGE | {"steps": 2, "train": ["methods"]}] * 2}, {}),
     "rotation": ({}, ROTATION),
-    "pruning": ({"prune": SCORE, "distill": 0.5}, pruning(begin=2)),
+    "pruning": ({"prune": SCORE} | HEALS, pruning(begin=2)),
     "pruning_what_is_tuned": ({"prune": SCORE | {"protect_tuned": False}, "layers": ALL}, pruning(begin=2)),
     "text_alone": ({}, {}),
 }
