@@ -41,6 +41,7 @@ class Arm:
     loses: bool = False
 
 
+UNTUNED = "untuned"  # what all arms start from; it has neither a rate nor seeds
 ARMS = {
     "all": Arm("All", loses=True),
     "uniform": Arm("Uniform", {"count": COUNT}, loses=True),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.region_arms import ARMS
+from benchmarks.region_arms import ARMS, UNTUNED
 from benchmarks.region_choice import REFERENCE, sweep_key
 from benchmarks.region_data import CHANCE
 from benchmarks.region_orders import DRAWN
@@ -68,26 +68,28 @@ def task_lines(file: Path) -> list[dict[str, str]]:
 def rate_lines(rows: dict[str, Row]) -> list[dict[str, str]]:
     """Every arm with every rate: the mean share of the way from chance to all right, and accuracies."""
     lines = []
+    keys = [(UNTUNED, "", UNTUNED)] if UNTUNED in rows else []
     for arm in ARMS:
-        for rate in sorted(row["rate"] for row in rows.values() if row["arm"] == arm):
-            right = rows[sweep_key(arm, rate)]["right"]["rates"]
-            shares = {task: f"{accuracy(right[task]):.0%}" for task in CHANCE if task in right}
-            lines.append(
-                {"arm": arm, "rate": f"{rate:g}", "above chance": f"{above_chance(right, CHANCE, shares):.1%}"} | shares
-            )
+        rates = sorted(row["rate"] for row in rows.values() if row["arm"] == arm)
+        keys += [(arm, f"{rate:g}", sweep_key(arm, rate)) for rate in rates]
+    for arm, rate, key in keys:
+        right = rows[key]["right"]["rates"]
+        shares = {task: f"{accuracy(right[task]):.0%}" for task in CHANCE if task in right}
+        lines.append({"arm": arm, "rate": rate, "above chance": f"{above_chance(right, CHANCE, shares):.1%}"} | shares)
     return lines
 
 
 def arm_lines(rows: dict[str, Row]) -> list[dict[str, str]]:
     """Every arm at its rate: score, text, and what it has of the score of all layers."""
-    of = {arm: [row for row in rows.values() if row["arm"] == arm] for arm in ARMS}
+    of = {arm: [row for row in rows.values() if row["arm"] == arm] for arm in (UNTUNED, *ARMS)}
     lines = []
     for arm, own in of.items():
         if not own:
             continue
         tasks = visual(own[0], "arms")
-        both = [(a, b) for a in own for b in of[REFERENCE] if a["seed"] == b["seed"]]
-        line = {"arm": arm, "rate": f"{own[0]['rate']:g}", "seeds": str(len(own))}
+        both = [(a, b) for a in own for b in of[REFERENCE] if a["seed"] in (b["seed"], None)]
+        rate, seeds = ("", "") if arm == UNTUNED else (f"{own[0]['rate']:g}", str(len(own)))
+        line = {"arm": arm, "rate": rate, "seeds": seeds}
         line |= {"seen": ranged([score(row, "arms", tasks) for row in own])}
         line |= {
             "text": ranged([score(row, "arms", [t for t in row["right"]["arms"] if t not in tasks]) for row in own])

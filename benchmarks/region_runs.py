@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.region_arms import STEPS, arm_options
+from benchmarks.region_arms import ARMS, STEPS, UNTUNED, arm_options
 from benchmarks.region_data import Split, questions
 from benchmarks.region_rows import Row, Rows, outcomes
 from benchmarks.tuning_step import StepTimes
@@ -84,6 +84,22 @@ def facts_of(cli: Any) -> Row:
         "step_seconds": round(statistics.median(times), 3) if times else None,
         "peak_memory_mib": round(peak_memory_mib()),
     }
+
+
+def judge_start(rows: Rows, step: str, *, start: Path, folder: Path, split: Split, **asked: Any) -> None:
+    """Let the model that all arms start from answer the items of a split, and add the row."""
+    torch.set_num_threads(1)
+    begin = time.monotonic()
+    nothing = arm_options("projector", rate=ARMS["projector"].rates[0], seed=0, scores=folder)
+    data = data_options(questions("train"), questions(split, **asked))
+    place = ["--trainer.default_root_dir", str(folder)]
+    cli = sparsight(["validate", "--config", CONFIG, *model_options(start), *nothing, *place, *data])
+    scores = TaskScores.load(Path(cli.trainer.log_dir, SCORES_FILE))
+    facts: Row = {"arm": UNTUNED, "seed": None, "layers": [], "precision": str(cli.trainer.precision)}
+    minutes = round((time.monotonic() - begin) / 60, 1)
+    loss = {split: round(scores.loss(), 4)}
+    rows.add(step, UNTUNED, **facts, loss=loss, right={split: outcomes(scores)}, minutes=minutes)
+    shutil.rmtree(folder)
 
 
 def answer(options: list[str], folder: Path, split: Split, **asked: Any) -> TaskScores:

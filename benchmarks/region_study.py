@@ -22,11 +22,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from benchmarks.region_arms import ARMS, rates_of
+from benchmarks.region_arms import ARMS, UNTUNED, rates_of
 from benchmarks.region_choice import FIRST_SEED, REFERENCE, best_rate, decide_tasks, read_tasks, sweep_key
 from benchmarks.region_data import Split, questions
 from benchmarks.region_rows import FOLDER, Budget, Rows
-from benchmarks.region_runs import CONFIG, data_options, model_options, run_once, tune_again
+from benchmarks.region_runs import CONFIG, data_options, judge_start, model_options, run_once, tune_again
 from benchmarks.region_start import START, start_from
 from sparsight.command.cli import main as sparsight
 
@@ -41,7 +41,7 @@ def main() -> None:
     """Do what is left of the chosen steps, as far as time allows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=STEPS, default=STEPS, help="steps; all if not given")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=[UNTUNED, *ARMS], default=[UNTUNED, *ARMS])
     parser.add_argument("--rates", nargs="+", type=float, help="in place of each arm's own three")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS), help="of the step `arms`")
     parser.add_argument("--minutes", type=float, help="begin no run that would not be done by then")
@@ -75,11 +75,20 @@ class Study:
         if step == "align":
             return self._start()
         if step == "rates":
-            return all(self.sweep(arm, rates) for arm in arms)
+            return all(self.sweep(arm, rates) if arm != UNTUNED else self.judge("rates") for arm in arms)
         if step == "tasks":
             print(f"tasks: {decide_tasks(self.rows, rates_of(REFERENCE, rates)) or 'not all rates were run'}")
             return True
-        return all(self.score_arm(arm, rates, seed=seed) for seed in seeds for arm in arms)
+        first = UNTUNED not in arms or self.judge("arms", tasks=read_tasks(self.rows), text=True)
+        tuned = [arm for arm in arms if arm != UNTUNED]
+        return first and all(self.score_arm(arm, rates, seed=seed) for seed in seeds for arm in tuned)
+
+    def judge(self, split: Split, **asked: Any) -> bool:
+        """What all arms start from, on the items of a split; its row is beside those of the arms."""
+        if UNTUNED in self.rows.read(split):
+            return True
+        options: dict[str, Any] = {"start": self.root / START, "folder": self.root / split / UNTUNED, "split": split}
+        return self._start() and self.alone("judge", judge_start, self.rows, split, **options, **asked)
 
     def sweep(self, arm: str, given: Sequence[float] | None) -> bool:
         """An arm with each of its rates, first seed."""

@@ -24,13 +24,18 @@ def arm_row(arm: str, seed: int, share: float) -> dict[str, Any]:
     return {"arm": arm, "rate": 1e-4, "seed": seed, "right": {"arms": right}}
 
 
-def test_an_arm_that_is_right_as_often_keeps_all_and_a_better_one_more() -> None:
+def test_an_arm_that_is_right_as_often_keeps_all_and_a_better_one_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.region_report.RESAMPLES", 300)
     rows = {
         f"{arm} {seed}": arm_row(arm, seed, share)
         for arm, share in (("all", 0.6), ("uniform", 0.8))
         for seed in (1, 2, 3)
     }
-    reference, other = arm_lines(rows)
+    rows["untuned"] = arm_row("untuned", 9, 0.3) | {"seed": None}
+    start, reference, other = arm_lines(rows)
+    assert start["seeds"] == "" and start["seen, less all layers (95 % interval)"].startswith("-"), (
+        "pairs with all seeds"
+    )
     assert reference["seeds"] == "3" and reference["kept above chance (95 % interval)"] == ""
     both = [(rows[f"uniform {seed}"], rows[f"all {seed}"]) for seed in (1, 2, 3)]
     tasks = ["naming", "choice"]
@@ -55,7 +60,10 @@ def test_drawn_orders_are_put_together_and_rates_stand_in_their_order(tmp_path: 
     for rate in (4.5e-4, 5e-5, 1.5e-4):
         right = {split: {task: drawn(0.7, 3) for task in CHANCE} for split in ("rates", "tasks")}
         rows.add("rates", sweep_key("all", rate), arm="all", rate=rate, right=right)
-    assert [line["rate"] for line in rate_lines(rows.read("rates"))] == ["5e-05", "0.00015", "0.00045"]
+    rows.add("rates", "untuned", arm="untuned", seed=None, right={"rates": {"naming": "10"}})
+    found = rate_lines(rows.read("rates"))
+    assert [line["rate"] for line in found] == ["", "5e-05", "0.00015", "0.00045"]
+    assert found[0]["above chance"] == "44.4%"
     for criterion, share in (("random0", 0.2), ("random1", 0.4), ("angle", 0.6)):
         for count in (0, 2):
             facts: dict[str, Any] = {"arm": "all", "seed": 1, "criterion": criterion, "removed": count}

@@ -125,6 +125,7 @@ def test_a_study_goes_on_from_rows_alone(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(SystemExit, match=r"tasks\.json is not there"):
         Study(tmp_path / "root", Rows(tmp_path / "none"), Budget(0)).do("rates", **(options | {"arms": ["top"]}))
     assert study.do("arms", **(options | {"arms": ["uniform"]})), "its rates are not known: passed over"
+    assert not study.do("rates", **(options | {"arms": ["untuned"]})), "time is up"
     rows.add("arms", "all 1", arm="all")
     assert study.do("arms", **options)
     assert not (tmp_path / "root").exists(), "no model was made"
@@ -207,6 +208,8 @@ def test_a_run_becomes_a_row_and_a_folder_and_goes_on_where_it_was_broken_off(
     assert not folder.exists() and (kept / "model.safetensors").is_file()
     with pytest.raises(SystemExit, match="holds no checkpoint"):
         region_runs.answer([], folder, "rates")
+    region_runs.judge_start(rows, "arms", start=start, folder=folder, split="arms", text=True)
+    assert {task: len(bits) for task, bits in rows.read("arms")["untuned"]["right"]["arms"].items()} == {"naming": 24}
     steps[0] = 2  # broken off
     region_runs.tune(start, folder, arm="all", rate=0.05, seed=0, scores=scores)
     (folder / "facts.json").unlink()
