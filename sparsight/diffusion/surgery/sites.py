@@ -128,6 +128,8 @@ def refuse_unsupported(path: str, attention: Any, mixer: TokenMixer, *, train_pr
     fused = attention.fused_projections and (called is None or bool(called.layers & {"to_qkv.weight", "to_kv.weight"}))
     if fused and (train_projections or not around):
         present.append("fused projections (call unfuse_qkv_projections first)")
+    if train_projections and _holds_codes(attention):
+        present.append("weights that are stored as codes (leave train_projections out, or load it unquantised)")
     if "forward" in vars(attention):
         present.append("a hook in place of its forward pass (offload to the CPU after mixers are in place, not before)")
     inner = facts.heads * facts.head_dim
@@ -137,6 +139,12 @@ def refuse_unsupported(path: str, attention: Any, mixer: TokenMixer, *, train_pr
         raise ValueError(f"{path} cannot be replaced: it has {', '.join(present)}")
     if around and called is not None and called.cores == 0:
         raise ValueError(f"{path} {NO_CORE}")
+
+
+def _holds_codes(attention: Any) -> bool:
+    """Whether a linear layer's weight is no number that could be trained, but what another library makes one of."""
+    layers = (module for module in attention.modules() if isinstance(module, nn.Linear))
+    return any(not layer.weight.is_floating_point() for layer in layers)
 
 
 def meta_twin(denoiser: Any) -> Any:

@@ -13,11 +13,12 @@ from typing import Any
 import onnxruntime
 import pytest
 import torch
+import torch.nn.functional as F
 from accelerate import cpu_offload
 from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0
 from peft import LoraConfig
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from blocks import DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention, TileAttention
@@ -364,3 +365,30 @@ def test_whole_students_run_as_onnx(made: Callable[[], Any], mixer: Any, tmp_pat
     tensors = [value.numpy() for value in inputs.values() if isinstance(value, torch.Tensor)]
     named = {given.name: tensor for given, tensor in zip(session.get_inputs(), tensors, strict=True)}
     torch.testing.assert_close(torch.from_numpy(session.run(None, named)[0]), wanted, rtol=1e-4, atol=1e-5)
+
+
+class CodedLinear(nn.Linear):
+    """As bitsandbytes' layers: a linear layer whose weight is codes."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features)
+        self.step = float(layer.weight.detach().abs().max()) / 127
+        codes = (layer.weight.detach() / self.step).round().to(torch.int8)
+        self.weight, self.bias = nn.Parameter(codes, requires_grad=False), layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype) * self.step, self.bias)
+
+
+def test_projections_of_codes_stay_and_are_not_trained() -> None:
+    denoiser = tiny.dit().eval()
+    attention = denoiser.transformer_blocks[0].attn1
+    attention.to_q, attention.to_k = CodedLinear(attention.to_q), CodedLinear(attention.to_k)
+    with pytest.raises(
+        ValueError, match=r"blocks\.0\.attn1 cannot be replaced: it has weights that are stored as codes"
+    ):
+        replace(denoiser, SoftmaxAttention, train_projections=True)
+    with torch.no_grad():
+        wanted = run(denoiser, (8, 8))
+        set_mode(replace(denoiser, SoftmaxAttention).values(), Mode.STUDENT)
+        torch.testing.assert_close(run(denoiser, (8, 8)), wanted)
