@@ -383,7 +383,7 @@ data:
 def test_the_yaml_of_the_guide_builds() -> None:
     text = (Path(__file__).parents[3] / "docs" / "data.md").read_text()
     snippets = re.findall(r"```yaml\n(.*?)```", text, flags=re.DOTALL)
-    assert len(snippets) == 6
+    assert len(snippets) == 7
     parser = ArgumentParser()
     parser.add_subclass_arguments(LightningDataModule, "data")
     for snippet in snippets:
