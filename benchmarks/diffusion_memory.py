@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import argparse
 from functools import partial
-from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
 import torch
-import yaml
 from torch import nn
 
 from blocks import DeltaConvBlock
+from sparsight.command.arguments import read_config
 from sparsight.common.measure.memory_table import GIB, MemoryEstimate
 from sparsight.common.tables import markdown_table
 from sparsight.diffusion.families.known import family_of, published
@@ -38,7 +37,6 @@ RECIPES = {  # by name of a config: the published model
     "wan_14b_24gb": "wan_14b",
     "wan_14b_80gb": "wan_14b",
 }
-ROOT = Path(__file__).parents[1]
 
 
 def estimate(name: str, *, checkpointing: bool) -> MemoryEstimate:
@@ -73,7 +71,7 @@ def row(name: str) -> dict[str, str]:
 
 def recipe_row(name: str) -> dict[str, str]:
     """GiB of a recipe's end-to-end step, with its batch, size and trained parts; nothing is averaged."""
-    recipe = yaml.safe_load((ROOT / "configs" / "experiment" / f"{name}.yaml").read_text())
+    recipe = read_config(f"experiment/{name}")
     model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
     mixer = partial(resolve_name(model["mixer"]["class_path"]), **model["mixer"]["init_args"])
     with torch.device("meta"):

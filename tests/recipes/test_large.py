@@ -13,6 +13,7 @@ import torch
 import yaml
 from diffusers import DiffusionPipeline
 
+from sparsight.command.arguments import read_config
 from sparsight.diffusion.model.timesteps import Timesteps
 from sparsight.diffusion.surgery.rest.quantised import has_codes
 from tests.tiny_flux import save_flux_pipeline
@@ -41,7 +42,7 @@ def test_fit_test_and_export(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     teacher = save(tmp_path / "teacher")
-    recipe = yaml.safe_load(Path(f"configs/experiment/{name}.yaml").read_text())
+    recipe = read_config(f"experiment/{name}")
     in_8_bits = recipe["model"]["init_args"].get("teacher_quantization") == "int8"
     if in_8_bits and importlib.util.find_spec("torchao") is None:
         pytest.skip("needs torchao")
