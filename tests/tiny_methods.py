@@ -20,6 +20,7 @@ SERVED = (
     *("qwen2_5_vl", "qwen3_vl", "qwen3_5", "lfm2_vl", "smolvlm", "idefics3"),
 )
 NEAR = {family: 5e-4 if family in HYBRIDS else 2e-5 for family in SERVED}  # largest difference of logits
+NEAR["fast_vlm"] = 4e-5  # 2.2e-5 seen
 LOOKING = {  # into the vision tower
     *("faster_vlm", "vis_pruner", "vision_zip", "vtc_cls", "fo_pru", "fo_pru_rows", "vmtc", "visual_boost", "damro"),
 }
@@ -34,14 +35,22 @@ NOT_PLAIN = ("gemma3", "qwen3_vl", "qwen3_5", "lfm2_vl")  # layers with more nor
 TRAINING = {"long_lora", "sink_lora"}  # change nothing in what is answered
 
 
-def stirred(method: Weighted, size: float = 0.3) -> Edit:
-    """A method whose fresh weights are moved at random, as if they had learnt something."""
+def stirred(method: Weighted, size: float = 0.3, leaning: float = 0.0) -> Edit:
+    """A method whose fresh weights are moved at random, as if they had learnt something.
+
+    Args:
+        method: Fresh.
+        size: Standard deviation of the moves.
+        leaning: What the last number of every bias gets on top: gates then choose as that says, more often than not.
+    """
     fresh = method.make
 
     def make(shape: Shape) -> nn.Module:
         held, drawn = fresh(shape), torch.Generator().manual_seed(0)
         for parameter in held.parameters():
             parameter.data += size * torch.randn(parameter.shape, generator=drawn)
+            if parameter.ndim == 1:
+                parameter.data[-1] += leaning
         return held
 
     vars(method)["make"] = make
@@ -73,7 +82,7 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "fit_prune": lambda: [tokens.FitPrune(fitted([0, 0, 0.5, 0, 0, 0]))],
     "sparse_vlm": lambda: [tokens.SparseVLM([3], [0.4])],
     "sparse_vlm_merged": lambda: [tokens.SparseVLM([3], [0.25], recycle=0.6)],
-    "dyvte": lambda: [stirred(tokens.DynamicExit(2, 8))],
+    "dyvte": lambda: [stirred(tokens.DynamicExit(2, 8), leaning=1.0)],
     "gamma_mod": lambda: [stirred(tokens.GammaMoD([2, 5]), 1.0)],
     "gamma_mod_kept": lambda: [stirred(tokens.GammaMoD([1, 3, 4], positions="keep"), 1.0)],
     "aki": lambda: [edits.ModalityMutualAttention()],

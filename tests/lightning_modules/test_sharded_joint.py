@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 
+from sparsight.testing import relative_l2
 from tests.tiny_flux import save_flux_pipeline
 from tests.tiny_processes import run_command
 from tests.tiny_sd3 import save_sd3_pipeline
@@ -86,8 +87,12 @@ def test_split_training_is_that_of_one_process(name: str, tmp_path: Path) -> Non
         overlay.write_text(yaml.safe_dump({"trainer": {"devices": processes, "strategy": strategy}}))
         options = [f"--trainer.default_root_dir={root}", f"--data.batch_size={4 // processes}"]
         run_command(["fit", "--config", str(config), "--config", str(overlay), *options], processes=processes)
-        found.append(torch.load(next(root.rglob("step=4.ckpt")), weights_only=True)["state_dict"])
-    alone, split = found
-    assert alone.keys() == split.keys() and len(alone) > 10
-    for path, value in alone.items():
-        torch.testing.assert_close(split[path], value, rtol=1e-3, atol=1e-4)  # 3.7e-5 seen, at rates of 0.1
+        files = [next(root.rglob(f"step={step}.ckpt")) for step in (2, 4)]
+        found.append([torch.load(file, weights_only=True)["state_dict"] for file in files])
+    (before, after), (split_before, split_after) = found
+    assert before.keys() == split_before.keys() and len(before) > 10
+    for path, value in before.items():
+        assert relative_l2(split_before[path], value) < 1e-2  # a fit to the teacher amplifies rounding: 3e-4 seen
+        move = after[path] - value
+        if move.norm() > 1e-5:
+            assert relative_l2(split_after[path] - split_before[path], move) < 1e-2  # 1.2e-4 seen
