@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -26,19 +24,6 @@ groups: {", ".join(GROUPS)}
 """
 
 
-@contextmanager
-def without_collector() -> Iterator[None]:
-    """Half of the time would go by in looks through a million nodes of syntax trees, none of which can be let go."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@without_collector()
 def main(arguments: Sequence[str]) -> None:
     """Print the list.
 

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sparsight.command.arguments import NAMED, VERBS, config_folders, read_config
-from sparsight.command.listing import without_collector
 from sparsight.command.options import options_of_trainer, options_of_verb
 from sparsight.command.plugins import GROUPS, known_plugins, known_sources
 from sparsight.command.sources import Sources
@@ -46,8 +45,8 @@ def main(arguments: Sequence[str]) -> None:
         raise ConfigurationError(
             f"completion: there is no shell {given!r}{did_you_mean(given, SHELLS)}; shells are {', '.join(SHELLS)}"
         )
-    with without_collector():
-        print(script(arguments[0]), end="")
+
+    print(script(arguments[0]), end="")
 
 
 def script(shell: str) -> str:
