@@ -8,7 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from blocks import CoreMixer, DeltaConvBlock, FeatureMixer, Grid, NeighborhoodAttention, Site, SoftmaxAttention
+from blocks import (
+    CoreMixer,
+    DeltaConvBlock,
+    FeatureMixer,
+    Grid,
+    KernelAttention,
+    NeighborhoodAttention,
+    Site,
+    SoftmaxAttention,
+)
 from sparsight.diffusion.measure.verify import TOLERANCES, verify
 from sparsight.testing import SITE
 from tests.tiny_mixers import Scaled, WrongKernel
@@ -78,6 +87,7 @@ class WrongCore(CoreMixer):
         (DeltaConvBlock, "its reference"),
         (partial(NeighborhoodAttention, kernel_size=5), "its reference and softmax at its exact limit"),
         (SoftmaxAttention, "its reference and softmax at its exact limit"),
+        (KernelAttention, "its reference"),
     ],
 )
 def test_our_mixers_pass_in_every_precision(mixer, against: str, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
