@@ -112,6 +112,10 @@ def _answer_early(arguments: Sequence[str]) -> bool:
 
             print_completion(arguments[1:])
             return True
+        if arguments[0] == "evaluate":
+            from sparsight.command.benchmarks.evaluate import check as check_evaluation
+
+            check_evaluation(arguments[1:])
     except (ConfigurationError, OSError) as error:
         raise SystemExit(f"sparsight: {error}") from error
     return False

@@ -54,6 +54,8 @@ def _environment() -> dict[str, str]:
         ),
         (["fit", "--config=experiment/own_tune"], 1, "data.train.file: 'data/own/train.json' does not exist"),
         (["compare", "no_report", "--output", "compared"], 1, "compare: 'no_report' does not exist"),
+        (["evaluate", "model", "--tasks", "popee"], 1, "did you mean pope?"),
+        (["evaluate", "./no", "--tasks", "pope"], 1, "model: './no' does not exist"),
         (["list", "mixer"], 1, "did you mean mixers"),
         (["fit", "--confg=experiment/quickstart"], 1, "there is no option --confg; did you mean --config"),
         (

@@ -12,12 +12,11 @@ import yaml
 
 from sparsight.command.arguments import check_there
 from sparsight.common.disk.files import write_text
+from sparsight.common.disk.inputs import may_be_hub_id
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.hashes import files_hash
 from sparsight.common.near import did_you_mean
 from sparsight.common.tables import json_text
 from sparsight.common.text import read_json
-from sparsight.evaluation.harness.read import report_recorded
 from sparsight.evaluation.harness.run import BACKENDS, Asked, run_lmms_eval
 from sparsight.lvlm.export.merge import ADAPTERS, merge_adapters
 
@@ -35,6 +34,22 @@ TASKS = {
 PIXELS = "_pixels"  # behind a task's name: its text as pixels
 MADE = "made_from.json"  # in a folder that was exported or merged here
 NEW_TOKENS = 16
+
+
+def check(arguments: Sequence[str]) -> None:
+    """See that tasks and model are there, without importing torch; options that ask for help are answered.
+
+    Args:
+        arguments: Of the command line, without the verb.
+
+    Raises:
+        ConfigurationError: No task is named, there is none of that name, or its files are not there, or the model is
+            neither there nor a name of the hub.
+    """
+    given = _parser().parse_args(arguments)
+    _named_tasks(given)
+    if not may_be_hub_id(given.model):
+        check_there("model", given.model)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -74,19 +89,24 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _evaluate(given: argparse.Namespace) -> None:
-    names = [name.strip() for name in given.tasks.split(",") if name.strip()]
-    if given.python is None:
-        tasks = [named_task(name, given.data) for name in names]
-    else:
-        check_there("python", given.python)
-    if not names:
-        raise ConfigurationError("tasks is empty: give names with commas between them")
+    names, tasks = _named_tasks(given)
     output = Path(given.output or Path("runs", "evaluate", _stem(given.model)))
     model = _whole_model(given.model, output)
     if given.python is None:
         _ask_here(given, model, tasks, output)
     else:
         _ask_there(given, model, names, output)
+
+
+def _named_tasks(given: argparse.Namespace) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names of the tasks, and the tasks that are asked here."""
+    names = [name.strip() for name in given.tasks.split(",") if name.strip()]
+    if not names:
+        raise ConfigurationError("tasks is empty: give names with commas between them")
+    if given.python is None:
+        return names, [named_task(name, given.data) for name in names]
+    check_there("python", given.python)
+    return names, []
 
 
 def _ask_here(given: argparse.Namespace, model: str, tasks: list[dict[str, Any]], output: Path) -> None:
@@ -122,6 +142,8 @@ def _ask_there(given: argparse.Namespace, model: str, names: Sequence[str], outp
         include=given.task_folder,
         batch_size=given.batch_size or 1,
     )
+    from sparsight.evaluation.harness.read import report_recorded
+
     date = time.strftime("%Y-%m-%dT%H:%M:%S")
     folder = output / "lmms_eval" / date.replace(":", "-")
     run_lmms_eval(asked, folder)
@@ -187,6 +209,8 @@ def _made(source: Path, folder: Path, make: Any) -> str:
     Raises:
         ConfigurationError: There is a folder of something else.
     """
+    from sparsight.common.hashes import files_hash
+
     files = sorted(file for file in source.rglob("*") if file.is_file()) if source.is_dir() else [source]
     told = {"source": str(source.resolve()), "hash": files_hash(iter(files))}
     note = folder.with_name(MADE)
@@ -202,6 +226,8 @@ def _made(source: Path, folder: Path, make: Any) -> str:
 
 
 def _weights_hash(model: str) -> str | None:
+    from sparsight.common.hashes import files_hash
+
     path = Path(model)
     return files_hash(iter(sorted(path.glob("*.safetensors")))) if path.is_dir() else None
 
