@@ -145,6 +145,7 @@ class SparseLayerTuning(TunedLayers):
             self.trainer,
             self.clock.stages,
             frozen=self.frozen_dtype,
+            kernel=self.model.config.get_text_config(decoder=True)._attn_implementation,
             loses_layers=prunes,
             heals=self.healing.weights.any,
         )

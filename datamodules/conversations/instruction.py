@@ -19,7 +19,7 @@ from sparsight.common.errors import require
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.chat_template import UnusableConversation
 from sparsight.lvlm.chat.chat_text import Reasoning
-from sparsight.lvlm.model.packing import check_packable
+from sparsight.lvlm.model.packing import Positions, packed_positions
 from sparsight.lvlm.model.processor import check_template, load_processor
 
 _TRIES = 100  # records
@@ -125,6 +125,7 @@ class InstructionDataModule(RecordsDataModule):
         self.template = QuestionTemplate(question, answer)
         self.max_length = max_length
         self.packing = packing
+        self._positions: Positions | None = None
         self.chat_template = chat_template
         self.chat_options: dict[str, Any] = {"options": chat_template_kwargs, "reasoning": reasoning}
         self.processor_options = processor_options
@@ -155,7 +156,7 @@ class InstructionDataModule(RecordsDataModule):
 
         if self.chat is None:
             if self.packing:
-                check_packable(AutoConfig.from_pretrained(self.model, **self.pretrained_options))
+                self._positions = packed_positions(AutoConfig.from_pretrained(self.model, **self.pretrained_options))
             self.chat = ChatFormat(self.load_processor(), **self.chat_options)
             if self.processor_options:
                 self._try_options(self.chat)
@@ -233,7 +234,7 @@ class InstructionDataModule(RecordsDataModule):
             template=self.template,
             evaluate=name != "train",
             max_length=self.max_length,
-            pack=self.packing,
+            pack=self._positions,
         )
 
     def _group_sampler(self, dataset: InstructionDataset, *, global_batch: int) -> GroupSampler:

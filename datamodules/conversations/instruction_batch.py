@@ -1,6 +1,6 @@
 """Batches of tokenised conversations: padded or packed rows of tokens, and the images of all samples.
 
-Shape legend: B samples, R rows (B unless packed), T tokens of the longest row.
+Shape legend: B samples, R rows (B unless packed), T tokens of the longest row, A axes of positions.
 """
 
 from __future__ import annotations
@@ -15,23 +15,31 @@ from torch.nn.functional import pad
 from datamodules.record_dataset import join_corrupt
 from sparsight.lvlm.chat.chat import TOKEN_INPUTS
 from sparsight.lvlm.model.answer_losses import IGNORED
+from sparsight.lvlm.model.packing import Positions, counted
 
 Sample = dict[str, Any]
 
 
 def collate_chats(
-    samples: Sequence[Sample], *, pad_id: int, images_in_rows: bool, pack_to: int | None = None
+    samples: Sequence[Sample],
+    *,
+    pad_id: int,
+    images_in_rows: bool,
+    pack_to: int | None = None,
+    positions: Positions = counted,
 ) -> dict[str, Any]:
     """Training batch: right-padded rows of one sample each, or of several where samples are packed.
 
-    A packed row has no attention mask but ``position_ids`` that start again with every sample, by which transformers
-    keeps samples apart: call the model with ``use_cache=False``, it does not look at them where there is a cache.
+    A packed row has no attention mask but ``position_ids``, (R, T) or (A, R, T), that begin anew with every sample, by
+    which transformers keeps samples apart: call the model with ``use_cache=False``, it does not look at them where
+    there is a cache.
 
     Args:
         samples: Each with ``inputs``, ``labels`` (T), ``index`` and what else a batch holds.
         pad_id: Token that fills rows.
         images_in_rows: Whether the model takes pixels as (samples, images, ...).
         pack_to: Most tokens of a packed row; ``None`` packs nothing.
+        positions: How positions of a packed sample are counted.
     """
     rows = [[number] for number in range(len(samples))]
     if pack_to is not None:
@@ -40,9 +48,10 @@ def collate_chats(
     inputs = _join_tokens([[s["inputs"] for s in row] for row in packed], pad_id=pad_id)
     if pack_to is not None:
         del inputs["attention_mask"]
-        positions = [torch.cat([torch.arange(len(sample["labels"])) for sample in row]) for row in packed]
+        found = [torch.cat([positions(sample["inputs"]) for sample in row], dim=-1) for row in packed]
         width = inputs["input_ids"].shape[1]
-        inputs["position_ids"] = torch.stack([torch.cat([p, torch.arange(width - len(p))]) for p in positions])
+        filled = [torch.cat([p, torch.arange(width - p.shape[-1]).expand(*p.shape[:-1], -1)], dim=-1) for p in found]
+        inputs["position_ids"] = torch.stack(filled, dim=-2)
     inputs |= _join_images([[s["inputs"] for s in row] for row in packed], in_rows=images_in_rows)
     ordered = [sample for row in packed for sample in row]  # images are taken row by row
     labels_RT = _stack([torch.cat([sample["labels"] for sample in row]) for row in packed], value=IGNORED)

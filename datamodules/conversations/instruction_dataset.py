@@ -20,6 +20,7 @@ from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.chat_template import UnusableConversation
 from sparsight.lvlm.chat.conversation import Conversation
 from sparsight.lvlm.model.answer_losses import IGNORED
+from sparsight.lvlm.model.packing import Positions
 
 BACKGROUND = 255  # behind transparent pixels
 
@@ -37,7 +38,8 @@ class InstructionDataset(RecordDataset):
         template: Asks about records that have no conversation.
         evaluate: Make prompts with candidates, not samples to train on.
         max_length: Most tokens of a sample; ``None`` for any number.
-        pack: Put several samples into rows of ``max_length`` tokens.
+        pack: How positions are counted where several samples are put into rows of ``max_length`` tokens; ``None`` for
+            one sample a row.
     """
 
     def __init__(
@@ -52,7 +54,7 @@ class InstructionDataset(RecordDataset):
         template: QuestionTemplate,
         evaluate: bool,
         max_length: int | None,
-        pack: bool,
+        pack: Positions | None,
     ) -> None:
         super().__init__(source, indices=indices, groups=groups, max_corrupt=max_corrupt)
         self.lengths = lengths
@@ -61,7 +63,8 @@ class InstructionDataset(RecordDataset):
         self.evaluate = evaluate
         self.max_length = max_length
         options: dict[str, Any] = {"pad_id": chat.pad_id, "images_in_rows": chat.images_in_rows}
-        train = partial(collate_chats, pack_to=max_length if pack else None, **options)
+        packing: dict[str, Any] = {} if pack is None else {"pack_to": max_length, "positions": pack}
+        train = partial(collate_chats, **options, **packing)
         self._collate = partial(collate_questions, **options) if evaluate else train
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:

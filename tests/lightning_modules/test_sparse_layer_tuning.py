@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lightning_modules import SparseLayerTuning
 from sparsight.command.cli import main
@@ -356,6 +358,13 @@ def test_packed_rows_are_neither_scored_nor_compared(folder: Path) -> None:
         main(["fit", "--config", str(config), *packing])
     with pytest.raises(SystemExit, match=r"data\.packing"):
         fit(folder, *packing, distill=0.5)
+
+
+@pytest.mark.slow
+def test_packed_rows_need_a_kernel_that_takes_masks(folder: Path) -> None:
+    ALL_ATTENTION_FUNCTIONS.register("causal_alone", sdpa_attention_forward)
+    with pytest.raises(SystemExit, match=r"data\.packing .* attention kernel causal_alone does not take"):
+        fit(folder, "--data.packing=true", "--data.max_length=128", attn_implementation="causal_alone")
 
 
 def test_a_run_too_short_for_its_schedule_says_so(folder: Path) -> None:

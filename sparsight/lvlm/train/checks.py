@@ -13,6 +13,7 @@ from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.training.ddp import check_training_may_change
 from sparsight.common.training.schedule import Retiring
+from sparsight.lvlm.model.packing import KERNELS
 from sparsight.lvlm.train.stages import TuningStage
 
 
@@ -28,6 +29,7 @@ def check_tuning(
     stages: Sequence[TuningStage],
     *,
     frozen: torch.dtype,
+    kernel: str,
     loses_layers: bool,
     heals: bool,
 ) -> None:
@@ -37,19 +39,26 @@ def check_tuning(
         trainer: It, with its data.
         stages: What is trained.
         frozen: Precision of what is never trained.
+        kernel: transformers' name of the text model's attention kernel.
         loses_layers: Whether layers may leave.
         heals: Whether hidden states are compared.
 
     Raises:
         ConfigurationError: Frozen and trained weights differ in precision, and nothing brings them together; the stages
-            train different parts under a strategy that cannot; or layers are to be scored, or hidden states compared,
-            on packed rows.
+            train different parts under a strategy that cannot; or rows are packed, and layers are to be scored, hidden
+            states compared, or the kernel of attention tells samples of a row apart by no mask.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if loses_layers and not any(isinstance(callback, Retiring) for callback in callbacks):
         rank_zero_warn("`prune` is set, but no callback PruningSchedule: no layer will leave")
     data = datamodule_of(trainer)
-    if isinstance(data, Packing) and data.packing and (loses_layers or heals):
+    packed = isinstance(data, Packing) and data.packing
+    if packed and kernel not in KERNELS:
+        raise ConfigurationError(
+            f"data.packing keeps the samples of a row apart by a mask, which attention kernel {kernel} does not take: "
+            f"set model.attn_implementation to {' or '.join(KERNELS)}, or data.packing to false"
+        )
+    if packed and (loses_layers or heals):
         raise ConfigurationError(
             "prune scores layers, and distill compares hidden states, on training batches with a sample a row: set "
             "data.packing to false"

@@ -13,11 +13,12 @@ from sparsight.evaluation.questions.question import Question
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.conversation import Conversation
 from sparsight.lvlm.model.answer_losses import answer_losses
-from sparsight.lvlm.model.packing import MODELS, TEXT_MODELS, check_packable
+from sparsight.lvlm.model.packing import MODELS, OF_AXES, TEXT_MODELS, packed_positions
 from tests.tiny_chats import ITEM, dialogue, picture
-from tests.tiny_families import FAMILIES
+from tests.tiny_families import FAMILIES, QWEN_VISION
 from tests.tiny_lvlm import tiny_lvlm
 from tests.tiny_processors import PROCESSORS, family_processor
+from tests.tiny_rows import few
 
 ONE = picture(20, 21)
 TALKS = (
@@ -49,7 +50,10 @@ def losses(model: Any, batch: dict[str, Any]) -> torch.Tensor:
         return answer_losses(model, batch["inputs"], batch["labels"])[0]
 
 
-@pytest.mark.parametrize("family", [*PROCESSORS, "smolvlm"])
+QUICK = ("llava", "llava_onevision", "idefics3", "gemma3", "qwen2_5_vl", "qwen3_vl")
+
+
+@pytest.mark.parametrize("family", few([*PROCESSORS, "smolvlm", "qwen3_vl_moe"], *QUICK))
 def test_padded_and_packed_samples_lose_what_they_lose_alone(family: str) -> None:
     chat = ChatFormat(family_processor("idefics3" if family == "smolvlm" else family))
     model, made = model_of(family), samples(chat)
@@ -58,14 +62,13 @@ def test_padded_and_packed_samples_lose_what_they_lose_alone(family: str) -> Non
     padded = collate_chats(made, **options)
     assert padded["index"].tolist() == [0, 10, 20, 30] and len(alone) > 20 and alone.std() > 0.1
     torch.testing.assert_close(losses(model, padded), alone, rtol=1e-4, atol=1e-4)
-    if model.config.model_type not in MODELS:
-        with pytest.raises(ValueError, match=f"not known to be right for {family}"):
-            check_packable(model.config)
+    if model.config.model_type not in (*MODELS, *OF_AXES):
+        with pytest.raises(ValueError, match=f"not known to be right for {family} .*sliding windows"):
+            packed_positions(model.config)
         return
-    check_packable(model.config)
     lengths = [len(sample["labels"]) for sample in made]
     room = max(lengths[0] + lengths[1] + lengths[3], lengths[2])  # the third does not fit behind the first two
-    packed = collate_chats(made, pack_to=room, **options)
+    packed = collate_chats(made, pack_to=room, positions=packed_positions(model.config), **options)
     order = packed["index"].tolist()
     assert len(packed["labels"]) == 2 < len(order) and sorted(order) == [0, 10, 20, 30] != order
     by_sample = torch.split(alone, [int((sample["labels"] >= 0).sum()) for sample in made])
@@ -74,26 +77,40 @@ def test_padded_and_packed_samples_lose_what_they_lose_alone(family: str) -> Non
     )
 
 
-@pytest.mark.parametrize("text", TEXT_MODELS)
+@pytest.mark.parametrize("text", few(TEXT_MODELS, "qwen2", "gemma2"))
 def test_packing_is_right_for_every_text_model_that_it_is_allowed_for(
     text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    family = ("llava", {"model_type": text, "sliding_window": None}, *FAMILIES["llava"][2:])
+    family = ("llava", {"model_type": text, "sliding_window": 8}, *FAMILIES["llava"][2:])  # those that have windows
     monkeypatch.setitem(FAMILIES, "llava", family)
     chat, model = ChatFormat(family_processor("llava")), tiny_lvlm("llava")
     assert model.config.get_text_config().model_type == text
-    check_packable(model.config)
     made = samples(chat)
     options: dict[str, Any] = {"pad_id": 0, "images_in_rows": False}
     padded = losses(model, collate_chats(made, **options))
-    packed = losses(model, collate_chats(made, pack_to=1000, **options))
+    packed = losses(model, collate_chats(made, pack_to=1000, positions=packed_positions(model.config), **options))
     torch.testing.assert_close(packed, padded, rtol=1e-4, atol=1e-4)
+
+
+def test_samples_of_qwen2_vl_are_packed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, text, _, rest = FAMILIES["qwen2_5_vl"]
+    vision = {name: QWEN_VISION[name] for name in ("depth", "num_heads", "patch_size", "spatial_merge_size")}
+    vision |= {"embed_dim": 16, "mlp_ratio": 2, "hidden_size": 32, "temporal_patch_size": 2}
+    family = ("qwen2_vl", text | {"model_type": "qwen2_vl_text"}, {"model_type": "qwen2_vl_vision", **vision}, rest)
+    monkeypatch.setitem(FAMILIES, "qwen2_vl", family)
+    chat, model = ChatFormat(family_processor("qwen2_5_vl")), tiny_lvlm("qwen2_vl")
+    made = samples(chat)
+    padded = losses(model, collate_chats(made, pad_id=0, images_in_rows=False))
+    options: dict[str, Any] = {"pack_to": 1000, "positions": packed_positions(model.config)}
+    packed = collate_chats(made, pad_id=0, images_in_rows=False, **options)
+    assert packed["inputs"]["position_ids"].shape[:2] == (4, 1)
+    torch.testing.assert_close(losses(model, packed), padded, rtol=1e-4, atol=1e-4)
 
 
 def test_text_models_that_carry_a_state_are_refused() -> None:
     config = AutoConfig.for_model("llava", text_config={"model_type": "mamba2"})
     with pytest.raises(ValueError, match=r"llava with text model mamba2; it is for .* set packing to false"):
-        check_packable(config)
+        packed_positions(config)
 
 
 @pytest.mark.parametrize("family", ["llava", "idefics3", "gemma3", "qwen2_5_vl"])
