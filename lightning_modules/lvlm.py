@@ -27,6 +27,7 @@ from sparsight.lvlm.model.provenance import read_provenance
 from sparsight.lvlm.model.spare_image import always_read_an_image
 from sparsight.lvlm.model.tower import find_parts, name_parts
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
+from sparsight.lvlm.scores.maps.image_maps import ImageMaps
 from sparsight.lvlm.surgery.retire import LayerPruning, RetiredLayers, measurement, removable_layers
 
 if TYPE_CHECKING:
@@ -190,6 +191,24 @@ class LVLMModule(Answering):
         facts = {} if self.recipe is None else {"recipe": self.recipe.record()}
         with self.edited():
             return score_layers(self.model, batches, scores, base=self.base, base_hash=self.base_hash, **facts)
+
+    def image_maps(self, maps: ImageMaps, batches: Sequence[Mapping[str, Any]], folder: Path) -> list[Path]:
+        """Draw where attention falls on images of calibration batches, under the recipe if there is one.
+
+        Args:
+            maps: What is drawn.
+            batches: Of the instruction datamodule.
+            folder: For the files.
+        """
+        tokenizer = load_processor(self.base, **self.source).tokenizer
+
+        def read(ids: list[int]) -> str:
+            words = [token for token in ids if token != self.parts.image_token_id]
+            return " ".join(tokenizer.decode(words, skip_special_tokens=True).split())
+
+        methods = [] if self.recipe is None else self.recipe.methods
+        title = Path(self.base).name if Path(self.base).is_dir() else self.base
+        return maps.draw(self.model, batches, folder, methods=methods, decode=read, title=title)
 
     def benchmark(self, tokens: Sequence[int], **options: Any) -> list[dict[str, Any]]:
         """Measure the recipe against the untouched model, at numbers of image tokens.

@@ -23,6 +23,7 @@ from sparsight.lvlm.export.write import processor_of
 from sparsight.lvlm.methods.cost.under_recipe import IMAGE_TOKENS, UnderRecipe
 from sparsight.lvlm.scores import LayerScore
 from sparsight.lvlm.scores.analyze import analyze_module, default_scores
+from sparsight.lvlm.scores.maps.image_maps import ImageMaps
 from sparsight.publish.export import export_and_push
 
 
@@ -150,6 +151,7 @@ class Verbs(Trainer):
         model: LightningModule,
         datamodule: LightningDataModule | None = None,
         scores: list[LayerScore] | None = None,
+        maps: ImageMaps | None = None,
         batches: int = 16,
         split: Split = "train",
         ckpt_path: str | None = None,
@@ -168,7 +170,8 @@ class Verbs(Trainer):
                 AttentionDistillation.
             datamodule: Calibration data.
             scores: Of decoder layers: what to measure; block influence, plain and multimodal, and angular distance of
-                the last and of all tokens if not given. Higher means more important.
+                the last and of all tokens if neither these nor maps are given. Higher means more important.
+            maps: Of an image-text model: draw where attention falls on images, such as ``--maps ImageMaps``.
             batches: Number of calibration batches.
             split: Where they come from: train or val. Scores by loss need answers, which training batches have.
             ckpt_path: Checkpoint to analyse; the module as it starts if not given. Of a denoiser, its trained mixers
@@ -190,6 +193,10 @@ class Verbs(Trainer):
         if isinstance(model, Analysed):
             if scores is not None:
                 raise ConfigurationError("scores are of decoder layers, and this module has a denoiser: leave them out")
+            if maps is not None:
+                raise ConfigurationError(
+                    "maps are of image-text models, and this module has a denoiser: leave them out"
+                )
             analyze_denoiser(
                 self,
                 model,
@@ -211,7 +218,8 @@ class Verbs(Trainer):
             self,
             model,
             datamodule,
-            scores=default_scores() if scores is None else scores,
+            scores=(default_scores() if maps is None else []) if scores is None else scores,
+            maps=maps,
             batches=batches,
             split=split,
             checkpoint=self._found(ckpt_path),

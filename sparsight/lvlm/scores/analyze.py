@@ -12,6 +12,7 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.common.training.calibration import Split, calibration_batches, refuse_processes
 from sparsight.lvlm.scores.base import LayerScore
 from sparsight.lvlm.scores.change import AngularDistance, BlockInfluence, MultimodalBlockInfluence
+from sparsight.lvlm.scores.maps.image_maps import ImageMaps, Mapped
 from sparsight.lvlm.scores.table import ScoreTable
 from sparsight.publish.checkpoint import load_weights
 
@@ -40,35 +41,46 @@ def analyze_module(
     split: Split,
     checkpoint: str | None,
     folder: Path,
-) -> ScoreTable:
-    """Score a module's decoder layers, print the table, and write it as JSON, CSV and plot.
+    maps: ImageMaps | None = None,
+) -> ScoreTable | None:
+    """Score a module's decoder layers, print the table, and write it as JSON, CSV and plot; draw attention on images.
 
     Args:
         trainer: Says on which device and in which precision.
         module: With a method ``analyze(scores, batches)`` that returns a score table.
         datamodule: Where calibration batches come from.
-        scores: What to measure.
+        scores: What to measure; without any, only maps are drawn.
         batches: How many calibration batches.
         split: Which of the datamodule's splits they are from.
         checkpoint: Take the module's trained weights from here.
         folder: For the files.
+        maps: Draw these into the folder ``maps`` beside them.
 
     Raises:
-        ConfigurationError: The module has nothing to analyse, or there are no batches, or several processes.
+        ConfigurationError: The module has nothing to analyse or no images to draw, or there are no batches, or several
+            processes.
         FileNotFoundError: There is no such checkpoint.
     """
     if not isinstance(module, Analysed):
         raise ConfigurationError(
             f"{type(module).__name__} has no decoder layers to analyse: use lightning_modules.SparseLayerTuning"
         )
+    if maps is not None and not isinstance(module, Mapped):
+        raise ConfigurationError(f"{type(module).__name__} has no images to draw maps over: leave --maps out")
     refuse_processes(trainer)
     if checkpoint is not None:
         load_weights(module, checkpoint, weights="raw")
     drawn = list(calibration_batches(trainer, module, datamodule, split, batches))
     module.to(trainer.strategy.root_device)
+    table = None
     with trainer.precision_plugin.forward_context():
-        table = module.analyze(scores, drawn)
-    table.write(folder)
-    print(table.markdown())
-    print(f"\nscores.json, scores.csv and scores.png are in {folder}")
+        if scores:
+            table = module.analyze(scores, drawn)
+            table.write(folder)
+            print(table.markdown())
+            print(f"\nscores.json, scores.csv and scores.png are in {folder}")
+        if maps is not None:
+            assert isinstance(module, Mapped)
+            pictures = module.image_maps(maps, drawn, folder / "maps")
+            print(f"maps.json and {len(pictures)} maps over images are in {folder / 'maps'}")
     return table

@@ -127,6 +127,7 @@ def test_too_few_batches_are_said(config: str, caplog: pytest.LogCaptureFixture)
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: 'nowhere.ckpt' does not exist"),
         (["--scores", '[{"class_path": "AngularDistance", "init_args": {"tokens": "first"}}]'], "tokens"),
         (["--split", "test"], "split"),
+        (["--maps", "ImageMaps"], "TinyTuning has no images to draw maps over: leave --maps out"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )

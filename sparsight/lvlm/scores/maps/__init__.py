@@ -1,0 +1,1 @@
+"""Where attention falls on the images of a prompt, patch by patch, drawn over what the model saw of them."""
