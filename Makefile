@@ -18,7 +18,7 @@ UV = $(LOWEST)/bin/uv pip
 GPU_WHEELS = diffusers jsonargparse docstring-parser typeshed-client typing-extensions accelerate pytest iniconfig pluggy
 
 .DEFAULT_GOAL := help
-.PHONY: help venv quickstart docs test test-slow test-browser test-gpu test-quantised gpu-wheels test-faults test-portable test-lowest lmms-eval lint format pins clean
+.PHONY: help venv quickstart docs test test-slow test-browser test-gpu test-extras gpu-wheels test-faults test-portable test-lowest lmms-eval lint format pins clean
 
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -45,10 +45,10 @@ test-browser: $(READY)  ## The page of a run in headless Chromium, which must be
 test-gpu: $(READY)  ## The tests that need a CUDA device
 	$(BIN)/python -m pytest -m "gpu and not faults"
 
-test-quantised: $(READY)  ## The tests of bases in 8 bits, with torchao (3 MB) beside the environment: who has it waits for it at each start
-	@[ -d "$(VENV)/quantised" ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
-	  --target "$(VENV)/quantised" torchao==0.18.0
-	PYTHONPATH="$(abspath $(VENV)/quantised)" $(BIN)/python -m pytest -k quantised tests/lightning_modules
+test-extras: $(READY)  ## The tests of bases in 8 bits and of fused losses, with their packages (4 MB) beside the environment
+	@[ -d "$(VENV)/extras" ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --target "$(VENV)/extras" torchao==0.18.0 liger-kernel==0.8.5 cut-cross-entropy==25.1.1
+	PYTHONPATH="$(abspath $(VENV)/extras)" $(BIN)/python -m pytest -k "quantised or fused" tests/lightning_modules tests/lvlm
 
 test-faults: $(READY)  ## Kill runs at random moments, fill disks, feed parsers nonsense (long)
 	$(BIN)/python -m pytest -m "faults and not gpu"

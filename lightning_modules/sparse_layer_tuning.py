@@ -30,6 +30,7 @@ from sparsight.lvlm.surgery.retire import LayerPruning
 from sparsight.lvlm.surgery.selection import LayerSelection, Uniform
 from sparsight.lvlm.train.checks import check_tuning
 from sparsight.lvlm.train.cost import StepCost, explain, forward_flops, step_cost
+from sparsight.lvlm.train.fused_loss import FusedKind, FusedLoss
 from sparsight.lvlm.train.healing import Healing, HealingWeights
 from sparsight.lvlm.train.memory import run_tuning_memory
 from sparsight.lvlm.train.stages import TuningStage
@@ -47,6 +48,8 @@ class SparseLayerTuning(TunedLayers):
         stages: What is trained, in this order.
         layers: Which decoder layers are tuned; a quarter of them, evenly spread, if not given.
         lora: Tune low-rank adapters on the layers instead of their weights.
+        fused_loss: Kernels of liger-kernel or cut-cross-entropy in place of head and loss, which hold no logits; see
+            ``sparsight.lvlm.train.fused_loss``.
         optimizer: Optimiser class and options; every stage makes one with its own learning rates.
         dtype: Precision of what is never trained.
         attn_implementation: transformers' name of the attention kernel; its own choice if not given.
@@ -73,8 +76,9 @@ class SparseLayerTuning(TunedLayers):
 
     Raises:
         ValueError: No stage, the model's parts cannot be told apart, layers that it does not have, a negative
-            number, or a recipe that cannot work in the model, or not with ``prune``, ``distill`` or
-            ``gradient_checkpointing``; or a stage that trains methods without weights.
+            number, or a recipe that cannot work in the model, or not with ``prune``, ``distill``, ``fused_loss`` or
+            ``gradient_checkpointing``; a fused loss whose package is missing, or with ``distill_logits``; or a stage
+            that trains methods without weights.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class SparseLayerTuning(TunedLayers):
         stages: Sequence[TuningStage],
         layers: LayerSelection | None = None,
         lora: LoRA | None = None,
+        fused_loss: FusedKind | None = None,
         optimizer: Callable[[Any, float], torch.optim.Optimizer] = torch.optim.AdamW,
         dtype: Dtype = "float32",
         attn_implementation: str | None = None,
@@ -109,6 +114,10 @@ class SparseLayerTuning(TunedLayers):
         if recipe and weights.any:
             names = " and ".join(name for name, amount in amounts.items() if amount > 0)
             raise ValueError(f"under a recipe hidden states are those of other tokens: set {names} to 0")
+        if fused_loss is not None and (recipe or distill_logits > 0):
+            what = "a recipe" if recipe else "distill_logits"
+            raise ValueError(f"fused_loss computes no logits, which {what} needs: set one of them to null or 0")
+        self._fused = None if fused_loss is None else FusedLoss(fused_loss)
         loading = Loading(dtype, attn_implementation, revision, trust_remote_code, parts)
         healing = Healing(weights, distill_from, loading)
         rule = layers or Uniform(ratio=0.25)
@@ -135,11 +144,13 @@ class SparseLayerTuning(TunedLayers):
         """Refuse what would fail while it trains.
 
         Raises:
-            ConfigurationError: As ``check_tuning`` and ``Healing.begin``.
+            ConfigurationError: As ``check_tuning``, ``Healing.begin`` and ``FusedLoss.check_place``.
         """
         super().setup(stage)
         if stage != "fit":
             return
+        if self._fused is not None:
+            self._fused.check_place(self.trainer)
         prunes = self.prune is not None
         check_tuning(
             self.trainer,
@@ -170,8 +181,11 @@ class SparseLayerTuning(TunedLayers):
         )
 
     def on_fit_start(self) -> None:
-        """Refuse images that the model cannot read; say what is trained, and what memory that takes."""
+        """Refuse images and a loss that the model cannot have; say what is trained, and what memory that takes."""
         super().on_fit_start()
+        if self._fused is not None:
+            with self.trainer.precision_plugin.forward_context():
+                self._fused.check_model(self.model)
         total = sum(p.numel() for p in self.model.parameters())
         lines = [f"decoder layers of {self.parts.layers_name}: {len(self.parts.layers)}, chosen {self.layers}"]
         for part in self.trained_parts:
@@ -252,14 +266,14 @@ class SparseLayerTuning(TunedLayers):
         """Mean negative log-likelihood of the answer tokens of the whole batch, over all processes."""
         watching = self.healing.watching(self.parts, self.retired.indices)
         with self._cached_vision(batch), self.edited(learns=True), watching as watched:
-            losses, logits, _ = answers(self.model, batch["inputs"], batch["labels"])
+            total, count, logits = self._answers(batch)
             taught = self._taught(batch)
-        everywhere = summed(losses.new_full((), float(losses.numel()), dtype=torch.float32))
-        mean = summed(losses.sum()) / everywhere
+        everywhere = summed(total.new_full((), float(count), dtype=torch.float32))
+        mean = summed(total) / everywhere
         self.log("train/loss", mean)
         tell(self, "loss", mean)
         self.log("train/answer_tokens", everywhere)
-        loss = losses.sum() * process_count() / everywhere  # DDP averages over processes
+        loss = total * process_count() / everywhere  # DDP averages over processes
         if not any(batch["image_keys"]) and PROJECTOR in self.stage.train and not is_sharded(self.model):
             # without images nothing reaches the projector, for whose gradients DDP would wait
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self._parameters_of(PROJECTOR))
@@ -276,6 +290,13 @@ class SparseLayerTuning(TunedLayers):
             self.log(f"train/{name}", term.detach(), sync_dist=True)
         self.guard.note({"answers": loss} | {name: term for name, (_, term) in terms.items()}, batch)
         return loss + sum(weight * term for weight, term in terms.values())
+
+    def _answers(self, batch: Mapping[str, Any]) -> tuple[Tensor, int, Tensor | None]:
+        """Summed losses of the answer tokens, their number, and logits (N, V) unless a fused loss passes them by."""
+        if self._fused is not None:
+            return *self._fused.total(self.model, batch["inputs"], batch["labels"]), None
+        losses, logits, _ = answers(self.model, batch["inputs"], batch["labels"])
+        return losses.sum(), len(losses), logits
 
     def _taught(self, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """What methods with weights learn beside the answers, as losses by their names, in a stage that trains them."""

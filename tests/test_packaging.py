@@ -98,7 +98,7 @@ def test_every_dependency_has_a_lower_and_an_upper_bound(metadata: Message) -> N
 
 def test_every_tested_dependency_is_pinned_within_its_range(metadata: Message, pins: dict[str, Requirement]) -> None:
     for requirement in map(Requirement, metadata.get_all("Requires-Dist", [])):
-        if any(extra in str(requirement.marker) for extra in ("quantised", "topiq", "video", "wandb")):
+        if any(extra in str(requirement.marker) for extra in ("fused", "quantised", "topiq", "video", "wandb")):
             continue  # optional, and not part of what the tests run with
         pin = pins[canonicalize_name(requirement.name)]
         (exact,) = pin.specifier

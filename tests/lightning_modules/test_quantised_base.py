@@ -32,6 +32,7 @@ from sparsight.publish.export import export
 from sparsight.publish.facts import Run
 from tests import tiny
 from tests.tiny_distillation import distillation, trainer
+from tests.tiny_extras import needs_torchao
 from tests.tiny_flux import save_flux_pipeline
 from tests.tiny_rows import few
 from tests.tiny_sd3 import save_sd3_pipeline
@@ -46,7 +47,6 @@ SAVE: dict[str, Callable[..., Path]] = {
     "wan": save_wan_pipeline,
 }
 SIZES = {"flux": (8, 12), "wan": (3, 8, 8)}
-needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
 
 
 def module_of(teacher: Path, **options: Any) -> AttentionDistillation:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from sparsight.diffusion.surgery.rest.low_rank import LoRA
 from sparsight.diffusion.train.sharding import shard
 from tests import tiny
 from tests.tiny_distillation import distillation, distillation_config
+from tests.tiny_extras import needs_torchao
 from tests.tiny_processes import run_command
 
 
@@ -84,7 +84,6 @@ PLAN = [
     {"sites": "*.1.attn1", "mixer": {"class_path": "HeadSplit", "init_args": {"parts": [MERGED, WINDOW]}}},
     {"sites": "*", "mixer": CONV},
 ]
-needs_torchao = pytest.mark.skipif(find_spec("torchao") is None, reason="needs torchao")
 MODELS: dict[str, dict[str, Any]] = {
     "plan": {"mixer": None, "plan": PLAN, "train_projections": True},
     "delta_conv": {"mixer": CONV},

@@ -3,12 +3,12 @@
 Most positions of a batch are prompt, image or padding. Heads are large (a fifth of a 135 M model), so the others are
 left out before the head, not after it.
 
-Shape legend: B batch, T tokens, N answer tokens of the batch, V vocabulary.
+Shape legend: B batch, T tokens, N answer tokens of the batch, C channels, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -46,15 +46,21 @@ def answer_logits(model: PreTrainedModel, inputs: Mapping[str, Any], wanted_BT: 
 
 def forward(model: PreTrainedModel, wanted_BT: Tensor, **inputs: Any) -> Any:
     """The model's output with logits (1, N, V) of the chosen positions alone; otherwise as ``answer_logits``."""
+    return _with_head_given(lambda hidden_BTC: hidden_BTC[wanted_BT].unsqueeze(0), model, wanted_BT, **inputs)
+
+
+def _with_head_given(
+    given: Callable[[Tensor], Tensor], model: PreTrainedModel, wanted_BT: Tensor, **inputs: Any
+) -> Any:
+    """The model's output, whose head gets this of its hidden states (B, T, C)."""
     head: nn.Module = model.get_output_embeddings()
     seen: list[tuple[int, ...]] = []
 
-    def keep_wanted(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden_BTC = arguments[0]
-        seen.append(tuple(hidden_BTC.shape[:-1]))
-        return (hidden_BTC[wanted_BT].unsqueeze(0), *arguments[1:])
+    def give(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(tuple(arguments[0].shape[:-1]))
+        return (given(arguments[0]), *arguments[1:])
 
-    hook = head.register_forward_pre_hook(keep_wanted)
+    hook = head.register_forward_pre_hook(give)
     try:
         output = model(**inputs)
     finally:
@@ -81,7 +87,7 @@ def answer_losses(model: PreTrainedModel, inputs: Mapping[str, Any], labels_BT: 
 
 def answers(model: PreTrainedModel, inputs: Mapping[str, Any], labels_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Losses (N) as ``answer_losses`` gives them, logits (N, V), float32, of the same tokens, and their samples (N)."""
-    next_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)  # the logits of a token speak of the next one
+    next_BT = _next(labels_BT)
     wanted_BT = next_BT != IGNORED
     told = _LABELS.set(labels_BT)
     try:
@@ -90,3 +96,24 @@ def answers(model: PreTrainedModel, inputs: Mapping[str, Any], labels_BT: Tensor
         _LABELS.reset(told)
     losses_N = F.cross_entropy(logits_NV, next_BT[wanted_BT], reduction="none")
     return losses_N, logits_NV, torch.nonzero(wanted_BT)[:, 0]
+
+
+def answer_states(model: PreTrainedModel, inputs: Mapping[str, Any], labels_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """What the head would make the logits of answers of, which are not computed: states (N, C), and the tokens (N).
+
+    Errors are those of ``answer_logits``.
+    """
+    next_BT = _next(labels_BT)
+    wanted_BT = next_BT != IGNORED
+    states: list[Tensor] = []
+
+    def take(hidden_BTC: Tensor) -> Tensor:
+        states.append(hidden_BTC[wanted_BT])
+        return hidden_BTC[:1, :0]
+
+    _with_head_given(take, model, wanted_BT, use_cache=False, **inputs)
+    return states[0], next_BT[wanted_BT]
+
+
+def _next(labels_BT: Tensor) -> Tensor:
+    return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED)  # the logits of a token speak of the next one

@@ -115,7 +115,7 @@ class Healing:
         labels_BT: Tensor,
         *,
         watched: Mapping[int, Sequence[Tensor]],
-        logits_NV: Tensor,
+        logits_NV: Tensor | None,
     ) -> dict[str, tuple[float, Tensor]]:
         """Terms of the loss by name, each with its weight.
 
@@ -123,7 +123,7 @@ class Healing:
             inputs: Arguments of the forward pass.
             labels_BT: Token ids, -100 where there is no answer.
             watched: What ``watching`` gathered.
-            logits_NV: What the model gives at answers.
+            logits_NV: What the model gives at answers; needed where logits are compared.
         """
         assert self.unpruned is not None
         weights = self.weights

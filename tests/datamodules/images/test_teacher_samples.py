@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import os
 import pickle
@@ -35,8 +34,7 @@ from sparsight.diffusion.train.stages import Stage
 from sparsight.diffusion.train.teacher_samples import NOISE_OFFSET
 from sparsight.testing import relative_l2
 from tests import tiny
-
-needs_torchao = pytest.mark.skipif(importlib.util.find_spec("torchao") is None, reason="needs torchao")
+from tests.tiny_extras import needs_torchao
 
 
 @pytest.fixture(scope="module")
