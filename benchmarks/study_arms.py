@@ -16,7 +16,7 @@ TRAJECTORY = "delta_conv_default_trajectory"
 HYBRID = "delta_conv_default_hybrid"
 SAME_COST = (LONG, TRAJECTORY, HYBRID)  # built of what other arms are timed with
 
-BUDGETS = {"screen": (200, 200), "leader": (400, 1200), "finalist": (1000, 5000)}
+BUDGETS = {"screen": (200, 200), "leader": (400, 1200), "finalist": (600, 3000)}
 """Layer-wise and end-to-end steps, at batch 32."""
 
 
@@ -82,7 +82,7 @@ ALL_MIXERS: dict[str, list[str]] = {
     "near_and_pooled": mixer("Merge", parts=[NEAR, plain("PooledAttention", tile=4, without=NEAR)]),
     "focal": mixer("FocalAttention", tile=8, halo=1, cell=8),
     "focal_convolved": mixer("Adapted", part=FOCAL, value_kernel=5),
-    "focal_tiles": mixer("Adapted", part=plain("FocalAttention", tile=8, halo=0, cell=8), value_kernel=5),
+    "focal_cells": mixer("Adapted", part=plain("FocalAttention", tile=8, halo=0, cells=8), value_kernel=5),
     "focal_small": mixer("Adapted", part=plain("FocalAttention", tile=4, halo=2, cell=4), value_kernel=5),
     "linear_elu": mixer("KernelAttention", feature_map="elu"),
     "linear_sana": mixer("KernelAttention", feature_map="relu"),
