@@ -1,6 +1,10 @@
-"""Time of a training step by what is tuned, against the prediction, and against a loop without Lightning.
+"""Time of a training step by what is tuned, against the prediction, and against loops without Lightning.
 
     python -m benchmarks.tuning_step --base runs/demo_lvlm --output runs/tuning_step
+
+Three parts: recipes (tokens a second and peak memory of each, beside a loop by hand; see tuning_recipes.py), cases
+(what is tuned, against the prediction) and the overhead of Lightning. On a GPU (``--device cuda``) recipes alone are
+measured.
 
 The candidates take turns on the same batches, and processor time of one thread is counted, so that other work on the
 machine disturbs little. Needs the offline model (python -m sparsight.lvlm.model.assemble --output runs/demo_lvlm).
@@ -12,13 +16,15 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, Trainer
 
+from benchmarks.tuning_recipes import Data, batches_of, compare_recipes, shown
 from datamodules import IdxRecords, InstructionDataModule, LabelledQuestions
 from lightning_modules import SparseLayerTuning
 from sparsight.common.disk.files import write_text
@@ -47,6 +53,7 @@ AGAINST = {
     "25 % top": "all layers",
 }
 LOOP = "25 % uniform, projector"
+PARTS = ("recipes", "cases", "overhead")
 
 
 def module_of(base: str, case: str) -> SparseLayerTuning:
@@ -55,11 +62,11 @@ def module_of(base: str, case: str) -> SparseLayerTuning:
     return SparseLayerTuning(base, [TuningStage(steps=10_000, train=train, lr=1e-5)], layers=layers)
 
 
-def datamodule_of(base: str, data: Path, batch_size: int) -> InstructionDataModule:
+def datamodule_of(base: str, data: Path, batch_size: int, **options: Any) -> InstructionDataModule:
     """Questions of one image each about Fashion-MNIST."""
     files = (data / "train-images-idx3-ubyte.gz", data / "train-labels-idx1-ubyte.gz")
     questions = LabelledQuestions(IdxRecords(*files, classes=CLASSES), tasks=["naming", "yes_no", "choice"])
-    return InstructionDataModule(base, questions, batch_size=batch_size, limit=2000)
+    return InstructionDataModule(base, questions, batch_size=batch_size, limit=2000, **options)
 
 
 def plain_step(module: SparseLayerTuning, optimizer: torch.optim.Optimizer) -> Callable[[Any], None]:
@@ -156,31 +163,42 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timed steps of each case")
     parser.add_argument("--loops", type=int, default=2, help="runs of each loop, in turn")
     parser.add_argument("--steps", type=int, default=8, help="steps of a run of a loop")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--recipes", nargs="+", help="by their names; all if not given")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=Path("runs/tuning_step"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    datamodule = datamodule_of(arguments.base, arguments.data, arguments.batch_size)
-    datamodule.setup("fit")
-    batches = list(itertools.islice(iterate(datamodule), 4))
-    cases = compare_cases(arguments.base, batches, arguments.rounds)
-    loops: dict[str, list[float]] = {"plain": [], "lightning": []}
-    for _ in range(arguments.loops):
-        for name, loop in (("plain", plain_loop), ("lightning", lightning_loop)):
-            fresh = datamodule_of(arguments.base, arguments.data, arguments.batch_size)
-            fresh.setup("fit")
-            loops[name] += loop(arguments.base, fresh, arguments.steps)
-    overhead = statistics.median(loops["lightning"]) / statistics.median(loops["plain"])
-    tokens = [tuple(batch["labels"].shape) for batch in batches]
-    facts = {"environment": environment(torch.device("cpu")), "batches": tokens, "cases": cases, "overhead": overhead}
+    device, base = torch.device(arguments.device), arguments.base
+    data = partial(datamodule_of, base, arguments.data, arguments.batch_size)
+    facts: dict[str, Any] = {"environment": environment(device)}
+    parts = [part for part in arguments.parts if device.type == "cpu" or part == "recipes"]
+    if "recipes" in parts:
+        options: dict[str, Any] = {"steps": arguments.steps, "rounds": arguments.loops, "device": device}
+        facts["recipes"] = compare_recipes(base, data, names=arguments.recipes, **options)
+        print(markdown_table([shown(row) for row in facts["recipes"]]))
+    if "cases" in parts:
+        batches = list(itertools.islice(batches_of(data()), 4))
+        facts["batches"] = [tuple(batch["labels"].shape) for batch in batches]
+        facts["cases"] = compare_cases(base, batches, arguments.rounds)
+        rounded = [{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in case.items()} for case in facts["cases"]]
+        print("", markdown_table(rounded), sep="\n")
+    if "overhead" in parts:
+        facts["overhead"] = overhead(base, data, loops=arguments.loops, steps=arguments.steps)
+        print(f"\nLightning's steps against a loop by hand: {facts['overhead']:.3f} (medians)")
     write_text(arguments.output / "tuning_step.json", json_text(facts))
-    print(markdown_table([{k: v if isinstance(v, str) else f"{v:.3f}" for k, v in case.items()} for case in cases]))
-    print(f"\nLightning's steps against a loop by hand: {overhead:.3f} (medians, batches {tokens})")
 
 
-def iterate(datamodule: InstructionDataModule) -> Iterator[Any]:
-    """Training batches."""
-    yield from datamodule.train_dataloader()
+def overhead(base: str, data: Data, *, loops: int, steps: int) -> float:
+    """Steps through Lightning over those of a loop by hand that calls what Lightning's do."""
+    found: dict[str, list[float]] = {"plain": [], "lightning": []}
+    for _ in range(loops):
+        for name, loop in (("plain", plain_loop), ("lightning", lightning_loop)):
+            fresh = data()
+            fresh.setup("fit")
+            found[name] += loop(base, fresh, steps)
+    return statistics.median(found["lightning"]) / statistics.median(found["plain"])
 
 
 if __name__ == "__main__":
