@@ -70,6 +70,37 @@ def options_of_plugin(class_path: str) -> list[str] | None:
     Returns:
         None if it is none of ours, or its own source does not say all of its options.
     """
+    found = _source_of(class_path)
+    if found is None or not found[0].tells_all_options(found[1]):
+        return None
+    return [*_names(*found), *FORMER.get(found[1].rpartition(".")[2], {})]
+
+
+@cache
+def options_in_group(class_path: str, option: str) -> tuple[str, list[str]] | None:
+    """The dataclass that an option of one of our plug-ins is, or is several of, and the options of that.
+
+    Args:
+        class_path: May be the bare name.
+        option: Of its constructor.
+
+    Returns:
+        None if the option is something else, or its source does not say.
+    """
+    found = _source_of(class_path)
+    kind = found and found[0].annotated(found[1], option)
+    if not kind:
+        return None
+    module, _, name = kind.rpartition(".")
+    file = HOME.joinpath(*module.split(".")).with_suffix(".py")
+    sources = Sources(dict(read_modules([file], HOME) if file.is_file() else ()))
+    if kind not in sources.classes or not sources.is_dataclass(kind) or not sources.tells_all_options(kind):
+        return None
+    return name, _names(sources, kind)
+
+
+def _source_of(class_path: str) -> tuple[Sources, str] | None:
+    """Where the one plug-in of that name is written, and its full name."""
     package, _, name = class_path.rpartition(".")
     files = [
         file
@@ -79,10 +110,11 @@ def options_of_plugin(class_path: str) -> list[str] | None:
     if len(files) != 1:
         return None
     sources = Sources(dict(read_modules(files, HOME)))
-    path = next(each for each in sources.classes if each.rpartition(".")[2] == name)
-    if not sources.tells_all_options(path):
-        return None
-    return [*(option.partition("=")[0] for option in sources.options(path)), *FORMER.get(name, {})]
+    return sources, next(each for each in sources.classes if each.rpartition(".")[2] == name)
+
+
+def _names(sources: Sources, path: str) -> list[str]:
+    return [option.partition("=")[0] for option in sources.options(path)]
 
 
 @cache

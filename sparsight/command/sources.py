@@ -153,6 +153,23 @@ class Sources:
         method = dict(_members(node)).get("__init__")
         return isinstance(method, Function) and method.args.kwarg is None
 
+    def is_dataclass(self, path: str) -> bool:
+        """Whether it is made by that decorator."""
+        return _is_marked(self.classes[path], "dataclass")
+
+    def annotated(self, path: str, option: str) -> str | None:
+        """The full name of the one class that an option of a class is, or is a sequence of; it may be null, too."""
+        method = self.method(path, "__init__")
+        listed = (*method.args.args, *method.args.kwonlyargs) if method is not None else ()
+        found = next((each.annotation for each in listed if each.arg == option), None)
+        kinds = [each for each in _alternatives(found) if ast.unparse(each) != "None"] if found is not None else []
+        if len(kinds) != 1:
+            return None
+        kind = kinds[0]
+        if isinstance(kind, ast.Subscript) and ast.unparse(kind.value).rpartition(".")[2] in ("Sequence", "list"):
+            kind = kind.slice
+        return self._resolved(self.module_of(path), kind) if isinstance(kind, (ast.Name, ast.Attribute)) else None
+
     def _member(self, path: str, name: str) -> ast.stmt | None:
         for each in self.ours(path):
             members = dict(_members(self.classes[each]))
@@ -199,6 +216,13 @@ def _statements(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
             yield from _statements([*node.body, *(each for one in handlers for each in one.body), *node.orelse])
         else:
             yield node
+
+
+def _alternatives(annotation: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(annotation, ast.BinOp):
+        yield from (*_alternatives(annotation.left), *_alternatives(annotation.right))
+    else:
+        yield annotation
 
 
 def _members(node: ast.ClassDef) -> Iterator[tuple[str, ast.stmt]]:

@@ -41,6 +41,12 @@ QUICK = ["fit", "--config", "experiment/quickstart"]
             [*QUICK, "--data.batchsize=3"],
             r"^data\.batchsize: TeacherSamplesDataModule .* did you mean batch_size",
         ),
+        ([*QUICK, "--model.sampling.stepz=3"], r"^model\.sampling\.stepz: Sampling has no .* did you mean steps\?"),
+        ([*QUICK, "--model.lora.rnk", "3"], r"^model\.lora\.rnk: LoRA has no such option; did you mean rank\?"),
+        (
+            [*QUICK, "--model.mixer.init_args.kernle_size=3"],
+            r"^model\.mixer\.kernle_size: DeltaConvBlock has no such option; did you mean kernel_size\?",
+        ),
         (["fit", "--model", "SparseLayerTunning"], r"^model: there is no class .* did you mean SparseLayerTuning\?"),
         (["fit", "--data", "datamodules.ImagDataModule"], r"did you mean datamodules\.ImageDataModule or"),
     ],
@@ -54,6 +60,10 @@ def test_what_there_is_not_is_refused_on_the_command_line(arguments: list[str], 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
+        (
+            "model: {class_path: AttentionDistillation, init_args: {stages: [{stepz: 3}]}}",
+            r"model\.stages\.stepz: Stage has",
+        ),
         ("modell: {}\ndata: [class_path]", r"there is no option modell; did you mean model\?"),
         ("trainer: {max_step: 3}", r"trainer\.max_step: the trainer has no such option; did you mean max_steps"),
         ("data: {class_path: InstructionDataModule, init_args: {batch: 3}}", r"data\.batch: InstructionDataModule has"),
@@ -79,6 +89,14 @@ def test_and_in_a_config_file(text: str, said: str, tmp_path: Path) -> None:
         check_option_names(["fit", "--config", str(file)])
 
 
+def test_a_later_file_is_read_with_the_class_of_an_earlier_one(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    for text in ("model: {sampling: {stepz: 4}}", "model: {init_args: {sampling: {stepz: 4}}}"):
+        file.write_text(text)
+        with pytest.raises(ConfigurationError, match=rf"^{file}: model\.sampling\.stepz: Sampling has no such option"):
+            check_option_names([*QUICK, "--config", str(file)])
+
+
 def test_shipped_configs_pass() -> None:
     for file in sorted(Path("configs").rglob("*.yaml")):
         check_option_names(["fit", "--config", str(file)])
@@ -88,6 +106,8 @@ def test_shipped_configs_pass() -> None:
     "arguments",
     [
         [*QUICK, "--data.cache_dir", "x", "--model.sample_size=32"],  # former names
+        [*QUICK, "--model.mixer", "NoMixing", "--model.mixer.kernle_size", "3"],  # of which class, the parser knows
+        [*QUICK, "--model.optimizer.whatever", "3", "--model.site_weights.transformer_blocks", "2"],
         [*QUICK, "--model.help", "--trainer.callbacks+=RunProgress"],
         [*QUICK, "--trainer.callbacks.every_n_steps", "3", "--trainer.logger.name", "x", "-c", "experiment/lvlm_demo"],
         [*QUICK, "--model", "my_models.Own", "--model.own", "-3", "--data", "{class_path: mine}", "--data.mine", "x"],

@@ -15,6 +15,7 @@ from sparsight.command.arguments import FILE_OPTIONS, INCLUDE, VERBS, given_opti
 from sparsight.command.checks.input_paths import ASKS_ONLY, classes_in
 from sparsight.command.options import (
     OTHERS,
+    options_in_group,
     options_of_plugin,
     options_of_trainer,
     options_of_verb,
@@ -54,13 +55,20 @@ def check_option_names(arguments: Sequence[str]) -> None:
     contents = [(file, read_yaml(Path(file))) for _, _, file in given_options(resolved, FILE_OPTIONS)]
     for file, content in contents:
         _check_file(file, content)
+    below = _classes_by_place(rest, [content for _, content in contents])
     for group, package in BASES.items():
         classes = [value for _, _, value in given_options(resolved, (f"--{group}", f"--{group}.class_path"))]
         for value in classes:
             _check_class(group, value, package)  # passes over what is no name of a class
         classes += [kind for _, content in contents for kind in _class_of(content.get(group))]
         if len({each.rpartition(".")[2] for each in classes}) == 1:
-            _check_options(group, classes[0], _below(group, rest))
+            for keys in _below(group, rest):
+                _check_way((group,), classes[0], keys, below)
+            for file, content in contents:
+                part = content.get(group)
+                if isinstance(part, Mapping) and "class_path" not in part:  # another config says it
+                    options = part.get("init_args", part)
+                    _check_classes(file, {group: {"class_path": classes[0], "init_args": options}})
     _check_model(verb, rest)
 
 
@@ -118,10 +126,18 @@ def _check_file(file: str, content: Mapping[str, Any]) -> None:
     if isinstance(trainer, Mapping) and "class_path" not in trainer:
         for key in trainer:
             _check_trainer(_name(key), f"{file}: ")
-    for keys, class_path, options in classes_in({group: content.get(group) for group in GROUPS}, ()):
+    _check_classes(file, {group: content.get(group) for group in GROUPS})
+
+
+def _check_classes(file: str, content: Mapping[str, Any]) -> None:
+    for keys, class_path, options in classes_in(content, ()):
         place = f"{file}: {'.'.join(keys)}"
         _check_class(place, class_path, BASES.get(keys[0], "") if len(keys) == 1 else "")
         _check_options(place, class_path, map(_name, options))
+        for name, given in options.items():
+            for each in given if isinstance(given, list) else [given]:
+                if isinstance(each, Mapping) and "class_path" not in each:
+                    _check_group(f"{place}.{_name(name)}", class_path, _name(name), map(_name, each))
 
 
 def _check_class(place: str, class_path: str, package: str) -> None:
@@ -147,12 +163,52 @@ def _check_options(place: str, class_path: str, names: Iterable[str]) -> None:
             raise ConfigurationError(f"{place}.{name}: {kind} has no such option{did_you_mean(name, known)}")
 
 
-def _below(group: str, arguments: Sequence[str]) -> list[str]:
-    """Options of a class on the command line: the name behind ``--model.``."""
+def _check_group(place: str, class_path: str, option: str, names: Iterable[str]) -> None:
+    """See that what an option of a class is made of has such options itself."""
+    group = options_in_group(class_path, option)
+    if group is None:
+        return
+    kind, known = group
+    for name in names:
+        if name not in known:
+            raise ConfigurationError(f"{place}.{name}: {kind} has no such option{did_you_mean(name, known)}")
+
+
+def _check_way(
+    place: tuple[str, ...], class_path: str, keys: Sequence[str], classes: Mapping[tuple[str, ...], set[str]]
+) -> None:
+    """Follow the keys of an option from a class downwards, as far as source and configs tell what stands there."""
+    first, *rest = keys
+    _check_options(".".join(place), class_path, [first])
+    place = (*place, first)
+    kinds = classes.get(place, set())
+    if rest and len(kinds) == 1:
+        _check_way(place, next(iter(kinds)), rest, classes)
+    elif rest and not kinds:
+        _check_group(".".join(place), class_path, first, rest[:1])
+
+
+def _classes_by_place(
+    arguments: Sequence[str], contents: Iterable[Mapping[str, Any]]
+) -> dict[tuple[str, ...], set[str]]:
+    """Bare or full names of classes that configs and options give, by keys without ``init_args``."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for content in contents:
+        for keys, kind, _ in classes_in({group: content.get(group) for group in BASES}, ()):
+            found.setdefault(keys, set()).add(kind)
+    for argument, follower in zip(arguments, [*arguments, ""][1:], strict=True):
+        option, equals, value = argument.partition("=")
+        keys = tuple(_name(each) for each in option.removeprefix("--").split(".") if each not in LEFT_OUT)
+        found.setdefault(keys, set()).add(value if equals else follower)
+    return found
+
+
+def _below(group: str, arguments: Sequence[str]) -> list[list[str]]:
+    """Options of a class on the command line: the keys behind ``--model.``, but for those that may be left out."""
     start = f"--{group}."
     given = (each.partition("=")[0].removeprefix(start) for each in arguments if each.startswith(start))
-    names = (_name(each.removeprefix("init_args.").partition(".")[0]) for each in given)
-    return [name for name in names if name not in (*LEFT_OUT, "help")]
+    ways = ([_name(key) for key in each.split(".") if key not in LEFT_OUT] for each in given)
+    return [keys for keys in ways if keys and "help" not in keys]
 
 
 def _class_of(part: Any) -> list[str]:
