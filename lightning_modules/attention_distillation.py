@@ -25,6 +25,7 @@ from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.hashes import short_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
+from sparsight.common.quantised.weights import Quantisation
 from sparsight.common.training.processes import gathered, process_count
 from sparsight.common.training.run_progress import log_together, tell
 from sparsight.common.training.sharding import is_sharded, own_class
@@ -37,7 +38,6 @@ from sparsight.diffusion.surgery.plan import PlanEntry, plan_from
 from sparsight.diffusion.surgery.record import differing, record_of
 from sparsight.diffusion.surgery.replace import replace
 from sparsight.diffusion.surgery.rest.low_rank import LoRA
-from sparsight.diffusion.surgery.rest.quantised import Quantisation
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import SiteSelection
 from sparsight.diffusion.surgery.training_free import is_training_free

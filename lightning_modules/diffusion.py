@@ -17,6 +17,7 @@ from lightning_modules.base import TrainedPartsModule
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.measure.memory_table import MemoryEstimate
+from sparsight.common.quantised.weights import Quantisation
 from sparsight.common.training.dtypes import ON_PROCESSOR, sent
 from sparsight.common.training.sharding import is_sharded
 from sparsight.diffusion.export.standalone import student_state
@@ -29,7 +30,6 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.randomness import Stream, sample_normal, sample_uniform
 from sparsight.diffusion.model.sampling import Sampling, check_steps, sample, starting_noise
 from sparsight.diffusion.model.timesteps import EVEN, Timesteps
-from sparsight.diffusion.surgery.rest.quantised import Quantisation
 from sparsight.diffusion.train.sharding import shard
 
 VARIANTS = 8  # compilations of one block

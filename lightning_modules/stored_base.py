@@ -10,21 +10,14 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from lightning_modules.beside_teacher import BesideTeacher
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import is_state, kind_of
+from sparsight.common.quantised.weights import Quantisation, check_quantisation, has_codes, keep_from_ddp
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.identity import stored_hash
-from sparsight.diffusion.surgery.rest.quantised import (
-    Quantisation,
-    check_quantisation,
-    has_codes,
-    is_coded,
-    quantise,
-    stored_weights,
-)
+from sparsight.diffusion.surgery.rest.quantised import quantise, stored_denoiser
 
 
 class StoredBase(BesideTeacher):
@@ -75,16 +68,14 @@ class StoredBase(BesideTeacher):
         if self.quantised is None:
             return
         quantise(self.denoiser, self._option)
-        # DDP sends all that is in a module from one process to the others, in a way that codes cannot be sent
-        coded = [name for name, p in self.named_parameters(remove_duplicate=False) if is_coded(p)]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(self, coded)
+        keep_from_ddp(self)
 
     def whole_base(self) -> AbstractContextManager[None]:
         """The denoiser with stored weights in the places of codes: what an export is made of."""
         if not has_codes(self.denoiser):
             return nullcontext()
         stored = self.diffusion.stored
-        return stored_weights(self.denoiser, self._load_stored() if stored is None else stored)
+        return stored_denoiser(self.denoiser, self._load_stored() if stored is None else stored)
 
     def configure_callbacks(self) -> list[Callback]:
         """None; refuses codes that would be split over processes.

@@ -18,9 +18,10 @@ from sparsight.common.disk.sample_cache import SampleCache, cache_key
 from sparsight.common.errors import require
 from sparsight.common.hashes import SHA256
 from sparsight.common.moved import takes_former_options
+from sparsight.common.quantised.weights import Quantisation, check_quantisation
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.encoding import DTYPES
-from sparsight.diffusion.surgery.rest.quantised import Quantisation, check_quantisation, quantise
+from sparsight.diffusion.surgery.rest.quantised import quantise
 from sparsight.diffusion.train.teacher_plan import TeacherPlan
 from sparsight.diffusion.train.teacher_samples import fill_cache
 

@@ -19,13 +19,13 @@ from blocks import NeighborhoodAttention
 from lightning_modules import AttentionDistillation
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.measure.memory_table import tensor_bytes
+from sparsight.common.quantised.weights import decoded, is_coded
 from sparsight.diffusion.export.delta import mount
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.measure.memory_estimate import estimate_memory
 from sparsight.diffusion.model.load import denoiser_name, load_pipeline
 from sparsight.diffusion.surgery.replace import finalize, set_mode
 from sparsight.diffusion.surgery.rest.low_rank import LoRA
-from sparsight.diffusion.surgery.rest.quantised import decoded, is_coded
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.train.stages import Stage
 from sparsight.publish.export import export
@@ -91,7 +91,7 @@ def test_frozen_layers_are_codes_and_everything_else_is_as_it_was(tmp_path: Path
 
 @needs_torchao
 def test_a_backward_pass_keeps_codes_alone_and_gives_the_gradients_of_what_they_stand_for() -> None:
-    from sparsight.diffusion.surgery.rest.int8 import coded
+    from sparsight.common.quantised.int8 import coded
 
     layer = nn.Linear(256, 256).requires_grad_(False)
     twin = nn.Linear(256, 256).requires_grad_(False)
@@ -195,7 +195,7 @@ def test_the_estimate_counts_codes_and_what_is_finalised_holds_plain_layers_belo
 def test_what_cannot_be_quantised_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     teacher = tmp_path / "nowhere"
     with monkeypatch.context() as patched:
-        patched.setattr("sparsight.diffusion.surgery.rest.quantised.find_spec", lambda name: None)
+        patched.setattr("sparsight.common.quantised.weights.find_spec", lambda name: None)
         with pytest.raises(
             ConfigurationError, match=r"model.teacher_quantization: int8 needs torchao.*sparsight\[quantised\]"
         ):

@@ -14,8 +14,8 @@ import yaml
 from diffusers import DiffusionPipeline
 
 from sparsight.command.arguments import read_config
+from sparsight.common.quantised.weights import has_codes
 from sparsight.diffusion.model.timesteps import Timesteps
-from sparsight.diffusion.surgery.rest.quantised import has_codes
 from tests.tiny_flux import save_flux_pipeline
 from tests.tiny_recipes import command
 from tests.tiny_sd3 import save_sd3_pipeline

@@ -27,10 +27,10 @@ from sparsight.common.measure.memory_table import (
     tensors_of,
     training_bytes,
 )
+from sparsight.common.quantised.weights import has_codes, is_coded
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.surgery.replace import set_mode, shells_of
-from sparsight.diffusion.surgery.rest.quantised import has_codes, is_coded
 from sparsight.diffusion.surgery.rest.rest import rest_of
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.site_error import mean_squares

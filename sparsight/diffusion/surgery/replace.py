@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from blocks.base import AttentionWeights, Site, TokenMixer
+from sparsight.common.quantised.weights import is_coded
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.common.training.sharding import whole
 from sparsight.diffusion.families.known import facts_of, family_of
@@ -18,7 +19,6 @@ from sparsight.diffusion.surgery.core_shell import core_shell, linear_in
 from sparsight.diffusion.surgery.joint import is_core
 from sparsight.diffusion.surgery.place import make_student, put
 from sparsight.diffusion.surgery.plan import MixerFactory, PlanEntry, assign, plan_from
-from sparsight.diffusion.surgery.rest.quantised import is_coded
 from sparsight.diffusion.surgery.rest.rest import settle_rest
 from sparsight.diffusion.surgery.shell import AttentionShell, Mode, Shell
 from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, refuse_unsupported

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sparsight.common.errors import ConfigurationError, require
+from sparsight.common.quantised.weights import decoded, is_coded
 from sparsight.diffusion.surgery.rest.choice import is_taken
-from sparsight.diffusion.surgery.rest.quantised import decoded, is_coded
 from sparsight.diffusion.surgery.shell import Shell
 
 ADAPTER = "sparsight"

@@ -1,42 +1,16 @@
-"""A denoiser whose frozen linear layers are held as 8-bit codes, and their stored weights in their places again.
-
-What trains is made of the weights as they are stored, before codes take their place; and exports are made of those.
-"""
+"""A denoiser whose frozen linear layers are held as 8-bit codes, and their stored weights in their places again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from importlib.util import find_spec
-from typing import Any, Literal
+from contextlib import AbstractContextManager
 
-import torch
 from torch import Tensor, nn
 
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.quantised.weights import hold_in_codes, stored_weights
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.diffusion.families.known import family_of
-from sparsight.diffusion.surgery.rest.int8 import Codes, coded
 from sparsight.diffusion.surgery.shell import AttentionShell, Shell
-
-Quantisation = Literal["int8"]
-WRAPPED = ".base_layer"  # what peft calls a layer below adapters
-
-
-def check_quantisation(option: str) -> None:
-    """See that weights can be quantised here.
-
-    Args:
-        option: That asks for it, with its value, for the message.
-
-    Raises:
-        ConfigurationError: torchao is not installed.
-    """
-    if find_spec("torchao") is None:
-        raise ConfigurationError(
-            f"{option} needs torchao, which is not installed: pip install 'sparsight[quantised]' (or torchao), or set "
-            "it to null"
-        )
 
 
 def quantise(denoiser: nn.Module, option: str) -> None:
@@ -51,15 +25,8 @@ def quantise(denoiser: nn.Module, option: str) -> None:
     Raises:
         ConfigurationError: torchao is not installed, or there is no such layer.
     """
-    check_quantisation(option)
-    dtype, found = compute_dtype(denoiser), False
-    for layer in _linear_layers(denoiser):
-        weight: Any = layer.weight
-        if not weight.requires_grad and weight.dtype == dtype and not is_coded(weight):
-            layer.weight = nn.Parameter(coded(weight), requires_grad=False)
-            found = True
-    if not found:
-        raise ConfigurationError(f"{option} finds no frozen linear layer in the denoiser's blocks: set it to null")
+    layers = _linear_layers(denoiser)
+    hold_in_codes(layers, dtype=compute_dtype(denoiser), option=option, where="the denoiser's blocks")
 
 
 def _linear_layers(denoiser: nn.Module) -> Iterator[nn.Linear]:
@@ -73,60 +40,10 @@ def _linear_layers(denoiser: nn.Module) -> Iterator[nn.Linear]:
             yield module
 
 
-def is_coded(tensor: Tensor) -> bool:
-    """Whether a weight is one of the codes that ``quantise`` made."""
-    return isinstance(tensor, Codes)
+def stored_denoiser(denoiser: nn.Module, stored: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    """The denoiser with stored weights in the places of codes, as ``stored_weights``.
 
-
-def has_codes(denoiser: nn.Module) -> bool:
-    """Whether some of a denoiser's weights are codes."""
-    return any(is_coded(parameter) for parameter in denoiser.parameters())
-
-
-def decoded(tensor: Tensor) -> Tensor:
-    """A weight, or the numbers that its codes stand for."""
-    return tensor.detach().dequantize() if is_coded(tensor) else tensor
-
-
-@contextmanager
-def stored_weights(denoiser: nn.Module, stored: Mapping[str, Tensor]) -> Iterator[None]:
-    """The denoiser with stored weights in the places of codes; outside they are on the CPU, inside a layer's call not.
-
-    So a device that has room for codes alone runs the student that is exported. Teachers beside feature mixers keep
-    their codes: they are in no export.
-
-    Args:
-        denoiser: With shells and adapters; as it was afterwards.
-        stored: Weights of the base, by its names; each is asked for once.
+    Teachers beside feature mixers keep their codes: they are in no export.
     """
     beside = tuple(f"{path}.teacher." for path, m in denoiser.named_modules() if isinstance(m, AttentionShell))
-    codes: dict[nn.Module, Any] = {}
-    hooks = []
-    try:
-        for path, layer in list(denoiser.named_modules()):
-            weight = layer._parameters.get("weight")
-            if weight is None or not is_coded(weight) or f"{path}.".startswith(beside):
-                continue
-            whole = nn.Parameter(stored[f"{path.replace(WRAPPED, '')}.weight"], requires_grad=False)
-            codes[layer], layer._parameters["weight"] = weight, whole
-            call = _Call(whole, weight.device, weight.dtype)
-            hooks += [layer.register_forward_pre_hook(call.enter), layer.register_forward_hook(call.leave)]
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for layer, weight in codes.items():
-            layer._parameters["weight"] = weight
-
-
-class _Call:
-    """Brings a layer's weight where it computes, for one call."""
-
-    def __init__(self, whole: nn.Parameter, device: torch.device, dtype: torch.dtype) -> None:
-        self.whole, self.device, self.dtype = whole, device, dtype
-
-    def enter(self, layer: nn.Module, args: Any) -> None:
-        layer._parameters["weight"] = nn.Parameter(self.whole.to(self.device, self.dtype), requires_grad=False)
-
-    def leave(self, layer: nn.Module, args: Any, output: Any) -> None:
-        layer._parameters["weight"] = self.whole
+    return stored_weights(denoiser, stored, but=lambda name: name.startswith(beside))

@@ -1,0 +1,1 @@
+"""Frozen weights held as codes of fewer bits."""
