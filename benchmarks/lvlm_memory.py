@@ -111,16 +111,16 @@ def estimate(config: Mapping[str, Any], **changes: Any) -> tuple[dict[str, int],
         changes: Options of the module, such as ``base``, that take the place of those of ``config``.
     """
     options = module_options({**config["model"]["init_args"], **changes})
-    source = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
+    code = {"trust_remote_code": options.loading.trust_remote_code}
+    source = {"revision": options.loading.revision, **code}
     sizes = BASES[options.base] if options.base in BASES else AutoConfig.from_pretrained(options.base, **source)
-    code = {"trust_remote_code": options.trust_remote_code}
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(sizes, dtype=DTYPES[options.dtype], **code)
+        model = AutoModelForImageTextToText.from_config(sizes, dtype=DTYPES[options.loading.dtype], **code)
     parts = find_parts(model)
     layers = (options.layers or Uniform(ratio=0.25)).select(len(parts.layers))
     wanted = {part for stage in options.stages for part in stage.train}
     trained = make_trainable(model, parts, layers=layers, lora=options.lora, wanted=wanted)
-    unpruned = unpruned_copy(model, DTYPES[options.dtype]) if options.distill > 0 else None
+    unpruned = unpruned_copy(model, DTYPES[options.loading.dtype]) if options.healing.hidden > 0 else None
     callbacks = {c["class_path"].rpartition(".")[2]: c for c in config.get("trainer", {}).get("callbacks") or []}
     rotation = callbacks.get("LayerRotation")
     memory = tuning_memory(

@@ -41,10 +41,10 @@ SEED = 100  # of the data of scores and of healing, one for all models
 NONE = "none"
 HEALINGS: dict[str, dict[str, float]] = {  # weights of what is compared with the model before layers left
     "answers": {},
-    "hidden": {"distill": 1.0},
-    "logits": {"distill_logits": 1.0},
-    "layers": {"distill_layers": 1.0},
-    "logits_layers": {"distill_logits": 1.0, "distill_layers": 1.0},
+    "hidden": {"hidden": 1.0},
+    "logits": {"logits": 1.0},
+    "layers": {"layers": 1.0},
+    "logits_layers": {"logits": 1.0, "layers": 1.0},
 }
 
 
@@ -168,7 +168,7 @@ def heal(
     score = {"class_path": "sparsight.lvlm.scores.AngularDistance"}
     options = [*options_of(tuned, arm), *stage(["layers", "projector"], steps=STEPS, rate=RATE, projector_rate=RATE)]
     options += ["--model.prune", json.dumps({"score": score, "protect_tuned": False})]
-    options += [f"--model.{name}={weight}" for name, weight in HEALINGS[healing].items()]
+    options += [f"--model.healing.{name}={weight}" for name, weight in HEALINGS[healing].items()]
     options += [f"--trainer.val_check_interval={STEPS}", "--trainer.callbacks+", json.dumps(callback)]
     options += ["--trainer.default_root_dir", str(folder)]
     cli = sparsight(["fit", *options, *resumed(folder)])

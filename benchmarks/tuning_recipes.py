@@ -25,6 +25,7 @@ from sparsight.common.measure.latency import synchronize
 from sparsight.common.measure.memory import held_bytes, peak_bytes
 from sparsight.lvlm.model.lora import LoRA
 from sparsight.lvlm.surgery.selection import All, Uniform
+from sparsight.lvlm.train.compute import TuningCompute
 from sparsight.lvlm.train.stages import TuningStage
 
 Data = Callable[..., InstructionDataModule]
@@ -44,7 +45,7 @@ def recipes(device: torch.device) -> dict[str, tuple[dict[str, Any], dict[str, A
         "all layers": ({"layers": All()}, {}),
         "25 % uniform": (quarter, {}),
         "25 % uniform, packed": (quarter, packed),
-        "25 % uniform, recomputed": (quarter | {"gradient_checkpointing": True}, {}),
+        "25 % uniform, recomputed": (quarter | {"compute": TuningCompute(gradient_checkpointing=True)}, {}),
         "25 % by adapters": (adapters, {}),
         "25 % by adapters, packed": (adapters, packed),
     }

@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule
 from datamodules.sampler import ReportingLoader, epoch_batches
 from sparsight.common.datamodule import Follower
 from sparsight.common.errors import ConfigurationError, require
-from sparsight.common.plain import is_plain
+from sparsight.common.plain import is_plain, plain_groups
 
 _MOST_WORKERS = 1024  # a mistyped number would start processes until the machine stands still
 
@@ -35,8 +35,10 @@ class ProcessDataModule(Follower, LightningDataModule):
         frame = inspect.currentframe()
         assert frame is not None
         self.save_hyperparameters(frame=frame.f_back, logger=False)
+        groups = plain_groups(type(self), self.hparams)
         not_plain = [name for name, value in self.hparams.items() if not is_plain(value)]
         self.save_hyperparameters(ignore=not_plain, frame=frame.f_back, logger=False)
+        self.hparams.update(groups)
 
     def _named_model(self, option: str, value: str | None) -> str:
         """The model that an option names, which the command may have taken from the module."""

@@ -22,7 +22,7 @@ from sparsight.common.checkpoint.run_record import RUN, check_module, check_run,
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_checkpoint, check_finite
 from sparsight.common.formats import KEY
-from sparsight.common.plain import is_plain
+from sparsight.common.plain import is_plain, plain_groups
 from sparsight.common.training.processes import refuse_together
 from sparsight.publish.trained import REMEDY
 
@@ -68,13 +68,16 @@ class TrainedPartsModule(LightningModule):
     def keep_hyperparameters(self, *, ignore: Sequence[str] = ()) -> None:
         """Save the constructor's arguments that are plain data, so that checkpoints load with ``weights_only``.
 
-        Built by the command, every argument is plain; built in Python, callables and modules are left out.
+        Built by the command, every argument is plain; built in Python, callables and modules are left out, and groups
+        of options are held as mappings.
         """
         frame = inspect.currentframe()
         assert frame is not None
         self.save_hyperparameters(ignore=list(ignore), frame=frame.f_back)
+        groups = plain_groups(type(self), self.hparams)
         not_plain = [name for name, value in self.hparams.items() if not is_plain(value)]
         self.save_hyperparameters(ignore=[*ignore, *not_plain], frame=frame.f_back)
+        self.hparams.update(groups)
 
     def end_after(self, steps: int) -> None:
         """Let training end after that many optimiser steps, unless the trainer stops earlier."""

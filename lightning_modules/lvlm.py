@@ -21,11 +21,11 @@ from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.show import keep_records
 from sparsight.lvlm.export.reload import example_inputs
 from sparsight.lvlm.model.images import check_images
-from sparsight.lvlm.model.load import DTYPES, Loading, load_lvlm
+from sparsight.lvlm.model.load import DTYPES, ModelLoading, load_lvlm
 from sparsight.lvlm.model.processor import load_processor
 from sparsight.lvlm.model.provenance import read_provenance
 from sparsight.lvlm.model.spare_image import always_read_an_image
-from sparsight.lvlm.model.tower import find_parts, name_parts
+from sparsight.lvlm.model.tower import PartNames, find_parts, name_parts
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
 from sparsight.lvlm.scores.maps.image_maps import ImageMaps
 from sparsight.lvlm.surgery.retire import LayerPruning, RetiredLayers, measurement, removable_layers
@@ -51,7 +51,8 @@ class LVLMModule(Answering):
 
     Args:
         base: Folder or hub id.
-        loading: How it is loaded.
+        loading: How it is read.
+        parts: Where its parts are; found if not given.
         evaluation: How evaluation items are answered.
         prune: Which layers may be removed.
         max_skipped_steps: How many steps that are not finite are left out before the run ends.
@@ -64,13 +65,14 @@ class LVLMModule(Answering):
     """
 
     scores_before_training = True
-    frozen_option = "model.dtype"
+    frozen_option = "model.loading.dtype"
 
     def __init__(
         self,
         *,
         base: str,
-        loading: Loading,
+        loading: ModelLoading,
+        parts: PartNames | None = None,
         evaluation: Evaluation | None = None,
         prune: LayerPruning | None = None,
         max_skipped_steps: int = 0,
@@ -86,7 +88,7 @@ class LVLMModule(Answering):
         self.base_hash = state_hash(self.model.state_dict())
         self._loading = loading
         self.earlier = read_provenance(base)
-        self.parts = find_parts(name_parts(self.model, loading.parts))
+        self.parts = find_parts(name_parts(self.model, parts))
         self.depth = len(self.parts.layers)
         self.recipe = methods
         self.method_weights: torch.nn.ModuleDict | None = None

@@ -11,20 +11,19 @@ from blocks.tokens import Edit
 from lightning_modules.answering import Evaluation
 from lightning_modules.lvlm import LVLMModule
 from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.model.load import Dtype, Loading
+from sparsight.common.moved import takes_former_options
+from sparsight.lvlm.model.load import ModelLoading
 from sparsight.lvlm.model.tower import PartNames
 
 
+@takes_former_options
 class LVLMEvaluation(LVLMModule):
     """An image-text model of transformers for ``sparsight test``, ``validate`` and ``analyze``.
 
     Args:
         base: Folder or hub id of the model, which need not have been trained here.
-        dtype: Precision of its weights.
-        attn_implementation: transformers' name of the attention kernel; its own choice if not given.
         evaluation: How the items of an InstructionDataModule are answered.
-        revision: Git revision of a hub model.
-        trust_remote_code: Run code that comes with the model.
+        loading: How the model is read.
         parts: Where text model, vision towers and projector are, by qualified name; found if not given.
         recipe: Methods that work while the model answers.
 
@@ -35,20 +34,12 @@ class LVLMEvaluation(LVLMModule):
     def __init__(
         self,
         base: str,
-        dtype: Dtype = "float32",
-        attn_implementation: str | None = None,
         evaluation: Evaluation | None = None,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
+        loading: ModelLoading = ModelLoading(),
         parts: PartNames | None = None,
         recipe: Sequence[Edit] | None = None,
     ) -> None:
-        super().__init__(
-            base=base,
-            loading=Loading(dtype, attn_implementation, revision, trust_remote_code, parts),
-            evaluation=evaluation,
-            recipe=recipe,
-        )
+        super().__init__(base=base, loading=loading, parts=parts, evaluation=evaluation, recipe=recipe)
         self.keep_hyperparameters()
         for name, method in ({} if self.recipe is None else self.recipe.weighted).items():
             if method.trained is None:

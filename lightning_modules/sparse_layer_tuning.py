@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,33 +14,36 @@ from torch import Tensor
 from blocks.tokens import Edit
 from lightning_modules.answering import Evaluation
 from lightning_modules.tuned_layers import TunedLayers
-from sparsight.common.errors import require
 from sparsight.common.measure.announce_memory import announce_memory
+from sparsight.common.moved import takes_former_options
 from sparsight.common.training.dropout import seed_dropout
 from sparsight.common.training.processes import process_count, summed
 from sparsight.common.training.run_progress import tell
 from sparsight.common.training.sharding import is_sharded
 from sparsight.lvlm.model.answer_losses import answer_losses, answers
-from sparsight.lvlm.model.load import Dtype, Loading
+from sparsight.lvlm.model.load import ModelLoading
 from sparsight.lvlm.model.lora import LoRA
 from sparsight.lvlm.model.tower import PartNames
 from sparsight.lvlm.model.vision_cache import VisionCache
 from sparsight.lvlm.surgery.retire import LayerPruning
 from sparsight.lvlm.surgery.selection import LayerSelection, Uniform
 from sparsight.lvlm.train.checks import check_tuning
+from sparsight.lvlm.train.compute import TuningCompute
 from sparsight.lvlm.train.cost import StepCost, explain, forward_flops, step_cost
 from sparsight.lvlm.train.fused_loss import FusedKind, FusedLoss
-from sparsight.lvlm.train.healing import Healing, HealingWeights
+from sparsight.lvlm.train.healing import Healer, Healing
 from sparsight.lvlm.train.memory import run_tuning_memory
 from sparsight.lvlm.train.stages import TuningStage
 from sparsight.lvlm.train.trained import LAYERS, METHODS, PROJECTOR
 
 
+@takes_former_options
 class SparseLayerTuning(TunedLayers):
     """Visual instruction tuning of a few decoder layers (Wang et al., "visual region", arXiv 2412.12785).
 
     With ``prune`` and a PruningSchedule, layers outside them leave while the rest trains on, which heals the gaps.
-    Trained parts are held in float32; with another ``dtype`` the frozen rest is in that, which needs mixed precision.
+    Trained parts are held in float32; with another
+    ``loading.dtype`` the frozen rest is in that, which needs mixed precision.
 
     Args:
         base: Folder or hub id of an image-text model of transformers.
@@ -51,23 +53,12 @@ class SparseLayerTuning(TunedLayers):
         fused_loss: Kernels of liger-kernel or cut-cross-entropy in place of head and loss, which hold no logits; see
             ``sparsight.lvlm.train.fused_loss``.
         optimizer: Optimiser class and options; every stage makes one with its own learning rates.
-        dtype: Precision of what is never trained.
-        attn_implementation: transformers' name of the attention kernel; its own choice if not given.
-        gradient_checkpointing: Recompute decoder layers in the backward pass to save memory.
-        vision_cache_gib: Main memory, in GiB, for what the frozen vision tower answers; an image that comes again is
-            not computed again. Images must not be augmented.
+        compute: What spares memory or time.
         evaluation: How evaluation items are answered.
         prune: Which layers PruningSchedule may remove.
-        distill: Weight of the squared difference of the last layer's hidden states to those of a model that has all
-            layers, relative to their size, from the first removal on; needs memory for that model.
-        distill_logits: Weight of the Kullback-Leibler divergence, in nats an answer token, of the answers from those of
-            that model.
-        distill_layers: Weight of such a difference at every layer that is left, their mean.
-        distill_from: Folder or hub id of that model: ``base`` before an earlier run took layers out. If not given, it
-            is this run's own model as it was, tuned so far, when the first layer left.
+        healing: How the model is drawn to one that has all layers, from the first removal on.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
-        revision: Git revision of a hub model.
-        trust_remote_code: Run code that comes with the model.
+        loading: How ``base`` is read; its ``dtype`` is that of what is never trained.
         parts: Where text model, vision towers and projector of ``base`` are, by qualified name; found if not given.
         recipe: Methods that work while the model trains and answers; an export carries them beside the model.
 
@@ -76,9 +67,9 @@ class SparseLayerTuning(TunedLayers):
 
     Raises:
         ValueError: No stage, the model's parts cannot be told apart, layers that it does not have, a negative
-            number, or a recipe that cannot work in the model, or not with ``prune``, ``distill``, ``fused_loss`` or
-            ``gradient_checkpointing``; a fused loss whose package is missing, or with ``distill_logits``; or a stage
-            that trains methods without weights.
+            number, or a recipe that cannot work in the model, or not with ``prune``, ``healing``, ``fused_loss`` or
+            ``compute.gradient_checkpointing``; a fused loss whose package is missing, or with ``healing.logits``; or a
+            stage that trains methods without weights.
     """
 
     def __init__(
@@ -89,52 +80,43 @@ class SparseLayerTuning(TunedLayers):
         lora: LoRA | None = None,
         fused_loss: FusedKind | None = None,
         optimizer: Callable[[Any, float], torch.optim.Optimizer] = torch.optim.AdamW,
-        dtype: Dtype = "float32",
-        attn_implementation: str | None = None,
-        gradient_checkpointing: bool = False,
-        vision_cache_gib: float = 0.0,
+        compute: TuningCompute = TuningCompute(),
         evaluation: Evaluation | None = None,
         prune: LayerPruning | None = None,
-        distill: float = 0.0,
-        distill_logits: float = 0.0,
-        distill_layers: float = 0.0,
-        distill_from: str | None = None,
+        healing: Healing = Healing(),
         max_skipped_steps: int = 0,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
+        loading: ModelLoading = ModelLoading(),
         parts: PartNames | None = None,
         recipe: Sequence[Edit] | None = None,
     ) -> None:
-        amounts = {"distill": distill, "distill_logits": distill_logits, "distill_layers": distill_layers}
-        for name, amount in (amounts | {"vision_cache_gib": vision_cache_gib}).items():
-            require(0 <= amount < math.inf, name, amount, "0 or more")
-        if recipe and gradient_checkpointing:
-            raise ValueError("under a recipe layers cannot be computed again: set gradient_checkpointing to false")
-        weights = HealingWeights(distill, distill_logits, distill_layers)
-        if recipe and weights.any:
-            names = " and ".join(name for name, amount in amounts.items() if amount > 0)
+        if recipe and compute.gradient_checkpointing:
+            raise ValueError(
+                "under a recipe layers cannot be computed again: set compute.gradient_checkpointing to false"
+            )
+        if recipe and healing.any:
+            names = " and ".join(f"healing.{name}" for name in healing.named)
             raise ValueError(f"under a recipe hidden states are those of other tokens: set {names} to 0")
-        if fused_loss is not None and (recipe or distill_logits > 0):
-            what = "a recipe" if recipe else "distill_logits"
+        if fused_loss is not None and (recipe or healing.logits > 0):
+            what = "a recipe" if recipe else "healing.logits"
             raise ValueError(f"fused_loss computes no logits, which {what} needs: set one of them to null or 0")
         self._fused = None if fused_loss is None else FusedLoss(fused_loss)
-        loading = Loading(dtype, attn_implementation, revision, trust_remote_code, parts)
-        healing = Healing(weights, distill_from, loading)
         rule = layers or Uniform(ratio=0.25)
         rule.record()  # scores of layers that are no numbers are refused before weights are loaded
         super().__init__(
             base=base,
             loading=loading,
+            parts=parts,
             evaluation=evaluation,
             prune=prune,
             max_skipped_steps=max_skipped_steps,
             recipe=recipe,
         )
         self.keep_hyperparameters()
-        self.healing = healing
-        self.choose(stages, rule, lora=lora, gradient_checkpointing=gradient_checkpointing)
+        self.healer = Healer(healing, loading)
+        self.choose(stages, rule, lora=lora, gradient_checkpointing=compute.gradient_checkpointing)
         self.optimizer = optimizer
-        self.vision_cache = VisionCache(self.model, self.parts, gib=vision_cache_gib) if vision_cache_gib > 0 else None
+        gib = compute.vision_cache_gib
+        self.vision_cache = VisionCache(self.model, self.parts, gib=gib) if gib > 0 else None
         self._announced = False
         self.predicted_share: float | None = None
 
@@ -144,7 +126,7 @@ class SparseLayerTuning(TunedLayers):
         """Refuse what would fail while it trains.
 
         Raises:
-            ConfigurationError: As ``check_tuning``, ``Healing.begin`` and ``FusedLoss.check_place``.
+            ConfigurationError: As ``check_tuning``, ``Healer.begin`` and ``FusedLoss.check_place``.
         """
         super().setup(stage)
         if stage != "fit":
@@ -158,9 +140,9 @@ class SparseLayerTuning(TunedLayers):
             frozen=self.frozen_dtype,
             kernel=self.model.config.get_text_config(decoder=True)._attn_implementation,
             loses_layers=prunes,
-            heals=self.healing.weights.any,
+            heals=self.healer.healing.any,
         )
-        self.healing.begin(
+        self.healer.begin(
             self.model, base=self.base, dtype=self.frozen_dtype, loses_layers=prunes, depth=self._depth_now
         )
 
@@ -264,7 +246,7 @@ class SparseLayerTuning(TunedLayers):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean negative log-likelihood of the answer tokens of the whole batch, over all processes."""
-        watching = self.healing.watching(self.parts, self.retired.indices)
+        watching = self.healer.watching(self.parts, self.retired.indices)
         with self._cached_vision(batch), self.edited(learns=True), watching as watched:
             total, count, logits = self._answers(batch)
             taught = self._taught(batch)
@@ -279,13 +261,13 @@ class SparseLayerTuning(TunedLayers):
             loss = loss + 0.0 * sum(parameter.sum() for parameter in self._parameters_of(PROJECTOR))
         if METHODS in self.stage.train:  # a step may pass some weights by, for whose gradients DDP would wait
             loss = loss + sum(taught.values()) + 0.0 * sum(p.sum() for p in self._parameters_of(METHODS))
-        if not self.healing.is_on(self._depth_now):
+        if not self.healer.is_on(self._depth_now):
             self.guard.note({"answers": loss, **taught}, batch)
             return loss
         assert self.unpruned is not None
         tower = self.unpruned.shared_tower
         with nullcontext() if tower is None else self._cached_vision(batch, tower=tower):
-            terms = self.healing.terms(batch["inputs"], batch["labels"], watched=watched, logits_NV=logits)
+            terms = self.healer.terms(batch["inputs"], batch["labels"], watched=watched, logits_NV=logits)
         for name, (_, term) in terms.items():
             self.log(f"train/{name}", term.detach(), sync_dist=True)
         self.guard.note({"answers": loss} | {name: term for name, (_, term) in terms.items()}, batch)

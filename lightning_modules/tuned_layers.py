@@ -19,7 +19,7 @@ from sparsight.lvlm.model.lora import LoRA
 from sparsight.lvlm.model.processor import load_processor
 from sparsight.lvlm.model.recompute import recompute_layers
 from sparsight.lvlm.surgery.selection import LayerSelection
-from sparsight.lvlm.train.healing import Healing
+from sparsight.lvlm.train.healing import Healer
 from sparsight.lvlm.train.learned import Learned, learned_by_plan
 from sparsight.lvlm.train.stages import TuningStage
 from sparsight.lvlm.train.trained import LAYERS, METHODS, Part, make_trainable, require_gradients
@@ -37,12 +37,12 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
         adapters: Whether low-rank adapters are tuned in place of the layers' weights.
         gradient_checkpointing: Whether decoder layers are recomputed in the backward pass.
         learned: What optimiser steps have changed.
-        healing: Beside what the model heals when layers leave.
+        healer: Compares the model with its teacher when layers leave.
     """
 
     layers: list[int]
     selection: dict[str, Any]
-    healing: Healing
+    healer: Healer
 
     def choose(
         self, stages: Sequence[TuningStage], rule: LayerSelection, *, lora: LoRA | None, gradient_checkpointing: bool
@@ -93,7 +93,7 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
     @property
     def unpruned(self) -> UnprunedModel | None:
         """The model that hidden states are compared with; none before training begins, or if they are not."""
-        return self.healing.unpruned
+        return self.healer.unpruned
 
     def trained_names(self) -> set[str]:
         """Names of the parameters of all parts that any stage trains."""
@@ -151,7 +151,7 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
             "selection": self.selection,
             "retired": list(self.retired.indices),
             "removals": list(self.removals),
-            "tuned_before_removal": self.healing.taken,
+            "tuned_before_removal": self.healer.taken,
         }
         super().on_save_checkpoint(checkpoint)
 
@@ -178,7 +178,7 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
         self.selection = saved.get("selection", self.selection)  # not in checkpoints of earlier versions
         self.retired.set(saved["retired"])
         self.removals = saved.get("removals", [])
-        self.healing.take(saved.get("tuned_before_removal"))
+        self.healer.take(saved.get("tuned_before_removal"))
         self._require_gradients()
 
     def _require_gradients(self) -> None:
@@ -208,7 +208,7 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
         super().retire(names)
         first = bool(names) and not before and self.global_step > 0  # at step 0 nothing has been tuned
         if first:
-            self.healing.first_layer_leaves(self.model, [name for part in self.trained.values() for name in part])
+            self.healer.first_layer_leaves(self.model, [name for part in self.trained.values() for name in part])
         if set(self.tuned_layers) & (set(self.retired.indices) - before):
             self._require_gradients()
             average_what_is_trained(self.trainer)

@@ -31,21 +31,26 @@ if TYPE_CHECKING:
     from sparsight.diffusion.train.stages import Stage
     from sparsight.lvlm.methods.learned.folder import read_recipe, write_recipe
     from sparsight.lvlm.methods.recipe import Recipe
-    from sparsight.lvlm.model.load import load_lvlm
+    from sparsight.lvlm.model.load import ModelLoading, load_lvlm
     from sparsight.lvlm.surgery.remove import remove_layers
     from sparsight.lvlm.surgery.selection import select_layers
+    from sparsight.lvlm.train.compute import TuningCompute
+    from sparsight.lvlm.train.healing import Healing
     from sparsight.lvlm.train.stages import TuningStage
     from sparsight.publish.export import export
 
 __version__ = "0.1.0"
 __all__ = [
     "CacheOptions",
+    "Healing",
     "Mode",
+    "ModelLoading",
     "PlanEntry",
     "Recipe",
     "Sampling",
     "SiteSelection",
     "Stage",
+    "TuningCompute",
     "TuningStage",
     "__version__",
     "distill",
@@ -66,12 +71,15 @@ __all__ = [
 ]
 _AT = {  # module and name there
     "CacheOptions": "common.disk.cache_options:CacheOptions",
+    "Healing": "lvlm.train.healing:Healing",
     "Mode": "diffusion.surgery.shell:Mode",
+    "ModelLoading": "lvlm.model.load:ModelLoading",
     "PlanEntry": "diffusion.surgery.plan:PlanEntry",
     "Recipe": "lvlm.methods.recipe:Recipe",
     "Sampling": "diffusion.model.sampling:Sampling",
     "SiteSelection": "diffusion.surgery.sites:SiteSelection",
     "Stage": "diffusion.train.stages:Stage",
+    "TuningCompute": "lvlm.train.compute:TuningCompute",
     "TuningStage": "lvlm.train.stages:TuningStage",
     "distill": "command.functions:distill",
     "evaluate": "command.functions:evaluate",

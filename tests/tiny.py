@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from string import ascii_lowercase
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -288,7 +288,7 @@ def save_idx(folder: Path, count: int = 24, side: int = 8) -> tuple[Path, Path]:
 
 
 def image_data(
-    folder: Path, *, batch_size: int = 4, count: int = 24, side: int = 8, channels: int = 1
+    folder: Path, *, batch_size: int = 4, count: int = 24, side: int = 8, channels: Literal[1, 3] = 1
 ) -> ImageDataModule:
     """An ImageDataModule over ``save_idx``, used for training and validation."""
     images, labels = map(str, save_idx(folder, count, side))

@@ -30,7 +30,7 @@ from sparsight.command.parser import Parser
 from sparsight.command.parsing.former import follow_former_options
 from sparsight.command.parsing.lists import replace_lists
 from sparsight.command.trainer import SparsightTrainer
-from sparsight.command.written_once import check_agreement, hand_over
+from sparsight.command.written_once import check_agreement, hand_over, hand_over_source
 from sparsight.common.checkpoint.file import local
 from sparsight.common.checkpoint.find import options_in
 from sparsight.common.checkpoint.run_record import check_options
@@ -162,9 +162,7 @@ class SparsightCLI(LightningCLI):
         module, data = config.model.init_args, config.data.init_args
         if "model" in data and data.model is None:
             data.model = module.get("base")
-            for option in ("revision", "trust_remote_code"):
-                if option in data and option in module:
-                    data[option] = module[option]
+            hand_over_source(module, data)
         config.model = Namespace(class_path=NO_MODEL)
 
     def instantiate_classes(self) -> None:

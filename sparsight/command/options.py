@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,6 +12,7 @@ from sparsight.command.plugins import HOME
 from sparsight.command.sources import Module, Sources, read_modules
 from sparsight.command.startup import PLUGINS
 from sparsight.common.moved import OPTIONS as FORMER
+from sparsight.common.near import closest, suggestion
 
 TRAINER = "sparsight.command.trainer.SparsightTrainer"
 FILLED_IN = ("self", "model", "datamodule", "dataloaders", "train_dataloaders", "val_dataloaders", "kwargs")
@@ -115,6 +116,18 @@ def _source_of(class_path: str) -> tuple[Sources, str] | None:
 
 def _names(sources: Sources, path: str) -> list[str]:
     return [option.partition("=")[0] for option in sources.options(path)]
+
+
+def close_options(kind: str, name: str, known: Iterable[str]) -> str:
+    """An addition to a message that names options which are nearly called so, by their names of today.
+
+    Args:
+        kind: Name of the class.
+        name: What was given.
+        known: Options of the class.
+    """
+    former = FORMER.get(kind, {})
+    return suggestion(list(dict.fromkeys(former.get(each, each) for each in closest(name, [*known, *former]))))
 
 
 @cache

@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from sparsight.command.options import close_options
 from sparsight.common.names import named
 from sparsight.common.near import closest, did_you_mean, suggestion
 
@@ -243,7 +244,7 @@ def _no_option(name: str, complaint: _Complaint) -> str:
         which = complaint.keys[0]
         return f"no {which} is given that could have it; give a --config that names one before this, or --{which} CLASS"
     options = _options(path)
-    close = did_you_mean(name, options)
+    close = close_options(kind, name, options)
     listed = f"; it has {', '.join(options)}" if options and len(options) <= _MOST_OPTIONS else ""
     return f"{kind} has no such option{close or listed}"
 

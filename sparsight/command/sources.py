@@ -139,7 +139,9 @@ class Sources:
         for each in self.ours(path):
             node = self.classes[each]
             if _is_marked(node, "dataclass"):
-                return [_option(n, v.value) for n, v in _members(node) if isinstance(v, ast.AnnAssign)]
+                kinds = [self.classes[one] for one in reversed(self.ours(each))]
+                members = [member for kind in kinds if _is_marked(kind, "dataclass") for member in _members(kind)]
+                return [_option(n, v.value) for n, v in members if isinstance(v, ast.AnnAssign)]
             method = dict(_members(node)).get("__init__")
             if isinstance(method, Function):
                 return list(_arguments(method.args))

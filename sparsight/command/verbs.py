@@ -122,7 +122,8 @@ class Verbs(Trainer):
             datamodule: Not used; configurations of other verbs have one.
             tokens: Sizes: tokens of a site, and of the whole denoiser's largest site; under a recipe image tokens of
                 a prompt, 49 to 4096 if not given.
-            dtypes: Precisions of weights and inputs of denoisers; an image-text model has that of ``model.dtype``.
+            dtypes: Precisions of weights and inputs of denoisers; an image-text model has that of
+                ``model.loading.dtype``.
             batch: Samples, of denoisers.
             backward: Measure forward and backward pass of denoisers together too, not forward alone.
             runs: Timed runs of each candidate, taken in turn.

@@ -24,9 +24,21 @@ def hand_over(config: Any) -> None:
     for option, source in kind.follows.items():
         if data.init_args.get(option) is None and module.get(source) is not None:
             data.init_args[option] = module[source]
-            for each in WITH_NAME if option in kind.names else ():
-                if each in module and not data.init_args.get(each, True):
-                    data.init_args[each] = module[each]
+            if option in kind.names:
+                hand_over_source(module, data.init_args)
+
+
+def hand_over_source(module: Any, data: Any) -> None:
+    """Give data what belongs to the name of the module's model, unless they say it; ``data`` is changed."""
+    for name in WITH_NAME:
+        theirs, ours = _place(name, module), _place(name, data)
+        if theirs in module and not data.get(ours, True):
+            data[ours] = module[theirs]
+
+
+def _place(name: str, options: Any) -> str:
+    grouped = f"loading.{name}"
+    return grouped if grouped in options else name  # classes of users may have it flat
 
 
 def check_agreement(config: Any) -> None:

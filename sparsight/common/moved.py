@@ -6,17 +6,16 @@ Options of constructors do so in Python, in configs, as flags and in checkpoints
 from __future__ import annotations
 
 import functools
-import inspect
 import sys
 import warnings
-from collections.abc import Mapping, MutableMapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, TypeVar
 
 from sparsight.common.names import named
+from sparsight.common.plain import groups_of, replaced
 
 Kind = TypeVar("Kind", bound=type[Any])
 
@@ -40,12 +39,28 @@ MODULES: dict[str, tuple[str, ...]] = {  # each name of an old module is in one 
 _SAMPLING = {"sample_steps": "sampling.steps", "guidance_scale": "sampling.guidance_scale"}
 _CACHE = {"cache_dir": "cache.folder", "shard_size": "cache.shard_size", "verify_days": "cache.verify_days"}
 _CONDITIONS = {name: f"conditions.{name}" for name in ("class_names", "text_encoder", "text_tokens")}
+_SOURCE = {name: f"loading.{name}" for name in ("revision", "trust_remote_code")}
+_MODEL = {**_SOURCE, "dtype": "loading.dtype", "attn_implementation": "loading.attn_implementation"}
+_HEALING = {
+    "distill": "healing.hidden",
+    "distill_logits": "healing.logits",
+    "distill_layers": "healing.layers",
+    "distill_from": "healing.teacher",
+}
 OPTIONS: dict[str, dict[str, str]] = {  # by class: where an old option is now
     "AttentionDistillation": {**_SAMPLING, "sample_size": "sampling.size"},
     "CachedLatentsDataModule": _CACHE,
     "DenoiserTraining": {**_SAMPLING, **_CONDITIONS},
+    "LVLMEvaluation": _MODEL,
+    "SparseLayerTuning": {
+        **_MODEL,
+        **_HEALING,
+        "gradient_checkpointing": "compute.gradient_checkpointing",
+        "vision_cache_gib": "compute.vision_cache_gib",
+    },
     "TeacherSamplesDataModule": _CACHE,
 }
+_FACTS = {"selected_layers"}  # which checkpoints hold beside options, and no constructor takes
 
 
 def find_moved(module: str, name: str) -> Any:
@@ -100,15 +115,8 @@ def current_option(kind: type[Any], option: str) -> str:
         option: May be dotted.
     """
     first, dot, rest = option.partition(".")
-    new = moved_options(kind).get(first)
-    if new is None:
-        return option
-    warnings.warn(
-        f"{first} of {kind.__name__} is {new} now, and the old name goes with the next release",
-        FutureWarning,
-        stacklevel=3,
-    )
-    return f"{new}{dot}{rest}"
+    moved = _found(kind, [first])
+    return f"{moved[first]}{dot}{rest}" if moved else option
 
 
 def move_options(kind: type[Any], options: MutableMapping[str, Any]) -> None:
@@ -118,11 +126,21 @@ def move_options(kind: type[Any], options: MutableMapping[str, Any]) -> None:
         kind: The class.
         options: Nested plain data, as YAML, checkpoints and parsers have them; changed in place.
     """
-    for old in moved_options(kind).keys() & {*options}:
-        group, _, name = current_option(kind, old).partition(".")
+    for old, new in _found(kind, options).items():
+        group, _, name = new.partition(".")
         value = options.pop(old)
         there = options.get(group) or {}
         options[group] = {name: value, **there}
+
+
+def _found(kind: type[Any], options: Iterable[str]) -> dict[str, str]:
+    """Where those of these options that are old are now; a warning says so."""
+    given = {*options}
+    found = {old: new for old, new in moved_options(kind).items() if old in given}
+    if found:
+        told = ", ".join(f"{old} of {kind.__name__} is {new} now" for old, new in found.items())
+        warnings.warn(f"{told}; old names go with the next release", FutureWarning, stacklevel=3)
+    return found
 
 
 def as_now(class_path: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,16 +150,26 @@ def as_now(class_path: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def takes_former_options(kind: Kind) -> Kind:
-    """Let a class's constructor take options by their old names, which are keywords; to be put before the class."""
+    """Let a class's constructor take options by their old names, which are keywords; to be put before the class.
+
+    What is a dataclass may also be given as a mapping of some of its fields, as checkpoints hold it.
+    """
     inner = kind.__init__
-    parameters = inspect.signature(inner).parameters
 
     @functools.wraps(inner)
     def made(self: Any, *args: Any, **options: Any) -> None:
-        moved = moved_options(kind)
-        for old in moved.keys() & {*options}:
-            group, _, name = current_option(kind, old).partition(".")
-            options[group] = replace(options.get(group, parameters[group].default), **{name: options.pop(old)})
+        groups = groups_of(kind)
+        for name in _FACTS & {*options}:
+            del options[name]
+        for name in groups.keys() & {*options}:
+            if isinstance(options[name], Mapping):
+                options[name] = replaced(groups[name], options[name])
+        given: dict[str, dict[str, Any]] = {}
+        for old, new in _found(kind, options).items():
+            group, _, name = new.partition(".")
+            given.setdefault(group, {})[name] = options.pop(old)
+        for group, fields in given.items():
+            options[group] = replaced(options.get(group, groups[group]), fields)
         inner(self, *args, **options)
 
     kind.__init__ = made

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import asdict, is_dataclass, replace
+from typing import Any, Protocol, TypeVar, get_args, get_type_hints, runtime_checkable
+
+Thing = TypeVar("Thing")
 
 
 @runtime_checkable
@@ -22,6 +26,34 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
         return all(is_plain(item) for item in value)
     return value is None or isinstance(value, (bool, int, float, str))
+
+
+def groups_of(kind: type[Any]) -> dict[str, Any]:
+    """Defaults of those options of a class, and of those that it is derived from, that are dataclasses."""
+    found: dict[str, Any] = {}
+    for each in reversed(kind.__mro__):
+        if "__init__" in vars(each):
+            options = inspect.signature(vars(each)["__init__"]).parameters
+            found |= {name: option.default for name, option in options.items() if is_dataclass(option.default)}
+    return found
+
+
+def plain_groups(kind: type[Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of a class's options that ``groups_of`` tells, as mappings; not those that hold more than plain data."""
+    given = {name: options[name] for name in groups_of(kind) if is_dataclass(options.get(name))}
+    found = {name: asdict(value) for name, value in given.items()}
+    return {name: value for name, value in found.items() if is_plain(value)}
+
+
+def replaced(thing: Thing, options: Mapping[str, Any]) -> Thing:
+    """A dataclass with other values of some fields, of which those that are dataclasses may be mappings."""
+    hints = get_type_hints(type(thing))
+    given = dict(options)
+    for name, value in given.items():
+        kinds = [each for each in (hints[name], *get_args(hints[name])) if is_dataclass(each)]
+        if kinds and isinstance(value, Mapping):
+            given[name] = kinds[0](**value)  # type: ignore[operator]
+    return replace(thing, **given)  # type: ignore[type-var]
 
 
 def setting(config: Any, name: str, default: Any = None) -> Any:

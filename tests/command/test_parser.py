@@ -86,7 +86,7 @@ def test_the_same_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         main(["fit", *DEMO, "--config", str(wrong)])
     check(
         capsys.readouterr().err,
-        "model.dtypee: SparseLayerTuning has no such option; did you mean dtype",
+        r"model.dtypee: SparseLayerTuning has no such option; did you mean loading\.dtype",
         f"sparsight fit --model.help {TUNING}",
     )
 

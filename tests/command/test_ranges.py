@@ -44,7 +44,7 @@ def test_a_part_that_would_learn_nothing_is_not_trained(option: str, part: str) 
     ("make", "option", "value"),
     [
         (trained, "snr_gamma", -5.0),
-        *[(tuned, "distill", value) for value in (-1.0, math.nan)],
+        *[(lambda **o: tuned(healing=o), "hidden", value) for value in (-1.0, math.nan)],
         (LoRA, "alpha", 0),
         (LoRA, "dropout", 1.0),
         (LoRA, "least_share", math.nan),

@@ -2,31 +2,97 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from jsonargparse import ArgumentParser
 
 import datamodules
 import lightning_modules
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
 from sparsight.command.cli import main
+from sparsight.command.parsing.former import follow_former_options
 from sparsight.common.checkpoint.run_record import check_options
 from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.errors import CheckpointError
-from sparsight.common.moved import OPTIONS, move_options
+from sparsight.common.moved import OPTIONS, as_now, move_options, takes_former_options
 from tests.tiny_distillation import distillation_config
 
+MOVED = [(name, old, new) for name, moved in OPTIONS.items() for old, new in moved.items()]
+STAGES = [{"objective": "layerwise", "steps": 1, "lr": 0.1}]
+NEEDED: dict[str, dict[str, Any]] = {
+    "AttentionDistillation": {"teacher": "t", "mixer": {"class_path": "blocks.NoMixing"}, "stages": STAGES},
+    "LVLMEvaluation": {"base": "b"},
+    "SparseLayerTuning": {"base": "b", "stages": [{"steps": 1}]},
+}
+VALUES: dict[str, Any] = {  # by option, where none of WORDS will do
+    "attn_implementation": "eager",
+    "cache_dir": "here",
+    "class_names": ["bag", "coat"],
+    "distill_from": "folder",
+    "dtype": "bfloat16",
+    "gradient_checkpointing": True,
+    "revision": "main",
+    "sample_size": (8, 8),
+    "text_encoder": "words",
+    "trust_remote_code": True,
+}
+BESIDE = {"distill_from": {"distill": 1.0}}  # without which it is refused
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_every_old_option_leads_to_a_field_of_an_option_that_is_there(name: str) -> None:
-    kind = getattr(lightning_modules, name, None) or getattr(datamodules, name)
-    parameters = inspect.signature(kind).parameters
-    for old, new in OPTIONS[name].items():
-        group, field = new.split(".")
-        assert old not in parameters and field in parameters[group].default.__dataclass_fields__
+
+def class_of(name: str) -> Any:
+    return getattr(lightning_modules, name, None) or getattr(datamodules, name)
+
+
+@cache
+def parser_of(kind: type[Any]) -> ArgumentParser:
+    """Takes options of a class as the command does."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(kind, "it")
+    follow_former_options()
+    return parser
+
+
+def at(options: Any, key: str) -> Any:
+    for part in key.split("."):
+        options = options[part]
+    return options
+
+
+@pytest.mark.parametrize(("name", "old", "new"), MOVED, ids=[f"{name}-{old}" for name, old, _ in MOVED])
+def test_every_old_option_works_in_yaml_as_a_flag_in_python_and_in_a_checkpoint(name: str, old: str, new: str) -> None:
+    kind, value = class_of(name), VALUES.get(old, 7)
+    path, needed = (
+        f"{kind.__module__}.{name}",
+        copy.deepcopy(NEEDED.get(name, {})),
+    )  # parsers change what they are given
+    given = json.dumps({"class_path": path, "init_args": needed})
+    with pytest.warns(FutureWarning, match=rf"{old} of {name} is {new} now"):
+        found = parser_of(kind).parse_object({"it": {"class_path": path, "init_args": needed | {old: value}}})
+    assert at(found.it.init_args, new) == value
+    with pytest.warns(FutureWarning, match=rf"{old} of {name} is {new} now"):
+        flag = value if isinstance(value, str) else json.dumps(value)
+        found = parser_of(kind).parse_args([f"--it={given}", f"--it.{old}={flag}"])
+    assert at(found.it.init_args, new) == value
+
+    class Noting(kind):  # type: ignore[misc]
+        def __init__(self, **options: Any) -> None:
+            self.noted = options
+
+    assert kind.__init__.__wrapped__, "takes_former_options stands before the class"
+    with pytest.warns(FutureWarning, match=rf"{old} of Noting is {new} now"):
+        noted = takes_former_options(Noting)(**{old: value} | BESIDE.get(old, {})).noted
+    group, _, field = new.partition(".")
+    assert noted.keys() == {group} and vars(noted[group])[field] == value
+    assert as_now(name, {old: value}) == {new: value}
+    assert old not in inspect.signature(kind).parameters
 
 
 def test_python_takes_old_keywords_beside_new_ones() -> None:
@@ -57,7 +123,7 @@ def test_configs_and_flags_of_old_names_are_those_of_today(tmp_path: Path, capsy
 
 
 def test_checkpoints_of_old_names_are_compared_with_the_new_ones() -> None:
-    saved = {"sample_steps": 20, "sample_size": [8, 8]}
+    saved = {"sample_steps": 20, "sample_size": (8, 8)}
     now = {"sampling": {"steps": 25, "size": [8, 8]}}
     check_options(saved, now, class_path="lightning_modules.AttentionDistillation", source="a.ckpt")
     now["sampling"]["size"] = [4, 4]

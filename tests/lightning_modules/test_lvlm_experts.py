@@ -54,7 +54,7 @@ def compare(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 @pytest.mark.slow
 def test_recomputed_layers_train_as_others(alone: tuple[Path, dict[str, Tensor]]) -> None:
     folder, wanted = alone
-    config = config_of(folder, gradient_checkpointing=True)
+    config = config_of(folder, compute={"gradient_checkpointing": True})
     main(["fit", "--config", str(config), f"--trainer.default_root_dir={folder / 'recomputed'}"])
     compare(trained(folder, "recomputed"), wanted)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_modules import SparseLayerTuning
 from sparsight.lvlm.model.lora import LoRA
 from sparsight.lvlm.surgery.selection import Explicit
+from sparsight.lvlm.train.compute import TuningCompute
 from sparsight.lvlm.train.stages import TuningStage
 from sparsight.lvlm.train.trained import Part
 from tests.tiny_batches import labels_of
@@ -31,7 +32,7 @@ def gradients(base: str, train: list[Part], *, lora: LoRA | None, checkpointing:
         [TuningStage(1, train=train)],
         layers=Explicit([1, 4]),
         lora=lora,
-        gradient_checkpointing=checkpointing,
+        compute=TuningCompute(gradient_checkpointing=checkpointing),
     ).train()
     for name, parameter in module.named_parameters():
         if "lora_B" in name:  # zero at first, which hides the gradient of the other half

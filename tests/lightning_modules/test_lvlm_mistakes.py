@@ -67,7 +67,7 @@ MISTAKES: list[tuple[Any, str]] = [
     (lambda f: (layers("Preset", name="visual_region_code"), {}), "32 layers and the decoder has 6: use Uniform"),
     (lambda f: ({"stages": [STAGE | {"lr_schedule": "cosinus"}]}, {}), "lr_schedule is one of .*; got 'cosinus'"),
     (lambda f: ({"stages": [STAGE | {"projector_lr": -1.0}]}, {}), "projector_lr is -1.0; allowed: above 0"),
-    (lambda f: ({"distill": -1.0}, {}), "distill is -1.0; allowed: 0 or more"),
+    (lambda f: ({"healing": {"hidden": -1.0}}, {}), r"model\.healing\.hidden is -1.0; allowed: 0 or more"),
     (lambda f: ({"evaluation": {"reference": str(f / "gone.json")}}, {}), "no scores at .*gone.json; `sparsight"),
     (lambda f: ({}, talks(f, "talks.json", "gone")), r"data\.train\.images: .*gone' does not exist"),
     (lambda f: ({}, talks(f, "talks.json", ".")), r"records are unreadable.*gone\.png.*Repair or remove them"),

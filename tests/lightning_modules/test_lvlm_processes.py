@@ -16,7 +16,7 @@ from tests.tiny_tuning import ROTATION, SCORE, STAGE, checkpoint, pruning, tunin
 
 LOFIT = {"class_path": "LoFiT", "init_args": {"count": 3}}
 ALL = {"class_path": "sparsight.lvlm.surgery.selection.All"}
-HEALS = {"distill": 0.5, "distill_logits": 1.0, "distill_layers": 0.5}
+HEALS = {"healing": {"hidden": 0.5, "logits": 1.0, "layers": 0.5}}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stages": ({"stages": [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]}, {}),
     "methods": ({"recipe": [LOFIT], "stages": [STAGE | {"steps": 2, "train": ["methods"]}] * 2}, {}),
@@ -75,7 +75,7 @@ def fit_sharded(config: Path, root: Path, *arguments: str) -> dict[str, Any]:
 
 
 # what recipes for large models ask for, all at once
-LEAN = {"dtype": "bfloat16", "lora": {"rank": 2, "alpha": 4, "dropout": 0.0}, "prune": SCORE}
+LEAN = {"loading": {"dtype": "bfloat16"}, "lora": {"rank": 2, "alpha": 4, "dropout": 0.0}, "prune": SCORE}
 
 
 @pytest.mark.slow

@@ -78,7 +78,7 @@ def test_checkpoints_of_before_this_was_remembered_still_load(tmp_path: Path) ->
 
 
 def test_layers_that_no_stage_tunes_may_leave_while_the_projector_heals(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"stages": [STAGE | {"train": ["projector"]}], "layers": None, "distill": 0.5}
+    options: dict[str, Any] = {"stages": [STAGE | {"train": ["projector"]}], "layers": None, "healing": {"hidden": 0.5}}
     config = with_callback(tuning_config(tmp_path, prune=SCORE, **options), pruning(1, begin=0, order=["layers.3"]))
     cli = main(["fit", "--config", str(config), "--trainer.max_steps=1"])
     assert cli.model.layers == [0, 3]  # a quarter, that the stage does not train

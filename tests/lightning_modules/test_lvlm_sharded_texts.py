@@ -47,7 +47,7 @@ def fit(config: Path, root: Path, *, processes: int) -> tuple[dict[str, torch.Te
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "options"),
-    [("fast_vlm", {"vision_cache_gib": 0.1}), ("qwen3_vl", {})],
+    [("fast_vlm", {"compute": {"vision_cache_gib": 0.1}}), ("qwen3_vl", {})],
     ids=["fast_vlm", "qwen3_vl"],
 )
 def test_processes_without_pictures_keep_step(family: str, options: dict[str, Any], tmp_path: Path) -> None:

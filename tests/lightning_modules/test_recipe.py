@@ -17,6 +17,8 @@ from sparsight.lvlm.model.answer_losses import answer_losses
 from sparsight.lvlm.model.provenance import FILE
 from sparsight.lvlm.scores import BlockInfluence, ImageAttention
 from sparsight.lvlm.surgery.retire import LayerPruning
+from sparsight.lvlm.train.compute import TuningCompute
+from sparsight.lvlm.train.healing import Healing
 from sparsight.lvlm.train.stages import TuningStage
 from tests.tiny_batches import batch_of
 from tests.tiny_lvlm import save_tiny_lvlm
@@ -104,8 +106,8 @@ def test_what_a_recipe_does_not_go_with_is_refused_before_work_begins(base: Path
     options: dict[str, Any] = {"base": str(base), "stages": [TuningStage(steps=1, lr=0.1)], "recipe": [FastV(3)]}
     pruning = LayerPruning(BlockInfluence())
     for more, told in (
-        ({"gradient_checkpointing": True}, "gradient_checkpointing"),
-        ({"distill": 1.0}, "set distill to 0"),
+        ({"compute": TuningCompute(gradient_checkpointing=True)}, "set compute.gradient_checkpointing to false"),
+        ({"healing": Healing(hidden=1.0)}, "set healing.hidden to 0"),
         ({"prune": pruning}, "prune changes"),
         ({"recipe": [FastV(3), FastV(3)]}, "both drop tokens before layer 3"),
         ({"recipe": [FastV(30)]}, "FastV is about none of the 6 layers"),

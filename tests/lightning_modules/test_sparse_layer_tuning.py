@@ -123,7 +123,7 @@ def test_a_run_recomputes_layers_and_drops_out(folder: Path, monkeypatch: pytest
         "--trainer.max_steps=1",
         "--trainer.num_sanity_val_steps=1",
         "--trainer.val_check_interval=2",
-        gradient_checkpointing=True,
+        compute={"gradient_checkpointing": True},
     )
     assert calls == [[False], [False]]
 
@@ -144,8 +144,8 @@ def test_no_backward_pass_below_the_lowest_tuned_layer(folder: Path, caplog: pyt
 
 def test_low_precision_of_the_frozen_part_needs_mixed_precision(folder: Path) -> None:
     with pytest.raises(SystemExit, match=r"bf16-mixed"):
-        fit(folder, dtype="bfloat16")
-    cli = fit(folder, "--trainer.precision=bf16-mixed", dtype="bfloat16")
+        fit(folder, loading={"dtype": "bfloat16"})
+    cli = fit(folder, "--trainer.precision=bf16-mixed", loading={"dtype": "bfloat16"})
     kinds = {name: p.dtype for name, p in cli.model.named_parameters()}
     assert {kinds[name] for name in cli.model.trained_names()} == {torch.float32}
     assert {dtype for name, dtype in kinds.items() if name not in cli.model.trained_names()} == {torch.bfloat16}
@@ -153,7 +153,7 @@ def test_low_precision_of_the_frozen_part_needs_mixed_precision(folder: Path) ->
 
 def test_kept_vision_features_change_nothing(plain: Any, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        cached = fit(folder, f"--trainer.default_root_dir={folder / 'cached'}", vision_cache_gib=0.1)
+        cached = fit(folder, f"--trainer.default_root_dir={folder / 'cached'}", compute={"vision_cache_gib": 0.1})
     assert "predicted step" in caplog.text and "(vision tower " not in caplog.text
     for name, value in plain.command.model.state_dict().items():
         torch.testing.assert_close(cached.model.state_dict()[name], value)
@@ -181,8 +181,8 @@ def test_scores_are_written_and_compared(folder: Path, caplog: pytest.LogCapture
 
 @pytest.mark.parametrize("rescore", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_layers_outside_the_region_leave_and_the_rest_heals(folder: Path, base: Path, rescore: bool) -> None:
-    weights = {"distill": 0.5, "distill_logits": 1.0, "distill_layers": 0.5}
-    config = with_callback(tuning_config(folder, prune=SCORE, **weights), pruning(rescore=rescore))
+    weights = {"hidden": 0.5, "logits": 1.0, "layers": 0.5}
+    config = with_callback(tuning_config(folder, prune=SCORE, healing=weights), pruning(rescore=rescore))
     cli = main(["fit", "--config", str(config)])
     retired = cli.model.retired.indices
     assert len(retired) == 2 and not set(retired) & {0, 1, 4, 5}
@@ -204,7 +204,7 @@ def test_layers_outside_the_region_leave_and_the_rest_heals(folder: Path, base: 
 @pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4, "dropout": 0.5}], ids=["full", "lora"])
 def test_healing_is_compared_with_what_was_tuned_before_layers_left(folder: Path, lora: object) -> None:
-    options: dict[str, Any] = {"prune": SCORE, "distill": 0.5, "lora": lora}
+    options: dict[str, Any] = {"prune": SCORE, "healing": {"hidden": 0.5}, "lora": lora}
     config = with_callback(tuning_config(folder, **options), pruning(begin=2))
     config = with_callback(config, {"class_path": "tests.lightning_modules.test_sparse_layer_tuning.NoteMetrics"})
     whole = main(["fit", "--config", str(config)])
@@ -248,7 +248,7 @@ def test_a_pruned_model_heals_beside_what_it_was(folder: Path, base: Path) -> No
         given = load_lvlm(str(student))
         unpruned = unpruned_model(str(teacher), base=str(student), student=given, dtype=torch.float32)
         assert unpruned.depth == 6
-    options: dict[str, Any] = {"base": str(more), "distill": 1.0, "distill_from": str(pruned)}
+    options: dict[str, Any] = {"base": str(more), "healing": {"hidden": 1.0, "teacher": str(pruned)}}
     options["layers"] = {"class_path": "Explicit", "init_args": {"layers": [0]}}
     cli = fit(folder, "--trainer.max_steps=1", f"--data.model={more}", **options)
     assert cli.trainer.callback_metrics["train/hidden_difference"] > 0
@@ -274,11 +274,11 @@ def test_a_teacher_that_cannot_have_been_the_model_is_refused(folder: Path, base
         with pytest.raises(ConfigurationError, match=message):
             unpruned_model(source, base=str(pruned), student=student, dtype=torch.float32)
     with pytest.raises(SystemExit, match="none has left or leaves"):
-        fit(folder, base=str(pruned), distill=1.0, distill_from=str(pruned))
+        fit(folder, base=str(pruned), healing={"hidden": 1.0, "teacher": str(pruned)})
     with pytest.raises(SystemExit, match="none has left or leaves"):
-        fit(folder, distill=1.0)
-    with pytest.raises(SystemExit, match="distill, the weight, is 0"):
-        fit(folder, distill_from=str(base))
+        fit(folder, healing={"hidden": 1.0})
+    with pytest.raises(SystemExit, match=r"model\.healing\.teacher is .*, but hidden, .* are 0"):
+        fit(folder, healing={"teacher": str(base)})
 
 
 def test_resuming_a_pruned_run_is_bitwise(folder: Path) -> None:
@@ -357,14 +357,14 @@ def test_packed_rows_are_neither_scored_nor_compared(folder: Path) -> None:
     with pytest.raises(SystemExit, match=r"data\.packing"):
         main(["fit", "--config", str(config), *packing])
     with pytest.raises(SystemExit, match=r"data\.packing"):
-        fit(folder, *packing, distill=0.5)
+        fit(folder, *packing, healing={"hidden": 0.5})
 
 
 @pytest.mark.slow
 def test_packed_rows_need_a_kernel_that_takes_masks(folder: Path) -> None:
     ALL_ATTENTION_FUNCTIONS.register("causal_alone", sdpa_attention_forward)
     with pytest.raises(SystemExit, match=r"data\.packing .* attention kernel causal_alone does not take"):
-        fit(folder, "--data.packing=true", "--data.max_length=128", attn_implementation="causal_alone")
+        fit(folder, "--data.packing=true", "--data.max_length=128", loading={"attn_implementation": "causal_alone"})
 
 
 def test_a_run_too_short_for_its_schedule_says_so(folder: Path) -> None:

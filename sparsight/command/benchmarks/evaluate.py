@@ -119,7 +119,10 @@ def _ask_here(given: argparse.Namespace, model: str, tasks: list[dict[str, Any]]
             "default_root_dir": str(output),
             "callbacks": [{"class_path": "callbacks.ReformEvalReport", "init_args": {"folder": str(output)}}],
         },
-        "model": {"class_path": "lightning_modules.LVLMEvaluation", "init_args": {"base": model, "dtype": given.dtype}},
+        "model": {
+            "class_path": "lightning_modules.LVLMEvaluation",
+            "init_args": {"base": model, "loading": {"dtype": given.dtype}},
+        },
         "data": {
             "class_path": "datamodules.ReformEvalDataModule",
             "init_args": data | {"batch_size": given.batch_size or 8},

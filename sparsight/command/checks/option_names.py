@@ -15,6 +15,7 @@ from sparsight.command.arguments import FILE_OPTIONS, INCLUDE, VERBS, given_opti
 from sparsight.command.checks.input_paths import ASKS_ONLY, classes_in
 from sparsight.command.options import (
     OTHERS,
+    close_options,
     options_in_group,
     options_of_plugin,
     options_of_trainer,
@@ -160,7 +161,7 @@ def _check_options(place: str, class_path: str, names: Iterable[str]) -> None:
     for name in names:
         if known is not None and name not in known:
             kind = class_path.rpartition(".")[2]
-            raise ConfigurationError(f"{place}.{name}: {kind} has no such option{did_you_mean(name, known)}")
+            raise ConfigurationError(f"{place}.{name}: {kind} has no such option{close_options(kind, name, known)}")
 
 
 def _check_group(place: str, class_path: str, option: str, names: Iterable[str]) -> None:

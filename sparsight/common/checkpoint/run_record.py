@@ -20,11 +20,15 @@ from sparsight.common.moved import as_now, current_class_path
 from sparsight.common.plain import flatten
 
 FLAG_WINS = (
-    "attn_implementation",
     "base",
     "compile",
+    "compute",
     "evaluation",
     "gradient_checkpointing",
+    "loading.attn_implementation",
+    "loading.revision",
+    "loading.trust_remote_code",
+    "loading.variant",
     "max_skipped_steps",
     "pretrained",
     "replicate_trained",
@@ -34,7 +38,6 @@ FLAG_WINS = (
     "teacher",
     "trust_remote_code",
     "variant",
-    "vision_cache_gib",
 )
 """Options of a module whose value on the command line or in YAML beats the checkpoint's; others must be equal."""
 
@@ -42,6 +45,9 @@ DATA_WINS = (
     "cache",
     "device",
     "encode_batch_size",
+    "loading.revision",
+    "loading.trust_remote_code",
+    "loading.variant",
     "max_corrupt_share",
     "max_unused_share",
     "model",

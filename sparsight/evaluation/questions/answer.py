@@ -78,6 +78,6 @@ def _weighed(question: Question, logs: list[float], ids: list[list[int]]) -> Wei
     if not all(map(math.isfinite, logs)):
         raise NonFiniteError(
             f"{question.place}: log-likelihoods are {logs}. The model does not compute numbers: are its weights sound? "
-            "In float16 they may overflow, set model.dtype to bfloat16 or float32"
+            "In float16 they may overflow, set model.loading.dtype to bfloat16 or float32"
         )
     return Weighed(logs, [len(option) for option in ids])

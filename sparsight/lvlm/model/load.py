@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from sparsight.common.disk.folders import put_back
+from sparsight.common.disk.loading import Loading
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_finite
 from sparsight.common.text import read_options
-from sparsight.lvlm.model.tower import PartNames
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,28 +21,19 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-@dataclass(frozen=True)
-class Loading:
-    """How an image-text model is loaded.
+@dataclass(frozen=True, kw_only=True)
+class ModelLoading(Loading):
+    """How an image-text model is read.
 
     Args:
-        dtype: Precision of its weights.
+        dtype: Precision of its weights; of those alone that are never trained, where some are.
         attn_implementation: transformers' name of the attention kernel; its own choice if not given.
         revision: Git revision on the hub.
         trust_remote_code: Run code that comes with the model.
-        parts: Where text model, vision towers and projector are, by qualified name; found if not given.
     """
 
     dtype: Dtype = "float32"
     attn_implementation: str | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
-    parts: PartNames | None = None
-
-    @property
-    def source(self) -> dict[str, Any]:
-        """What says which files of a hub id are meant, and whether their code runs."""
-        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
 
     @property
     def options(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class VisionCache:
 
     def __init__(self, model: PreTrainedModel, parts: Parts, *, gib: float) -> None:
         if len(parts.vision) != 1:
-            raise ValueError(f"vision_cache_gib needs one vision tower, but there are {list(parts.vision)}")
+            raise ValueError(f"compute.vision_cache_gib needs one vision tower, but there are {list(parts.vision)}")
         (self.tower,) = parts.vision.values()
         layers = setting(model.config, "vision_feature_layer")
         self.layers = [layers] if isinstance(layers, int) else layers
@@ -69,8 +69,9 @@ class VisionCache:
             pixels: Tensor = args[0] if args else kwargs.pop("pixel_values")
             if len(pixels) != len(flat):
                 raise ValueError(
-                    f"vision_cache_gib: {type(tower).__name__} was called with {len(pixels)} rows for {len(flat)} "
-                    "images; models that cut images up or lay patches end to end cannot be cached: set it to 0"
+                    f"compute.vision_cache_gib: {type(tower).__name__} was called with {len(pixels)} rows for "
+                    f"{len(flat)} images; models that cut images up or lay patches end to end cannot be cached: set it "
+                    "to 0"
                 )
             missing = [row for row, key in enumerate(flat) if key not in self.kept]
             self.hits += len(flat) - len(missing)

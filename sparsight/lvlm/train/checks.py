@@ -56,17 +56,17 @@ def check_tuning(
     if packed and kernel not in KERNELS:
         raise ConfigurationError(
             f"data.packing keeps the samples of a row apart by a mask, which attention kernel {kernel} does not take: "
-            f"set model.attn_implementation to {' or '.join(KERNELS)}, or data.packing to false"
+            f"set model.loading.attn_implementation to {' or '.join(KERNELS)}, or data.packing to false"
         )
     if packed and (loses_layers or heals):
         raise ConfigurationError(
-            "prune scores layers, and distill compares hidden states, on training batches with a sample a row: set "
+            "prune scores layers, and healing compares hidden states, on training batches with a sample a row: set "
             "data.packing to false"
         )
     if len({frozenset(stage.train) for stage in stages}) > 1:
         check_training_may_change(trainer)
     if frozen != torch.float32 and trainer.precision in ("32", "32-true", 32):
         raise ConfigurationError(
-            f"dtype {frozen} of the frozen parts needs mixed precision, as trained parts are in float32: set "
-            "trainer.precision to bf16-mixed, or dtype to float32"
+            f"model.loading.dtype {frozen} of the frozen parts needs mixed precision, as trained parts are in float32: "
+            "set trainer.precision to bf16-mixed, or model.loading.dtype to float32"
         )

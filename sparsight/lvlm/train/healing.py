@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -10,54 +11,69 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsight.common.errors import ConfigurationError
-from sparsight.lvlm.model.load import Loading
+from sparsight.common.errors import ConfigurationError, require
+from sparsight.lvlm.model.load import ModelLoading
 from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.train.unpruned import UnprunedModel, outputs_of, tuned_weights, unpruned_model
 
 
 @dataclass(frozen=True)
-class HealingWeights:
-    """What of a model is drawn to what it was before layers left, each 0 for not at all.
+class Healing:
+    """How a model that loses layers is drawn to a teacher that has all of them, from the first removal on.
+
+    All weights 0 heal by training alone, and spare the memory of the teacher.
 
     Args:
-        hidden: Of the last layer's hidden states.
-        logits: Of what it answers.
-        layers: Of the hidden states of every layer that is left, their mean.
+        hidden: Weight of the squared difference of the last layer's hidden states, relative to their size.
+        logits: Weight of the Kullback-Leibler divergence, in nats an answer token, of the answers.
+        layers: Weight of such a difference of hidden states at every layer that is left, their mean.
+        teacher: Folder or hub id of the teacher: the base before an earlier run took layers out. If not given, it is
+            this run's own model as it was, tuned so far, when the first layer left.
+
+    Raises:
+        ValueError: A weight is out of range, or all are 0, though there is a teacher.
     """
 
     hidden: float = 0.0
     logits: float = 0.0
     layers: float = 0.0
+    teacher: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range, and a teacher that nothing is compared with."""
+        for name, weight in (("hidden", self.hidden), ("logits", self.logits), ("layers", self.layers)):
+            require(0 <= weight < math.inf, name, weight, "0 or more")
+        if self.teacher is not None and not self.any:
+            raise ValueError(
+                f"teacher is {self.teacher}, but hidden, logits and layers, the weights, are 0: set one of them, e.g. "
+                "hidden to 1.0"
+            )
+
+    @property
+    def named(self) -> list[str]:
+        """Names of the weights that are not 0."""
+        weights = {"hidden": self.hidden, "logits": self.logits, "layers": self.layers}
+        return [name for name, weight in weights.items() if weight > 0]
 
     @property
     def any(self) -> bool:
         """Whether anything is."""
-        return max(self.hidden, self.logits, self.layers) > 0
+        return bool(self.named)
 
 
-class Healing:
-    """How much, and beside what, a model heals.
+class Healer:
+    """Compares a model with what it was before layers left.
 
     Args:
-        weights: Of the terms of the loss, 0 or more.
-        source: Folder or hub id of the model that has all layers; none for a copy of this run's own.
-        loading: How the model that heals is loaded, and that one is.
+        healing: How much, and beside what.
+        loading: How the model that heals is loaded, and its teacher is.
 
     Attributes:
-        unpruned: That model, made when training begins.
-
-    Raises:
-        ValueError: All weights are 0, though ``source`` is given.
+        unpruned: The teacher, made when training begins.
     """
 
-    def __init__(self, weights: HealingWeights, source: str | None, loading: Loading) -> None:
-        if source is not None and not weights.any:
-            raise ValueError(
-                f"distill_from names {source}, but distill, the weight, is 0: set it, or distill_logits or "
-                "distill_layers, e.g. to 1.0"
-            )
-        self.weights, self.source = weights, source
+    def __init__(self, healing: Healing, loading: ModelLoading) -> None:
+        self.healing = healing
         kept = ("attn_implementation", "trust_remote_code")  # a revision is of the base alone
         self._options = {name: loading.options[name] for name in kept}
         self.unpruned: UnprunedModel | None = None
@@ -75,13 +91,13 @@ class Healing:
         Raises:
             ConfigurationError: There is nothing to heal, or no model to compare with.
         """
-        if not self.weights.any or self.unpruned is not None:
+        if not self.healing.any or self.unpruned is not None:
             return
-        self.unpruned = unpruned_model(self.source, base=base, student=model, dtype=dtype, **self._options)
+        self.unpruned = unpruned_model(self.healing.teacher, base=base, student=model, dtype=dtype, **self._options)
         if not loses_layers and not self.is_on(depth):
             raise ConfigurationError(
-                "distill heals the gaps of removed layers, but none has left or leaves: give `prune`, or in "
-                "distill_from a model that has more layers"
+                "healing is for the gaps of removed layers, but none has left or leaves: give `prune`, or in "
+                "healing.teacher a model that has more layers"
             )
 
     def is_on(self, depth: int) -> bool:
@@ -90,7 +106,7 @@ class Healing:
 
     def first_layer_leaves(self, model: Any, names: Iterable[str]) -> None:
         """Let the copy of this run's own model take over what was tuned until now."""
-        if self.unpruned is not None and self.source is None:
+        if self.unpruned is not None and self.healing.teacher is None:
             self.unpruned.take(tuned_weights(model, names))
 
     @contextmanager
@@ -105,8 +121,8 @@ class Healing:
         with ExitStack() as stack:
             watched: set[int] = set()
             if self.is_on(depth - len(retired)):
-                watched |= {depth - 1} if self.weights.hidden else set()
-                watched |= set(range(depth)) - set(retired) if self.weights.layers else set()
+                watched |= {depth - 1} if self.healing.hidden else set()
+                watched |= set(range(depth)) - set(retired) if self.healing.layers else set()
             yield {number: stack.enter_context(outputs_of(parts.layers[number])) for number in sorted(watched)}
 
     def terms(
@@ -126,7 +142,7 @@ class Healing:
             logits_NV: What the model gives at answers; needed where logits are compared.
         """
         assert self.unpruned is not None
-        weights = self.weights
+        weights = self.healing
         found = self.unpruned.compared(
             inputs,
             labels_BT,

@@ -28,7 +28,7 @@ NOT_COUNTED = (
     "weights while a step lasts, workspaces of kernels, and what the driver and the allocator keep (often 1 to 2 GiB)"
 )
 REMEDIES = (
-    "set dtype to bfloat16, choose fewer layers, tune them by adapters (lora) or a few at a time "
+    "set model.loading.dtype to bfloat16, choose fewer layers, tune them by adapters (lora) or a few at a time "
     "(callbacks.LayerRotation), or split the model over several GPUs (ModelParallelStrategy)"
 )
 

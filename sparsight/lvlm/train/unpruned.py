@@ -147,8 +147,8 @@ def unpruned_model(
     depth = len(find_parts(student).layers)
     if first_depth(read_provenance(base), depth) > depth:
         raise ConfigurationError(
-            f"distill: layers left model.base {base} before, by its sparsight.json: name what it was until then in "
-            "distill_from, or the base itself"
+            f"healing: layers left model.base {base} before, by its sparsight.json: name what it was until then in "
+            "healing.teacher, or the base itself"
         )
     return UnprunedModel(unpruned_copy(student, dtype), student)
 
@@ -182,14 +182,14 @@ def _places_in(source: str, teacher: PreTrainedModel, *, base: str, student: Pre
     facts = [{"class": type(model).__name__} | _sizes(model) for model in (teacher, student)]
     different = [f"{key} {facts[0][key]}, not {facts[1][key]}" for key in facts[0] if facts[0][key] != facts[1][key]]
     if different:
-        raise ConfigurationError(f"distill_from {source} is not model.base {base} before layers left: {different[0]}")
+        raise ConfigurationError(f"healing.teacher {source} is not model.base {base} as it was: {different[0]}")
     depths = [len(find_parts(model).layers) for model in (teacher, student)]
     records = [read_provenance(folder) for folder in (source, base)]
     origins = [first_depth(record, depth) for record, depth in zip(records, depths, strict=True)]
     there, left = (layers_of_first(record, depth) for record, depth in zip(records, depths, strict=True))
     if origins[0] != origins[1] or not set(left) <= set(there):
         raise ConfigurationError(
-            f"distill_from {source} is not model.base {base} before layers left: by their sparsight.json the one has "
+            f"healing.teacher {source} is not model.base {base} as it was: by their sparsight.json the one has "
             f"layers {sorted(there)} of a model of {origins[0]}, the other {sorted(left)} of a model of {origins[1]}"
         )
     return [there.index(layer) for layer in left]

@@ -130,7 +130,7 @@ WRONG: list[tuple[str, Any, Any, str]] = [
 def test_an_export_whose_adapters_answer_otherwise_does_not_appear(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tuning_config(tmp_path, "llava", lora=LORA, dtype="bfloat16")
+    config = tuning_config(tmp_path, "llava", lora=LORA, loading={"dtype": "bfloat16"})
     main(["fit", "--config", str(config), "--trainer.max_steps=1", "--trainer.precision=bf16-mixed"])
     arguments = ["export", "--config", str(config), "--ckpt_path", str(checkpoint(tmp_path, 1)), "--weights", "raw"]
     main([*arguments, "--output", str(tmp_path / "good")])
@@ -324,7 +324,7 @@ def test_a_run_that_ends_exports_to_a_folder_of_that_name(tmp_path: Path, prune:
 @pytest.mark.slow
 @pytest.mark.usefixtures("reload_here")
 def test_weights_in_low_precision_are_written_in_it(tmp_path: Path) -> None:
-    config = tuning_config(tmp_path, dtype="bfloat16")
+    config = tuning_config(tmp_path, loading={"dtype": "bfloat16"})
     main(["fit", "--config", str(config), "--trainer.max_steps=1", "--trainer.precision=bf16-mixed"])
     arguments = ["--ckpt_path", str(checkpoint(tmp_path, 1)), "--weights", "raw"]
     main(["export", "--config", str(config), *arguments, "--output", str(tmp_path / "half")])

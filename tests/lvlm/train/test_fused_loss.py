@@ -98,7 +98,7 @@ def test_heads_and_logits_of_another_kind_are_refused(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "options, what", [({"distill_logits": 1.0}, "distill_logits"), ({"recipe": ["FastV"]}, "a recipe")]
+    "options, what", [({"healing": {"logits": 1.0}}, r"healing\.logits"), ({"recipe": ["FastV"]}, "a recipe")]
 )
 def test_logits_that_are_needed_are_not_left_out(options: dict[str, Any], what: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"fused_loss computes no logits, which {what} needs"):

@@ -11,18 +11,14 @@ from torch import Tensor
 
 from sparsight.lvlm.model.answer_losses import IGNORED, answers
 from sparsight.lvlm.model.bypass import bypassed
-from sparsight.lvlm.model.load import Loading
+from sparsight.lvlm.model.load import ModelLoading
 from sparsight.lvlm.model.tower import find_parts
-from sparsight.lvlm.train.healing import Healing, HealingWeights
+from sparsight.lvlm.train.healing import Healer, Healing
 from sparsight.lvlm.train.unpruned import UnprunedModel, unpruned_copy
 from tests.tiny_lvlm import tiny_lvlm
 
-WEIGHTS = HealingWeights(hidden=0.5, logits=2.0, layers=0.25)
+WEIGHTS = Healing(hidden=0.5, logits=2.0, layers=0.25)
 GONE = [2]
-
-
-def loading() -> Loading:
-    return Loading("float32", None, None, False, None)
 
 
 def batch() -> tuple[dict[str, Tensor], Tensor]:
@@ -49,19 +45,19 @@ def states(model: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
     return found
 
 
-def healed(weights: HealingWeights) -> tuple[dict[str, tuple[float, Tensor]], Any, Any]:
+def healed(weights: Healing) -> tuple[dict[str, tuple[float, Tensor]], Any, Any]:
     """Terms of a model without a layer, that model and what it was."""
     torch.manual_seed(0)
     student = tiny_lvlm("llava").eval()
-    healing = Healing(weights, None, loading())
-    healing.begin(student, base="base", dtype=torch.float32, loses_layers=True, depth=len(find_parts(student).layers))
+    healer = Healer(weights, ModelLoading())
+    healer.begin(student, base="base", dtype=torch.float32, loses_layers=True, depth=len(find_parts(student).layers))
     inputs, labels_BT = batch()
     parts = find_parts(student)
-    with bypassed(parts.layers, GONE), healing.watching(parts, GONE) as watched:
+    with bypassed(parts.layers, GONE), healer.watching(parts, GONE) as watched:
         _, logits, _ = answers(student, inputs, labels_BT)
-    terms = healing.terms(inputs, labels_BT, watched=watched, logits_NV=logits)
-    assert healing.unpruned is not None
-    return terms, student, healing.unpruned.model
+    terms = healer.terms(inputs, labels_BT, watched=watched, logits_NV=logits)
+    assert healer.unpruned is not None
+    return terms, student, healer.unpruned.model
 
 
 def test_terms_are_those_of_a_slow_form() -> None:
@@ -94,7 +90,7 @@ def test_terms_are_those_of_a_slow_form() -> None:
 
 @pytest.mark.parametrize("name", ["hidden", "logits", "layers"])
 def test_a_term_of_weight_0_is_not_there_and_each_reaches_what_learns(name: str) -> None:
-    terms, student, _ = healed(HealingWeights(**{name: 1.0}))
+    terms, student, _ = healed(Healing(**{name: 1.0}))
     assert len(terms) == 1
     ((_, term),) = terms.values()
     term.backward()
@@ -117,5 +113,5 @@ def test_layers_of_a_shorter_model_are_compared_with_what_they_were() -> None:
 
 
 def test_a_teacher_without_a_weight_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"distill_from .* is 0: set it, or distill_logits or distill_layers"):
-        Healing(HealingWeights(), str(tmp_path), loading())
+    with pytest.raises(ValueError, match=r"the weights, are 0: set one of them, e\.g\. hidden to 1\.0"):
+        Healing(teacher=str(tmp_path))

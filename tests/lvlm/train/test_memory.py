@@ -19,10 +19,13 @@ ADAM = {"optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"weight_d
 TWO_STAGES = {"stages": [STAGE | {"steps": 1, "train": ["projector"]}, STAGE | {"steps": 2, "train": ["layers"]}]}
 CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "full": ({}, []),
-    "adapters in half precision": ({"lora": {"rank": 2}, "dtype": "bfloat16"}, []),
+    "adapters in half precision": ({"lora": {"rank": 2}, "loading": {"dtype": "bfloat16"}}, []),
     "stages": (TWO_STAGES, []),
     "rotation": ({}, [ROTATION]),
-    "average, unpruned model": ({"distill": 0.5, "prune": SCORE}, [{"class_path": "callbacks.TrainableEMA"}]),
+    "average, unpruned model": (
+        {"healing": {"hidden": 0.5}, "prune": SCORE},
+        [{"class_path": "callbacks.TrainableEMA"}],
+    ),
 }
 
 
@@ -36,7 +39,7 @@ def test_the_estimate_is_what_a_run_holds(case: str, tmp_path: Path, caplog: pyt
     config = tuning_config(tmp_path, **(ADAM | model))
     for callback in callbacks:
         with_callback(config, callback)
-    precision = "bf16-mixed" if "dtype" in model else "32"
+    precision = "bf16-mixed" if "loading" in model else "32"
     told = ["--trainer.enable_model_summary=true", "--trainer.precision", precision]
     with caplog.at_level("INFO"):
         cli = main(["fit", "--config", str(config), *told])
@@ -71,7 +74,7 @@ def test_sgd_has_no_state_and_a_run_without_summary_says_nothing(
 def test_a_device_that_is_too_small_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sparsight.lvlm.train.memory.available_bytes", lambda device: 1000)
     arguments = ["--trainer.max_steps=1", "--trainer.enable_model_summary=true"]
-    with pytest.warns(UserWarning, match=r"this run may need .* set dtype to bfloat16, choose fewer layers"):
+    with pytest.warns(UserWarning, match=r"may need .* set model\.loading\.dtype to bfloat16, choose fewer layers"):
         main(["fit", "--config", str(tuning_config(tmp_path)), *arguments])
 
 

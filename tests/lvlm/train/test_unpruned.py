@@ -17,7 +17,7 @@ from tests.tiny_tuning import SCORE, pruning, tuning_config, with_callback
 
 
 def test_what_the_cache_has_is_not_computed_again_for_the_comparison(tmp_path: Path) -> None:
-    options: dict[str, Any] = {"prune": SCORE, "distill": 0.5, "vision_cache_gib": 0.1}
+    options: dict[str, Any] = {"prune": SCORE, "healing": {"hidden": 0.5}, "compute": {"vision_cache_gib": 0.1}}
     config = with_callback(tuning_config(tmp_path, **options), pruning(begin=0, order="first"))
     cli = main(["fit", "--config", str(config), "--trainer.max_steps=1", "--trainer.limit_val_batches=0"])
     module, batch = cli.model, next(iter(cli.datamodule.train_dataloader()))
