@@ -20,6 +20,7 @@ from blocks.base import Grid, Site
 from blocks.local_attention import LocalAttention, checked_sides, on_axes
 from blocks.ops.flex import Rule, flex_mix, flex_partial, why_no_flex
 from blocks.ops.local import LocalPlan, at_most, sliding_axis, tiles_of
+from blocks.ops.natten import natten_mix, natten_partial, why_no_natten
 from blocks.ops.partial import Partial
 
 
@@ -35,8 +36,8 @@ class NeighborhoodAttention(LocalAttention):
         dilation: Distance of neighbours along an axis: a query sees only tokens at multiples of it. More than the grid
             is long leaves a query alone.
         stride: So many neighbours along an axis share the window of the one in their middle.
-        backend: ``torch``: tiles of queries with the block of their keys, or ``flex``: flex attention, which compiles a
-            kernel of the rule.
+        backend: ``torch``: tiles of queries with the block of their keys; ``flex``: flex attention, which compiles a
+            kernel of the rule; ``natten``: the kernels of that package.
 
     Raises:
         ValueError: If a number is below 1, there are more than three, a stride is longer than the window, or there is
@@ -46,6 +47,7 @@ class NeighborhoodAttention(LocalAttention):
     backends: ClassVar[dict[str, str]] = {
         "torch": "",
         "flex": "CUDA and heads of 16 channels or more, or a CPU without gradients and outside of Merge",
+        "natten": "the package natten, and what its kernels need",
     }
 
     def __init__(
@@ -55,7 +57,7 @@ class NeighborhoodAttention(LocalAttention):
         kernel_size: int | Sequence[int] = 13,
         dilation: int | Sequence[int] = 1,
         stride: int | Sequence[int] = 1,
-        backend: Literal["torch", "flex"] = "torch",
+        backend: Literal["torch", "flex", "natten"] = "torch",
     ) -> None:
         super().__init__(site)
         self.backend = self.checked_backend(backend)
@@ -81,17 +83,25 @@ class NeighborhoodAttention(LocalAttention):
 
     def missing_backend(self, name: str, grid: Grid, like: Tensor, *, mass: bool = False) -> str:
         """Why queries cannot be computed so; with ``mass``, together with their log-sum-exp."""
+        if name == "natten":
+            return why_no_natten(self._axes(grid), like)
         return why_no_flex(like, mass=mass) if name == "flex" else ""
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """Attention of (B, h, N, d) tensors."""
-        if self.serving_backend(grid, q) == "flex":
+        backend = self.serving_backend(grid, q)
+        if backend == "natten":
+            return natten_mix(q, k, v, scale, self._axes(grid))
+        if backend == "flex":
             return flex_mix(q, k, v, scale, *self._rule(grid))
         return super().mix(q, k, v, grid, scale)
 
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Attention with its log-sum-exp."""
-        if self.serving_backend(grid, q, mass=True) == "flex":
+        backend = self.serving_backend(grid, q, mass=True)
+        if backend == "natten":
+            return natten_partial(q, k, v, scale, self._axes(grid))
+        if backend == "flex":
             return flex_partial(q, k, v, scale, *self._rule(grid))
         return super().partial(q, k, v, grid, scale)
 

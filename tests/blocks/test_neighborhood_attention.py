@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from blocks import Grid, NeighborhoodAttention, Site
 from blocks.base import _warn_once
 from sparsight.testing import relative_l2
+from tests.tiny_extras import needs
 
 
 def site(grid: Grid) -> Site:
@@ -105,6 +106,47 @@ def test_flex_sees_what_the_mask_says(options):
         assert relative_l2(mixer.mix(q, k, v, grid, 0.7), mixer.reference(q, k, v, grid, 0.7)[0]) < 1e-5
 
 
+@needs("natten")
+@pytest.mark.parametrize("options", [*AXES.values(), {"kernel_size": 4, "stride": 2}], ids=[*AXES, "even"])
+def test_natten_sees_what_the_mask_says(options):
+    for grid in (Grid(9, 8), Grid(9), Grid(6, 7, 8)):
+        wide = Site("attn1", channels=32, heads=2, head_dim=16, grid=grid)  # its kernels take no narrow heads
+        mixer = NeighborhoodAttention(wide, **{"kernel_size": 3, **options}, backend="natten")
+        q, k, v = torch.randn(3, 2, 2, grid.tokens, 16, generator=torch.Generator().manual_seed(0))
+        reason = mixer.missing_backend("natten", grid, q)
+        if options is AXES["each"] and len(grid.sizes) == 3:  # two windows, so of one frame
+            assert "no window of one token" in reason
+        else:
+            assert reason == ""
+            expected = mixer.reference(q, k, v, grid, 0.7)
+            assert relative_l2(mixer.mix(q, k, v, grid, 0.7), expected[0]) < 1e-5
+            for part, other in zip(mixer.partial(q, k, v, grid, 0.7), expected, strict=True):
+                assert part.shape == other.shape and relative_l2(part, other) < 1e-5
+
+
+def test_natten_gives_way_where_it_is_not_there(monkeypatch):
+    monkeypatch.setattr("blocks.ops.natten.why_missing", lambda name: f"No module named '{name}'")
+    grid = Grid(5, 4)
+    mixer, plain = (NeighborhoodAttention(site(grid), kernel_size=3, backend=name) for name in ("natten", "torch"))
+    _warn_once.cache_clear()
+    with pytest.warns(UserWarning, match="computed with torch, not with natten: No module .*: install natten in the"):
+        mixed = mixer.mix(*inputs(grid), grid, 0.7)
+    assert relative_l2(mixed, plain.mix(*inputs(grid), grid, 0.7)) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"kernel_size": 1}, "no window of one token"),
+        ({"kernel_size": 3, "dilation": 2}, "an axis of 6 tokens for a window of 3 with dilation 2"),
+    ],
+)
+def test_windows_that_natten_refuses_are_told(options, reason, monkeypatch):
+    monkeypatch.setattr("blocks.ops.natten.why_missing", lambda name: "")
+    mixer = NeighborhoodAttention(site(Grid(5, 5)), **options, backend="natten")
+    assert reason in mixer.missing_backend("natten", Grid(5, 5), torch.zeros(1, 1, 25, 8))
+
+
 def test_flex_gives_way_to_torch_and_says_why_once():
     _warn_once.cache_clear()
     grid = Grid(3, 3)
@@ -121,7 +163,7 @@ def test_flex_gives_way_to_torch_and_says_why_once():
         (torch.zeros(1, 1, 9, 8, dtype=torch.float64), ""),
     ):
         assert reason in mixer.missing_backend("flex", grid, like)
-    with pytest.raises(ValueError, match="backend of NeighborhoodAttention is one of torch, flex; got 'fast'"):
+    with pytest.raises(ValueError, match="backend of NeighborhoodAttention is one of torch, flex, natten; got 'fast'"):
         NeighborhoodAttention(site(grid), backend="fast")
 
 
