@@ -23,9 +23,11 @@ from datamodules import InstructionDataModule
 from lightning_modules import SparseLayerTuning
 from sparsight.common.measure.latency import synchronize
 from sparsight.common.measure.memory import held_bytes, peak_bytes
+from sparsight.lvlm.model.load import ModelLoading
 from sparsight.lvlm.model.lora import LoRA
 from sparsight.lvlm.surgery.selection import All, Uniform
 from sparsight.lvlm.train.compute import TuningCompute
+from sparsight.lvlm.train.fused_loss import PACKAGES
 from sparsight.lvlm.train.stages import TuningStage
 
 Data = Callable[..., InstructionDataModule]
@@ -49,10 +51,12 @@ def recipes(device: torch.device) -> dict[str, tuple[dict[str, Any], dict[str, A
         "25 % by adapters": (adapters, {}),
         "25 % by adapters, packed": (adapters, packed),
     }
+    if find_spec("torchao") is not None:
+        found["25 % by adapters, the rest in 8 bits"] = (adapters | {"loading": ModelLoading(quantization="int8")}, {})
     if device.type == "cuda":
-        for kind, module in (("liger", "liger_kernel"), ("cut_cross_entropy", "cut_cross_entropy")):
+        for kind, (module, _) in PACKAGES.items():
             if find_spec(module) is not None:
-                found[f"25 % uniform, {kind}"] = (quarter | {"fused_loss": kind}, {})
+                found[f"25 % uniform, {kind}"] = (quarter | {"compute": TuningCompute(fused_loss=kind)}, {})
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -15,6 +15,7 @@ from lightning_modules.answering import Answering, Evaluation, Illustrated
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import is_state, kind_of, state_hash
+from sparsight.common.quantised.weights import check_quantisation, has_codes, keep_from_ddp
 from sparsight.common.training.processes import averaged, everywhere
 from sparsight.common.training.sharding import is_sharded, shard_parts, split_again
 from sparsight.lvlm.chat.chat import ChatFormat
@@ -28,6 +29,7 @@ from sparsight.lvlm.model.spare_image import always_read_an_image
 from sparsight.lvlm.model.tower import PartNames, find_parts, name_parts
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
 from sparsight.lvlm.scores.maps.image_maps import ImageMaps
+from sparsight.lvlm.surgery.quantised import quantise_layers, whole_copy
 from sparsight.lvlm.surgery.retire import LayerPruning, RetiredLayers, measurement, removable_layers
 
 if TYPE_CHECKING:
@@ -80,8 +82,13 @@ class LVLMModule(Answering):
     ) -> None:
         if recipe and prune is not None:
             raise ValueError("recipe names layers by their numbers, which prune changes: leave one of them out")
+        if recipe and loading.quantization is not None:
+            raise ValueError("recipe reads weights, which loading.quantization holds in codes: set it to null")
         methods = _recipe(recipe) if recipe else None  # refused before weights are loaded
         super().__init__(evaluation=evaluation, max_skipped_steps=max_skipped_steps)
+        self.quantised = loading.quantization
+        if self.quantised is not None:
+            check_quantisation(self._quantised_by)
         self.base, self.revision, self.source = base, loading.revision, loading.source
         self.frozen_dtype = DTYPES[loading.dtype]
         self.model: Any = load_lvlm(base, **loading.options)
@@ -114,12 +121,40 @@ class LVLMModule(Answering):
             return False
         return is_state(recorded, load_lvlm(self.base, **self._loading.options).state_dict())
 
+    @property
+    def _quantised_by(self) -> str:
+        return f"model.loading.quantization: {self.quantised}"
+
+    def quantise(self, trained: Collection[str] = ()) -> None:
+        """Hold frozen linear layers of the decoder in codes, if that is wished.
+
+        Args:
+            trained: Names of the parameters that any stage trains.
+
+        Raises:
+            ConfigurationError: There is no such layer.
+        """
+        if self.quantised is not None:
+            dtype, option = self.frozen_dtype, self._quantised_by
+            quantise_layers(self.model, self.parts, trained=trained, dtype=dtype, option=option)
+            keep_from_ddp(self)
+
+    def whole_copy(self) -> Any:
+        """The model in main memory, with the base's own weights in the places of codes: what an export is made of."""
+        stored = load_lvlm(self.base, **self._loading.options).state_dict() if has_codes(self.model) else {}
+        return whole_copy(self.model, stored)
+
     def configure_model(self) -> None:
         """Split layers, vision towers and the rest over the processes of a ModelParallelStrategy (FSDP2).
 
         Raises:
-            ConfigurationError: Methods of the recipe have weights, which are not split.
+            ConfigurationError: Methods of the recipe have weights, or layers are held in codes, which are not split.
         """
+        if self.device_mesh is not None and self.quantised is not None:
+            raise ConfigurationError(
+                f"{self._quantised_by} and ModelParallelStrategy (FSDP2) do not go together: weights in codes cannot "
+                "be split over processes; use DDP, where each process holds all codes, or set it to null"
+            )
         if self.device_mesh is not None and self.method_weights is not None:
             raise ConfigurationError(
                 f"{', '.join(self.method_weights)} of model.recipe have weights, which are not split over processes: "

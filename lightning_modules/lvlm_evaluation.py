@@ -41,6 +41,7 @@ class LVLMEvaluation(LVLMModule):
     ) -> None:
         super().__init__(base=base, loading=loading, parts=parts, evaluation=evaluation, recipe=recipe)
         self.keep_hyperparameters()
+        self.quantise()
         for name, method in ({} if self.recipe is None else self.recipe.weighted).items():
             if method.trained is None:
                 rank_zero_warn(f"{name} of model.recipe has weights that were never trained: give it `trained`")

@@ -30,7 +30,7 @@ from sparsight.lvlm.surgery.selection import LayerSelection, Uniform
 from sparsight.lvlm.train.checks import check_tuning
 from sparsight.lvlm.train.compute import TuningCompute
 from sparsight.lvlm.train.cost import StepCost, explain, forward_flops, step_cost
-from sparsight.lvlm.train.fused_loss import FusedKind, FusedLoss
+from sparsight.lvlm.train.fused_loss import FusedLoss
 from sparsight.lvlm.train.healing import Healer, Healing
 from sparsight.lvlm.train.memory import run_tuning_memory
 from sparsight.lvlm.train.stages import TuningStage
@@ -50,8 +50,6 @@ class SparseLayerTuning(TunedLayers):
         stages: What is trained, in this order.
         layers: Which decoder layers are tuned; a quarter of them, evenly spread, if not given.
         lora: Tune low-rank adapters on the layers instead of their weights.
-        fused_loss: Kernels of liger-kernel or cut-cross-entropy in place of head and loss, which hold no logits; see
-            ``sparsight.lvlm.train.fused_loss``.
         optimizer: Optimiser class and options; every stage makes one with its own learning rates.
         compute: What spares memory or time.
         evaluation: How evaluation items are answered.
@@ -67,9 +65,9 @@ class SparseLayerTuning(TunedLayers):
 
     Raises:
         ValueError: No stage, the model's parts cannot be told apart, layers that it does not have, a negative
-            number, or a recipe that cannot work in the model, or not with ``prune``, ``healing``, ``fused_loss`` or
-            ``compute.gradient_checkpointing``; a fused loss whose package is missing, or with ``healing.logits``; or a
-            stage that trains methods without weights.
+            number, or a recipe that cannot work in the model, or not with ``prune``, ``healing``, or what ``loading``
+            and ``compute`` ask for; a package is missing that these need, or logits that a fused loss does not make; or
+            a stage that trains methods without weights.
     """
 
     def __init__(
@@ -78,7 +76,6 @@ class SparseLayerTuning(TunedLayers):
         stages: Sequence[TuningStage],
         layers: LayerSelection | None = None,
         lora: LoRA | None = None,
-        fused_loss: FusedKind | None = None,
         optimizer: Callable[[Any, float], torch.optim.Optimizer] = torch.optim.AdamW,
         compute: TuningCompute = TuningCompute(),
         evaluation: Evaluation | None = None,
@@ -96,10 +93,10 @@ class SparseLayerTuning(TunedLayers):
         if recipe and healing.any:
             names = " and ".join(f"healing.{name}" for name in healing.named)
             raise ValueError(f"under a recipe hidden states are those of other tokens: set {names} to 0")
-        if fused_loss is not None and (recipe or healing.logits > 0):
+        if compute.fused_loss is not None and (recipe or healing.logits > 0):
             what = "a recipe" if recipe else "healing.logits"
-            raise ValueError(f"fused_loss computes no logits, which {what} needs: set one of them to null or 0")
-        self._fused = None if fused_loss is None else FusedLoss(fused_loss)
+            raise ValueError(f"compute.fused_loss makes no logits, which {what} needs: set one of them to null or 0")
+        self._fused = None if compute.fused_loss is None else FusedLoss(compute.fused_loss)
         rule = layers or Uniform(ratio=0.25)
         rule.record()  # scores of layers that are no numbers are refused before weights are loaded
         super().__init__(

@@ -66,6 +66,7 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
         self.trains_methods = METHODS in wanted
         self._check_methods()
         self.trained = make_trainable(self.model, self.parts, layers=self.layers, lora=lora, wanted=wanted)
+        self.quantise({name for names in self.trained.values() for name in names})
         self.tuned_layers = list(self.layers) if LAYERS in self.trained else []
         self.gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
 from collections.abc import Mapping
@@ -135,7 +134,7 @@ def verify_adapters(module: Any, folder: Path, inputs: Mapping[str, Tensor]) -> 
     Raises:
         RuntimeError: They do not load, or the logits differ, both computed in fp32.
     """
-    whole = copy.deepcopy(module.model).cpu().float().eval()
+    whole = module.whole_copy().float().eval()
     with torch.no_grad():
         expected = whole(**inputs).logits
     del whole

@@ -117,6 +117,11 @@ def _changes(model: PreTrainedModel, record: Mapping[str, Any]) -> str:
             f"- Trained under a recipe: {methods}. It works where the folder is loaded with `trust_remote_code=True`, "
             "by the file of code beside the weights; without that the model answers otherwise than in training"
         ]
+    if "trained_beside" in record:
+        lines += [
+            "- While it was trained, frozen linear layers of the decoder were held in "
+            f"{record['trained_beside']}; here are their weights as the base has them"
+        ]
     lines += [f"- Parameters: {sum(p.numel() for p in model.parameters()):,}"]
     return "\n".join([*lines, "", "`sparsight.json` holds the same for programs, with the records of earlier runs."])
 

@@ -76,7 +76,7 @@ def write_lvlm(
     tuned = module.learned_layers()
     processor = processor or load_processor(module.base, **module.source)
     depth = len(module.parts.layers)
-    model = finished(module.model, removed=module.retired.indices, dtype=module.frozen_dtype)
+    model = finished(module.whole_copy(), removed=module.retired.indices, dtype=module.frozen_dtype)
     model.save_pretrained(folder, max_shard_size=SHARD)
     processor.save_pretrained(folder)
     kept = bool(tuned) and write_adapters(module, folder, base=base.name)
@@ -92,6 +92,8 @@ def write_lvlm(
         selection=module.selection,
         pruning=module.removals,
     )
+    if module.quantised is not None:
+        record["trained_beside"] = module.quantised
     recipe = copy.deepcopy(module.recipe)  # its weights go where it works
     if recipe is not None:
         record["recipe"] = recipe.record()
@@ -122,15 +124,14 @@ def processor_of(datamodule: Any) -> Any:
 
 
 def finished(model: PreTrainedModel, *, removed: Collection[int], dtype: torch.dtype) -> PreTrainedModel:
-    """A copy in main memory with adapters merged and layers taken out, in one precision and eval mode."""
-    whole = copy.deepcopy(model).cpu()
-    merge_lora(whole)
+    """A model in main memory with adapters merged and layers taken out, in one precision and eval mode, in place."""
+    merge_lora(model)
     if removed:
-        remove_layers(whole, removed)
-    keep_activations(whole)
-    for parameter in whole.parameters():
+        remove_layers(model, removed)
+    keep_activations(model)
+    for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)  # buffers stay: rotary frequencies must not be rounded
-    return whole.eval()
+    return model.eval()
 
 
 def verify_lvlm(model: PreTrainedModel, processor: Any, folder: Path) -> float:

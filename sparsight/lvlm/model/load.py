@@ -12,6 +12,7 @@ from sparsight.common.disk.folders import put_back
 from sparsight.common.disk.loading import Loading
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_finite
+from sparsight.common.quantised.weights import Quantisation
 from sparsight.common.text import read_options
 
 if TYPE_CHECKING:
@@ -28,16 +29,19 @@ class ModelLoading(Loading):
     Args:
         dtype: Precision of its weights; of those alone that are never trained, where some are.
         attn_implementation: transformers' name of the attention kernel; its own choice if not given.
+        quantization: ``int8`` holds linear layers of the decoder that are never trained in 8 bits (torchao); exports
+            have the base's own weights.
         revision: Git revision on the hub.
         trust_remote_code: Run code that comes with the model.
     """
 
     dtype: Dtype = "float32"
     attn_implementation: str | None = None
+    quantization: Quantisation | None = None
 
     @property
     def options(self) -> dict[str, Any]:
-        """Those of ``load_lvlm``."""
+        """Those of ``load_lvlm``, which reads weights as they are stored."""
         return {"dtype": self.dtype, "attn_implementation": self.attn_implementation, **self.source}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.quantised.weights import decoded
 from sparsight.lvlm.model.load import DTYPES, Dtype, check_folder, load_lvlm
 from sparsight.lvlm.model.lora import adaptable
 from sparsight.lvlm.model.tower import PartNames, Parts, find_parts, name_parts, named_parts
@@ -69,7 +70,7 @@ class ParameterChange(SeparateScore):
 
 
 def _weights(layer: nn.Module) -> Mapping[str, Tensor]:
-    return {name: layer.get_parameter(name) for name, _ in adaptable(layer)}
+    return {name: decoded(layer.get_parameter(name)) for name, _ in adaptable(layer)}
 
 
 def _layers_of(source: str, dtype: torch.dtype, named: PartNames | None) -> nn.ModuleList:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 FusedKind = Literal["cut_cross_entropy", "liger"]
-PACKAGES = {"cut_cross_entropy": ("cut_cross_entropy", "cut-cross-entropy"), "liger": ("liger_kernel", "liger-kernel")}
+PACKAGES: dict[FusedKind, tuple[str, str]] = {
+    "cut_cross_entropy": ("cut_cross_entropy", "cut-cross-entropy"),
+    "liger": ("liger_kernel", "liger-kernel"),
+}
 TOLERANCE = 0.02  # of a loss in half precision, relative
 _TRIED = 8  # tokens
 
@@ -45,8 +48,8 @@ class FusedLoss:
         module, package = PACKAGES[kind]
         if find_spec(module) is None:
             raise ConfigurationError(
-                f"model.fused_loss: {kind} needs {package}, which is not installed: pip install 'sparsight[fused]' (or "
-                f"{package}), or set it to null"
+                f"model.compute.fused_loss: {kind} needs {package}, which is not installed: pip install "
+                f"'sparsight[fused]' (or {package}), or set it to null"
             )
         self.kind = kind
 
@@ -58,20 +61,20 @@ class FusedLoss:
         """
         if isinstance(trainer.strategy, ModelParallelStrategy):
             raise ConfigurationError(
-                f"model.fused_loss: {self.kind} reads the head's weights, which ModelParallelStrategy (FSDP2) splits: "
-                "set it to null"
+                f"model.compute.fused_loss: {self.kind} reads the head's weights, which ModelParallelStrategy (FSDP2) "
+                "splits: set it to null"
             )
         device = trainer.strategy.root_device
         if device.type == "cuda":
             return
         if self.kind == "liger" and not _interpreted():
             raise ConfigurationError(
-                f"model.fused_loss: liger runs on a GPU, and this run trains on {device.type}: set it to null"
+                f"model.compute.fused_loss: liger runs on a GPU, and this run trains on {device.type}: set it to null"
             )
         if self.kind == "cut_cross_entropy":
             rank_zero_warn(
-                "model.fused_loss: cut_cross_entropy saves memory on a GPU; on this device its form in compiled torch "
-                "steps in, which holds all logits"
+                "model.compute.fused_loss: cut_cross_entropy saves memory on a GPU; on this device its form in "
+                "compiled torch steps in, which holds all logits"
             )
 
     def check_model(self, model: PreTrainedModel) -> None:
@@ -81,7 +84,7 @@ class FusedLoss:
             ConfigurationError: The model's head is more than a product with weights, its logits are changed behind it,
                 the kernel fails, or its loss differs.
         """
-        option = f"model.fused_loss: {self.kind}"
+        option = f"model.compute.fused_loss: {self.kind}"
         head: Any = model.get_output_embeddings()
         if type(head) is not nn.Linear or [name for name, _ in head.named_parameters()] != ["weight"]:
             raise ConfigurationError(

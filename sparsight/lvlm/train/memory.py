@@ -15,6 +15,7 @@ from sparsight.common.measure.memory_table import (
     tensors_of,
     training_bytes,
 )
+from sparsight.common.quantised.weights import has_codes
 from sparsight.common.training.averaging import averaging
 from sparsight.lvlm.model.tower import Parts
 from sparsight.lvlm.train.stages import TuningStage
@@ -78,8 +79,9 @@ def tuning_memory(
     learning = sizes | {LAYERS: _largest_layers(parts, sizes.get(LAYERS, {}), layers_at_a_time)}
     weights = sum(sum(part.values()) for part in sizes.values())
     at_a_time = max(sum(sum(learning[part].values()) for part in stage.train) for stage in stages)
+    held = str(dtype).removeprefix("torch.") + (" and int8" if has_codes(model) else "")
     standing = {
-        f"frozen weights, {str(dtype).removeprefix('torch.')}": tensor_bytes(frozen),
+        f"frozen weights, {held}": tensor_bytes(frozen),
         f"trained {' and '.join(sizes)}, float32": weights,
         **training_bytes(weights, optimizer=optimizer, at_a_time=at_a_time, averaged=averaged),
         "copy of the model before layers leave": 0 if unpruned is None else tensor_bytes(tensors_of(unpruned)),

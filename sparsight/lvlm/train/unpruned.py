@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import state_hash
 from sparsight.common.plain import setting
+from sparsight.common.quantised.weights import is_coded
 from sparsight.common.training.processes import process_count, summed
 from sparsight.common.training.sharding import whole
 from sparsight.lvlm.model.answer_losses import answers
@@ -156,7 +157,7 @@ def unpruned_model(
 def unpruned_copy(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     """A copy of a model in one precision, that of what is never trained."""
     copied = copy.deepcopy(model)
-    for parameter in copied.parameters():
+    for parameter in (each for each in copied.parameters() if not is_coded(each)):
         parameter.data = parameter.data.to(dtype)  # buffers stay, as in exports
     return copied
 

@@ -15,6 +15,7 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.model.answer_losses import IGNORED, answer_losses
 from sparsight.lvlm.model.load import load_lvlm
 from sparsight.lvlm.train import fused_loss
+from sparsight.lvlm.train.compute import TuningCompute
 from sparsight.lvlm.train.fused_loss import FusedLoss
 from sparsight.lvlm.train.stages import TuningStage
 from tests.tiny_extras import needs
@@ -55,7 +56,9 @@ def test_sum_and_gradients_are_those_of_the_plain_loss(kind: Any) -> None:
 def test_a_run_trains_by_it_as_without_it(kind: str, tmp_path: Path) -> None:
     plain = main(["fit", "--config", str(tuning_config(tmp_path))]).model.model.state_dict()
     begin = load_lvlm(str(tmp_path / "base")).state_dict()
-    fused = main(["fit", "--config", str(tuning_config(tmp_path, fused_loss=kind))]).model.model.state_dict()
+    fused = main(
+        ["fit", "--config", str(tuning_config(tmp_path, compute={"fused_loss": kind}))]
+    ).model.model.state_dict()
     moved = [name for name, value in plain.items() if not torch.equal(value, begin[name])]
     assert len(moved) > 10
     for name in moved:
@@ -67,7 +70,7 @@ def test_a_missing_package_is_named_with_its_command(
     kind: Any, package: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(fused_loss, "find_spec", lambda name: None)
-    asked = rf"model.fused_loss: {kind} needs {package}, .*: pip install 'sparsight\[fused\]' \(or {package}\), or set"
+    asked = rf"fused_loss: {kind} needs {package}, .*: pip install 'sparsight\[fused\]' \(or {package}\), or set"
     with pytest.raises(ConfigurationError, match=asked):
         FusedLoss(kind)
 
@@ -101,5 +104,5 @@ def test_heads_and_logits_of_another_kind_are_refused(monkeypatch: pytest.Monkey
     "options, what", [({"healing": {"logits": 1.0}}, r"healing\.logits"), ({"recipe": ["FastV"]}, "a recipe")]
 )
 def test_logits_that_are_needed_are_not_left_out(options: dict[str, Any], what: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"fused_loss computes no logits, which {what} needs"):
-        SparseLayerTuning(str(tmp_path), [TuningStage(steps=1)], fused_loss="liger", **options)
+    with pytest.raises(ValueError, match=f"fused_loss makes no logits, which {what} needs"):
+        SparseLayerTuning(str(tmp_path), [TuningStage(steps=1)], compute=TuningCompute(fused_loss="liger"), **options)
