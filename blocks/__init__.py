@@ -21,6 +21,7 @@ from blocks.cluster_attention import ClusterAttention
 from blocks.delta_conv import DeltaConvBlock
 from blocks.disc_attention import DiscAttention
 from blocks.edits import (
+    AdversarialAttention,
     AShape,
     AttentionEdit,
     AttentionFunction,
@@ -91,6 +92,7 @@ from blocks.token_merging import TokenMerging
 from blocks.tokens import (
     ClusterMerge,
     DivPrune,
+    DualPerspective,
     DynamicExit,
     FasterVLM,
     FastV,
@@ -109,6 +111,8 @@ from blocks.tokens import (
     RandomTokens,
     SparseVLM,
     TextRouter,
+    TowerEdit,
+    TwoResolutions,
     UniformTokens,
     VisionZip,
     VisPruner,
@@ -120,6 +124,7 @@ from blocks.window_attention import WindowAttention
 __all__ = [
     "AShape",
     "Adapted",
+    "AdversarialAttention",
     "AgentAttention",
     "AttentionEdit",
     "AttentionFunction",
@@ -138,6 +143,7 @@ __all__ = [
     "DeltaConvBlock",
     "DiscAttention",
     "DivPrune",
+    "DualPerspective",
     "DualSoftmax",
     "DynamicExit",
     "ElasticSpans",
@@ -212,6 +218,8 @@ __all__ = [
     "TileAttention",
     "TokenMerging",
     "TokenMixer",
+    "TowerEdit",
+    "TwoResolutions",
     "UniformTokens",
     "VariedWindowAttention",
     "VerticalSlash",

@@ -27,7 +27,7 @@ from sparsight.lvlm.model.tower import PartNames
 from sparsight.lvlm.model.vision_cache import VisionCache
 from sparsight.lvlm.surgery.retire import LayerPruning
 from sparsight.lvlm.surgery.selection import LayerSelection, Uniform
-from sparsight.lvlm.train.checks import check_tuning
+from sparsight.lvlm.train.checks import check_cached_tower, check_tuning
 from sparsight.lvlm.train.compute import TuningCompute
 from sparsight.lvlm.train.cost import StepCost, explain, forward_flops, step_cost
 from sparsight.lvlm.train.fused_loss import FusedLoss
@@ -96,6 +96,7 @@ class SparseLayerTuning(TunedLayers):
         if compute.fused_loss is not None and (recipe or healing.logits > 0):
             what = "a recipe" if recipe else "healing.logits"
             raise ValueError(f"compute.fused_loss makes no logits, which {what} needs: set one of them to null or 0")
+        check_cached_tower(recipe or [], compute.vision_cache_gib)
         self._fused = None if compute.fused_loss is None else FusedLoss(compute.fused_loss)
         rule = layers or Uniform(ratio=0.25)
         rule.record()  # scores of layers that are no numbers are refused before weights are loaded

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from sparsight.lvlm.model.answer_losses import IGNORED, answer_losses
 from sparsight.lvlm.model.tower import find_parts
+from tests.tiny_families import PATCH
 from tests.tiny_lvlm import tiny_inputs
-from tests.tiny_tokens import IMAGE, PAD
+from tests.tiny_tokens import IMAGE, PAD, VISION_END, VISION_START
 
 FAMILIES = ("llava", "llava_qwen2", "fast_vlm", "gemma3", "qwen2_5_vl")
 TOKENS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -34,6 +35,23 @@ def batch_of(family: str, model: Any) -> Batch:
 def left_padded(inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs with the padding of their rows on the other side."""
     return inputs | {name: _turned(inputs[name], inputs["attention_mask"]) for name in TOKENS if name in inputs}
+
+
+def wide_and_high() -> Batch:
+    """Qwen's: an image of 2 x 4 tokens in one sample, one of 4 x 2 and another of 2 x 2 in the next, padded left."""
+    torch.manual_seed(3)
+    grids = torch.tensor([[1, 4, 8], [1, 8, 4], [1, 4, 4]])
+    rows = []
+    for counts, after in ([8], 9), ([8, 4], 5):
+        row = [torch.randint(20, 200, (4,))]
+        for count in counts:
+            row += [torch.tensor([VISION_START, *[IMAGE] * count, VISION_END])]
+        rows.append(torch.cat([*row, torch.randint(20, 200, (after,))]))
+    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
+    inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long(), "mm_token_type_ids": (ids == IMAGE).long()}
+    pixels = torch.randn(int(grids.prod(1).sum()), 3 * 2 * PATCH * PATCH)
+    batch = {"inputs": inputs | {"pixel_values": pixels, "image_grid_thw": grids}, "labels": labels_of(inputs)}
+    return padded_left(batch)
 
 
 def _turned(rows: Tensor, mask: Tensor) -> Tensor:

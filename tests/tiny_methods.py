@@ -32,7 +32,8 @@ RENUMBERING = {"renumbered", "pyramid_drop", "gem_filter", "gamma_mod", "slime_r
 SEVERAL_AXES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")  # of positions
 ONE_BY_ONE = {"feather", "cmai", "gamma_mod_kept", "eas"}  # ask for attention in layers that hybrids have a state in
 NOT_PLAIN = ("gemma3", "qwen3_vl", "qwen3_5", "lfm2_vl")  # layers with more norms, or without attention
-TRAINING = {"long_lora", "sink_lora"}  # change nothing in what is answered
+IN_TOWER = {"llava_hr", "inf_llava", "both_towers"}  # of LLaVA's kind
+TRAINING = {"long_lora", "sink_lora", "asa"}  # change nothing in what is answered
 
 
 def stirred(method: Weighted, size: float = 0.3, leaning: float = 0.0) -> Edit:
@@ -73,6 +74,13 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "slime_queries": lambda: [stirred(tokens.QueryCompressor(2, 0.7))],
     "slime_renumbered": lambda: [stirred(tokens.QueryCompressor(3, 1.0, positions="renumber"))],
     "frozen_block": lambda: [stirred(tokens.FrozenBlock(-1), 0.1)],
+    "llava_hr": lambda: [stirred(tokens.TwoResolutions([4, 4, 4, 4], [1, 1, 1, 1]))],
+    "inf_llava": lambda: [stirred(tokens.DualPerspective(2, 4), 0.1)],
+    "both_towers": lambda: [
+        tokens.FasterVLM(0.5),
+        stirred(tokens.DualPerspective(2, 4), 0.1),
+        stirred(tokens.TwoResolutions([4, 4, 4, 4], [1, 1, 1, 1])),
+    ],
     "gem_filter": lambda: [tokens.GemFilter(2, 0.5)],
     "gem_filter_kept": lambda: [tokens.GemFilter(2, 0.5, positions="keep")],
     "quota": lambda: [tokens.FrameBudgets(0.5)],
@@ -107,6 +115,7 @@ METHODS: dict[str, Callable[[], list[Edit]]] = {
     "act": lambda: [edits.SinkCalibration({5: [0, 1, 2]}, threshold=0.05)],
     "visual_boost": lambda: [edits.VisualBoost()],
     "temp_scale": lambda: [edits.TemperatureScale(0.7)],
+    "asa": lambda: [stirred(edits.AdversarialAttention(layers=[2, 5]))],
     "dual_softmax": lambda: [edits.DualSoftmax()],
     "softplus": lambda: [edits.SoftplusAttention(length=16)],
     "a_shape": lambda: [edits.AShape(2, 4)],
@@ -157,6 +166,8 @@ def changes(family: str, name: str) -> bool:
 def is_served(family: str, name: str) -> bool:
     """Whether a family has what a method needs."""
     if family in HYBRIDS and name in ONE_BY_ONE:
+        return False
+    if name in IN_TOWER and not family.startswith("llava"):
         return False
     if name == "frozen_block" and family in NOT_PLAIN:
         return False

@@ -39,6 +39,7 @@ from blocks.edits.masks.mutual_attention import ModalityMutualAttention
 from blocks.edits.masks.shifted_groups import ShiftedGroups, SinkGroups
 from blocks.edits.masks.strided_blocks import StridedBlocks
 from blocks.edits.positions.frame_positions import FramePositions
+from blocks.edits.weights.adversarial import AdversarialAttention
 from blocks.edits.weights.sink_calibration import SinkCalibration
 from blocks.edits.weights.temperature import TemperatureScale
 from blocks.edits.weights.visual_boost import VisualBoost
@@ -46,6 +47,7 @@ from blocks.edits.weights.visual_redistribution import VisualAttentionRedistribu
 
 __all__ = [
     "AShape",
+    "AdversarialAttention",
     "AttentionEdit",
     "AttentionFunction",
     "AttentionSkip",

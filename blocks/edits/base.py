@@ -85,10 +85,12 @@ class AttentionEdit(Edit):
     Attributes:
         tower_layer: The layer of the vision tower whose attention it asks for, if any.
         needs_image: Whether it can do nothing in a layer from which all image tokens are gone.
+        trains_only: Whether it is left out where nothing learns.
     """
 
     tower_layer: int | None = None
     needs_image = False
+    trains_only = False
 
     def mark(self, hidden: Tensor) -> Tensor | None:
         """What to remember of each token (B, Q), by the states (B, Q, C) that enter the layer."""

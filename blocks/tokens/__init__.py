@@ -1,4 +1,4 @@
-"""Methods that give an image fewer tokens: before the decoder (reducers) or from a layer on (policies)."""
+"""Methods that give an image fewer tokens, before the decoder or from a layer on, or change how the tower reads it."""
 
 from __future__ import annotations
 
@@ -26,6 +26,9 @@ from blocks.tokens.reducers.vision_zip import VisionZip
 from blocks.tokens.reducers.vmtc import ClusterMerge
 from blocks.tokens.reducers.vtc_cls import LayerEnsemble
 from blocks.tokens.token_map import TokenMap
+from blocks.tokens.tower import TowerEdit, TowerSight
+from blocks.tokens.towers.dual_perspective import DualPerspective
+from blocks.tokens.towers.two_resolutions import TwoResolutions
 from blocks.tokens.weighted import Shape, Weighted
 
 __all__ = [
@@ -35,6 +38,7 @@ __all__ = [
     "Crop",
     "Decision",
     "DivPrune",
+    "DualPerspective",
     "DynamicExit",
     "Edit",
     "FastV",
@@ -58,6 +62,9 @@ __all__ = [
     "SparseVLM",
     "TextRouter",
     "TokenMap",
+    "TowerEdit",
+    "TowerSight",
+    "TwoResolutions",
     "UniformTokens",
     "VisPruner",
     "VisionZip",

@@ -25,6 +25,7 @@ class Shape(NamedTuple):
         key_heads: Of keys.
         head_channels: Channels of a head.
         inner: Neurons of a feed-forward part.
+        vision: Channels of the vision tower's states; 0 where that is not known.
     """
 
     depth: int
@@ -33,6 +34,7 @@ class Shape(NamedTuple):
     key_heads: int
     head_channels: int
     inner: int
+    vision: int = 0
 
 
 # losses (N) and logits (N, V) of a batch's answers by one more pass, and the sample (N) that each belongs to

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from blocks import FastV, LoFiT
+from blocks import FastV, LoFiT, TwoResolutions
 from lightning_modules import LVLMEvaluation, SparseLayerTuning
 from sparsight.command.cli import main
 from sparsight.common.errors import ConfigurationError
@@ -19,6 +19,7 @@ from sparsight.lvlm.methods.learned.folder import read_recipe, write_recipe
 from sparsight.lvlm.methods.learned.weights import FILE, shape_of
 from sparsight.lvlm.methods.recipe import Recipe
 from sparsight.lvlm.model.load import load_lvlm
+from sparsight.lvlm.train.compute import TuningCompute
 from sparsight.lvlm.train.stages import TuningStage
 from tests.tiny_batches import batch_of
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_processor
@@ -119,6 +120,33 @@ def test_scales_learn_with_their_penalty_in_the_first_stage(base: Path) -> None:
     assert held.offset.requires_grad and not held.scale.requires_grad and method.loss() is None
 
 
+LEARNING: dict[str, tuple[dict[str, Any], str]] = {  # options, and weights that begin as zeros or ones
+    "TwoResolutions": ({"widths": [4, 4, 4, 4], "depths": [1, 1, 1, 1]}, "slow_out.weight"),
+    "DualPerspective": ({"side": 2, "heads": 4}, "norm.weight"),
+    "AdversarialAttention": ({"layers": [1, 3]}, "3.query.weight"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("reload_here")
+@pytest.mark.parametrize("name", LEARNING)
+def test_architectures_learn_and_travel(tmp_path: Path, name: str) -> None:
+    save_tiny_lvlm(tmp_path / "base")
+    export = {"class_path": "callbacks.ExportAtEnd", "init_args": {"output": str(tmp_path / "out")}}
+    recipe = [{"class_path": name, "init_args": LEARNING[name][0]}]
+    stages = [STAGE | {"steps": 3, "train": ["layers", "methods"], "methods_lr": 0.02}]
+    module = main(
+        ["fit", "--config", str(with_callback(tuning_config(tmp_path, recipe=recipe, stages=stages), export))]
+    ).model
+    learnt = module.recipe.weighted[name].held.state_dict()[LEARNING[name][1]]
+    assert float((learnt - learnt.round()).abs().max()) > 1e-5
+    inputs = example_inputs(tiny_processor())
+    wanted = logits(module.model.eval(), module.recipe, inputs)
+    (place,) = {file.parent for file in (tmp_path / "out").rglob(FILE)}
+    exported = AutoModelForImageTextToText.from_pretrained(place, trust_remote_code=True, dtype=torch.float32)
+    torch.testing.assert_close(logits(exported.eval(), None, inputs), wanted)
+
+
 @pytest.mark.slow
 def test_a_region_and_a_method_are_trained_together(folder: Path, base: Path) -> None:
     stage = STAGE | {"steps": 2, "train": ["layers", "methods"]}
@@ -133,6 +161,7 @@ def test_what_does_not_go_with_weights_is_refused_by_name(base: Path, tmp_path: 
     methods, layers = ([TuningStage(steps=1, train=[part], lr=0.1)] for part in ("methods", "layers"))
     for stages, recipe, told in (
         (methods, [FastV(3)], "none of the recipe has weights"),
+        (methods, [TwoResolutions()], "TwoResolutions works in the vision tower, of which llava"),
         (layers, [LoFiT(count=3)], "LoFiT of the recipe would keep weights that were never trained"),
         (methods, [LoFiT(count=3), LoFiT(count=2)], "LoFiT is there twice"),
         (methods, [LoFiT(count=300)], "LoFiT chooses 300 of 24 heads"),
@@ -141,6 +170,9 @@ def test_what_does_not_go_with_weights_is_refused_by_name(base: Path, tmp_path: 
     ):
         with pytest.raises(ValueError, match=told):
             SparseLayerTuning(base=str(base), stages=stages, recipe=recipe)
+    with pytest.raises(ValueError, match="keeps what the vision tower answers, which TwoResolutions of recipe change"):
+        kept = TuningCompute(vision_cache_gib=0.1)
+        SparseLayerTuning(base=str(base), stages=methods, recipe=[TwoResolutions()], compute=kept)
     with pytest.warns(UserWarning, match="LoFiT of model.recipe has weights that were never trained"):
         module = LVLMEvaluation(base=str(base), recipe=[LoFiT(count=3)])
     module._device_mesh = cast(Any, object())  # as ModelParallelStrategy sets it

@@ -40,7 +40,7 @@ class Attention(State):
         if layer is None or self._guard is None:
             return base(module, query, key, value, mask, **options)
         guard = self.guard
-        edits = [(number, edit) for number, edit in enumerate(self.of(AttentionEdit)) if edit.at(layer, self.depth)]
+        edits = [(number, edit) for number, edit in enumerate(self.of(AttentionEdit)) if self.edits(edit, layer)]
         is_tapped = (layer in self.tapped or layer == self.stop) and not guard.answering
         if not edits and not is_tapped:
             out, weights = base(module, query, key, value, mask, **options)

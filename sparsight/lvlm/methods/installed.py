@@ -185,7 +185,7 @@ class Installed(Passes, Attention):
             allowed = guard.mask(layer, given, path, held, programs, where)
             inputs["attention_mask"] = as_kernel_reads(allowed, self.kernel, hidden.dtype)
         for number, edit in enumerate(self.of(AttentionEdit)):
-            marks = edit.mark(hidden) if edit.at(layer, self.depth) else None
+            marks = edit.mark(hidden) if self.edits(edit, layer) else None
             if marks is not None:
                 old = [guard.marks[layer, number]] if guard.answering else []
                 guard.marks[layer, number] = torch.cat([*old, marks], 1)

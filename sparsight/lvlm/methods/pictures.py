@@ -92,6 +92,15 @@ class Pictures:
             else:
                 vars(self.inner)[METHOD] = own
 
+    @contextmanager
+    def deaf(self) -> Iterator[None]:
+        """Listen to nothing that the tower reads inside."""
+        modules, self.modules = self.modules, set()
+        try:
+            yield
+        finally:
+            self.modules = modules
+
     def heard(self, module: nn.Module, query: Tensor, key: Tensor, scaling: float) -> None:
         """Remember queries and keys of the tower, whose attentions are called crop by crop or for all at once."""
         if module in self.modules:

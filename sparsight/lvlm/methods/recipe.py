@@ -22,18 +22,30 @@ from blocks.edits.base import (
 )
 from blocks.tokens.artefact import Artefact, check_artefact
 from blocks.tokens.base import Edit, FeatureReducer, LayerPolicy
+from blocks.tokens.tower import TowerEdit
 from sparsight.lvlm.methods.conflicts import check_generation, check_model, check_together, feed_forward, name_of
 from sparsight.lvlm.methods.facts import facts_of
 from sparsight.lvlm.methods.families import family_of
 from sparsight.lvlm.methods.installed import Installed
 from sparsight.lvlm.methods.kernels import around_kernel
 from sparsight.lvlm.methods.learned.encoder import as_encoder
+from sparsight.lvlm.methods.learned.tower import Tower, check_tower
 from sparsight.lvlm.methods.learned.weights import fit_weights, weighted
 from sparsight.lvlm.model.bypass import replaced_forward
 from sparsight.lvlm.model.tower import find_parts
 
 ORDER = (
-    *(FeatureReducer, PositionEdit, MaskProgram, LayerPolicy, AttentionEdit, HeadEdit, FeedForwardEdit, LayerEdit),
+    *(
+        TowerEdit,
+        FeatureReducer,
+        PositionEdit,
+        MaskProgram,
+        LayerPolicy,
+        AttentionEdit,
+        HeadEdit,
+        FeedForwardEdit,
+        LayerEdit,
+    ),
     BranchDecoder,
 )
 _BUSY: WeakSet[nn.Module] = WeakSet()  # models with a recipe
@@ -49,8 +61,9 @@ class Calibrated(Protocol):
 class Recipe:
     """A list of methods, which work in the order of ``ORDER`` whatever their order in the list.
 
-    Images are reduced at the decoder's entrance; each layer then gets its mask, loses tokens, attends, and has its
-    heads and its feed-forward part changed. Several of a kind work in the order of the list.
+    Images are changed in the vision tower and reduced at the decoder's entrance; each layer then gets its mask, loses
+    tokens, attends, and has its heads and its feed-forward part changed. Several of a kind work in the order of the
+    list.
 
     Args:
         methods: Of ``blocks.tokens`` and ``blocks.edits``, or of your own.
@@ -77,6 +90,11 @@ class Recipe:
         return [name_of(method) for method in self.methods if isinstance(method, kinds)]
 
     @property
+    def in_tower(self) -> list[TowerEdit]:
+        """Methods that work inside the vision tower."""
+        return [method for method in self.methods if isinstance(method, TowerEdit)]
+
+    @property
     def is_calibrated(self) -> bool:
         """Whether any method uses an artefact of calibration."""
         return any(isinstance(method, Calibrated) and method.artefact is not None for method in self.methods)
@@ -97,6 +115,7 @@ class Recipe:
         for method in self.methods:
             if isinstance(method, Calibrated) and method.artefact is not None:
                 check_artefact(method.artefact, facts_of(model, template=template), method=name_of(method))
+        check_tower(self.in_tower, model, parts)
         check_model(self.methods, model.config.get_text_config(decoder=True), parts.layers)
         for method in self.methods:
             if isinstance(method, FeatureReducer) and method.encoder_layer is not None:
@@ -138,6 +157,8 @@ class Recipe:
         with ExitStack() as stack:
             _BUSY.add(model)
             stack.callback(_BUSY.discard, model)
+            if self.in_tower:
+                stack.enter_context(Tower(self.in_tower, model, parts, work.pictures).installed())
             stack.enter_context(work.pictures.watched())
             stack.enter_context(_careful_generation(model))
             stack.enter_context(_around(model, work.model))

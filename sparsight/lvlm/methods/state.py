@@ -84,6 +84,10 @@ class State:
         found = [method for method in self.methods if isinstance(method, kind)]
         return found if layer is None else [method for method in found if method.at(layer, self.depth)]
 
+    def edits(self, edit: AttentionEdit, layer: int) -> bool:
+        """Whether an edit of attention works in a layer now."""
+        return edit.at(layer, self.depth) and (self.training or not edit.trains_only)
+
     @property
     def guard(self) -> CacheGuard:
         """Of the pass that is being computed."""

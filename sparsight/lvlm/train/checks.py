@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from blocks.tokens.base import Edit
+from blocks.tokens.tower import TowerEdit
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.training.ddp import check_training_may_change
@@ -22,6 +24,20 @@ class Packing(Protocol):
     """Data that can put several samples into a row."""
 
     packing: bool
+
+
+def check_cached_tower(recipe: Sequence[Edit], gib: float) -> None:
+    """Refuse to keep what a vision tower answers where methods learn inside it.
+
+    Raises:
+        ValueError: That is asked for.
+    """
+    names = [type(method).__name__ for method in recipe if isinstance(method, TowerEdit)]
+    if names and gib > 0:
+        told = " and ".join(names)
+        raise ValueError(
+            f"compute.vision_cache_gib keeps what the vision tower answers, which {told} of recipe change: set it to 0"
+        )
 
 
 def check_tuning(

@@ -18,27 +18,10 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.scores.maps.image_maps import ImageMaps
 from sparsight.lvlm.scores.maps.measure import usual_layers, view_attention
 from sparsight.lvlm.scores.maps.pixels import seen_images
-from tests.tiny_batches import Batch, batch_of, labels_of, padded_left, text_only
+from tests.tiny_batches import Batch, batch_of, padded_left, text_only, wide_and_high
 from tests.tiny_families import PATCH, SIDE
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm
-from tests.tiny_tokens import IMAGE, PAD, VISION_END, VISION_START
-
-
-def wide_and_high(model: Any) -> Batch:
-    """Qwen's: an image of 2 x 4 tokens in one sample, one of 4 x 2 and another of 2 x 2 in the next, padded left."""
-    torch.manual_seed(3)
-    grids = torch.tensor([[1, 4, 8], [1, 8, 4], [1, 4, 4]])
-    rows = []
-    for counts, after in ([8], 9), ([8, 4], 5):
-        row = [torch.randint(20, 200, (4,))]
-        for count in counts:
-            row += [torch.tensor([VISION_START, *[IMAGE] * count, VISION_END])]
-        rows.append(torch.cat([*row, torch.randint(20, 200, (after,))]))
-    ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD)
-    inputs = {"input_ids": ids, "attention_mask": (ids != PAD).long(), "mm_token_type_ids": (ids == IMAGE).long()}
-    pixels = torch.randn(int(grids.prod(1).sum()), 3 * 2 * PATCH * PATCH)
-    batch = {"inputs": inputs | {"pixel_values": pixels, "image_grid_thw": grids}, "labels": labels_of(inputs)}
-    return padded_left(batch)
+from tests.tiny_tokens import IMAGE
 
 
 def whole_maps(model: Any, batch: Batch) -> list[Tensor]:
@@ -58,7 +41,7 @@ def asking(batch: Batch, sample: int) -> list[int]:
 
 def test_grids_hold_the_weights_of_their_own_tokens() -> None:
     model = tiny_lvlm("qwen2_5_vl")
-    batch = wide_and_high(model)
+    batch = wide_and_high()
     whole = whole_maps(model, batch)
     views = view_attention(model, [batch], layers=[1, 4])
     assert [[panel.shape for panel in view.panels] for view in views] == [[(2, 4)], [(4, 2), (2, 2)]]
@@ -77,7 +60,7 @@ def test_grids_hold_the_weights_of_their_own_tokens() -> None:
 
 def test_the_last_token_asks_where_that_is_said_or_nothing_is_answered() -> None:
     model = tiny_lvlm("qwen2_5_vl")
-    batch = wide_and_high(model)
+    batch = wide_and_high()
     whole = whole_maps(model, batch)[2]
     (said,) = view_attention(model, [batch], layers=[2], samples=1, asks="last")
     (plain,) = view_attention(model, [{"inputs": batch["inputs"]}], layers=[2], samples=1)
@@ -89,7 +72,7 @@ def test_the_last_token_asks_where_that_is_said_or_nothing_is_answered() -> None
 
 def test_pixels_are_those_that_the_model_was_given() -> None:
     model = tiny_lvlm("qwen2_5_vl")
-    inputs = wide_and_high(model)["inputs"]
+    inputs = wide_and_high()["inputs"]
     image = torch.arange(3 * 16 * 32.0).view(3, 16, 32)  # 4 x 8 patches, 2 x 4 tokens
     squares = image.view(3, 2, 2, PATCH, 4, 2, PATCH)  # row of squares and in it, column of squares and in it
     patches = squares.permute(1, 4, 2, 5, 0, 3, 6)  # those of a square one after the other

@@ -39,6 +39,7 @@ def shape_of(model: Any) -> Shape:
     heads = config.num_attention_heads
     key_heads, channels = setting(config, "num_key_value_heads"), setting(config, "head_dim")
     inner = setting(config, "intermediate_size")
+    vision = setting(setting(model.config, "vision_config"), "hidden_size")
     return Shape(
         depth=len(find_parts(model).layers),
         channels=config.hidden_size,
@@ -46,6 +47,7 @@ def shape_of(model: Any) -> Shape:
         key_heads=key_heads or heads,
         head_channels=channels or config.hidden_size // heads,
         inner=inner if isinstance(inner, int) else 4 * config.hidden_size,
+        vision=vision if isinstance(vision, int) else 0,
     )
 
 
