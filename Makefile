@@ -15,7 +15,8 @@ LMMS_EVAL ?= .venv-lmms-eval
 LOWEST ?= .venv-lowest
 UV = $(LOWEST)/bin/uv pip
 
-GPU_WHEELS = diffusers jsonargparse docstring-parser typeshed-client typing-extensions accelerate pytest iniconfig pluggy
+GPU_WHEELS = diffusers jsonargparse docstring-parser typeshed-client typing-extensions accelerate pytest iniconfig pluggy \
+  requests urllib3 certifi idna
 
 .DEFAULT_GOAL := help
 .PHONY: help venv quickstart docs test test-slow test-browser test-gpu test-extras gpu-wheels test-faults test-portable test-lowest lmms-eval lint format pins clean

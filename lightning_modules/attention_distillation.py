@@ -16,7 +16,6 @@ from torch import Tensor
 
 from blocks.base import Site, TokenMixer
 from lightning_modules.beside_mixers import BesideMixers
-from lightning_modules.diffusion import compile_blocks
 from lightning_modules.in_stages import SAVED
 from lightning_modules.stored_base import StoredBase
 from sparsight.common.datamodule import datamodule_of
@@ -42,6 +41,7 @@ from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import SiteSelection
 from sparsight.diffusion.surgery.training_free import is_training_free
 from sparsight.diffusion.train.capture import capture_site
+from sparsight.diffusion.train.compiled import compile_blocks
 from sparsight.diffusion.train.distiller import Distiller
 from sparsight.diffusion.train.former_names import follow_names, former_names
 from sparsight.diffusion.train.relative_errors import RecentErrors
@@ -146,6 +146,7 @@ class AttentionDistillation(BesideMixers, StoredBase):
         self.condition_dropout = condition_dropout
         if gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
+        self.compiles = compile
         if compile:
             compile_blocks(self.denoiser)
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
-from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule, compile_blocks
+from lightning_modules.diffusion import STREAM_OFFSET_EVAL, DiffusionModule
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
@@ -27,6 +27,7 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.load import load_polished
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.model.timesteps import EVEN, Timesteps
+from sparsight.diffusion.train.compiled import compile_blocks
 from sparsight.diffusion.train.timestep_weights import min_snr_weight
 
 if TYPE_CHECKING:
@@ -139,6 +140,7 @@ class DenoiserTraining(DiffusionModule):
             raise ValueError(f"no parameter of the denoiser matches trainable={list(trainable)}")
         if gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
+        self.compiles = compile
         if compile:
             compile_blocks(self.denoiser)
         self._schedule_before: int | None = None  # steps of the schedule that a checkpoint was made with

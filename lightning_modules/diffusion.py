@@ -23,16 +23,15 @@ from sparsight.common.training.sharding import is_sharded
 from sparsight.diffusion.export.standalone import student_state
 from sparsight.diffusion.export.write import write_diffusion
 from sparsight.diffusion.families.conditioning import drop_condition
-from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.measure.run_memory import Shaped
 from sparsight.diffusion.model.caption_memory import KnowsCaptions
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.randomness import Stream, sample_normal, sample_uniform
 from sparsight.diffusion.model.sampling import Sampling, check_steps, sample, starting_noise
 from sparsight.diffusion.model.timesteps import EVEN, Timesteps
+from sparsight.diffusion.train.compiled import check_compiler
 from sparsight.diffusion.train.sharding import shard
 
-VARIANTS = 8  # compilations of one block
 STREAM_OFFSET_EVAL = 1_000_003  # evaluation draws must not repeat those of training
 
 
@@ -48,6 +47,7 @@ class DiffusionModule(TrainedPartsModule):
     diffusion: DiffusionModel
     waits_for_steps = False
     quantised: Quantisation | None = None  # see StoredBase
+    compiles = False  # whether the denoiser's blocks are compiled
 
     def __init__(self, *, seed: int, sampling: Sampling, max_skipped_steps: int) -> None:
         super().__init__(max_skipped_steps=max_skipped_steps)
@@ -69,8 +69,11 @@ class DiffusionModule(TrainedPartsModule):
         """Embed captions that are known, and move the VAE to where the denoiser will be, which is not there yet.
 
         Raises:
-            ConfigurationError: The noise scheduler cannot take as many steps as ``sampling`` says.
+            ConfigurationError: The noise scheduler cannot take as many steps as ``sampling`` says, or blocks are to be
+                compiled and torch cannot.
         """
+        if self.compiles and self._trainer is not None:
+            check_compiler(self.trainer.strategy.root_device)
         check_steps(self.diffusion, self.sample_steps, name="sampling.steps")
         self.diffusion.to(self.device, encoders=False)
         data = datamodule_of(self._trainer)
@@ -169,14 +172,3 @@ class DiffusionModule(TrainedPartsModule):
         """Sample in model space for the conditions of ``batch``; equal ids give equal starting noise."""
         noise = starting_noise(self.diffusion.sample_shape(), seed=self.seed, index=index)
         return sample(self.diffusion, batch, noise, steps=self.sample_steps, guidance=self.guidance_scale)
-
-
-def compile_blocks(denoiser: torch.nn.Module) -> None:
-    """Compile every transformer block in place, which keeps parameter names and shares one compilation."""
-    blocks = [module for module in denoiser.modules() if type(module).__name__ in family_of(denoiser).blocks]
-    for block in blocks:
-        block.compile()
-    # all blocks are one piece of code to the compiler: each may be of another shape, and is met by teacher and student,
-    # with and without gradients, before and after its hand-over
-    config: Any = torch._dynamo.config
-    config.recompile_limit = max(config.recompile_limit, VARIANTS * len(blocks))
