@@ -7,6 +7,7 @@ on the machine disturbs little; on a GPU it is the wall's.
 
 from __future__ import annotations
 
+import gc
 import itertools
 import statistics
 import time
@@ -97,6 +98,7 @@ def compare_recipes(
                     **{f"peak bytes, {way}": run(WARM_UP, measured=True).peak for way, run in ways.items()},
                 }
             )
+            print(", ".join(f"{key} {text}" for key, text in shown(rows[-1]).items()), flush=True)
     return rows
 
 
@@ -117,6 +119,7 @@ def _run(
     count: int,
     measured: bool = False,
 ) -> Ran:
+    gc.collect()  # a Trainer and its module hold each other
     module = SparseLayerTuning(base, [TuningStage(steps=10_000, lr=1e-5)], **options)
     found: list[float] = []
 
