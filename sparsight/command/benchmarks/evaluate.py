@@ -106,6 +106,8 @@ def _named_tasks(given: argparse.Namespace) -> tuple[list[str], list[dict[str, A
     if given.python is None:
         return names, [named_task(name, given.data) for name in names]
     check_there("python", given.python)
+    if given.task_folder is not None:
+        check_there("task_folder", given.task_folder)
     return names, []
 
 

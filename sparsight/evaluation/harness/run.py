@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,22 @@ LAUNCH = Path(__file__).with_name("launch.py")  # never imported here: it is for
 Backend = Literal["transformers", "vllm"]
 BACKENDS: Mapping[Backend, tuple[str, str]] = {  # lmms-eval's name of each, and of its option for the model
     "transformers": ("huggingface", "pretrained"),
-    "vllm": ("vllm_chat", "model"),
+    "vllm": ("vllm", "model"),
 }
 LOG = "lmms_eval.log"
 _SHOWN = 3  # last lines of a process that failed
+_LONGEST = 300  # characters of what it says itself: some of its messages list all models
+_FAILED = re.compile(r"Error during evaluation: (.*?)(?:\. Please set `--verbosity|$)", re.MULTILINE)
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_REMEDIES = {  # what lmms-eval says, and what to do about it here
+    "Tasks not found": "tasks: give names that it knows, and the folder of your own as --task_folder",
+    "NVIDIA driver": "model_args: on a processor say --model_args device=cpu,device_map=cpu",
+    "Unexpected kwargs": "model_args: leave out what its backend does not take",
+    "ConnectionError": "tasks: their data are on the hub, which cannot be reached",
+}
+_OF_VLLM = {
+    "'NoneType' object is not callable": "backend: vLLM cannot be imported in that environment: install it there"
+}
 
 
 class Asked(NamedTuple):
@@ -66,7 +79,8 @@ def run_lmms_eval(asked: Asked, output: Path) -> None:
         output: Folder for what it writes.
 
     Raises:
-        ConfigurationError: It is not installed there, or has failed; the message ends with its last lines.
+        ConfigurationError: It is not installed there, or has failed; the message ends with what it said last. It ends
+            with 0 also where it evaluated nothing, so that only its file of results tells.
     """
     output.mkdir(parents=True, exist_ok=True)
     command, log = asked.command(output), output / LOG
@@ -78,11 +92,16 @@ def run_lmms_eval(asked: Asked, output: Path) -> None:
             code = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, env=environment).returncode
         except OSError as error:
             raise ConfigurationError(f"python: {asked.python!r} cannot be started: {error.strerror}") from error
-    if code == 0:
+    if code == 0 and any(output.rglob("*_results.json")):
         return
     said = log.read_text(encoding="utf-8", errors="replace").strip().split("\n")
     if any(f"No module named {name}" in line for line in said for name in ("lmms_eval", "'lmms_eval'")):
         raise ConfigurationError(
             f"python: {asked.python!r} has no lmms-eval: `make lmms-eval` makes .venv-lmms-eval, which has"
         )
-    raise ConfigurationError(f"lmms-eval ended with {code}; {log} has all that it said: {' | '.join(said[-_SHOWN:])}")
+    failed = _FAILED.findall(_COLOURS.sub("", "\n".join(said)))
+    why = failed[-1][:_LONGEST] if failed else " | ".join(said[-_SHOWN:])
+    causes = _REMEDIES | (_OF_VLLM if asked.backend == "vllm" else {})
+    remedies = "".join(f" {remedy}." for cause, remedy in causes.items() if failed and cause in failed[-1])
+    how = f"ended with {code}" if code else "evaluated nothing"
+    raise ConfigurationError(f"lmms-eval {how};{remedies} {log} has all that it said: {why}")

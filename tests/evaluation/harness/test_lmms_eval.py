@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from sparsight.common.errors import ConfigurationError
 from sparsight.evaluation.compare import compare_reports
 from sparsight.evaluation.harness.read import find_recorded, report_recorded
-from sparsight.evaluation.harness.run import LOG, Asked, run_lmms_eval
+from sparsight.evaluation.harness.run import BACKENDS, LOG, Asked, run_lmms_eval
 from sparsight.evaluation.reform_eval.report import read_report
 from tests import tiny_benchmarks as tiny
 from tests.tiny_benchmarks import write_rows
@@ -103,7 +104,7 @@ def test_the_command_line_says_all_that_was_asked(tmp_path: Path) -> None:
     text = " ".join(asked.command(tmp_path))
     assert text.startswith("py ") and "--model huggingface --model_args pretrained=folder,device=cpu" in text
     assert "--tasks gqa,pope --batch_size 2 --log_samples" in text and "--limit 5 --include_path own" in text
-    assert "--model vllm_chat --model_args model=folder" in " ".join(asked._replace(backend="vllm").command(tmp_path))
+    assert "--model vllm --model_args model=folder" in " ".join(asked._replace(backend="vllm").command(tmp_path))
 
 
 def test_an_interpreter_without_it_is_told(tmp_path: Path) -> None:
@@ -117,6 +118,28 @@ def test_an_interpreter_without_it_is_told(tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\necho one\necho CUDA out of memory\nexit 3\n")
     with pytest.raises(ConfigurationError, match=rf"ended with 3; .*{LOG} has all that it said: .*one \| CUDA out of"):
         run_lmms_eval(Asked(str(script), "m", ["gqa"]), tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [  # as lmms-eval 0.7.3 wrote them, in colours, and ended with 0
+        ("Tasks not found: popo. Try `lmms-eval", "tasks: give names that it knows, and the folder of your own"),
+        ("Found no NVIDIA driver on your system", "--model_args device=cpu,device_map=cpu"),
+        ("'NoneType' object is not callable", "vLLM cannot be imported in that environment"),
+        ("Unexpected kwargs: {'nonsense': 1}", "leave out what its backend does not take"),
+        ("RetryError[<Future state=finished raised ConnectionError>]", "cannot be reached"),
+        ("something new", "evaluated nothing; .*lmms_eval.log has all that it said: something new$"),
+    ],
+)
+def test_a_failure_that_ends_with_0_is_told(said: str, told: str, tmp_path: Path) -> None:
+    script = tmp_path / "python"
+    line = f"\x1b[1mERROR   \x1b[0m - \x1b[31mError during evaluation: {said}. Please set `--verbosity=DEBUG`\x1b[0m"
+    (tmp_path / "said").write_text(f"Traceback\n{line}\nModel Responding: 0%\n")
+    script.write_text(f"#!/bin/sh\ncat {tmp_path / 'said'}\n")
+    script.chmod(0o755)
+    with pytest.raises(ConfigurationError, match=told) as caught:
+        run_lmms_eval(Asked(str(script), "m", ["popo"], backend="vllm"), tmp_path / "out")
+    assert said in str(caught.value) and "\x1b" not in str(caught.value)
 
 
 TASK = """\
@@ -167,3 +190,11 @@ def test_lmms_eval_asks_a_tiny_model(tmp_path: Path) -> None:
     assert found.keys() == {("tiny_pope", "recorded"), ("tiny_pope", "accuracy")}
     assert len(read_report(tmp_path / "out")["answers"]) == 6
     assert sys.executable != os.environ[PYTHON]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PYTHON not in os.environ, reason=f"needs lmms-eval: set {PYTHON} to .venv-lmms-eval/bin/python")
+def test_lmms_eval_knows_the_backends_by_these_names() -> None:
+    code = "from lmms_eval.models import MODEL_REGISTRY_V2 as known; print(*known.list_model_names())"
+    names = subprocess.run([os.environ[PYTHON], "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {name for name, _ in BACKENDS.values()} <= set(names)
