@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from blocks.tokens.token_map import TokenMap
 from sparsight.lvlm.methods.families import family_of
+from sparsight.lvlm.model.bypass import replaced_method
 from sparsight.lvlm.model.tower import Parts
 
 METHOD = "get_image_features"
@@ -65,7 +66,6 @@ class Pictures:
     @contextmanager
     def watched(self) -> Iterator[None]:
         """Listen to the model while it encodes images."""
-        own = vars(self.inner).get(METHOD)
         encode = self.inner.get_image_features
 
         @wraps(encode)
@@ -83,14 +83,8 @@ class Pictures:
                 )
             return found
 
-        vars(self.inner)[METHOD] = listen
-        try:
+        with replaced_method(self.inner, METHOD, listen):
             yield
-        finally:
-            if own is None:
-                del vars(self.inner)[METHOD]
-            else:
-                vars(self.inner)[METHOD] = own
 
     @contextmanager
     def deaf(self) -> Iterator[None]:

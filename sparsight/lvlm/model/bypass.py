@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> AbstractContextManager[None]:
     """Let another function stand in for a module's forward, which comes back; hooks, parameters and name stay."""
-    own = module.__dict__.get("forward")  # accelerate puts its own there
-    module.__dict__["forward"] = forward
+    return replaced_method(module, "forward", forward)
+
+
+@contextmanager
+def replaced_method(module: nn.Module, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Let another function stand in for a module's method, which comes back."""
+    own = module.__dict__.get(name)  # accelerate puts its own there
+    module.__dict__[name] = method
     try:
         yield
     finally:
         if own is None:
-            del module.__dict__["forward"]
+            del module.__dict__[name]
         else:
-            module.__dict__["forward"] = own
+            module.__dict__[name] = own
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from blocks.tokens.tower import TowerEdit, TowerSight
 from sparsight.common.names import named
 from sparsight.common.plain import setting
 from sparsight.lvlm.methods.pictures import METHOD, Pictures
-from sparsight.lvlm.model.bypass import leaving, replaced_forward
+from sparsight.lvlm.model.bypass import leaving, replaced_forward, replaced_method
 from sparsight.lvlm.model.tower import Parts
 
 SERVED = ("llava", "llava_next", "llava_onevision")  # whose projectors read states of one layer, crop by crop
@@ -49,7 +49,6 @@ class Tower:
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Let the model encode images with the methods."""
-        own = vars(self.inner).get(METHOD)
         encode = self.inner.get_image_features
 
         @wraps(encode)
@@ -62,14 +61,8 @@ class Tower:
             finally:
                 self.rows = {}
 
-        vars(self.inner)[METHOD] = changed
-        try:
+        with replaced_method(self.inner, METHOD, changed):
             yield
-        finally:
-            if own is None:
-                del vars(self.inner)[METHOD]
-            else:
-                vars(self.inner)[METHOD] = own
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
