@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.fashion_mnist_study import draw, drawn, keep_protocol, read_rows, rmse_to_teacher, sample_file
+from benchmarks.fashion_mnist_study import SUBJECT
 from benchmarks.study_arms import ARMS, factory_of, name_of, plain_of, training_options
+from benchmarks.study_runs import draw, drawn, keep_protocol, read_rows, rmse_to_teacher, sample_file
 from blocks import Grid, Site
 from sparsight.testing import apply_mixer, random_inputs
 from tests import tiny
@@ -28,11 +29,11 @@ def root(tmp_path: Path) -> Path:
 
 def test_samples_are_drawn_once_and_compared_at_32_pixels(root: Path) -> None:
     how = Namespace(**HOW)
-    draw("delta_conv_default", root, seed=0, size=8, protocol=how)
+    draw(SUBJECT, "delta_conv_default", root, seed=0, size=8, protocol=how)
     path = sample_file(root, "delta_conv_default", seed=0, size=8)
-    images, written = drawn(path), path.stat().st_mtime_ns
+    images, written = drawn(path, 32), path.stat().st_mtime_ns
     assert images.shape == (3, 1, 32, 32) and 0 <= float(images.min()) < float(images.max()) <= 1
-    draw("delta_conv_default", root, seed=0, size=8, protocol=how)
+    draw(SUBJECT, "delta_conv_default", root, seed=0, size=8, protocol=how)
     assert path.stat().st_mtime_ns == written
     teacher = sample_file(root, "teacher", seed=0, size=8)
     assert rmse_to_teacher(images, root, seed=0, size=8) is None
@@ -42,8 +43,8 @@ def test_samples_are_drawn_once_and_compared_at_32_pixels(root: Path) -> None:
     assert rmse_to_teacher(1 - images, root, seed=0, size=8) == pytest.approx(
         float((1 - 2 * images).square().mean().sqrt()), rel=1e-5
     )
-    draw("delta_conv_default", root, seed=1, size=8, protocol=how)
-    assert not torch.equal(drawn(sample_file(root, "delta_conv_default", seed=1, size=8)), images)
+    draw(SUBJECT, "delta_conv_default", root, seed=1, size=8, protocol=how)
+    assert not torch.equal(drawn(sample_file(root, "delta_conv_default", seed=1, size=8), 32), images)
 
 
 def test_a_folder_has_samples_of_one_kind(root: Path) -> None:

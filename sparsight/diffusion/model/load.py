@@ -14,6 +14,7 @@ from torch import nn
 from sparsight.common.disk.shipped import resolve
 from sparsight.common.text import read_json
 from sparsight.diffusion.pipelines.pipeline_files import check_names, check_pipeline_files, reading_pipeline
+from sparsight.diffusion.pipelines.text_encoders import left_to_package
 from sparsight.diffusion.pipelines.trust import LIBRARIES, check_index
 from sparsight.diffusion.pipelines.variants import check_variant, variants_of
 
@@ -153,6 +154,7 @@ def _load_own(
         made[student].to(dtype or torch.float32)
     if kind is None:
         return _load_student_pipeline(folder, made, variant=variant, dtype=dtype)
+    made |= left_to_package(index, str(path), dtype=dtype)
     options = {"variant": variant, "dtype": dtype}
     return _load_pixel_pipeline(kind, folder, index, made, options, trust_remote_code=trust_remote_code)
 

