@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python -m benchmarks.draws
 
-Draws are made of (seed, step, sample) by numpy, on the main thread, while the device works on what it was given
-before: no step waits for the device. So they cost time only where the processor is behind. Beside their time stands
-the least that a step can take: on a GPU the FLOPs of the teacher's pass and of the student's, forward and back, at
-790 TFLOP/s, an H200's own measured roof (no step reaches that, and launches come on top); for the CPU recipe a pass of
-the teacher alone, timed here. Recipes on stored trajectories draw no noise and are left out.
+Draws are made of (seed, step, sample) by numpy, in a thread, while the batch before is computed. So they cost time
+only where the processor has none to spare. Beside their time stands the least that a step can take: on a GPU the
+FLOPs of the teacher's pass and of the student's, forward and back, at 790 TFLOP/s, an H200's own measured roof (no
+step reaches that, and launches come on top); for the CPU recipe a pass of the teacher alone, timed here. Recipes on
+stored trajectories draw no noise and are left out.
 """
 
 from __future__ import annotations

@@ -193,11 +193,14 @@ class ReportingLoader(DataLoader):
         """Deliver the batches; no worker starts before the first one is asked for."""
         asked = time.perf_counter()
         self._begin()
-        for batch in super().__iter__():
+        for batch in self._batches():
             self._delivered += 1
             self.waited += time.perf_counter() - asked
             yield batch if self.receive is None else self.receive(batch, self._epoch_ended())
             asked = time.perf_counter()
+
+    def _batches(self) -> Iterator[Any]:
+        return super().__iter__()
 
     def _begin(self) -> None:
         self._delivered = 0
@@ -213,8 +216,12 @@ class ResumableLoader(ReportingLoader):
     Lightning resumes at the end of an epoch, it may announce a number that is off by one, or leave an epoch after one
     batch. An epoch that was left is taken up again. The state counts global samples, so a run may resume with another
     number of processes.
+
+    Attributes:
+        upcoming: The batch after the one delivered last, so that what it needs can be made ready; none after the last.
     """
 
+    upcoming: Any = None
     _epoch: int | None = None
     _loaded: tuple[int, int] | None = None
 
@@ -237,6 +244,13 @@ class ResumableLoader(ReportingLoader):
                 f"global batch {self._global_batch()}; resume with the batch size and number of processes it had"
             )
         self._loaded = (state["epoch"], state["samples"] // self._global_batch())
+
+    def _batches(self) -> Iterator[Any]:
+        batches = super()._batches()
+        self.upcoming = next(batches, None)
+        while self.upcoming is not None:
+            batch, self.upcoming = self.upcoming, next(batches, None)
+            yield batch
 
     def _begin(self) -> None:
         sampler = self.sampler

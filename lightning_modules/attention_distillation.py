@@ -344,6 +344,7 @@ class AttentionDistillation(BesideMixers, StoredBase):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The stage's loss; logs every term and every site's relative L2 error."""
         noised = self._noised_in_stage(batch, step=self.global_step)
+        self.draw_ahead(noised, batch_idx)
         if self.stage.objective == "layerwise":
             terms = self.distiller.layerwise(noised)
         else:

@@ -26,7 +26,7 @@ from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.load import load_polished
 from sparsight.diffusion.model.sampling import Sampling
-from sparsight.diffusion.model.timesteps import EVEN, Timesteps
+from sparsight.diffusion.model.timesteps import Timesteps
 from sparsight.diffusion.train.compiled import compile_blocks
 from sparsight.diffusion.train.timestep_weights import min_snr_weight
 
@@ -201,7 +201,10 @@ class DenoiserTraining(DiffusionModule):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean squared error to the target of the noising process."""
         timesteps = self.timesteps or Timesteps()
-        loss = self._loss(batch, step=self.global_step, condition_dropout=self.condition_dropout, timesteps=timesteps)
+        options: dict[str, Any] = {"condition_dropout": self.condition_dropout, "timesteps": timesteps}
+        noised = self.noised(batch, step=self.global_step, **options)
+        self.draw_ahead(noised, batch_idx)
+        loss = self._loss(noised)
         self.guard.note({"denoising": loss}, batch)
         self.log("train/loss", loss)
         tell(self, "loss", loss.detach())
@@ -209,18 +212,15 @@ class DenoiserTraining(DiffusionModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The loss at draws that are the same in every validation."""
-        loss = self._loss(batch, step=STREAM_OFFSET_EVAL, condition_dropout=0.0)
+        loss = self._loss(self.noised(batch, step=STREAM_OFFSET_EVAL, condition_dropout=0.0))
         self.log("val/loss", loss, prog_bar=True, batch_size=len(batch["index"]), sync_dist=True)
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """The loss on the test data, at draws that are the same in every test."""
-        loss = self._loss(batch, step=STREAM_OFFSET_EVAL, condition_dropout=0.0)
+        loss = self._loss(self.noised(batch, step=STREAM_OFFSET_EVAL, condition_dropout=0.0))
         self.log("test/loss", loss, batch_size=len(batch["index"]), sync_dist=True)
 
-    def _loss(
-        self, batch: Mapping[str, Any], *, step: int, condition_dropout: float, timesteps: Timesteps = EVEN
-    ) -> Tensor:
-        noised = self.noised(batch, step=step, condition_dropout=condition_dropout, timesteps=timesteps)
+    def _loss(self, noised: Mapping[str, Any]) -> Tensor:
         if "target" not in noised:
             raise ValueError("the data holds trajectory states without a true target: train on images or samples")
         output = predict(self.denoiser, noised["xt"], noised["timestep"], noised["cond"])

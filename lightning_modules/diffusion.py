@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from lightning_modules.base import TrainedPartsModule
-from sparsight.common.datamodule import datamodule_of
+from sparsight.common.datamodule import datamodule_of, upcoming_batch
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.quantised.weights import Quantisation
@@ -26,7 +26,7 @@ from sparsight.diffusion.families.conditioning import drop_condition
 from sparsight.diffusion.measure.run_memory import Shaped
 from sparsight.diffusion.model.caption_memory import KnowsCaptions
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
-from sparsight.diffusion.model.randomness import Stream, sample_normal, sample_uniform
+from sparsight.diffusion.model.draws import AheadOfTime, key_of
 from sparsight.diffusion.model.sampling import Sampling, check_steps, sample, starting_noise
 from sparsight.diffusion.model.timesteps import EVEN, Timesteps
 from sparsight.diffusion.train.compiled import check_compiler
@@ -48,6 +48,7 @@ class DiffusionModule(TrainedPartsModule):
     waits_for_steps = False
     quantised: Quantisation | None = None  # see StoredBase
     compiles = False  # whether the denoiser's blocks are compiled
+    _ahead: AheadOfTime | None = None
 
     def __init__(self, *, seed: int, sampling: Sampling, max_skipped_steps: int) -> None:
         super().__init__(max_skipped_steps=max_skipped_steps)
@@ -138,20 +139,19 @@ class DiffusionModule(TrainedPartsModule):
             timesteps: From which noise levels are drawn, unless the batch has some.
         """
         prepared = self.diffusion.prepare(batch)
-        index = batch["index"]
         process = self.diffusion.process
+        shape = () if "xt" in prepared else prepared["sample"].shape[1:]
+        key = key_of(self.seed, step, batch["index"], shape)
+        draws = key.draws() if self._ahead is None else self._ahead.take(key)
         if condition_dropout > 0:
-            uniform_B = sample_uniform(seed=self.seed, step=step, index=index, stream=Stream.CONDITION_DROPOUT)
-            prepared["cond"] = drop_condition(prepared["cond"], prepared["uncond"], uniform_B < condition_dropout)
+            prepared["cond"] = drop_condition(prepared["cond"], prepared["uncond"], draws.dropout < condition_dropout)
         if "xt" in prepared:
             prepared["level"] = process.level(prepared["timestep"])
             prepared["timestep"] = sent(prepared["timestep"], prepared["xt"].device)
             return prepared
         clean = prepared["sample"]
-        uniform_B = sample_uniform(seed=self.seed, step=step, index=index, stream=Stream.TIMESTEP)
-        noise = sample_normal(clean.shape[1:], seed=self.seed, step=step, index=index, stream=Stream.NOISE)
-        level = self.diffusion.levels(uniform_B, clean.shape[2:], timesteps)
-        noise = sent(noise.to(clean.dtype), clean.device)
+        level = self.diffusion.levels(draws.timestep, clean.shape[2:], timesteps)
+        noise = sent(draws.noise, clean.device).to(clean.dtype)
         prepared |= {
             "level": level,
             "timestep": sent(process.timestep(level), clean.device),
@@ -159,6 +159,28 @@ class DiffusionModule(TrainedPartsModule):
             "target": process.target(clean, noise, level),
         }
         return prepared
+
+    def draw_ahead(self, noised: Mapping[str, Any], batch_idx: int) -> None:
+        """Let a thread draw for the batch that comes next, if that is known; wrong guesses cost nothing but the thread.
+
+        Args:
+            noised: The batch of this step, whose shape the next one is expected to have.
+            batch_idx: Its number, which says whether the next one belongs to another optimiser step.
+        """
+        upcoming = upcoming_batch(self.trainer)
+        if upcoming is None or "target" not in noised:  # stored states have their noise
+            return
+        if self._ahead is None:
+            self._ahead = AheadOfTime(pinned=self.device.type == "cuda")
+        step = self.global_step + ((batch_idx + 1) % self.trainer.accumulate_grad_batches == 0)
+        self._ahead.begin(key_of(self.seed, step, upcoming["index"], noised["target"].shape[1:]))
+
+    def on_train_end(self) -> None:
+        """End the thread that draws."""
+        super().on_train_end()
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         """Images (B, C, H, W) in [0, 1], one for every condition of the batch, with the batch's ids."""

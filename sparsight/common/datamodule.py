@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
 
@@ -25,3 +25,20 @@ class Follower:
 def datamodule_of(trainer: Trainer | None) -> Any:
     """The datamodule of a trainer; none before it is given one, and of a run that is given loaders."""
     return getattr(trainer, "datamodule", None)  # Lightning sets it in `fit` and its like, and declares it nowhere
+
+
+@runtime_checkable
+class LooksAhead(Protocol):
+    """A loader that knows which batch comes after the one that it delivered last.
+
+    Attributes:
+        upcoming: That batch, as it was collated; none at the end of an epoch.
+    """
+
+    upcoming: Any
+
+
+def upcoming_batch(trainer: Trainer) -> Any:
+    """The batch of training that comes next; none if that is not known."""
+    loader = trainer.train_dataloader
+    return loader.upcoming if isinstance(loader, LooksAhead) else None

@@ -100,3 +100,13 @@ def test_epoch_that_was_left_is_taken_up_again() -> None:
 
 def test_epoch_batches_follows_lightning() -> None:
     assert [epoch_batches(10, limit) for limit in (None, 4, 40, 1.0, 0.25)] == [10, 4, 10, 10, 2]
+
+
+def test_the_batch_to_come_is_known_and_not_counted() -> None:
+    loader = ResumableLoader(Numbers(9), sampler=ResumableSampler(range(9)), batch_size=3, collate_fn=list)
+    seen = []
+    for batch in loader:
+        seen.append((batch, loader.upcoming, loader.state_dict()["samples"]))
+    batches = [batch for batch, *_ in seen]
+    assert [upcoming for _, upcoming, _ in seen] == [*batches[1:], None]
+    assert [samples for *_, samples in seen] == [3, 6, 0]
