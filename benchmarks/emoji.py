@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from datamodules import EmojiRecords, ImageDataModule
+from datamodules import EmojiRecords, ImageDataModule, TransformOptions
 from sparsight.diffusion.pipelines.text_encoders import load_text_encoder
 from sparsight.evaluation.images import EfficientNetLite0Features
 from sparsight.evaluation.images.images import to_uint8
@@ -37,9 +37,8 @@ class Emoji:
 
 def emoji() -> tuple[Emoji, Emoji]:
     """The emoji that the text-to-image teacher was trained on, and those that were held out."""
-    data = ImageDataModule(
-        train=EmojiRecords(), val_share=HELD_OUT, image_size=SIZE, fit="pad", background=255, batch_size=100
-    )
+    padded = TransformOptions(fit="pad", background=255)
+    data = ImageDataModule(EmojiRecords(), val_share=HELD_OUT, image_size=SIZE, transform=padded, batch_size=100)
     data.setup("fit")
     return _whole(data.datasets["train"]), _whole(data.datasets["val"])
 

@@ -9,16 +9,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from datamodules import IdxRecords, ImageDataModule
+from datamodules import IdxRecords, ImageDataModule, TransformOptions
 
 CLASSES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+PADDED = TransformOptions(channels=1, fit="pad")  # from 28 to 32 pixels
 
 
 def fashion_mnist(folder: Path, *, train: bool) -> tuple[Tensor, Tensor]:
     """All images, float32 (N, 1, 32, 32) in [0, 1], and labels (N,)."""
     stem = "train" if train else "t10k"
     records = IdxRecords(str(folder / f"{stem}-images-idx3-ubyte.gz"), str(folder / f"{stem}-labels-idx1-ubyte.gz"))
-    data = ImageDataModule(train=records, val=records, image_size=32, channels=1, fit="pad", batch_size=1000)
+    data = ImageDataModule(train=records, val=records, image_size=32, transform=PADDED, batch_size=1000)
     data.setup("validate")
     batches = list(data.val_dataloader())
     return torch.cat([b["image"] for b in batches]) / 2 + 0.5, torch.cat([b["label"] for b in batches])

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.fashion_mnist import PADDED
 from blocks import DeltaConvBlock
 from datamodules import IdxRecords, ImageDataModule
 from lightning_modules import AttentionDistillation
@@ -32,7 +33,7 @@ def images(folder: Path, *, batch_size: int) -> ImageDataModule:
         IdxRecords(str(folder / f"{s}-images-idx3-ubyte.gz"), str(folder / f"{s}-labels-idx1-ubyte.gz"))
         for s in ("train", "t10k")
     )
-    data = ImageDataModule(train=train, val=test, image_size=32, channels=1, fit="pad", batch_size=batch_size)
+    data = ImageDataModule(train=train, val=test, image_size=32, transform=PADDED, batch_size=batch_size)
     data.setup("fit")
     return data
 

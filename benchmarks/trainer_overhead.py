@@ -27,7 +27,7 @@ from PIL import Image
 from benchmarks.training_step import save_teacher
 from blocks import DeltaConvBlock
 from callbacks import Throughput
-from datamodules import FolderRecords, ImageDataModule
+from datamodules import FolderRecords, ImageDataModule, TransformOptions
 from lightning_modules import AttentionDistillation
 from sparsight.command.trainer import SparsightTrainer
 from sparsight.common.disk.files import write_text
@@ -63,7 +63,9 @@ class Distillation:
 
     def data(self) -> ImageDataModule:
         """Fresh, with its own order of the images."""
-        return ImageDataModule(FolderRecords(self.images), image_size=32, channels=1, batch_size=self.batch)
+        return ImageDataModule(
+            FolderRecords(self.images), image_size=32, transform=TransformOptions(channels=1), batch_size=self.batch
+        )
 
 
 class StepTimes(Callback):

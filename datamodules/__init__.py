@@ -1,5 +1,6 @@
 """Data: record sources, and the datamodules that make batches of them."""
 
+from datamodules.allowed import AllowedImages, AllowedRecords
 from datamodules.conversations.huggingface_conversations import HuggingFaceConversations
 from datamodules.conversations.instruction import InstructionDataModule
 from datamodules.conversations.llava import ConversationRecords
@@ -32,6 +33,7 @@ from datamodules.images.image import ImageDataModule
 from datamodules.images.latents import CachedLatentsDataModule
 from datamodules.images.streaming import StreamingImageDataModule
 from datamodules.images.teacher_samples import TeacherSamplesDataModule
+from datamodules.images.transform_options import TransformOptions
 from datamodules.sources.emoji import EmojiRecords
 from datamodules.sources.folder import FolderRecords
 from datamodules.sources.huggingface import HuggingFaceRecords
@@ -44,6 +46,8 @@ from datamodules.sources.tar import TarRecords, TarStream
 from sparsight.lvlm.chat.conversation import Conversation, Turn
 
 __all__ = [
+    "AllowedImages",
+    "AllowedRecords",
     "AspectBuckets",
     "BenchmarkTask",
     "CachedLatentsDataModule",
@@ -94,6 +98,7 @@ __all__ = [
     "TempCompassTask",
     "TextQuestions",
     "TextVQATask",
+    "TransformOptions",
     "Turn",
     "VQAv2Task",
 ]

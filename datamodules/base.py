@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from datamodules.allowed import AllowedRecords
 from datamodules.process import ProcessDataModule
 from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
 from datamodules.sampler import (
@@ -46,9 +47,8 @@ class RecordsDataModule(ProcessDataModule):
         batch_size: Records a batch and process; the global batch is this times the number of processes.
         num_workers: Loader processes; 0 loads in the main process.
         seed: Seed of order, split and ``limit``.
-        max_corrupt_share: Share of unusable records of a split, 0 to 1, above which the run fails.
         limit: Use at most this many records of each of train, val and test, drawn with the seed.
-        max_unused_share: Share of a source's files, 0 to 1, that may be no part of any record; above it the run fails.
+        allowed: How much of the records may be unusable.
 
     Attributes:
         datasets: Data set of each split, once ``setup`` has run.
@@ -69,25 +69,21 @@ class RecordsDataModule(ProcessDataModule):
         batch_size: int,
         num_workers: int,
         seed: int,
-        max_corrupt_share: float,
         limit: int | None,
-        max_unused_share: float,
+        allowed: AllowedRecords,
     ) -> None:
         super().__init__(num_workers=num_workers)
         self.sources = {"train": train, "val": val, "test": test}
         self.val_share = val_share
         self.batch_size = batch_size
         self.seed = seed
-        self.max_corrupt_share = max_corrupt_share
         self.limit = limit
-        self.max_unused_share = max_unused_share
+        self.allowed = allowed
         self.datasets: dict[str, Any] = {}
         self.corrupt: dict[str, dict[int, str]] = {name: {} for name in self.sources}
         self.alike = ""
         self._identity: dict[str, Any] | None = None
         require(0.0 <= val_share < 1.0, "val_share", val_share, "0 up to, not including, 1")
-        require(0.0 <= max_corrupt_share <= 1.0, "max_corrupt_share", max_corrupt_share, "0 to 1")
-        require(0.0 <= max_unused_share <= 1.0, "max_unused_share", max_unused_share, "0 to 1")
         require(batch_size >= 1, "batch_size", batch_size, "1 or more")
         require(limit is None or limit >= 1, "limit", limit, "1 or more, or null")
         if val is not None and val_share > 0:
@@ -154,8 +150,8 @@ class RecordsDataModule(ProcessDataModule):
 
     def _check_unused(self, source: RecordSource) -> None:
         unused = source.unused
-        if len(unused) > self.max_unused_share * (len(source) + len(unused)):
-            share = self.max_unused_share
+        share = self.allowed.unused_share
+        if len(unused) > share * (len(source) + len(unused)):
             raise ValueError(too_many_unused(type(source).__name__, len(source), unused, share=share))
 
     def _held_out(self, records: int) -> int:
@@ -169,7 +165,7 @@ class RecordsDataModule(ProcessDataModule):
 
     def _add_dataset(self, name: str, source: RecordSource, chosen: Tensor) -> None:
         indices = chosen[: self.limit].sort().values.numpy()
-        allowed = int(self.max_corrupt_share * len(indices))
+        allowed = int(self.allowed.corrupt_share * len(indices))
         self.datasets[name] = self._make_dataset(name, source, indices, max_corrupt=allowed)
 
     def _needed(self, stage: str | None) -> dict[str, RecordSource]:
@@ -268,7 +264,7 @@ class RecordsDataModule(ProcessDataModule):
 def too_many_unused(kind: str, records: int, unused: Sequence[str], *, share: float) -> str:
     """Say how many files of a kind of source are not used, and what to do."""
     return (
-        f"{kind} has {records} records and {unused_message(unused)}. These are more than max_unused_share={share} "
+        f"{kind} has {records} records and {unused_message(unused)}. These are more than allowed.unused_share={share} "
         "allows: convert, rename or remove them, or raise it"
     )
 

@@ -14,7 +14,7 @@ from sparsight.common.errors import Told
 
 
 class TooManyCorruptRecords(Told, RuntimeError):
-    """More records are unreadable than ``max_corrupt_share`` allows."""
+    """More records are unreadable than ``allowed.corrupt_share`` allows."""
 
 
 class RecordDataset(Dataset):
@@ -83,5 +83,5 @@ def corrupt_message(corrupt: dict[int, str], *, total: int, allowed: int) -> str
     shown = "; ".join(f"record {index}: {reason}" for index, reason in list(corrupt.items())[:3])
     return (
         f"{len(corrupt)} of {total} records are unreadable, {allowed} are allowed: {shown}. "
-        "Repair or remove them, or raise max_corrupt_share"
+        "Repair or remove them, or raise allowed.corrupt_share"
     )

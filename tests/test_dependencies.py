@@ -56,7 +56,7 @@ ROOMS = (  # of sparsight and datamodules, each of which may import those before
         "evaluation.compare",
     ),
     *("datamodules.sampler", "datamodules.sources", "datamodules.record_dataset"),
-    *("datamodules.process", "datamodules.base"),
+    *("datamodules.allowed", "datamodules.process", "datamodules.base"),
     *("datamodules.images", "datamodules.conversations", "datamodules.evaluation", "datamodules.evaluation.tasks"),
     "datamodules.evaluation.benchmarks",
     *("report", "command", "__main__"),

@@ -11,7 +11,7 @@ import torch
 from diffusers import DDPMScheduler, DiTTransformer2DModel, PixArtTransformer2DModel, UNet2DConditionModel
 from torch import nn
 
-from datamodules import IdxRecords, ImageDataModule
+from datamodules import IdxRecords, ImageDataModule, TransformOptions
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.pipelines.pixel_pipeline import PixelDiTPipeline, PixelSD3Pipeline, PixelUNetPipeline
 from tests.tiny_files import write_idx
@@ -296,7 +296,7 @@ def image_data(
         train=IdxRecords(images, labels),
         val=IdxRecords(images, labels),
         image_size=side,
-        channels=channels,
+        transform=TransformOptions(channels=channels),
         batch_size=batch_size,
     )
 

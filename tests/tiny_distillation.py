@@ -56,7 +56,13 @@ def distillation_config(folder: Path, **model: Any) -> Path:
         },
         "data": {
             "class_path": "ImageDataModule",
-            "init_args": {"train": records, "val": records, "image_size": 8, "channels": 1, "batch_size": 4},
+            "init_args": {
+                "train": records,
+                "val": records,
+                "image_size": 8,
+                "transform": {"channels": 1},
+                "batch_size": 4,
+            },
         },
     }
     path = folder / "config.yaml"

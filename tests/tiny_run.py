@@ -59,7 +59,7 @@ def data(folder: Path, **options: Any) -> ImageDataModule:
     """24 images in batches of 4."""
     images, labels = tiny.save_idx(folder)
     source = IdxRecords(str(images), str(labels))
-    return ImageDataModule(train=source, **{"image_size": 8, "channels": 1, "batch_size": 4} | options)
+    return ImageDataModule(train=source, **{"image_size": 8, "transform": {"channels": 1}, "batch_size": 4} | options)
 
 
 def trainer(folder: Path, *callbacks: Callback, **options: Any) -> SparsightTrainer:

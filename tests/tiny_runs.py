@@ -75,7 +75,7 @@ def _distillation(folder: Path, data: dict[str, Any]) -> None:
 def _on_pictures(folder: Path) -> None:
     images, labels = tiny.save_idx(folder)
     records = {"class_path": "IdxRecords", "init_args": {"images": images.name, "labels": labels.name}}
-    options = {"train": records, "image_size": 8, "channels": 1, "batch_size": 4}
+    options = {"train": records, "image_size": 8, "transform": {"channels": 1}, "batch_size": 4}
     _distillation(folder, {"class_path": "ImageDataModule", "init_args": options})
 
 

@@ -10,12 +10,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from datamodules.allowed import AllowedRecords
 from datamodules.base import RecordsDataModule
 from datamodules.conversations.instruction_dataset import InstructionDataset
 from datamodules.conversations.question_template import QuestionTemplate
 from datamodules.sampler import GroupSampler, LengthSampler, similar_together
 from datamodules.sources.records import CorruptRecord, RecordSource
 from sparsight.common.errors import require
+from sparsight.common.moved import takes_former_options
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.chat_template import UnusableConversation
 from sparsight.lvlm.chat.chat_text import Reasoning
@@ -26,6 +28,7 @@ _TRIES = 100  # records
 _log = logging.getLogger(__name__)
 
 
+@takes_former_options
 class InstructionDataModule(RecordsDataModule):
     """Conversations as a model's own processor and chat template write them, with the loss on answers alone.
 
@@ -39,8 +42,8 @@ class InstructionDataModule(RecordsDataModule):
     and ``task``; an item without candidates has its answer for the only one.
 
     The loss covers each answer with the token that ends it. Records that cannot be used are skipped, logged with file
-    and position, counted, and end the run above ``max_corrupt_share``: missing images, empty answers, answers that the
-    template writes otherwise, image tokens beyond ``max_length`` ...
+    and position, counted, and end the run above ``allowed.corrupt_share``: missing images, empty answers, answers that
+    the template writes otherwise, image tokens beyond ``max_length`` ...
 
     Args:
         model: Folder or hub id of the model whose processor is used; in the command ``model.base`` if not given.
@@ -58,7 +61,6 @@ class InstructionDataModule(RecordsDataModule):
             order of their batches is drawn with the seed, so that the first of them are a sample of all.
         packing: Put conversations of a batch together into rows of at most ``max_length`` tokens.
         seed: Seed of order, split and ``limit``.
-        max_corrupt_share: Share of unusable records of a split, 0 to 1, above which the run fails.
         limit: Use at most this many records of each of train, val and test, drawn with the seed.
         chat_template: Jinja template, or a file of one, in place of the processor's own.
         chat_template_kwargs: Variables of the chat template, such as ``{enable_thinking: false}`` (Qwen3).
@@ -69,7 +71,7 @@ class InstructionDataModule(RecordsDataModule):
             (Qwen-VL) or ``max_patches`` (InternVL). Exports hold the processor with them.
         revision: Git revision of a hub model.
         trust_remote_code: Run code that comes with the model.
-        max_unused_share: Share of a source's files, 0 to 1, that may be no part of any record; above it the run fails.
+        allowed: How much of the records may be unusable.
 
     Attributes:
         shortened: Records of each split that lost the end of their text, with the number of tokens.
@@ -96,7 +98,6 @@ class InstructionDataModule(RecordsDataModule):
         length_grouping: bool = False,
         packing: bool = False,
         seed: int = 0,
-        max_corrupt_share: float = 0.01,
         limit: int | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
@@ -104,7 +105,7 @@ class InstructionDataModule(RecordsDataModule):
         processor_options: dict[str, Any] | None = None,
         revision: str | None = None,
         trust_remote_code: bool = False,
-        max_unused_share: float = 0.1,
+        allowed: AllowedRecords = AllowedRecords(),
     ) -> None:
         super().__init__(
             train=train,
@@ -114,9 +115,8 @@ class InstructionDataModule(RecordsDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
-            max_corrupt_share=max_corrupt_share,
             limit=limit,
-            max_unused_share=max_unused_share,
+            allowed=allowed,
         )
         require(max_length is None or max_length >= 1, "max_length", max_length, "1 or more, or null")
         if packing and max_length is None:

@@ -13,7 +13,8 @@ from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 _REMEDY = (
-    "give the source `classes` in the order of the model's, or set other_classes if the model is to learn new ones"
+    "give the source `classes` in the order of the model's, or set allowed.other_classes if the model is to learn "
+    "new ones"
 )
 
 

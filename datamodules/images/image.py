@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
+from datamodules.allowed import AllowedImages
 from datamodules.base import RecordsDataModule
 from datamodules.images.buckets import AspectBuckets, trained_model
 from datamodules.images.class_check import check_alike, check_batch, check_classes, number_of_classes
-from datamodules.images.image_dataset import Fit, ImageDataset, ImageTransform
+from datamodules.images.image_dataset import ImageDataset, ImageTransform
 from datamodules.images.size_check import check_size
+from datamodules.images.transform_options import TransformOptions
 from datamodules.sources.records import MAX_PIXELS, RecordSource
 from sparsight.common.errors import require
+from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 
+@takes_former_options
 class ImageDataModule(RecordsDataModule):
     """Batches of images with class labels or captions from any record source.
 
@@ -33,19 +37,14 @@ class ImageDataModule(RecordsDataModule):
         test: Where test records come from.
         val_share: Share of ``train``, 0 to 1, held out for validation when ``val`` is not given.
         image_size: Side, or (height, width), of the images in pixels.
+        transform: What else is done to them.
         buckets: Bring each training image to the size of this area that is nearest to its own proportions; every batch
             then has one size. Validation and test images have ``image_size``.
-        channels: 1 (grey) or 3 (RGB).
-        fit: How images of other sizes get there: ``crop``, ``pad`` or ``stretch`` (see ``ImageTransform``).
-        background: Value, 0 to 255, of padding and behind transparent pixels.
-        horizontal_flip: Mirror each training image with probability 1/2.
         batch_size: Records a batch and process; the global batch is this times the number of processes.
         num_workers: Loader processes; 0 loads in the main process.
         seed: Seed of order, flips, split and ``limit``.
-        max_corrupt_share: Share of unreadable records of a split, 0 to 1, above which the run fails.
         limit: Use at most this many records of each of train, val and test, drawn with the seed.
-        max_unused_share: Share of a source's files, 0 to 1, that may be no part of any record; above it the run fails.
-        other_classes: Allow classes that the trained model knows by other names, or not at all.
+        allowed: How much of the records may be unusable, and which classes they may have.
 
     Attributes:
         datasets: Data set of each split, once ``setup`` has run.
@@ -60,18 +59,13 @@ class ImageDataModule(RecordsDataModule):
         test: RecordSource | None = None,
         val_share: float = 0.0,
         image_size: int | tuple[int, int] = 32,
-        channels: Literal[1, 3] = 3,
-        fit: Fit = "crop",
-        background: int = 0,
-        horizontal_flip: bool = False,
+        transform: TransformOptions = TransformOptions(),
+        buckets: AspectBuckets | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
-        max_corrupt_share: float = 0.01,
         limit: int | None = None,
-        buckets: AspectBuckets | None = None,
-        max_unused_share: float = 0.1,
-        other_classes: bool = False,
+        allowed: AllowedImages = AllowedImages(),
     ) -> None:
         super().__init__(
             train=train,
@@ -81,20 +75,16 @@ class ImageDataModule(RecordsDataModule):
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
-            max_corrupt_share=max_corrupt_share,
             limit=limit,
-            max_unused_share=max_unused_share,
+            allowed=allowed,
         )
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
         fits = height >= 1 and width >= 1 and height * width <= MAX_PIXELS
         require(fits, "image_size", image_size, f"1 or more, and up to {MAX_PIXELS} pixels together")
-        require(channels in (1, 3), "channels", channels, "1 or 3")
-        require(fit in get_args(Fit), "fit", fit, ", ".join(get_args(Fit)))
-        require(0 <= background <= 255, "background", background, "0 to 255")
-        self.transform = ImageTransform(height, width, channels, fit, background)
-        self.horizontal_flip = horizontal_flip
+        self.transform = ImageTransform(height, width, transform.channels, transform.fit, transform.background)
+        self.horizontal_flip = transform.horizontal_flip
         self.buckets = buckets
-        self.other_classes = other_classes
+        self.other_classes = allowed.other_classes
         self._model_classes: int | None = None
         self.alike = "one size" if buckets is not None else ""
         self.encoded = False

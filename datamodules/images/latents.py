@@ -184,7 +184,8 @@ class CachedLatentsDataModule(ProcessDataModule):
         if replaced > dataset.max_corrupt:
             raise TooManyCorruptRecords(
                 f"{replaced} of {len(dataset)} {name} records were unreadable when they were encoded into "
-                f"{cache.folder}, {dataset.max_corrupt} are allowed: repair or remove them, or raise max_corrupt_share"
+                f"{cache.folder}, {dataset.max_corrupt} are allowed: repair or remove them, or raise "
+                "images.allowed.corrupt_share"
             )
         if replaced:
             _log.warning("%d %s records were unreadable and others stand for them in %s", replaced, name, cache.folder)

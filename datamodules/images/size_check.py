@@ -18,7 +18,9 @@ def check_size(transform: ImageTransform, model: DiffusionModel) -> None:
     """
     part = "denoiser" if model.vae is None else "VAE"
     channels = model.sample_shape()[0] if model.vae is None else model.vae.config.in_channels
-    require(transform.channels == channels, "channels", transform.channels, f"{channels}, as the model's {part}")
+    require(
+        transform.channels == channels, "transform.channels", transform.channels, f"{channels}, as the model's {part}"
+    )
     size = (transform.height, transform.width)
     cell = family_of(model.denoiser).patch(model.denoiser)[-1] * model.pixels_per_cell  # U-Nets take any size
     fits = not (transform.height % cell or transform.width % cell)

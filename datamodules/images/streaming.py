@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
+from datamodules.allowed import AllowedImages
 from datamodules.base import note_corrupt, too_many_unused
 from datamodules.images.buckets import trained_model
 from datamodules.images.class_check import check_batch, check_classes, number_of_classes
 from datamodules.images.image import ImageDataModule
-from datamodules.images.image_dataset import Fit, ImageTransform
+from datamodules.images.image_dataset import ImageTransform
 from datamodules.images.size_check import check_size
 from datamodules.images.stream_dataset import StreamDataset, StreamLoader, place_of
+from datamodules.images.transform_options import TransformOptions
 from datamodules.process import ProcessDataModule
 from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
 from datamodules.sampler import ReportingLoader
 from datamodules.sources.identity import identity_of
 from datamodules.sources.records import RecordSource, RecordStream, unused_message
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 
 _FIRST_RECORDS = 1000  # too few to tell the share of unreadable ones
 _log = logging.getLogger(__name__)
 
 
+@takes_former_options
 class StreamingImageDataModule(ProcessDataModule):
     """Training images from a stream, without an end; validation and test images from record sources.
 
@@ -42,16 +46,12 @@ class StreamingImageDataModule(ProcessDataModule):
         batches_per_epoch: Batches of what Lightning calls an epoch: how often validation and the like happen.
         shuffle_buffer: Records that each worker reads, still encoded, and shuffles together; 1 keeps their order.
         image_size: Side, or (height, width), of the images in pixels.
-        channels: 1 (grey) or 3 (RGB).
-        fit: How images of other sizes get there: ``crop``, ``pad`` or ``stretch`` (see ``ImageTransform``).
-        background: Value, 0 to 255, of padding and behind transparent pixels.
-        horizontal_flip: Mirror each training image with probability 1/2.
+        transform: What else is done to them.
         batch_size: Records a batch and process.
         num_workers: Loader processes; 0 loads in the main process.
         seed: Seed of order and flips.
-        max_corrupt_share: Share of unreadable records, 0 to 1, above which the run fails; after the first 1000.
-        max_unused_share: As for ``ImageDataModule``; of the stream after the first 1000 records.
-        other_classes: Allow classes that the trained model knows by other names, or not at all.
+        allowed: How much of the records may be unusable, and which classes they may have; shares hold for the stream
+            after its first 1000 records.
 
     Attributes:
         corrupt: Unreadable training records that this process has met, with the reason.
@@ -66,16 +66,11 @@ class StreamingImageDataModule(ProcessDataModule):
         batches_per_epoch: int = 1000,
         shuffle_buffer: int = 1000,
         image_size: int | tuple[int, int] = 32,
-        channels: Literal[1, 3] = 3,
-        fit: Fit = "crop",
-        background: int = 0,
-        horizontal_flip: bool = False,
+        transform: TransformOptions = TransformOptions(),
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
-        max_corrupt_share: float = 0.01,
-        max_unused_share: float = 0.1,
-        other_classes: bool = False,
+        allowed: AllowedImages = AllowedImages(),
     ) -> None:
         super().__init__(num_workers=num_workers)
         for name, number in (("batches_per_epoch", batches_per_epoch), ("shuffle_buffer", shuffle_buffer)):
@@ -89,16 +84,11 @@ class StreamingImageDataModule(ProcessDataModule):
             val=val,
             test=test,
             image_size=image_size,
-            channels=channels,
-            fit=fit,
-            background=background,
-            horizontal_flip=horizontal_flip,
+            transform=transform,
             batch_size=batch_size,
             num_workers=num_workers,
             seed=seed,
-            max_corrupt_share=max_corrupt_share,
-            max_unused_share=max_unused_share,
-            other_classes=other_classes,
+            allowed=allowed,
         )
         self.corrupt: dict[int, str] = {}
         self.unused: dict[str, None] = {}
@@ -202,7 +192,7 @@ class StreamingImageDataModule(ProcessDataModule):
         note_corrupt(self.corrupt, found, split="train")
         check_batch(batch, classes=self._model_classes, where=lambda index: self.stream.where(*place_of(index)))
         self._note_unused(batch.pop("unused"))
-        allowed = int(self.evaluated.max_corrupt_share * max(self._seen, _FIRST_RECORDS))
+        allowed = int(self.evaluated.allowed.corrupt_share * max(self._seen, _FIRST_RECORDS))
         if len(self.corrupt) > allowed:
             raise TooManyCorruptRecords(corrupt_message(self.corrupt, total=self._seen, allowed=allowed))
         return batch
@@ -218,6 +208,6 @@ class StreamingImageDataModule(ProcessDataModule):
         kind, unused = type(self.stream).__name__, list(self.unused)
         if len(unused).bit_length() > before.bit_length():
             _log.warning("%s, so far: %s", kind, unused_message(unused))
-        share = self.evaluated.max_unused_share
+        share = self.evaluated.allowed.unused_share
         if len(unused) > share * (max(self._seen, _FIRST_RECORDS) + len(unused)):
             raise ConfigurationError(too_many_unused(kind, self._seen, unused, share=share))

@@ -92,12 +92,23 @@ def options_in_group(class_path: str, option: str) -> tuple[str, list[str]] | No
     kind = found and found[0].annotated(found[1], option)
     if not kind:
         return None
-    module, _, name = kind.rpartition(".")
-    file = HOME.joinpath(*module.split(".")).with_suffix(".py")
-    sources = Sources(dict(read_modules([file], HOME) if file.is_file() else ()))
+    sources = _with_bases(kind)
     if kind not in sources.classes or not sources.is_dataclass(kind) or not sources.tells_all_options(kind):
         return None
-    return name, _names(sources, kind)
+    return kind.rpartition(".")[2], _names(sources, kind)
+
+
+def _with_bases(kind: str) -> Sources:
+    """The files of a class of ours and of those that it derives from."""
+    modules: dict[str, Module] = {}
+    while True:
+        sources = Sources(modules)
+        names = {each.rpartition(".")[0] for each in sources.ancestors(kind)} - modules.keys()
+        files = [HOME.joinpath(*name.split(".")).with_suffix(".py") for name in names]
+        found = dict(read_modules([file for file in files if file.is_file()], HOME))
+        if not found:
+            return sources
+        modules |= found
 
 
 def _source_of(class_path: str) -> tuple[Sources, str] | None:

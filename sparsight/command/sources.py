@@ -151,7 +151,7 @@ class Sources:
         """Whether a class's own source says all that its constructor takes."""
         node = self.classes[path]
         if _is_marked(node, "dataclass"):
-            return not node.bases
+            return all(each in self.classes for each in self.ancestors(path))
         method = dict(_members(node)).get("__init__")
         return isinstance(method, Function) and method.args.kwarg is None
 

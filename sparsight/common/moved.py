@@ -47,10 +47,15 @@ _HEALING = {
     "distill_layers": "healing.layers",
     "distill_from": "healing.teacher",
 }
+_ALLOWED = {"max_corrupt_share": "allowed.corrupt_share", "max_unused_share": "allowed.unused_share"}
+_TRANSFORM = {name: f"transform.{name}" for name in ("channels", "fit", "background", "horizontal_flip")}
+_IMAGES = {**_ALLOWED, "other_classes": "allowed.other_classes", **_TRANSFORM}
 OPTIONS: dict[str, dict[str, str]] = {  # by class: where an old option is now
     "AttentionDistillation": {**_SAMPLING, "sample_size": "sampling.size"},
     "CachedLatentsDataModule": _CACHE,
     "DenoiserTraining": {**_SAMPLING, **_CONDITIONS},
+    "ImageDataModule": _IMAGES,
+    "InstructionDataModule": _ALLOWED,
     "LVLMEvaluation": _MODEL,
     "SparseLayerTuning": {
         **_MODEL,
@@ -58,6 +63,7 @@ OPTIONS: dict[str, dict[str, str]] = {  # by class: where an old option is now
         "gradient_checkpointing": "compute.gradient_checkpointing",
         "vision_cache_gib": "compute.vision_cache_gib",
     },
+    "StreamingImageDataModule": _IMAGES,
     "TeacherSamplesDataModule": _CACHE,
 }
 _FACTS = {"selected_layers"}  # which checkpoints hold beside options, and no constructor takes
@@ -144,9 +150,25 @@ def _found(kind: type[Any], options: Iterable[str]) -> dict[str, str]:
 
 
 def as_now(class_path: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Options that a checkpoint was saved with, by their names of today; flat and dotted, as ``flatten`` makes them."""
-    moved = OPTIONS.get(class_path.rpartition(".")[2], {})
-    return {".".join([moved.get(first, first), *rest]): value for (first, *rest), value in _split(options)}
+    """Options that a checkpoint was saved with, by their names of today.
+
+    Args:
+        class_path: Of what was made with them.
+        options: Flat and dotted, as ``flatten`` makes them; those of classes inside follow ``init_args``.
+    """
+    kinds = {"": class_path} | {
+        f"{key.removesuffix('class_path')}init_args.": str(value)
+        for key, value in options.items()
+        if key.endswith(".class_path")
+    }
+    return {_as_now(key, kinds): value for key, value in options.items()}
+
+
+def _as_now(key: str, kinds: Mapping[str, str]) -> str:
+    """A dotted key by its name of today; ``kinds`` are class paths by what keys of their options begin with."""
+    start = max((each for each in kinds if key.startswith(each)), key=len)
+    first, dot, rest = key.removeprefix(start).partition(".")
+    return f"{start}{OPTIONS.get(kinds[start].rpartition('.')[2], {}).get(first, first)}{dot}{rest}"
 
 
 def takes_former_options(kind: Kind) -> Kind:
@@ -174,7 +196,3 @@ def takes_former_options(kind: Kind) -> Kind:
 
     kind.__init__ = made
     return kind
-
-
-def _split(options: Mapping[str, Any]) -> list[tuple[list[str], Any]]:
-    return [(key.split("."), value) for key, value in options.items()]

@@ -158,7 +158,7 @@ def test_the_share_of_waiting_is_the_time_that_records_take(
         monkeypatch.setattr(measuring, "time", clock)
     files = tuple(map(str, tiny.save_idx(tmp_path)))
     slow = SlowRecords(*files, clock=clock)
-    data = ImageDataModule(slow, val=IdxRecords(*files), image_size=8, channels=1, batch_size=4)
+    data = ImageDataModule(slow, val=IdxRecords(*files), image_size=8, transform={"channels": 1}, batch_size=4)
     watch = Watch(clock)
     trainer = Trainer(
         default_root_dir=tmp_path,

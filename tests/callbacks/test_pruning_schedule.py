@@ -241,7 +241,7 @@ def two_process_config(teacher: str, folder: Path) -> Path:
         },
         "data": {
             "class_path": "ImageDataModule",
-            "init_args": {"train": records, "image_size": 8, "channels": 1, "batch_size": 4},
+            "init_args": {"train": records, "image_size": 8, "transform": {"channels": 1}, "batch_size": 4},
         },
     }
     path = folder / "config.yaml"

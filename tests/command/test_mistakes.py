@@ -122,8 +122,8 @@ MISTAKES = [
         r"config\.yaml: model\.optimizer\.zzz: there is no such option$",
     ),
     (
-        with_option("data", "init_args", "channels", value=3),
-        r"data\.channels is 3; allowed: 1, as the model's",
+        with_option("data", "init_args", "transform", "channels", value=3),
+        r"data\.transform\.channels is 3; allowed: 1, as the model's",
     ),
     (with_option("data", "init_args", "image_size", value=9), r"data\.image_size is \(9, 9\); allowed: multiples"),
     (

@@ -68,6 +68,10 @@ def test_what_there_is_not_is_refused_on_the_command_line(arguments: list[str], 
         ("trainer: {max_step: 3}", r"trainer\.max_step: the trainer has no such option; did you mean max_steps"),
         ("data: {class_path: InstructionDataModule, init_args: {batch: 3}}", r"data\.batch: InstructionDataModule has"),
         (
+            "data: {class_path: ImageDataModule, init_args: {allowed: {corupt_share: 1}}}",
+            r"data\.allowed\.corupt_share: AllowedImages has no such option; did you mean corrupt_share",
+        ),
+        (
             "data: {class_path: ImageDataModule, init_args: {train: {class_path: FolderRecords, init_args: {rot: a}}}}",
             r"data\.train\.rot: FolderRecords has no such option; did you mean root\?",
         ),

@@ -23,22 +23,31 @@ from sparsight.common.checkpoint.run_record import check_options
 from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.errors import CheckpointError
 from sparsight.common.moved import OPTIONS, as_now, move_options, takes_former_options
+from sparsight.common.plain import flatten
 from tests.tiny_distillation import distillation_config
 
 MOVED = [(name, old, new) for name, moved in OPTIONS.items() for old, new in moved.items()]
 STAGES = [{"objective": "layerwise", "steps": 1, "lr": 0.1}]
 NEEDED: dict[str, dict[str, Any]] = {
     "AttentionDistillation": {"teacher": "t", "mixer": {"class_path": "blocks.NoMixing"}, "stages": STAGES},
+    "ImageDataModule": {"train": {"class_path": "datamodules.EmojiRecords"}},
     "LVLMEvaluation": {"base": "b"},
     "SparseLayerTuning": {"base": "b", "stages": [{"steps": 1}]},
+    "StreamingImageDataModule": {"train": {"class_path": "datamodules.TarStream", "init_args": {"files": "a.tar"}}},
 }
 VALUES: dict[str, Any] = {  # by option, where none of WORDS will do
     "attn_implementation": "eager",
     "cache_dir": "here",
+    "channels": 1,
     "class_names": ["bag", "coat"],
     "distill_from": "folder",
     "dtype": "bfloat16",
+    "fit": "pad",
     "gradient_checkpointing": True,
+    "horizontal_flip": True,
+    "max_corrupt_share": 0.5,
+    "max_unused_share": 0.5,
+    "other_classes": True,
     "revision": "main",
     "sample_size": (8, 8),
     "text_encoder": "words",
@@ -129,3 +138,15 @@ def test_checkpoints_of_old_names_are_compared_with_the_new_ones() -> None:
     now["sampling"]["size"] = [4, 4]
     with pytest.raises(CheckpointError, match=r"sampling\.size\.0: 8 in the checkpoint, 4"):
         check_options(saved, now, class_path="lightning_modules.AttentionDistillation", source="a.ckpt")
+
+
+def test_options_of_classes_inside_others_lead_on_as_well() -> None:
+    kind, images = "datamodules.CachedLatentsDataModule", {"class_path": "datamodules.ImageDataModule"}
+    train = {"train": {"class_path": "datamodules.EmojiRecords"}}
+    given = {"class_path": kind, "init_args": {"images": images | {"init_args": train | {"fit": "pad"}}}}
+    with pytest.warns(FutureWarning, match=r"fit of ImageDataModule is transform\.fit now"):
+        found = parser_of(datamodules.CachedLatentsDataModule).parse_object({"it": given})
+    assert found.it.init_args.images.init_args.transform.fit == "pad"
+    saved = flatten({"images": images | {"init_args": {"fit": "pad", "image_size": 8}}, "fit": "of no such class"})
+    now = images | {"init_args": {"transform": {"fit": "pad"}, "image_size": 8}}
+    assert as_now(kind, saved) == flatten({"images": now, "fit": "of no such class"})

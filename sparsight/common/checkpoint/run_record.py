@@ -42,17 +42,15 @@ FLAG_WINS = (
 """Options of a module whose value on the command line or in YAML beats the checkpoint's; others must be equal."""
 
 DATA_WINS = (
+    "allowed",
     "cache",
     "device",
     "encode_batch_size",
     "loading.revision",
     "loading.trust_remote_code",
     "loading.variant",
-    "max_corrupt_share",
-    "max_unused_share",
     "model",
     "num_workers",
-    "other_classes",
     "revision",
     "sample_batch_size",
     "teacher",

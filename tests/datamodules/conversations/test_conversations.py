@@ -162,7 +162,7 @@ def test_fingerprint_follows_texts_and_pictures(tmp_path: Path) -> None:
 
 def test_data_set_of_images_refuses_records_without_one_by_name(tmp_path: Path) -> None:
     source = write(tmp_path, [GOOD[0], GOOD[2], GOOD[1]])
-    datamodule = ImageDataModule(source, image_size=4, batch_size=3, max_corrupt_share=0.5)
+    datamodule = ImageDataModule(source, image_size=4, batch_size=3, allowed={"corrupt_share": 0.5})
     datamodule.setup("fit")
     next(iter(datamodule.train_dataloader()))
     reason = "record 'talks.json entry 1' has no image, only text; a data set of images needs one"

@@ -96,7 +96,7 @@ def test_one_data_config_serves_images_and_instructions(model: str, tmp_path: Pa
     parser.add_subclass_arguments(LightningDataModule, "data")
     batches = {}
     for name, options in (
-        ("ImageDataModule", "image_size: 8, channels: 1"),
+        ("ImageDataModule", "image_size: 8, transform: {channels: 1}"),
         ("InstructionDataModule", f"model: {model}, question: What is this?, answer: 'a {{label}}'"),
     ):
         text = f"data: {{class_path: datamodules.{name}, init_args: {{{shared}, {options}}}}}"
@@ -138,7 +138,7 @@ class Odd(Talks):
 
 
 def test_unusable_conversation_is_skipped_counted_and_named(model: str, caplog: pytest.LogCaptureFixture) -> None:
-    datamodule = talk_data(model, Odd(22, broken=(3,)), max_corrupt_share=0.1, max_length=150, batch_size=1)
+    datamodule = talk_data(model, Odd(22, broken=(3,)), allowed={"corrupt_share": 0.1}, max_length=150, batch_size=1)
     with caplog.at_level("WARNING"):
         seen = indices(datamodule.train_dataloader())
     assert len(seen) == 22 and 3 not in seen and 21 not in seen and 20 in seen
@@ -147,7 +147,7 @@ def test_unusable_conversation_is_skipped_counted_and_named(model: str, caplog: 
     assert "skipped train record 21: record 21 of Odd: odd 21: of" in caplog.text
     assert "2 of 22 train records are unreadable and were skipped" in caplog.text
     with pytest.raises(TooManyCorruptRecords, match="2 of 22 records are unreadable, 1 are allowed"):
-        options = {"max_corrupt_share": 0.05, "max_length": 150, "batch_size": 2}
+        options = {"allowed": {"corrupt_share": 0.05}, "max_length": 150, "batch_size": 2}
         indices(talk_data(model, Odd(22, broken=(3,)), **options).train_dataloader())
 
 
@@ -352,7 +352,7 @@ def test_transparent_grey_and_deep_pictures(model: str) -> None:
             return Record(str(index), image, caption="white")
 
     datamodule = talk_data(
-        model, Pictures(3), question="What?", answer="{caption}", batch_size=1, max_corrupt_share=0.5
+        model, Pictures(3), question="What?", answer="{caption}", batch_size=1, allowed={"corrupt_share": 0.5}
     )
     keys = {str(batch["image_keys"]) for batch in datamodule.train_dataloader()}
     assert len(keys) == 1, "both are white squares"

@@ -35,7 +35,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make(folder: Path, sizes: Path, **options: Any) -> ImageDataModule:
     buckets = AspectBuckets(cell=8, max_ratio=4, cache_dir=str(sizes))
-    defaults: dict[str, Any] = {"image_size": 16, "channels": 1, "batch_size": 2, "max_corrupt_share": 0.1}
+    defaults: dict[str, Any] = {
+        "image_size": 16,
+        "transform": {"channels": 1},
+        "batch_size": 2,
+        "allowed": {"corrupt_share": 0.1},
+    }
     module = ImageDataModule(FolderRecords(str(folder)), buckets=buckets, **defaults | options)
     return module
 
@@ -165,7 +170,7 @@ def test_a_dit_and_a_unet_of_larger_cells_are_refused(folder: Path, tmp_path: Pa
     }
     for message, teacher in cases.items():
         trained = SimpleNamespace(diffusion=DiffusionModel.from_pretrained(str(teacher)))
-        module = make(folder, tmp_path, channels=1 if trained.diffusion.vae is None else 3)
+        module = make(folder, tmp_path, transform={"channels": 1 if trained.diffusion.vae is None else 3})
         module.trainer = SimpleNamespace(lightning_module=trained)  # type: ignore[assignment]
         with pytest.raises(ValueError, match=message):
             module.setup("fit")

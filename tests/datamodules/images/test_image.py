@@ -21,10 +21,12 @@ from datamodules.sampler import ReportingLoader
 from tests.tiny_records import MemoryRecords, SaveEverywhere, indices
 from tests.tiny_rows import few
 
+FLIPPED = {"channels": 1, "horizontal_flip": True}
+
 
 def make(total: int = 22, *, stage: str = "fit", source: RecordSource | None = None, **options: Any) -> ImageDataModule:
     """Datamodule over records in memory, set up."""
-    options = {"image_size": 2, "channels": 1, "batch_size": 4, **options}
+    options = {"image_size": 2, "transform": {"channels": 1}, "batch_size": 4, **options}
     datamodule = ImageDataModule(MemoryRecords(total) if source is None else source, **options)
     datamodule.setup(stage)
     return datamodule
@@ -32,7 +34,7 @@ def make(total: int = 22, *, stage: str = "fit", source: RecordSource | None = N
 
 # ------------------------------------------------------------------------------------------------------------ batches
 def test_batch_holds_what_the_contract_says() -> None:
-    batch = next(iter(make(channels=3).train_dataloader()))
+    batch = next(iter(make(transform={"channels": 3}).train_dataloader()))
     assert set(batch) == {"image", "label", "caption", "index"}
     assert batch["image"].shape == (4, 3, 2, 2) and batch["image"].dtype == torch.float32
     assert batch["label"].dtype == batch["index"].dtype == torch.int64
@@ -76,7 +78,7 @@ def test_transparency_shows_the_background_and_deep_pixels_are_refused() -> None
 
 def test_flips_depend_on_epoch_and_record_only() -> None:
     def flipped(epoch: int, **options: Any) -> dict[int, bool]:
-        loader = make(40, horizontal_flip=True, **options).train_dataloader()
+        loader = make(40, transform=FLIPPED, **options).train_dataloader()
         loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
         return {
             int(index): bool(image[0, 0, 0] == -1)
@@ -92,7 +94,7 @@ def test_flips_depend_on_epoch_and_record_only() -> None:
 
 
 def test_second_loader_leaves_the_epoch_of_the_first() -> None:
-    datamodule = make(horizontal_flip=True)
+    datamodule = make(transform=FLIPPED)
     running = datamodule.train_dataloader()
     running.load_state_dict({"epoch": 5, "samples": 0})
     next(iter(running)), next(iter(datamodule.train_dataloader()))
@@ -124,13 +126,13 @@ def test_limit_and_stages() -> None:
 
 def test_what_cannot_work_is_said_before_it_starts(tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"channels": 2}, "channels is 2; allowed: 1 or 3"),
-        ({"fit": "zoom"}, "fit is zoom; allowed: crop, pad, stretch"),
+        ({"transform": {"channels": 2}}, "channels is 2; allowed: 1 or 3"),
+        ({"transform": {"fit": "zoom"}}, "fit is zoom; allowed: crop, pad, stretch"),
         ({"image_size": 0}, "image_size"),
-        ({"background": 256}, "background is 256"),
+        ({"transform": {"background": 256}}, "background is 256"),
         ({"val_share": 1.0}, "val_share is 1.0"),
         ({"val_share": 0.01}, "holds out 0 of 22 records"),
-        ({"max_corrupt_share": 2.0}, "max_corrupt_share is 2.0"),
+        ({"allowed": {"corrupt_share": 2.0}}, "corrupt_share is 2.0"),
         ({"limit": 0}, "limit is 0"),
         ({"batch_size": 0}, "batch_size is 0"),
         ({"num_workers": -1}, "num_workers is -1"),
@@ -153,7 +155,7 @@ def test_what_cannot_work_is_said_before_it_starts(tmp_path: Path) -> None:
 @pytest.mark.parametrize("workers", [0, 1])
 def test_corrupt_record_is_replaced_counted_and_reported(workers: int, caplog: pytest.LogCaptureFixture) -> None:
     source = MemoryRecords(20, corrupt=(3, 19))
-    datamodule = make(source=source, max_corrupt_share=0.1, num_workers=workers)
+    datamodule = make(source=source, allowed={"corrupt_share": 0.1}, num_workers=workers)
     with caplog.at_level("WARNING"):
         seen = sorted(indices(datamodule.train_dataloader()))
         again = sorted(indices(datamodule.train_dataloader()))
@@ -167,7 +169,7 @@ def test_corrupt_record_is_replaced_counted_and_reported(workers: int, caplog: p
 @pytest.mark.parametrize("workers", [0, 1])
 @pytest.mark.parametrize("corrupt", [(3, 9, 15), tuple(range(20))])
 def test_too_many_corrupt_records_end_the_run(workers: int, corrupt: tuple[int, ...]) -> None:
-    datamodule = make(source=MemoryRecords(20, corrupt=corrupt), max_corrupt_share=0.1, num_workers=workers)
+    datamodule = make(source=MemoryRecords(20, corrupt=corrupt), allowed={"corrupt_share": 0.1}, num_workers=workers)
     with pytest.raises(TooManyCorruptRecords, match="3 of 20 records are unreadable, 2 are allowed"):
         indices(datamodule.train_dataloader())
 
@@ -195,7 +197,7 @@ class Watcher(LightningModule):
 def fit(*, checkpoint: Path | None = None, workers: int = 0, save: Path | None = None, **options: Any) -> list[Any]:
     """Train on 22 records in batches of 4 (5 an epoch), and return what was seen."""
     datamodule: LightningDataModule = make(
-        val=MemoryRecords(4) if options.pop("validate") else None, horizontal_flip=True, num_workers=workers
+        val=MemoryRecords(4) if options.pop("validate") else None, transform=FLIPPED, num_workers=workers
     )
     watcher = Watcher()
     trainer = Trainer(
@@ -246,8 +248,7 @@ data:
   class_path: datamodules.ImageDataModule
   init_args:
     train: {{class_path: datamodules.IdxRecords, init_args: {{images: {images}}}}}
-    channels: 1
-    fit: pad
+    transform: {{channels: 1, fit: pad}}
     batch_size: 3
 """
     datamodule = parser.instantiate(parser.parse_string(text)).data

@@ -38,6 +38,7 @@ FAMILIES = {
     "pixart": tiny.save_pixart_pipeline,
     "pixel_unet": tiny.save_pixel_unet_pipeline,  # without a VAE: only captions are encoded
 }
+FLIPPED = {"horizontal_flip": True}
 LATER = {"sd3": save_sd3_pipeline, "flux": save_flux_pipeline, "wan": save_wan_pipeline}
 
 
@@ -53,7 +54,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def images(folder: Path, **options: Any) -> ImageDataModule:
-    defaults: dict[str, Any] = {"image_size": SIDE, "batch_size": 2, "val_share": 0.2, "horizontal_flip": True}
+    defaults: dict[str, Any] = {"image_size": SIDE, "batch_size": 2, "val_share": 0.2, "transform": FLIPPED}
     return ImageDataModule(FolderRecords(str(folder)), **defaults | options)
 
 
@@ -193,9 +194,7 @@ def test_a_latent_dit_keeps_its_labels(tmp_path: Path) -> None:
     from diffusers import DDPMScheduler, DiTPipeline
 
     DiTPipeline(tiny.dit(in_channels=4), tiny.vae(), DDPMScheduler()).save_pretrained(tmp_path / "dit")
-    data = ImageDataModule(
-        IdxRecords(*map(str, tiny.save_idx(tmp_path, 12, SIDE))), image_size=SIDE, channels=3, batch_size=4
-    )
+    data = ImageDataModule(IdxRecords(*map(str, tiny.save_idx(tmp_path, 12, SIDE))), image_size=SIDE, batch_size=4)
     batch = next(iter(ready(str(tmp_path / "dit"), data, tmp_path / "cache").train_dataloader()))
     assert set(batch) == {"sample", "label", "index"} and torch.equal(batch["label"], batch["index"] % 10)
     prepared = DiffusionModel.from_pretrained(str(tmp_path / "dit")).prepare(batch)
@@ -235,10 +234,10 @@ def test_a_complete_cache_is_read_by_any_number_of_workers_and_not_written(
 
 
 OTHERS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
-    ({"fit": "pad"}, {}, "transform.fit: crop there, pad asked for"),
+    ({"transform": {**FLIPPED, "fit": "pad"}}, {}, "transform.fit: crop there, pad asked for"),
     ({"image_size": 8}, {}, "sizes.0.0: 16 there, 8 asked for"),
-    ({"background": 5}, {}, "transform.background: 0 there"),
-    ({"horizontal_flip": False}, {}, "mirrored: True there, False asked for"),
+    ({"transform": {**FLIPPED, "background": 5}}, {}, "transform.background: 0 there"),
+    ({"transform": {}}, {}, "mirrored: True there, False asked for"),
     ({"seed": 1}, {}, "records"),
     ({}, {"dtype": "float16"}, "dtype: float32 there"),
     ({}, {"shard_size": 4}, "shard_size: 3 there"),
@@ -355,11 +354,13 @@ def test_unreadable_images_are_replaced_and_counted_whoever_encoded_them(
     (folder / "4.png").write_bytes(b"torn")
     for _ in range(2):  # the second run meets the replacement in the cache
         caplog.clear()
-        module = ready(teachers["sd"], images(folder, val_share=0.0, max_corrupt_share=0.1), tmp_path / "cache")
+        module = ready(
+            teachers["sd"], images(folder, val_share=0.0, allowed={"corrupt_share": 0.1}), tmp_path / "cache"
+        )
         assert "1 train records were unreadable and others stand for them" in caplog.text
         assert 4 not in {int(i) for batch in epochs(module.train_dataloader()) for i in batch["index"]}
     with pytest.raises(TooManyCorruptRecords, match="1 of 10 train records were unreadable"):
-        ready(teachers["sd"], images(folder, val_share=0.0, max_corrupt_share=0.0), tmp_path / "cache")
+        ready(teachers["sd"], images(folder, val_share=0.0, allowed={"corrupt_share": 0.0}), tmp_path / "cache")
 
 
 # -- what goes wrong ---------------------------------------------------------------------------------------------------
@@ -369,7 +370,12 @@ def test_what_cannot_work_is_said(teachers: dict[str, str], folder: Path, tmp_pa
     pixel = str(tiny.save_pixel_pipeline(tmp_path / "pixel"))
     cases: list[tuple[str, dict[str, Any], dict[str, Any], str]] = [
         (pixel, {}, {}, "works on pixels and has no text encoder"),
-        (teachers["sd"], {"channels": 1}, {}, r"channels is 1; allowed: 3, as the model's VAE"),
+        (
+            teachers["sd"],
+            {"transform": {"channels": 1}},
+            {},
+            r"transform.channels is 1; allowed: 3, as the model's VAE",
+        ),
         (teachers["sd"], {"image_size": 15}, {}, r"image_size is \(15, 15\); allowed: multiples of 2"),
         (teachers["sd"], {"image_size": 15, "buckets": AspectBuckets(cell=5)}, {}, "buckets.cell is 5"),
         (teachers["sd"], {}, {"dtype": "int8"}, "dtype is 'int8'; allowed: float32, float16, bfloat16"),

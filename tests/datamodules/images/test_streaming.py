@@ -64,7 +64,7 @@ LENGTHS = [5, 3, 7, 4, 6, 2]
 
 
 def make(stream: RecordStream | None = None, **options: Any) -> StreamingImageDataModule:
-    defaults: dict[str, Any] = {"image_size": 2, "channels": 1, "batch_size": 3, "shuffle_buffer": 4}
+    defaults: dict[str, Any] = {"image_size": 2, "transform": {"channels": 1}, "batch_size": 3, "shuffle_buffer": 4}
     module = StreamingImageDataModule(MemoryStream(LENGTHS) if stream is None else stream, **defaults | options)
     module.prepare_data()
     module.setup("fit")
@@ -370,7 +370,7 @@ data:
     train: {{class_path: datamodules.TarStream, init_args: {{files: {tmp_path}/*.tar, caption: txt}}}}
     val: {{class_path: datamodules.TarRecords, init_args: {{files: {tmp_path}/*.tar, caption: txt}}}}
     image_size: 4
-    channels: 1
+    transform: {{channels: 1}}
     batch_size: 2
 """
     module = parser.instantiate(parser.parse_string(text)).data

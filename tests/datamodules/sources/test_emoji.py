@@ -30,7 +30,9 @@ def test_named_code_points_with_pictures_are_records_in_their_order(tmp_path: Pa
 
 def test_pictures_reach_batches_with_captions(tmp_path: Path) -> None:
     records = EmojiRecords(str(save_emoji_font(tmp_path / "font.ttf", COLOURS)))
-    data = ImageDataModule(train=records, image_size=20, fit="pad", background=255, batch_size=2, num_workers=1)
+    data = ImageDataModule(
+        train=records, image_size=20, transform={"fit": "pad", "background": 255}, batch_size=2, num_workers=1
+    )
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     apple = batch["caption"].index("red apple")

@@ -107,9 +107,9 @@ def test_files_that_are_not_used_are_told_and_limited(tmp_path: Path, caplog: py
     root = write_files(tmp_path, {**files, "cat/9.heic": b"x", "notes.csv": b"x", "cat/0.json": b"x"})
     FolderRecords(root).open()
     assert "FolderRecords: 2 files are not used: cat/9.heic, notes.csv" in caplog.text
-    with pytest.raises(ValueError, match=r"2 files are not used: cat/9\.heic.* more than max_unused_share=0\.1"):
+    with pytest.raises(ValueError, match=r"2 files are not used: cat/9\.heic.* more than allowed\.unused_share=0\.1"):
         ImageDataModule(FolderRecords(root), image_size=4, batch_size=1).setup("fit")
-    ImageDataModule(FolderRecords(root), image_size=4, batch_size=1, max_unused_share=0.2).setup("fit")
+    ImageDataModule(FolderRecords(root), image_size=4, batch_size=1, allowed={"unused_share": 0.2}).setup("fit")
     write_files(root, {"dog/0.heic": b"x"})
     with pytest.raises(ValueError, match=r"folder 'dog' of .* holds 'dog/0\.heic' but no picture"):
         FolderRecords(root).open()
@@ -143,7 +143,7 @@ def test_pictures_that_the_rule_of_keys_would_merge_are_never_lost_in_silence(tm
     assert len(source) == 9 and len(source.unused) == 7
     with pytest.raises(CorruptRecord, match=r"take 2\.001\.png' and others have one key; the key is"):
         source[8]
-    with pytest.raises(ValueError, match=r"7 files are not used: dots\.tar/take 2\.001\.png.* max_unused_share"):
+    with pytest.raises(ValueError, match=r"7 files are not used: dots\.tar/take 2\.001\.png.* allowed.unused_share"):
         ImageDataModule(source, image_size=4, batch_size=1).setup("fit")
     folders = {f"{folder}/0.{part}": png() if part == "png" else b"c" for folder in "ab" for part in ("png", "txt")}
     assert len(TarRecords(str(write_tar(tmp_path / "two.tar", folders)), caption="txt")) == 2

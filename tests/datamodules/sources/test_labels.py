@@ -177,7 +177,7 @@ def test_sources_that_cannot_be_mixed_are_refused_before_training(tmp_path: Path
 
 def test_an_unlabelled_record_takes_no_labels_from_its_batch() -> None:
     records = [Record(str(n), Image.new("L", (2, 2)), label=n or None) for n in range(4)]
-    data = ImageDataModule(Pictures(records), image_size=2, batch_size=3, max_corrupt_share=0.5)
+    data = ImageDataModule(Pictures(records), image_size=2, batch_size=3, allowed={"corrupt_share": 0.5})
     data.setup("fit")
     assert all("label" in batch for batch in data.train_dataloader())
     with pytest.raises(CorruptRecord, match="it has no label, unlike the others"):
@@ -297,14 +297,14 @@ def test_labels_beyond_the_model_are_told_with_their_record(tmp_path: Path, mode
     for number in range(4):
         members |= {f"{number}.png": png(), f"{number}.cls": b"%d" % (label if number == 3 else number)}
     file = str(write_tar(tmp_path / "0.tar", members))
-    options: dict[str, Any] = {"image_size": 4, "batch_size": 4, "channels": 1}
+    options: dict[str, Any] = {"image_size": 4, "batch_size": 4, "transform": {"channels": 1}}
     told = rf"record 3 of .*0\.tar has label {label}, but the model has 10 classes, 0 to 9: .*give the source `classes`"
     stream = trained(StreamingImageDataModule(TarStream(file, label="cls"), **options), model)
     with pytest.raises(ConfigurationError, match=told):
         next(iter(stream.train_dataloader()))
     with pytest.raises(ValueError, match=f"classes 0 to {label}, but the model has 10"):
         trained(ImageDataModule(TarRecords(file, label="cls"), **options), model)
-    others = trained(ImageDataModule(TarRecords(file, label="cls"), other_classes=True, **options), model)
+    others = trained(ImageDataModule(TarRecords(file, label="cls"), allowed={"other_classes": True}, **options), model)
     with pytest.raises(ConfigurationError, match=told):
         next(iter(others.train_dataloader()))
     records = [Record(str(n), Image.new("L", (4, 4)), label=n or label) for n in range(4)]

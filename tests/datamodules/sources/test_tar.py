@@ -171,6 +171,8 @@ def test_records_behind_the_end_of_a_shard_do_not_vanish(tmp_path: Path, kind: s
 
 def test_unusable_records_are_named_by_their_place(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", {"x/1.png": png(1), "x/2.png": b"torn"})
-    dataset = ImageDataModule(TarRecords(str(path)), image_size=4, batch_size=1, channels=1, max_corrupt_share=0.5)
+    dataset = ImageDataModule(
+        TarRecords(str(path)), image_size=4, batch_size=1, transform={"channels": 1}, allowed={"corrupt_share": 0.5}
+    )
     dataset.setup("fit")
     assert dataset.datasets["train"][1]["corrupt"][1].startswith(f"record x/2 of {path}: ")
