@@ -73,13 +73,14 @@ def recipe_row(name: str) -> dict[str, str]:
     """GiB of a recipe's end-to-end step, with its batch, size and trained parts; nothing is averaged."""
     recipe = read_config(f"experiment/{name}")
     model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
+    trained = model.get("trained", {})
     mixer = partial(resolve_name(model["mixer"]["class_path"]), **model["mixer"]["init_args"])
     with torch.device("meta"):
         denoiser = published(RECIPES[name]).to(torch.bfloat16)
         denoiser.enable_gradient_checkpointing()
-        shells = replace(denoiser, mixer, train_projections=model.get("train_projections", False))
-        if "lora" in model:
-            free_rest(denoiser, shells, [], LoRA(**model["lora"]))
+        shells = replace(denoiser, mixer, train_projections=trained.get("projections", False))
+        if "lora" in trained:
+            free_rest(denoiser, shells, [], LoRA(**trained["lora"]))
     found = estimate_memory(
         denoiser,
         objectives=["end_to_end"],
@@ -89,7 +90,7 @@ def recipe_row(name: str) -> dict[str, str]:
         device=torch.device("cpu"),
     )
     frozen, trained, *training = found.standing.values()
-    frozen -= spared_by_codes(denoiser) if model.get("teacher_quantization") else 0
+    frozen -= spared_by_codes(denoiser) if model.get("loading", {}).get("quantization") else 0
     (activations,) = found.stages.values()
     counts = {
         "frozen": frozen,
@@ -103,7 +104,7 @@ def recipe_row(name: str) -> dict[str, str]:
 
 
 def spared_by_codes(denoiser: Any) -> int:
-    """Bytes that ``teacher_quantization: int8`` spares of frozen layers in blocks: one a weight, less five a row."""
+    """Bytes that ``loading.quantization: int8`` spares of frozen layers in blocks: one a weight, less five a row."""
     blocks = [block for block in denoiser.modules() if type(block).__name__ in family_of(denoiser).blocks]
     layers = {layer for block in blocks for layer in block.modules() if isinstance(layer, nn.Linear)}
     frozen = [layer.weight for layer in layers if layer.weight.dtype == torch.bfloat16]

@@ -243,6 +243,7 @@ def distillation(case: Case, teacher: Path) -> Any:
     """A module that distils the saved pipeline."""
     from lightning_modules import AttentionDistillation
     from sparsight.diffusion.train.stages import LossTerms, Stage
+    from sparsight.diffusion.train.trained_parts import TrainedParts
 
     terms = LossTerms(site_on="residual")
     plan = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=terms, warmup_steps=1)]
@@ -251,8 +252,7 @@ def distillation(case: Case, teacher: Path) -> Any:
         str(teacher),
         stages=plan,
         plan=_plan(case),
-        train_projections=True,
-        init_samples=2,
+        trained=TrainedParts(projections=True, init_samples=2),
         sampling=Sampling(2, size=tuple(case.sizes[0])),
     )
 

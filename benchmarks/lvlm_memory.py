@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, LlavaConfig, P
 from lightning_modules import SparseLayerTuning
 from sparsight.command.arguments import read_config
 from sparsight.common.measure.memory_table import GIB, MemoryEstimate
+from sparsight.common.quantised.loading import DTYPES
 from sparsight.common.tables import markdown_table
-from sparsight.lvlm.model.load import DTYPES
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.surgery.selection import Uniform
 from sparsight.lvlm.train.memory import tuning_memory

@@ -23,6 +23,7 @@ from datamodules import IdxRecords, ImageDataModule
 from lightning_modules import AttentionDistillation
 from sparsight.common.tables import format_table
 from sparsight.diffusion.train.stages import Stage
+from sparsight.diffusion.train.trained_parts import TrainedParts
 
 HELD_OUT_STEP = 1_000_003  # draws that no training step uses
 
@@ -50,7 +51,9 @@ def arm(
     """One mixer, one start, one seed."""
     torch.manual_seed(seed)
     mixer: Any = partial(DeltaConvBlock, preset=preset, kernel_size=7)  # type: ignore[arg-type]
-    module = AttentionDistillation(teacher, mixer, [Stage("layerwise", steps)], init_samples=128, seed=seed)
+    module = AttentionDistillation(
+        teacher, mixer, [Stage("layerwise", steps)], trained=TrainedParts(init_samples=128), seed=seed
+    )
     held_out_images: Any = data.val_dataloader()
     held_out = module.noised(next(iter(held_out_images)), step=HELD_OUT_STEP, condition_dropout=0.0)
     batches: Iterator[Mapping[str, Any]] = iter(data.train_dataloader())

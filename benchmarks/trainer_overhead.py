@@ -34,6 +34,7 @@ from sparsight.common.disk.files import write_text
 from sparsight.common.measure.environment import environment
 from sparsight.common.tables import json_text
 from sparsight.diffusion.train.stages import Stage
+from sparsight.diffusion.train.trained_parts import TrainedParts
 
 UNTIMED = 2  # steps that announce and allocate
 TARGET = 1.02  # at 70 sites
@@ -59,7 +60,9 @@ class Distillation:
         """A fresh one."""
         optimizer: Any = partial(torch.optim.AdamW, fused=True)
         stages = [Stage("layerwise", 10_000)]
-        return AttentionDistillation(self.teacher, DeltaConvBlock, stages, optimizer=optimizer, init_samples=0)
+        return AttentionDistillation(
+            self.teacher, DeltaConvBlock, stages, optimizer=optimizer, trained=TrainedParts(init_samples=0)
+        )
 
     def data(self) -> ImageDataModule:
         """Fresh, with its own order of the images."""

@@ -47,6 +47,7 @@ from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.site_error import normalised_mse
 from sparsight.diffusion.train.capture import capture_site
 from sparsight.diffusion.train.stages import Stage
+from sparsight.diffusion.train.trained_parts import TrainedParts
 
 Noised = dict[str, Any]
 PARTS = ("usual", "layerwise", "teacher", "student_forward", "student", "mixers")
@@ -82,7 +83,9 @@ def distillation(teacher: str, preset: str, device: torch.device) -> AttentionDi
     """The module whose layer-wise step is measured."""
     options: dict[str, Any] = {"preset": preset}
     stages = [Stage("layerwise", 1)]
-    module = AttentionDistillation(teacher, partial(DeltaConvBlock, **options), stages, init_samples=0)
+    module = AttentionDistillation(
+        teacher, partial(DeltaConvBlock, **options), stages, trained=TrainedParts(init_samples=0)
+    )
     return module.to(device).train()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback
@@ -24,31 +24,31 @@ from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.hashes import short_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
-from sparsight.common.quantised.weights import Quantisation
+from sparsight.common.quantised.loading import DTYPES
 from sparsight.common.training.processes import gathered, process_count
 from sparsight.common.training.run_progress import log_together, tell
 from sparsight.common.training.sharding import is_sharded, own_class
 from sparsight.common.training.stage_clock import StageClock
 from sparsight.diffusion.measure.report import COSTS, ReplacementReport, replacement_report
 from sparsight.diffusion.measure.run_memory import run_memory
+from sparsight.diffusion.model.loading import TeacherLoading
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.model.timesteps import Timesteps
 from sparsight.diffusion.surgery.plan import PlanEntry, plan_from
 from sparsight.diffusion.surgery.record import differing, record_of
 from sparsight.diffusion.surgery.replace import replace
-from sparsight.diffusion.surgery.rest.low_rank import LoRA
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import SiteSelection
 from sparsight.diffusion.surgery.training_free import is_training_free
 from sparsight.diffusion.train.capture import capture_site
 from sparsight.diffusion.train.compiled import compile_blocks
+from sparsight.diffusion.train.compute import DistillationCompute
 from sparsight.diffusion.train.distiller import Distiller
 from sparsight.diffusion.train.former_names import follow_names, former_names
 from sparsight.diffusion.train.relative_errors import RecentErrors
 from sparsight.diffusion.train.stages import Stage, check_learners, check_weights, site_weight
 from sparsight.diffusion.train.start import start_alike, start_from_teacher
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from sparsight.diffusion.train.trained_parts import TrainedParts
 
 
 @takes_former_options
@@ -63,36 +63,22 @@ class AttentionDistillation(BesideMixers, StoredBase):
         plan: Several mixers, in place of ``mixer`` and ``sites``: entries of sites and a mixer, or null to keep
             attention there. The first entry that matches a site counts; where none does, attention stays.
         site_weights: Weight of a site's loss by pattern of its path; the first match counts, others weigh 1.
+        trained: What trains with the mixers, and where these start.
         optimizer: Optimiser class and options; every stage makes one with its own learning rate.
-        train_projections: Train copies of the query, key, value and output projections of core mixers as well.
-        train_rest: What of the denoiser's other layers trains in end-to-end stages: ``norms``, ``feed_forward``,
-            ``everything``, or patterns of parameter names. The teacher keeps a frozen copy of that.
-        lora: Low-rank adapters on linear layers that do not train otherwise, for end-to-end stages.
-        init_samples: Samples of the training data that mixers may use to start from the teacher; 0 keeps their
-            random start.
-        teacher_dtype: Precision of the frozen denoiser and the text encoders, however they are stored; mixers are
-            always trained in fp32.
-        teacher_quantization: ``int8`` holds frozen linear layers of the denoiser's blocks in 8 bits (torchao). What
-            trains is made of the weights as they are stored, and so are exports.
         condition_dropout: Share of samples without their condition.
-        gradient_checkpointing: Recompute blocks in the end-to-end backward pass to save memory.
-        compile: Compile every transformer block.
-        replicate_trained: Under ModelParallelStrategy (FSDP2), hold what trains whole in every process, and split what
-            is frozen alone.
+        compute: What spares memory or time.
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sampling: Steps, guidance and size of what ``predict``, sample grids and metrics draw. Where the denoiser takes
             guidance as an input (FLUX.1 [dev]), the student is trained at this guidance, too.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
-        revision: Git revision of a hub teacher.
-        variant: Weight variant of the teacher, e.g. ``fp16``.
-        trust_remote_code: Run code that comes with the teacher.
+        loading: How the teacher is read, and what it is held in.
 
     Raises:
         ValueError: No stage, no mixer or a plan beside one, unknown sites, or sites that cannot be replaced.
     """
 
     scores_before_training = False  # mixers have no errors yet
-    frozen_option = "model.teacher_dtype"
+    frozen_option = "model.loading.dtype"
 
     def __init__(
         self,
@@ -102,52 +88,41 @@ class AttentionDistillation(BesideMixers, StoredBase):
         sites: SiteSelection | None = None,
         plan: Sequence[PlanEntry] | None = None,
         site_weights: dict[str, float] | None = None,
+        trained: TrainedParts = TrainedParts(),
         optimizer: Callable[[Iterable[torch.nn.Parameter], float], torch.optim.Optimizer] = torch.optim.AdamW,
-        train_projections: bool = False,
-        train_rest: Sequence[str] = (),
-        lora: LoRA | None = None,
-        init_samples: int = 64,
-        teacher_dtype: Literal["float32", "bfloat16", "float16"] = "float32",
-        teacher_quantization: Quantisation | None = None,
         condition_dropout: float = 0.1,
-        gradient_checkpointing: bool = False,
-        compile: bool = False,
-        replicate_trained: bool = False,
+        compute: DistillationCompute = DistillationCompute(),
         seed: int = 0,
         sampling: Sampling = Sampling(),
         max_skipped_steps: int = 0,
-        revision: str | None = None,
-        variant: str | None = None,
-        trust_remote_code: bool = False,
+        loading: TeacherLoading = TeacherLoading(),
     ) -> None:
         super().__init__(seed=seed, sampling=sampling, max_skipped_steps=max_skipped_steps)
         self.keep_hyperparameters()
-        require(init_samples >= 0, "init_samples", init_samples, "0 or more")
         for pattern, weight in (site_weights or {}).items():
             require(0 <= weight < math.inf, f"site_weights.{pattern}", weight, "0 or more")
         require(0 <= condition_dropout <= 1, "condition_dropout", condition_dropout, "0 to 1")
         entries = plan_from(mixer=mixer, sites=sites, plan=plan)
         self.clock = StageClock(stages)
-        self.revision, self.replicate_trained = revision, replicate_trained
-        source = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
-        self.load_base(teacher, dtype=DTYPES[teacher_dtype], quantised=teacher_quantization, source=source)
+        self.revision, self.replicate_trained = loading.revision, compute.replicate_trained
+        self.load_base(teacher, dtype=DTYPES[loading.dtype], quantised=loading.quantization, source=loading.source)
         self.diffusion.size, self.diffusion.guidance = sampling.size, sampling.guidance_scale
         self.diffusion.sample_shape()  # refused now, not after training
-        self.shells = replace(self.denoiser, entries, train_projections=train_projections)
+        self.shells = replace(self.denoiser, entries, train_projections=trained.projections)
         self.site_weights = {path: site_weight(site_weights or {}, path) for path in self.shells}
         check_weights(site_weights or {}, self.site_weights)
         if any(stage.objective == "layerwise" for stage in self.clock.stages):
             check_learners(self.site_weights, self._learners())
-        self.free_rest(train_rest, lora)
+        self.free_rest(trained.rest, trained.lora)
         self.quantise_base()
         self.distiller = Distiller(self.denoiser, self.shells, self.site_weights, self.diffusion.process)
         self.optimizer = optimizer
-        self.init_samples = init_samples
+        self.init_samples = trained.init_samples
         self.condition_dropout = condition_dropout
-        if gradient_checkpointing:
+        if compute.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
-        self.compiles = compile
-        if compile:
+        self.compiles = compute.compile
+        if compute.compile:
             compile_blocks(self.denoiser)
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
         self.require_gradients()
@@ -256,7 +231,7 @@ class AttentionDistillation(BesideMixers, StoredBase):
         if self.trainer.state.fn == TrainerFn.FITTING and not self._trained:
             kinds = ", ".join(sorted({own_class(shell.mixer).__name__ for shell in self.shells.values()}))
             raise ConfigurationError(
-                f"{kinds} has no parameters, so nothing is trained: set model.train_projections to true to train "
+                f"{kinds} has no parameters, so nothing is trained: set model.trained.projections to true to train "
                 "copies of the projections around it, or use it as it is (validate, predict, benchmark, export)"
             )
         if self.trainer.state.fn == TrainerFn.FITTING:

@@ -35,21 +35,21 @@ class BesideMixers(InStages[Stage], BesideTeacher):
     rest_names: list[str]
     replicate_trained: bool = False
 
-    def free_rest(self, train_rest: Sequence[str], lora: LoRA | None) -> None:
+    def free_rest(self, rest: Sequence[str], lora: LoRA | None) -> None:
         """Let more of the denoiser train than its mixers.
 
         Args:
-            train_rest: See ``sparsight.diffusion.surgery.rest.choice``.
+            rest: See ``sparsight.diffusion.surgery.rest.choice``.
             lora: Adapters, if any.
 
         Raises:
             ConfigurationError: A name chooses nothing, or no stage would train what is chosen.
         """
         self.rest_names = []
-        if not train_rest and lora is None:
+        if not rest and lora is None:
             return
         if all(stage.objective == "layerwise" for stage in self.clock.stages):
-            given = "model.train_rest" if train_rest else "model.lora"
+            given = "model.trained.rest" if rest else "model.trained.lora"
             raise ConfigurationError(
                 f"{given} is for end-to-end stages, and all stages are layerwise, where mixers alone learn: add a "
                 "stage with objective: end_to_end, or leave it out"
@@ -58,9 +58,9 @@ class BesideMixers(InStages[Stage], BesideTeacher):
         if not learners and any(stage.objective == "layerwise" for stage in self.clock.stages):
             raise ConfigurationError(
                 "a layerwise stage trains mixers and their projections alone, and none of these has anything to train: "
-                "leave the stage out, or set model.train_projections to true"
+                "leave the stage out, or set model.trained.projections to true"
             )
-        names = chosen_parameters(self.denoiser, self.shells, train_rest)
+        names = chosen_parameters(self.denoiser, self.shells, rest)
         self.rest_names = free_rest(self.denoiser, self.shells, names, lora)
 
     def refuse_rest(self, *, checkpointing: bool) -> None:
@@ -76,18 +76,18 @@ class BesideMixers(InStages[Stage], BesideTeacher):
             return
         if isinstance(self.trainer.strategy, ModelParallelStrategy) and not self.replicate_trained:
             raise ConfigurationError(
-                "model.train_rest and model.lora change what is trained from stage to stage, which "
-                "ModelParallelStrategy (FSDP2) cannot where it splits that: set model.replicate_trained to true, use "
-                "DDP, or train mixers and projections alone"
+                "model.trained.rest and model.trained.lora change what is trained from stage to stage, which "
+                "ModelParallelStrategy (FSDP2) cannot where it splits that: set model.compute.replicate_trained to "
+                "true, use DDP, or train mixers and projections alone"
             )
         narrow = compute_dtype(self.denoiser)
         wide = all(self.denoiser.get_parameter(name).dtype == narrow for name in self.rest_names)
         if checkpointing and not wide and not isinstance(self.trainer.precision_plugin, MixedPrecision):
             dtype = str(narrow).removeprefix("torch.")
             raise ConfigurationError(
-                f"model.train_rest and model.lora train in float32 in a denoiser in {dtype}, whose blocks "
-                "model.gradient_checkpointing recomputes: set trainer.precision to bf16-mixed, or "
-                "model.teacher_dtype to float32"
+                f"model.trained.rest and model.trained.lora train in float32 in a denoiser in {dtype}, whose blocks "
+                "model.compute.gradient_checkpointing recomputes: set trainer.precision to bf16-mixed, or "
+                "model.loading.dtype to float32"
             )
 
     def kept_whole(self) -> Sequence[Parameter]:

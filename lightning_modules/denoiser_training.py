@@ -19,15 +19,18 @@ from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
 from sparsight.common.training.dtypes import sent
-from sparsight.common.training.lr_schedules import SCHEDULES
+from sparsight.common.training.lr_schedules import LearningRateSchedule
 from sparsight.common.training.run_progress import tell
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.load import load_polished
+from sparsight.diffusion.model.loading import PipelineLoading
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.model.timesteps import Timesteps
 from sparsight.diffusion.train.compiled import compile_blocks
+from sparsight.diffusion.train.compute import DenoiserCompute
+from sparsight.diffusion.train.noise_levels import NoiseLevels
 from sparsight.diffusion.train.timestep_weights import min_snr_weight
 
 if TYPE_CHECKING:
@@ -68,20 +71,15 @@ class DenoiserTraining(DiffusionModule):
         conditions: What a fresh denoiser is told; a pipeline has its own.
         trainable: Patterns of parameter names to train, e.g. ``*.attn1.*``; everything else is frozen.
         condition_dropout: Share of samples trained without their condition, for classifier-free guidance.
-        timesteps: At which noise levels is trained how often; all alike, shifted by the size as the pipeline does, if
-            not given.
-        snr_gamma: Clip of the min-SNR loss weight (Hang et al., arXiv 2303.09556); none weighs all timesteps alike.
+        noise: How often each noise level is trained at, and what its loss weighs.
         optimizer: Optimiser class and options.
-        lr_schedule: One of transformers' schedules, e.g. ``constant_with_warmup`` or ``cosine``.
-        warmup_steps: Steps over which the learning rate rises.
-        gradient_checkpointing: Recompute blocks in the backward pass to save memory.
-        compile: Compile every transformer block.
+        schedule: How the learning rate goes.
+        compute: What spares memory or time.
         seed: Decides timesteps, noise and condition dropout, together with step and sample index.
         sampling: Steps, guidance and size of what ``predict``, sample grids and metrics draw; where the denoiser takes
             guidance as an input, it is trained at this one.
         max_skipped_steps: How many steps with losses or gradients that are not finite are left out before the run ends.
-        variant: Weight variant of the pipeline, e.g. ``fp16``; what is trained is in fp32 all the same.
-        trust_remote_code: Run code that comes with the pipeline; of a student, import mixers that it alone names.
+        loading: How the pipeline is read; what is trained is in fp32 however it is stored.
 
     Raises:
         ValueError: Neither a pipeline nor denoiser and scheduler are given, an option does not belong to them, or no
@@ -96,33 +94,22 @@ class DenoiserTraining(DiffusionModule):
         conditions: Conditions = Conditions(),
         trainable: Sequence[str] = ("*",),
         condition_dropout: float = 0.1,
-        timesteps: Timesteps | None = None,
-        snr_gamma: float | None = None,
+        noise: NoiseLevels = NoiseLevels(),
         optimizer: OptimizerCallable = lambda p: torch.optim.AdamW(p, lr=1e-4),
-        lr_schedule: str = "constant_with_warmup",
-        warmup_steps: int = 500,
-        gradient_checkpointing: bool = False,
-        compile: bool = False,
+        schedule: LearningRateSchedule = LearningRateSchedule(),
+        compute: DenoiserCompute = DenoiserCompute(),
         seed: int = 0,
         sampling: Sampling = Sampling(),
         max_skipped_steps: int = 0,
-        variant: str | None = None,
-        trust_remote_code: bool = False,
+        loading: PipelineLoading = PipelineLoading(),
     ) -> None:
         super().__init__(seed=seed, sampling=sampling, max_skipped_steps=max_skipped_steps)
         self.keep_hyperparameters(ignore=["denoiser", "noise_scheduler"])
         require(0 <= condition_dropout <= 1, "condition_dropout", condition_dropout, "0 to 1")
-        require(snr_gamma is None or 0 < snr_gamma < math.inf, "snr_gamma", snr_gamma, "above 0, or null")
-        require(warmup_steps >= 0, "warmup_steps", warmup_steps, "0 or more")
-        require(lr_schedule in SCHEDULES, "lr_schedule", repr(lr_schedule), ", ".join(SCHEDULES))
         if pretrained is not None:
             if conditions != Conditions():
                 raise ValueError("conditions are those of the pretrained pipeline: leave them out")
-            pipeline = _with_other_parts(
-                load_polished(pretrained, variant=variant, trust_remote_code=trust_remote_code),
-                denoiser,
-                noise_scheduler,
-            )
+            pipeline = _with_other_parts(load_polished(pretrained, **loading.source), denoiser, noise_scheduler)
         elif denoiser is None or noise_scheduler is None:
             raise ValueError("give pretrained, or both denoiser and noise_scheduler")
         else:
@@ -132,16 +119,16 @@ class DenoiserTraining(DiffusionModule):
         self.diffusion.sample_shape()  # refused now, not after training
         self.denoiser: Any = self.diffusion.denoiser.float()  # half precision swallows small updates
         self.condition_dropout = condition_dropout
-        self.snr_gamma, self.timesteps = snr_gamma, timesteps
-        self.optimizer, self.lr_schedule, self.warmup_steps = optimizer, lr_schedule, warmup_steps
+        self.noise = noise
+        self.optimizer, self.schedule = optimizer, schedule
         for name, parameter in self.denoiser.named_parameters():
             parameter.requires_grad_(any(fnmatch(name, pattern) for pattern in trainable))
         if not any(p.requires_grad for p in self.denoiser.parameters()):
             raise ValueError(f"no parameter of the denoiser matches trainable={list(trainable)}")
-        if gradient_checkpointing:
+        if compute.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
-        self.compiles = compile
-        if compile:
+        self.compiles = compute.compile
+        if compute.compile:
             compile_blocks(self.denoiser)
         self._schedule_before: int | None = None  # steps of the schedule that a checkpoint was made with
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
@@ -162,8 +149,8 @@ class DenoiserTraining(DiffusionModule):
         """The optimiser with its learning-rate schedule over ``max_steps``."""
         return self.optimisers(
             self.optimizer,
-            lr_schedule=self.lr_schedule,
-            warmup_steps=self.warmup_steps,
+            lr_schedule=self.schedule.name,
+            warmup_steps=self.schedule.warmup_steps,
             steps=self._schedule_steps(),
         )
 
@@ -187,11 +174,11 @@ class DenoiserTraining(DiffusionModule):
     def on_train_start(self) -> None:
         """Say so if the learning rate goes on along another schedule than it came."""
         before, now = self._schedule_before, self._schedule_steps()
-        if before not in (None, now) and self.lr_schedule not in WITHOUT_END:
+        if before not in (None, now) and self.schedule.name not in WITHOUT_END:
             rank_zero_warn(
                 f"trainer.max_steps makes this run {now} steps long, that of the checkpoint was {before}: the "
-                f"{self.lr_schedule} schedule is stretched from here on, and the learning rate jumps. Keep the length "
-                "to go on as before"
+                f"{self.schedule.name} schedule is stretched from here on, and the learning rate jumps. Keep the "
+                "length to go on as before"
             )
 
     def estimated_memory(self) -> MemoryEstimate:
@@ -200,7 +187,7 @@ class DenoiserTraining(DiffusionModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """Mean squared error to the target of the noising process."""
-        timesteps = self.timesteps or Timesteps()
+        timesteps = self.noise.timesteps or Timesteps()
         options: dict[str, Any] = {"condition_dropout": self.condition_dropout, "timesteps": timesteps}
         noised = self.noised(batch, step=self.global_step, **options)
         self.draw_ahead(noised, batch_idx)
@@ -225,9 +212,9 @@ class DenoiserTraining(DiffusionModule):
             raise ValueError("the data holds trajectory states without a true target: train on images or samples")
         output = predict(self.denoiser, noised["xt"], noised["timestep"], noised["cond"])
         error_B = (output - noised["target"].float()).square().flatten(1).mean(1)
-        if self.snr_gamma is not None:
+        if self.noise.snr_gamma is not None:
             snr_B = self.diffusion.process.snr(noised["level"])
-            weight_B = min_snr_weight(snr_B, self.snr_gamma, self.diffusion.process.prediction_type)
+            weight_B = min_snr_weight(snr_B, self.noise.snr_gamma, self.diffusion.process.prediction_type)
             error_B = error_B * sent(weight_B, error_B.device)
         return error_B.mean()
 

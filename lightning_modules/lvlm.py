@@ -15,6 +15,7 @@ from lightning_modules.answering import Answering, Evaluation, Illustrated
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import is_state, kind_of, state_hash
+from sparsight.common.quantised.loading import DTYPES
 from sparsight.common.quantised.weights import check_quantisation, has_codes, keep_from_ddp
 from sparsight.common.training.processes import averaged, everywhere
 from sparsight.common.training.sharding import is_sharded, shard_parts, split_again
@@ -22,7 +23,7 @@ from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.show import keep_records
 from sparsight.lvlm.export.reload import example_inputs
 from sparsight.lvlm.model.images import check_images
-from sparsight.lvlm.model.load import DTYPES, ModelLoading, load_lvlm
+from sparsight.lvlm.model.load import ModelLoading, load_lvlm
 from sparsight.lvlm.model.processor import load_processor
 from sparsight.lvlm.model.provenance import read_provenance
 from sparsight.lvlm.model.spare_image import always_read_an_image

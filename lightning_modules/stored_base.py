@@ -57,7 +57,7 @@ class StoredBase(BesideTeacher):
 
     @property
     def _option(self) -> str:
-        return f"model.teacher_quantization: {self.quantised}"
+        return f"model.loading.quantization: {self.quantised}"
 
     def quantise_base(self) -> None:
         """Hold frozen layers in codes if that is wished, once all that is to train requires gradients.

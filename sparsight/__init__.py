@@ -21,14 +21,19 @@ from sparsight.common.moved import lead_old_names
 if TYPE_CHECKING:
     from sparsight.command.functions import distill, evaluate, tune
     from sparsight.common.disk.cache_options import CacheOptions
+    from sparsight.common.training.lr_schedules import LearningRateSchedule
     from sparsight.diffusion.export.delta import mount
     from sparsight.diffusion.model.load import load_pipeline as load
+    from sparsight.diffusion.model.loading import PipelineLoading, TeacherLoading
     from sparsight.diffusion.model.sampling import Sampling
     from sparsight.diffusion.surgery.plan import PlanEntry
     from sparsight.diffusion.surgery.replace import replace, restore, set_mode
     from sparsight.diffusion.surgery.shell import Mode
     from sparsight.diffusion.surgery.sites import SiteSelection, find_sites
+    from sparsight.diffusion.train.compute import DenoiserCompute, DistillationCompute
+    from sparsight.diffusion.train.noise_levels import NoiseLevels
     from sparsight.diffusion.train.stages import Stage
+    from sparsight.diffusion.train.trained_parts import TrainedParts
     from sparsight.lvlm.methods.learned.folder import read_recipe, write_recipe
     from sparsight.lvlm.methods.recipe import Recipe
     from sparsight.lvlm.model.load import ModelLoading, load_lvlm
@@ -42,14 +47,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "CacheOptions",
+    "DenoiserCompute",
+    "DistillationCompute",
     "Healing",
+    "LearningRateSchedule",
     "Mode",
     "ModelLoading",
+    "NoiseLevels",
+    "PipelineLoading",
     "PlanEntry",
     "Recipe",
     "Sampling",
     "SiteSelection",
     "Stage",
+    "TeacherLoading",
+    "TrainedParts",
     "TuningCompute",
     "TuningStage",
     "__version__",
@@ -71,14 +83,21 @@ __all__ = [
 ]
 _AT = {  # module and name there
     "CacheOptions": "common.disk.cache_options:CacheOptions",
+    "DenoiserCompute": "diffusion.train.compute:DenoiserCompute",
+    "DistillationCompute": "diffusion.train.compute:DistillationCompute",
     "Healing": "lvlm.train.healing:Healing",
+    "LearningRateSchedule": "common.training.lr_schedules:LearningRateSchedule",
     "Mode": "diffusion.surgery.shell:Mode",
     "ModelLoading": "lvlm.model.load:ModelLoading",
+    "NoiseLevels": "diffusion.train.noise_levels:NoiseLevels",
+    "PipelineLoading": "diffusion.model.loading:PipelineLoading",
     "PlanEntry": "diffusion.surgery.plan:PlanEntry",
     "Recipe": "lvlm.methods.recipe:Recipe",
     "Sampling": "diffusion.model.sampling:Sampling",
     "SiteSelection": "diffusion.surgery.sites:SiteSelection",
     "Stage": "diffusion.train.stages:Stage",
+    "TeacherLoading": "diffusion.model.loading:TeacherLoading",
+    "TrainedParts": "diffusion.train.trained_parts:TrainedParts",
     "TuningCompute": "lvlm.train.compute:TuningCompute",
     "TuningStage": "lvlm.train.stages:TuningStage",
     "distill": "command.functions:distill",

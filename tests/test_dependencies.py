@@ -34,7 +34,8 @@ MAY_IMPORT = {
 }
 JOIN_ALL = ("sparsight/command/cli.py", "sparsight/command/functions.py")
 ROOMS = (  # of sparsight and datamodules, each of which may import those before it
-    *("common", "common.disk", "common.measure", "common.checkpoint", "common.training", "testing", "publish"),
+    *("common", "common.disk", "common.quantised", "common.measure", "common.checkpoint", "common.training"),
+    *("testing", "publish"),
     *("diffusion.pipelines", "diffusion.families", "diffusion.surgery", "diffusion.students", "diffusion.model"),
     *("diffusion.measure", "diffusion.train", "diffusion.analyze", "diffusion.export"),
     *(

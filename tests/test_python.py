@@ -38,7 +38,12 @@ def test_a_student_is_distilled_evaluated_exported_and_loaded(tmp_path: Path) ->
     stages = [sparsight.Stage("layerwise", 2, warmup_steps=1), sparsight.Stage("end_to_end", 2, warmup_steps=1)]
     trainer = QUIET | {"default_root_dir": str(tmp_path), "enable_checkpointing": False}
     mixer = partial(DeltaConvBlock, kernel_size=3)
-    options: dict[str, Any] = {"stages": stages, "trainer": trainer, "sampling": Sampling(2), "init_samples": 0}
+    options: dict[str, Any] = {
+        "stages": stages,
+        "trainer": trainer,
+        "sampling": Sampling(2),
+        "trained": {"init_samples": 0},
+    }
     with pytest.raises(ValueError, match="exists"):
         sparsight.distill(teacher, mixer, data, output=tmp_path, **options)
     module = sparsight.distill(teacher, mixer, data, output=tmp_path / "student", **options)

@@ -23,7 +23,6 @@ def distillation(teacher: str) -> AttentionDistillation:
             PlanEntry("transformer_blocks.0.attn1", partial(NeighborhoodAttention, kernel_size=3)),
             PlanEntry("transformer_blocks.1.attn1", Blend),
         ],
-        train_projections=True,
-        init_samples=0,
+        trained={"projections": True, "init_samples": 0},
         sampling=Sampling(2),
     )

@@ -21,7 +21,8 @@ def distillation(teacher: str, stages: list[Stage] | None = None, **options: Any
     torch.manual_seed(0)
     stages = stages or [Stage("layerwise", 3, warmup_steps=1), Stage("end_to_end", 3, warmup_steps=1)]
     mixer = options.pop("mixer", partial(DeltaConvBlock, preset="released_pixart", kernel_size=3))
-    return AttentionDistillation(teacher, mixer, stages, **{"init_samples": 0, "sampling": Sampling(2)} | options)
+    trained = {"init_samples": 0} | options.pop("trained", {})
+    return AttentionDistillation(teacher, mixer, stages, trained=trained, **{"sampling": Sampling(2)} | options)
 
 
 def trainer(folder: Path, **options: Any) -> Trainer:

@@ -32,7 +32,7 @@ def main(rank: int, folder: Path) -> None:
             str(folder / "teacher"),
             NoMixing,
             [Stage("layerwise", 4, warmup_steps=1)],
-            init_samples=0,
+            trained={"init_samples": 0},
             max_skipped_steps=int(name == "left_out"),
         )
         trainer = Trainer(

@@ -60,7 +60,7 @@ def _distillation(folder: Path, data: dict[str, Any]) -> None:
         {"class_path": "callbacks.ExportAtEnd", "init_args": {"output": "student", "fp16": False, "overwrite": True}},
     ]
     model = {"teacher": "teacher", "mixer": {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3}}}
-    model |= {"stages": stages, "init_samples": 4, "sampling": {"steps": 2}}
+    model |= {"stages": stages, "trained": {"init_samples": 4}, "sampling": {"steps": 2}}
     _write(
         folder,
         {
@@ -100,7 +100,7 @@ def _on_latents(folder: Path) -> None:
             "trainer": _trainer([SAVER], max_steps=4),
             "model": {
                 "class_path": "DenoiserTraining",
-                "init_args": {"pretrained": "teacher", "trainable": ["*.attn2.*"], "warmup_steps": 1},
+                "init_args": {"pretrained": "teacher", "trainable": ["*.attn2.*"], "schedule": {"warmup_steps": 1}},
             },
             "data": {"class_path": "CachedLatentsDataModule", "init_args": options},
         },

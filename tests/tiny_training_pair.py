@@ -53,7 +53,7 @@ def train(folder: Path, root: Path, data: LightningDataModule, *, processes: int
         trainable=["*.attn2.*"],
         # no Adam, which turns the rounding of a tiny gradient into a whole step
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
-        warmup_steps=1,
+        schedule={"warmup_steps": 1},
     )
     trainer = Trainer(
         default_root_dir=root,

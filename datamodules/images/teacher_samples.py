@@ -64,10 +64,10 @@ class TeacherSamplesDataModule(ProcessDataModule):
         seed: Decides starting noise and the order of training.
         dtype: Of the tensors on disk, ``float32`` or ``float16``; batches are float32.
         device: Where the teacher samples: ``cpu``, ``cuda`` ..., or ``auto``, which is the first GPU if there is one.
-        teacher_dtype: Precision of the teacher's denoiser and text encoders; in the command ``model.teacher_dtype`` if
+        teacher_dtype: Precision of the teacher's denoiser and text encoders; in the command ``model.loading.dtype`` if
             not given, and in Python the libraries' choice.
         teacher_quantization: ``int8`` draws with frozen linear layers in 8 bits (torchao); in the command
-            ``model.teacher_quantization`` if not given.
+            ``model.loading.quantization`` if not given.
         revision: Git revision of a hub teacher.
         variant: Weight variant of the teacher, e.g. ``fp16``.
         trust_remote_code: Run code that comes with the teacher.
@@ -81,8 +81,8 @@ class TeacherSamplesDataModule(ProcessDataModule):
     follows: ClassVar[Mapping[str, str]] = {
         "teacher": "teacher",
         "guidance_scale": "sampling.guidance_scale",
-        "teacher_dtype": "teacher_dtype",
-        "teacher_quantization": "teacher_quantization",
+        "teacher_dtype": "loading.dtype",
+        "teacher_quantization": "loading.quantization",
     }
     names: ClassVar[Sequence[str]] = ("teacher",)
     agrees: ClassVar[Sequence[str]] = ("teacher", "guidance_scale")

@@ -78,24 +78,28 @@ def options_of_plugin(class_path: str) -> list[str] | None:
 
 
 @cache
-def options_in_group(class_path: str, option: str) -> tuple[str, list[str]] | None:
+def options_in_group(class_path: str, way: tuple[str, ...]) -> tuple[str, list[str]] | None:
     """The dataclass that an option of one of our plug-ins is, or is several of, and the options of that.
 
     Args:
         class_path: May be the bare name.
-        option: Of its constructor.
+        way: An option of its constructor, then one of the dataclass that it is, and so on.
 
     Returns:
         None if the option is something else, or its source does not say.
     """
     found = _source_of(class_path)
-    kind = found and found[0].annotated(found[1], option)
-    if not kind:
-        return None
+    for option in way:
+        kind = found and found[0].annotated(found[1], option)
+        found = _dataclass_of(kind) if kind else None
+    return found and (found[1].rpartition(".")[2], _names(*found))
+
+
+def _dataclass_of(kind: str) -> tuple[Sources, str] | None:
+    """Where a dataclass of ours is written, with those that it derives from; none if it is something else."""
     sources = _with_bases(kind)
-    if kind not in sources.classes or not sources.is_dataclass(kind) or not sources.tells_all_options(kind):
-        return None
-    return kind.rpartition(".")[2], _names(sources, kind)
+    is_whole = kind in sources.classes and sources.is_dataclass(kind) and sources.tells_all_options(kind)
+    return (sources, kind) if is_whole else None
 
 
 def _with_bases(kind: str) -> Sources:

@@ -151,7 +151,7 @@ class Sources:
         """Whether a class's own source says all that its constructor takes."""
         node = self.classes[path]
         if _is_marked(node, "dataclass"):
-            return all(each in self.classes for each in self.ancestors(path))
+            return all(each in self.classes and self.is_dataclass(each) for each in self.ancestors(path))
         method = dict(_members(node)).get("__init__")
         return isinstance(method, Function) and method.args.kwarg is None
 
@@ -161,9 +161,7 @@ class Sources:
 
     def annotated(self, path: str, option: str) -> str | None:
         """The full name of the one class that an option of a class is, or is a sequence of; it may be null, too."""
-        method = self.method(path, "__init__")
-        listed = (*method.args.args, *method.args.kwonlyargs) if method is not None else ()
-        found = next((each.annotation for each in listed if each.arg == option), None)
+        found = self._annotation(path, option)
         kinds = [each for each in _alternatives(found) if ast.unparse(each) != "None"] if found is not None else []
         if len(kinds) != 1:
             return None
@@ -171,6 +169,14 @@ class Sources:
         if isinstance(kind, ast.Subscript) and ast.unparse(kind.value).rpartition(".")[2] in ("Sequence", "list"):
             kind = kind.slice
         return self._resolved(self.module_of(path), kind) if isinstance(kind, (ast.Name, ast.Attribute)) else None
+
+    def _annotation(self, path: str, option: str) -> ast.expr | None:
+        if self.is_dataclass(path):
+            field = self._member(path, option)
+            return field.annotation if isinstance(field, ast.AnnAssign) else None
+        method = self.method(path, "__init__")
+        listed = (*method.args.args, *method.args.kwonlyargs) if method is not None else ()
+        return next((each.annotation for each in listed if each.arg == option), None)
 
     def _member(self, path: str, name: str) -> ast.stmt | None:
         for each in self.ours(path):

@@ -40,6 +40,8 @@ _SAMPLING = {"sample_steps": "sampling.steps", "guidance_scale": "sampling.guida
 _CACHE = {"cache_dir": "cache.folder", "shard_size": "cache.shard_size", "verify_days": "cache.verify_days"}
 _CONDITIONS = {name: f"conditions.{name}" for name in ("class_names", "text_encoder", "text_tokens")}
 _SOURCE = {name: f"loading.{name}" for name in ("revision", "trust_remote_code")}
+_PIPELINE = {**_SOURCE, "variant": "loading.variant"}
+_COMPUTE = {name: f"compute.{name}" for name in ("gradient_checkpointing", "compile")}
 _MODEL = {**_SOURCE, "dtype": "loading.dtype", "attn_implementation": "loading.attn_implementation"}
 _HEALING = {
     "distill": "healing.hidden",
@@ -51,9 +53,31 @@ _ALLOWED = {"max_corrupt_share": "allowed.corrupt_share", "max_unused_share": "a
 _TRANSFORM = {name: f"transform.{name}" for name in ("channels", "fit", "background", "horizontal_flip")}
 _IMAGES = {**_ALLOWED, "other_classes": "allowed.other_classes", **_TRANSFORM}
 OPTIONS: dict[str, dict[str, str]] = {  # by class: where an old option is now
-    "AttentionDistillation": {**_SAMPLING, "sample_size": "sampling.size"},
+    "AttentionDistillation": {
+        **_SAMPLING,
+        "sample_size": "sampling.size",
+        **_PIPELINE,
+        "teacher_dtype": "loading.dtype",
+        "teacher_quantization": "loading.quantization",
+        **_COMPUTE,
+        "replicate_trained": "compute.replicate_trained",
+        "train_projections": "trained.projections",
+        "train_rest": "trained.rest",
+        "lora": "trained.lora",
+        "init_samples": "trained.init_samples",
+    },
     "CachedLatentsDataModule": _CACHE,
-    "DenoiserTraining": {**_SAMPLING, **_CONDITIONS},
+    "DenoiserTraining": {
+        **_SAMPLING,
+        **_CONDITIONS,
+        "variant": "loading.variant",
+        "trust_remote_code": "loading.trust_remote_code",
+        **_COMPUTE,
+        "timesteps": "noise.timesteps",
+        "snr_gamma": "noise.snr_gamma",
+        "lr_schedule": "schedule.name",
+        "warmup_steps": "schedule.warmup_steps",
+    },
     "ImageDataModule": _IMAGES,
     "InstructionDataModule": _ALLOWED,
     "LVLMEvaluation": _MODEL,

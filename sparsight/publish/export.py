@@ -217,7 +217,8 @@ def base_of(module: Any) -> Base | None:
     source = next((module.hparams[name] for name in SOURCES if module.hparams.get(name)), None)
     if source is None:
         return None
-    return describe_base(source, revision=module.hparams.get("revision"), variant=module.hparams.get("variant"))
+    loading = module.hparams.get("loading", module.hparams)  # classes of users may have it flat
+    return describe_base(source, revision=loading.get("revision"), variant=loading.get("variant"))
 
 
 def _licence(given: str | None, base: Base | None) -> dict[str, Any]:

@@ -23,12 +23,14 @@ from sparsight.diffusion.train.stages import Stage
 from tests import tiny
 from tests.tiny_clock import Clock
 
+TRAINED: dict[str, Any] = {"trained": {"projections": True}, "sampling": Sampling(2)}
+
 
 @pytest.fixture
 def module(tmp_path: Path) -> AttentionDistillation:
     teacher = tiny.save_pixel_pipeline(tmp_path / "teacher")
     stages = [Stage("end_to_end", 4, warmup_steps=1)]
-    return AttentionDistillation(str(teacher), SoftmaxAttention, stages, sampling=Sampling(2), train_projections=True)
+    return AttentionDistillation(str(teacher), SoftmaxAttention, stages, **TRAINED)
 
 
 def fit(folder: Path, module: Any, callbacks: list[Any], channels: int = 1, **options: Any) -> Trainer:
@@ -65,9 +67,7 @@ def test_grids_of_the_average_leave_training_alone(tmp_path: Path, module: Atten
     weights = []
     for callbacks in ([TrainableEMA(0.9)], [TrainableEMA(0.9), SampleGrid(labels=[1], every_n_steps=1)]):
         torch.manual_seed(0)
-        twin = AttentionDistillation(
-            module.teacher, SoftmaxAttention, module.clock.stages, sampling=Sampling(2), train_projections=True
-        )
+        twin = AttentionDistillation(module.teacher, SoftmaxAttention, module.clock.stages, **TRAINED)
         fit(tmp_path, twin, callbacks, logger=False)
         weights.append(twin.state_dict())
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
@@ -95,8 +95,7 @@ def test_grids_that_the_model_cannot_draw_are_refused_before_training(
             fit(tmp_path, module, [grid], logger=False)
         assert module.global_step == 0
     text_teacher = str(tiny.save_sd_pipeline(tmp_path / "sd"))
-    trained = {"train_projections": True, "sampling": Sampling(2)}
-    text = AttentionDistillation(text_teacher, SoftmaxAttention, [Stage("layerwise", 4)], **trained)
+    text = AttentionDistillation(text_teacher, SoftmaxAttention, [Stage("layerwise", 4)], **TRAINED)
     with pytest.raises(ConfigurationError, match="SampleGrid is given labels, but UNet2DConditionModel is conditioned"):
         fit(tmp_path, text, [SampleGrid(labels=[1])], channels=3, logger=False)
     with pytest.raises(ConfigurationError, match="SampleGrid: give captions, as there are no classes to draw"):

@@ -53,7 +53,7 @@ def distillation(teacher: str, *, steps: int = 4, mixer: Any = None, **stage: An
     torch.manual_seed(0)
     stages = [Stage("layerwise", steps, warmup_steps=1, **stage)]
     mixer = mixer or partial(DeltaConvBlock, kernel_size=3)
-    return AttentionDistillation(teacher, mixer, stages, sampling=Sampling(2), init_samples=4)
+    return AttentionDistillation(teacher, mixer, stages, sampling=Sampling(2), trained={"init_samples": 4})
 
 
 def trainer(folder: Path, callbacks: list[Callback], **options: Any) -> Trainer:

@@ -37,7 +37,8 @@ def distillation(teacher: str, **options: Any) -> AttentionDistillation:
     torch.manual_seed(0)
     stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 6, warmup_steps=1)]
     mixer = partial(DeltaConvBlock, preset="released_pixart", kernel_size=3)
-    return AttentionDistillation(teacher, mixer, stages, **{"init_samples": 0, "sampling": Sampling(2)} | options)
+    defaults = {"trained": {"init_samples": 0}, "sampling": Sampling(2)}
+    return AttentionDistillation(teacher, mixer, stages, **defaults | options)
 
 
 def fit(folder: Path, module: AttentionDistillation, *callbacks: Callback, **options: Any) -> Trainer:
@@ -132,7 +133,7 @@ def test_resuming_in_the_middle_of_the_schedule_is_bitwise(teacher: str, tmp_pat
     def callbacks() -> list[Callback]:
         return [PruningSchedule("linear", begin=2, end=6), TrainableEMA(0.9)]
 
-    make = partial(distillation, teacher, gradient_checkpointing=checkpointing)
+    make = partial(distillation, teacher, compute={"gradient_checkpointing": checkpointing})
     whole, saved = Watch(), tmp_path / "saved.ckpt"
     fit(tmp_path, make(), *callbacks(), whole)
 
@@ -236,7 +237,7 @@ def two_process_config(teacher: str, folder: Path) -> Path:
                 "mixer": {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3, "scales": [1, 0.5]}},
                 "stages": stages,
                 "optimizer": "torch.optim.SGD",
-                "init_samples": 0,
+                "trained": {"init_samples": 0},
             },
         },
         "data": {
@@ -260,7 +261,7 @@ def test_more_than_eight_hand_overs_stay_compiled(tmp_path: Path, monkeypatch: p
     else:  # two kinds of blocks, each compiled for itself
         folder = tiny.save_sd_pipeline(tmp_path, layers_per_block=3)
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=8):
-        module = distillation(str(folder), compile=True)
+        module = distillation(str(folder), compute={"compile": True})
         sample = torch.randn(2, *module.diffusion.sample_shape())
         noised = module.noised(batch | {"sample": sample}, step=0, condition_dropout=0.0)
         paths = module.sites()

@@ -95,15 +95,17 @@ def test_a_run_combines_them_as_they_are_read_and_keeps_the_whole(here: Path) ->
     callbacks = [{"class_path": "Throughput"}]
     write(here, base={**whole, "trainer": {**whole["trainer"], "max_steps": 9, "callbacks": callbacks}})
     monitor = {"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}
-    top = {"trainer": {"max_steps": 1, "callbacks+": [monitor]}, "model": {"init_args": {"init_samples": 0}}}
+    trained = {"trained": {"init_samples": 0}}
+    top = {"trainer": {"max_steps": 1, "callbacks+": [monitor]}, "model": {"init_args": trained}}
     write(here, top={"include": ["base"], **top})
     run = main(["fit", "--config", "top"])
     kept = yaml.safe_load((Path(run.trainer.log_dir) / "config.yaml").read_text())
-    assert run.trainer.global_step == 1 and "include" not in kept and kept["model"]["init_args"]["init_samples"] == 0
+    assert run.trainer.global_step == 1 and "include" not in kept
+    assert kept["model"]["init_args"]["trained"]["init_samples"] == 0
     names = [each["class_path"].rpartition(".")[2] for each in kept["trainer"]["callbacks"]]
     assert names == ["Throughput", "LearningRateMonitor"]
     assert read_config("top")["trainer"]["callbacks"] == [*callbacks, monitor]
-    assert read_config("top")["model"]["init_args"] == {**whole["model"]["init_args"], "init_samples": 0}
+    assert read_config("top")["model"]["init_args"] == {**whole["model"]["init_args"], **trained}
 
 
 def test_another_class_takes_no_options_of_the_one_below(here: Path) -> None:

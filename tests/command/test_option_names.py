@@ -42,7 +42,8 @@ QUICK = ["fit", "--config", "experiment/quickstart"]
             r"^data\.batchsize: TeacherSamplesDataModule .* did you mean batch_size",
         ),
         ([*QUICK, "--model.sampling.stepz=3"], r"^model\.sampling\.stepz: Sampling has no .* did you mean steps\?"),
-        ([*QUICK, "--model.lora.rnk", "3"], r"^model\.lora\.rnk: LoRA has no such option; did you mean rank\?"),
+        ([*QUICK, "--model.loading.variantt", "3"], r"^model\.loading\.variantt: TeacherLoading .* mean variant\?"),
+        ([*QUICK, "--model.trained.lora.rnk", "3"], r"^model\.trained\.lora\.rnk: LoRA has .* did you mean rank\?"),
         (
             [*QUICK, "--model.mixer.init_args.kernle_size=3"],
             r"^model\.mixer\.kernle_size: DeltaConvBlock has no such option; did you mean kernel_size\?",
@@ -63,6 +64,10 @@ def test_what_there_is_not_is_refused_on_the_command_line(arguments: list[str], 
         (
             "model: {class_path: AttentionDistillation, init_args: {stages: [{stepz: 3}]}}",
             r"model\.stages\.stepz: Stage has",
+        ),
+        (
+            "model: {class_path: AttentionDistillation, init_args: {trained: {lora: {rnk: 3}}}}",
+            r"model\.trained\.lora\.rnk: LoRA has no such option; did you mean rank\?",
         ),
         ("modell: {}\ndata: [class_path]", r"there is no option modell; did you mean model\?"),
         ("trainer: {max_step: 3}", r"trainer\.max_step: the trainer has no such option; did you mean max_steps"),

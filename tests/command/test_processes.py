@@ -31,7 +31,9 @@ def whole_run(folder: Path) -> Path:
     """
     stages = [{"objective": o, "steps": 2, "lr": 0.1, "warmup_steps": 1} for o in ("layerwise", "end_to_end")]
     mixer = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3, "scales": [1, 0.5]}}
-    path = distillation_config(folder, stages=stages, mixer=mixer, optimizer="torch.optim.SGD", init_samples=24)
+    path = distillation_config(
+        folder, stages=stages, mixer=mixer, optimizer="torch.optim.SGD", trained={"init_samples": 24}
+    )
     config = yaml.safe_load(path.read_text())
     metrics = {"metrics": [{"class_path": "sparsight.evaluation.images.TeacherError"}], "num_samples": 5}
     saver = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}

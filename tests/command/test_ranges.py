@@ -43,7 +43,9 @@ def test_a_part_that_would_learn_nothing_is_not_trained(option: str, part: str) 
 @pytest.mark.parametrize(
     ("make", "option", "value"),
     [
-        (trained, "snr_gamma", -5.0),
+        (lambda **o: trained(noise=o), "snr_gamma", -5.0),
+        (lambda **o: trained(schedule=o), "warmup_steps", -1),
+        (lambda **o: AttentionDistillation("none", trained=o), "init_samples", -1),
         *[(lambda **o: tuned(healing=o), "hidden", value) for value in (-1.0, math.nan)],
         (LoRA, "alpha", 0),
         (LoRA, "dropout", 1.0),

@@ -54,7 +54,8 @@ def test_data_follow_the_module_where_they_say_nothing(kind: str, given: Any, ex
 
 def test_a_teacher_draws_as_it_is_held_where_it_trains() -> None:
     held = {"teacher_dtype": "bfloat16", "teacher_quantization": "int8"}
-    whole = config("TeacherSamplesDataModule", module=held, teacher="a", **dict.fromkeys(held))
+    loading = Namespace(dtype="bfloat16", quantization="int8")
+    whole = config("TeacherSamplesDataModule", module={"loading": loading}, teacher="a", **dict.fromkeys(held))
     hand_over(whole)
     assert whole.data.init_args.as_dict() == {"teacher": "a", **held}
 
@@ -102,7 +103,15 @@ def test_the_command_fills_in_before_anything_is_built(tmp_path: Path) -> None:
     content["data"] = {"class_path": "TeacherSamplesDataModule", "init_args": options}
     content["trainer"] |= {"max_steps": 1, "logger": False, "enable_checkpointing": False}
     path.write_text(yaml.safe_dump(content))
-    arguments = ["fit", "--config", str(path), "--model.sampling.guidance_scale", "1.5", "--model.init_samples", "0"]
+    arguments = [
+        "fit",
+        "--config",
+        str(path),
+        "--model.sampling.guidance_scale",
+        "1.5",
+        "--model.trained.init_samples",
+        "0",
+    ]
     run = main(arguments)
     assert (run.datamodule.teacher, run.datamodule.plan.guidance) == (str(tmp_path / "teacher"), 1.5)
     with pytest.raises(

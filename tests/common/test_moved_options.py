@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 import datamodules
 import lightning_modules
@@ -40,18 +41,28 @@ VALUES: dict[str, Any] = {  # by option, where none of WORDS will do
     "cache_dir": "here",
     "channels": 1,
     "class_names": ["bag", "coat"],
+    "compile": True,
     "distill_from": "folder",
     "dtype": "bfloat16",
     "fit": "pad",
     "gradient_checkpointing": True,
     "horizontal_flip": True,
+    "lora": {"rank": 2, "alpha": 4, "targets": ["*.ff.*"]},
+    "lr_schedule": "cosine",
     "max_corrupt_share": 0.5,
     "max_unused_share": 0.5,
     "other_classes": True,
+    "replicate_trained": True,
     "revision": "main",
     "sample_size": (8, 8),
+    "teacher_dtype": "bfloat16",
+    "teacher_quantization": "int8",
     "text_encoder": "words",
+    "timesteps": {"density": "mode", "mean": 0.5, "std": 2.0, "mode_scale": 1.0, "shifted": False},
+    "train_projections": True,
+    "train_rest": ["norms"],
     "trust_remote_code": True,
+    "variant": "fp16",
 }
 BESIDE = {"distill_from": {"distill": 1.0}}  # without which it is refused
 
@@ -72,7 +83,7 @@ def parser_of(kind: type[Any]) -> ArgumentParser:
 def at(options: Any, key: str) -> Any:
     for part in key.split("."):
         options = options[part]
-    return options
+    return options.as_dict() if isinstance(options, Namespace) else options
 
 
 @pytest.mark.parametrize(("name", "old", "new"), MOVED, ids=[f"{name}-{old}" for name, old, _ in MOVED])
@@ -99,8 +110,8 @@ def test_every_old_option_works_in_yaml_as_a_flag_in_python_and_in_a_checkpoint(
     with pytest.warns(FutureWarning, match=rf"{old} of Noting is {new} now"):
         noted = takes_former_options(Noting)(**{old: value} | BESIDE.get(old, {})).noted
     group, _, field = new.partition(".")
-    assert noted.keys() == {group} and vars(noted[group])[field] == value
-    assert as_now(name, {old: value}) == {new: value}
+    assert noted.keys() == {group} and asdict(noted[group])[field] == value
+    assert as_now(name, flatten({old: value})) == flatten({new: value})
     assert old not in inspect.signature(kind).parameters
 
 

@@ -189,7 +189,7 @@ def test_checkpoints_are_small_and_refuse_another_teacher(teacher: str, tmp_path
 
 
 def test_a_teacher_in_bfloat16_trains_float32_mixers(teacher: str, tmp_path: Path) -> None:
-    module = distillation(teacher, teacher_dtype="bfloat16")
+    module = distillation(teacher, loading={"dtype": "bfloat16"})
     before = {n: p.clone() for n, p in module.named_parameters() if p.requires_grad}
     trainer(tmp_path, precision="bf16-mixed", enable_checkpointing=False).fit(module, tiny.image_data(tmp_path))
     for name, parameter in module.named_parameters():
@@ -218,9 +218,9 @@ def test_all_weights_in_half_precision_are_refused_with_the_remedy(
     half = {"bf16-true": "bfloat16", "16-true": "float16"}[precision]
     mixed = precision.replace("true", "mixed")
     runner = trainer(tmp_path, precision=precision, max_steps=1)
-    with pytest.raises(ConfigurationError, match=f"set it to {mixed}, and model.teacher_dtype to {half}"):
+    with pytest.raises(ConfigurationError, match=f"set it to {mixed}, and model.loading.dtype to {half}"):
         runner.fit(distillation(teacher), tiny.image_data(tmp_path))
-    training = DenoiserTraining(teacher, warmup_steps=1)
+    training = DenoiserTraining(teacher, schedule={"warmup_steps": 1})
     with pytest.raises(ConfigurationError, match=f"set it to {mixed}$"):
         trainer(tmp_path, precision=precision).validate(training, tiny.image_data(tmp_path), verbose=False)
 
@@ -229,8 +229,8 @@ def test_mixers_without_parameters_say_what_they_lack(teacher: str, tmp_path: Pa
     data = tiny.image_data(tmp_path)
     for mixer in (SoftmaxAttention, NeighborhoodAttention):
         module = distillation(teacher, mixer=mixer)
-        with pytest.raises(ConfigurationError, match=f"{mixer.__name__} has no parameters.*model.train_projections"):
+        with pytest.raises(ConfigurationError, match=f"{mixer.__name__} has no parameters.*model.trained.projections"):
             trainer(tmp_path).fit(module, data)
         trainer(tmp_path, limit_val_batches=1).validate(module, data, verbose=False)
-    trained = distillation(teacher, [Stage("layerwise", 1)], mixer=SoftmaxAttention, train_projections=True)
+    trained = distillation(teacher, [Stage("layerwise", 1)], mixer=SoftmaxAttention, trained={"projections": True})
     trainer(tmp_path).fit(trained, data)

@@ -44,24 +44,24 @@ def test_the_loss_goes_down(tmp_path: Path, scheduler: object) -> None:
     module = DenoiserTraining(
         denoiser=tiny.dit(),
         noise_scheduler=scheduler,
-        snr_gamma=5.0,
-        warmup_steps=1,
+        noise={"snr_gamma": 5.0},
+        schedule={"warmup_steps": 1},
         optimizer=lambda p: torch.optim.AdamW(p, lr=3e-3),
     )
     data = tiny.image_data(tmp_path, batch_size=8)
     data.setup("fit")
     batch = next(iter(data.val_dataloader()))
     with torch.no_grad():
-        before = float(module._loss(batch, step=0, condition_dropout=0.0))
+        before = float(module._loss(module.noised(batch, step=0, condition_dropout=0.0)))
     trainer(tmp_path, max_steps=40).fit(module, data)
     with torch.no_grad():
-        after = float(module._loss(batch, step=0, condition_dropout=0.0))
+        after = float(module._loss(module.noised(batch, step=0, condition_dropout=0.0)))
     assert after < 0.9 * before
 
 
 def test_patterns_choose_what_is_trained_and_saved(tmp_path: Path) -> None:
     teacher = tiny.save_pixel_pipeline(tmp_path / "teacher")
-    module = DenoiserTraining(pretrained=str(teacher), trainable=["*.attn1.*"], warmup_steps=1)
+    module = DenoiserTraining(pretrained=str(teacher), trainable=["*.attn1.*"], schedule={"warmup_steps": 1})
     before = {n: p.clone() for n, p in module.named_parameters()}
     trainer(tmp_path, max_steps=2).fit(module, tiny.image_data(tmp_path))
     changed = {n for n, p in module.named_parameters() if not torch.equal(p, before[n])}
@@ -101,7 +101,7 @@ def test_a_fresh_unet_learns_captions_beside_a_frozen_text_encoder(tmp_path: Pat
         denoiser=tiny.unet(in_channels=3, out_channels=3, sample_size=8),
         noise_scheduler=DDPMScheduler(prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2"),
         conditions=Conditions(text_encoder=str(tiny.save_text_encoder(tmp_path / "encoder")), text_tokens=8),
-        warmup_steps=1,
+        schedule={"warmup_steps": 1},
         condition_dropout=0.0,
         optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2),
     )
@@ -115,8 +115,9 @@ def test_a_fresh_unet_learns_captions_beside_a_frozen_text_encoder(tmp_path: Pat
     trainer(tmp_path, max_steps=40).fit(module, torch.utils.data.DataLoader([batch] * 40, batch_size=None))
     assert all(torch.equal(p, before[name]) and not p.requires_grad for name, p in encoder.named_parameters())
     with torch.no_grad():
-        right = float(module._loss(batch, step=0, condition_dropout=0.0))
-        wrong = float(module._loss(batch | {"caption": caption[::-1]}, step=0, condition_dropout=0.0))
+        right = float(module._loss(module.noised(batch, step=0, condition_dropout=0.0)))
+        other = batch | {"caption": caption[::-1]}
+        wrong = float(module._loss(module.noised(other, step=0, condition_dropout=0.0)))
     assert right < 0.85 * wrong
 
 
@@ -134,7 +135,7 @@ def test_a_checkpoint_of_other_parts_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_average_is_evaluated_and_kept(tmp_path: Path) -> None:
-    module = DenoiserTraining(denoiser=tiny.dit(), noise_scheduler=DDPMScheduler(), warmup_steps=1)
+    module = DenoiserTraining(denoiser=tiny.dit(), noise_scheduler=DDPMScheduler(), schedule={"warmup_steps": 1})
     ema = TrainableEMA(0.5)
     fit = trainer(tmp_path, max_steps=4, callbacks=[ema])
     fit.fit(module, tiny.image_data(tmp_path))
@@ -174,7 +175,7 @@ def test_ema_follows_its_formula(tmp_path: Path) -> None:
 def test_another_length_of_a_schedule_is_said(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     """A cosine is stretched; a constant rate has no length."""
     for schedule, told in (("cosine", True), ("constant", False)):
-        options: dict[str, Any] = {"lr_schedule": schedule, "warmup_steps": 0}
+        options: dict[str, Any] = {"schedule": {"name": schedule, "warmup_steps": 0}}
         parts = {"denoiser": tiny.dit(), "noise_scheduler": DDPMScheduler()}
         saving = trainer(tmp_path, max_steps=2)
         saving.fit(DenoiserTraining(**parts, **options), tiny.image_data(tmp_path))

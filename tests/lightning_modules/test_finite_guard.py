@@ -33,7 +33,7 @@ def teacher(tmp_path: Path) -> str:
 
 
 def denoising(teacher: str, **options: Any) -> DenoiserTraining:
-    return DenoiserTraining(teacher, trainable=["*.attn1.*"], warmup_steps=1, **options)
+    return DenoiserTraining(teacher, trainable=["*.attn1.*"], schedule={"warmup_steps": 1}, **options)
 
 
 ADAM = partial(torch.optim.AdamW)

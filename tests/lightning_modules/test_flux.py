@@ -82,7 +82,7 @@ def distillation(teacher: str, objective: LossTerms | None = None, **options: An
     torch.manual_seed(0)
     terms = objective or LossTerms(site_on="residual", to_target=0.5)
     stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=terms, warmup_steps=1)]
-    defaults = {"plan": PLAN, "train_projections": True, "init_samples": 2, "sampling": Sampling(2, size=SIZE)}
+    defaults = {"plan": PLAN, "trained": {"projections": True, "init_samples": 2}, "sampling": Sampling(2, size=SIZE)}
     return AttentionDistillation(teacher, stages=stages, **defaults | options)
 
 

@@ -57,9 +57,8 @@ def distillation(teacher: str) -> AttentionDistillation:
     torch.manual_seed(0)
     terms = LossTerms(site_on="residual", timestep_weight="min_snr")
     stages = [Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=terms, warmup_steps=1)]
-    return AttentionDistillation(
-        teacher, stages=stages, plan=PLAN, train_projections=True, init_samples=2, sampling=Sampling(2)
-    )
+    trained = {"projections": True, "init_samples": 2}
+    return AttentionDistillation(teacher, stages=stages, plan=PLAN, trained=trained, sampling=Sampling(2))
 
 
 @pytest.fixture(scope="module")

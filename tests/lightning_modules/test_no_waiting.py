@@ -58,7 +58,7 @@ def distilled(teacher: str) -> LightningModule:
 
 def denoising(teacher: str) -> LightningModule:
     optimizer = partial(FusedOnPaper, lr=1e-3)
-    return DenoiserTraining(teacher, trainable=["*.attn1.*"], optimizer=optimizer, snr_gamma=5.0)
+    return DenoiserTraining(teacher, trainable=["*.attn1.*"], optimizer=optimizer, noise={"snr_gamma": 5.0})
 
 
 @pytest.mark.parametrize("make", [distilled, denoising])
@@ -94,7 +94,7 @@ ROWS = [
 @pytest.mark.parametrize(("save", "mixer", "trajectory"), ROWS)
 def test_no_family_waits(tmp_path: Path, save: Any, mixer: Any, trajectory: bool) -> None:
     stages = [Stage("layerwise", 3), Stage("end_to_end", 3)]
-    options = {"mixer": mixer, "train_projections": mixer is NEIGHBOURS}
+    options = {"mixer": mixer, "trained": {"projections": mixer is NEIGHBOURS}}
     module = distillation(str(save(tmp_path / "teacher")), stages, optimizer=FusedOnPaper, **options)
     found = waits_in(tmp_path, module, samples_of(module, trajectory=trajectory))
     assert not found, "\n".join(found)

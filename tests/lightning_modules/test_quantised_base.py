@@ -50,7 +50,8 @@ SIZES = {"flux": (8, 12), "wan": (3, 8, 8)}
 
 
 def module_of(teacher: Path, **options: Any) -> AttentionDistillation:
-    return distillation(str(teacher), teacher_quantization="int8", **options)
+    loading = {"quantization": "int8", **options.pop("loading", {})}
+    return distillation(str(teacher), loading=loading, **options)
 
 
 def answer(module: AttentionDistillation, inputs: dict[str, Any], mode: Mode) -> torch.Tensor:
@@ -65,7 +66,7 @@ def test_frozen_layers_are_codes_and_everything_else_is_as_it_was(tmp_path: Path
     if family == "wan" and mixer is None:
         pytest.skip("video has no such mixer")
     teacher = SAVE[family](tmp_path / "teacher")
-    options: dict[str, Any] = {"lora": LoRA(2), "train_projections": mixer is not None}
+    options: dict[str, Any] = {"trained": {"lora": LoRA(2), "projections": mixer is not None}}
     options |= {} if mixer is None else {"mixer": mixer}
     plain, module = distillation(str(teacher), **options), module_of(teacher, **options)
     assert module.teacher_hash == plain.teacher_hash
@@ -118,9 +119,9 @@ def test_a_backward_pass_keeps_codes_alone_and_gives_the_gradients_of_what_they_
 
 
 ROWS = [
-    ("pixel_dit", {"lora": LoRA(2)}),
-    ("pixel_dit", {"mixer": WINDOW, "train_projections": True, "teacher_dtype": "bfloat16"}),
-    ("pixel_dit", {"train_rest": ["*.norm1.linear.*"], "init_samples": 4}),
+    ("pixel_dit", {"trained": {"lora": LoRA(2)}}),
+    ("pixel_dit", {"mixer": WINDOW, "trained": {"projections": True}, "loading": {"dtype": "bfloat16"}}),
+    ("pixel_dit", {"trained": {"rest": ["*.norm1.linear.*"], "init_samples": 4}}),
 ]
 
 
@@ -153,9 +154,9 @@ def test_both_stages_resume_bitwise_and_the_export_has_the_weights_of_the_base(
     part = denoiser_name(base)
     stored, found = base.components[part].state_dict(), student.components[part].state_dict()
     untouched = {name for name in codes if name in stored and name in found and ".attn1." not in name}
-    assert len(untouched) > 1 or "lora" in options
+    assert len(untouched) > 1 or "lora" in options["trained"]
     assert all(torch.equal(found[name], stored[name]) for name in untouched)
-    if "lora" in options:  # what was below adapters is the base's, too
+    if "lora" in options["trained"]:  # what was below adapters is the base's, too
         name = next(n for n in codes if ".base_layer." in n and "ff" in n)
         layer = whole.denoiser.get_submodule(name.removesuffix(".base_layer.weight"))
         own = name.replace(".base_layer", "")
@@ -165,7 +166,7 @@ def test_both_stages_resume_bitwise_and_the_export_has_the_weights_of_the_base(
     assert "held in int8" in (tmp_path / "student" / "README.md").read_text()
     mounted = mount(load_pipeline(str(teacher)), tmp_path / "student" / "delta").components[part].state_dict()
     for name, value in found.items():
-        half = options.get("teacher_dtype") == "bfloat16"  # in which all but codes was held
+        half = options.get("loading") == {"dtype": "bfloat16"}  # in which all but codes was held
         torch.testing.assert_close(mounted[name], value, rtol=1e-2 if half else 1e-5, atol=1e-3 if half else 1e-6)
 
 
@@ -173,7 +174,8 @@ def test_both_stages_resume_bitwise_and_the_export_has_the_weights_of_the_base(
 @pytest.mark.slow
 def test_the_estimate_counts_codes_and_what_is_finalised_holds_plain_layers_below_adapters(tmp_path: Path) -> None:
     teacher = tiny.save_pixel_pipeline(tmp_path / "teacher")
-    plain, module = distillation(str(teacher), lora=LoRA(2)), module_of(teacher, lora=LoRA(2))
+    trained = {"lora": LoRA(2)}
+    plain, module = distillation(str(teacher), trained=trained), module_of(teacher, trained=trained)
     frozen = [
         next(
             v
@@ -197,14 +199,14 @@ def test_what_cannot_be_quantised_is_refused_by_name(tmp_path: Path, monkeypatch
     with monkeypatch.context() as patched:
         patched.setattr("sparsight.common.quantised.weights.find_spec", lambda name: None)
         with pytest.raises(
-            ConfigurationError, match=r"model.teacher_quantization: int8 needs torchao.*sparsight\[quantised\]"
+            ConfigurationError, match=r"model.loading.quantization: int8 needs torchao.*sparsight\[quantised\]"
         ):
             module_of(teacher)
     if importlib.util.find_spec("torchao") is None:
         return
     teacher = tiny.save_pixel_pipeline(tmp_path / "teacher")
     with pytest.raises(ConfigurationError, match="finds no frozen linear layer"):
-        module_of(teacher, stages=[Stage("end_to_end", 1)], mixer=WINDOW, train_rest=["everything"])
+        module_of(teacher, stages=[Stage("end_to_end", 1)], mixer=WINDOW, trained={"rest": ["everything"]})
     split = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
     with pytest.raises(ConfigurationError, match=r"int8 and ModelParallelStrategy \(FSDP2\) do not go together"):
         trainer(tmp_path, strategy=split, devices=1).fit(module_of(teacher), tiny.image_data(tmp_path))

@@ -126,8 +126,8 @@ def test_a_base_in_half_precision_has_a_rest_in_float32(name: str, checkpointing
 
 
 CHOICES: dict[str, dict[str, Any]] = {
-    "everything": {"train_rest": ["everything"]},
-    "lora": {"train_rest": ["*.norm1.linear.*"], "lora": LoRA(2), "mixer": WINDOW, "train_projections": True},
+    "everything": {"trained": {"rest": ["everything"]}},
+    "lora": {"trained": {"rest": ["*.norm1.linear.*"], "lora": LoRA(2), "projections": True}, "mixer": WINDOW},
 }
 
 
@@ -182,7 +182,7 @@ def given(noised: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def test_mixers_alone_learn_in_a_layerwise_stage(teacher: str) -> None:
-    module = distillation(teacher, train_rest=["everything"])
+    module = distillation(teacher, trained={"rest": ["everything"]})
     assert not any(module.denoiser.get_parameter(name).requires_grad for name in module.rest_names)
     noised = module.noised(next(image_batches()), step=0, condition_dropout=0.0)
     sum(module.distiller.layerwise(noised).values()).backward()  # type: ignore[union-attr]
@@ -195,8 +195,8 @@ def test_mixers_alone_learn_in_a_layerwise_stage(teacher: str) -> None:
 
 
 def test_what_trains_twice_is_in_the_estimate(teacher: str) -> None:
-    plain, whole = distillation(teacher), distillation(teacher, train_rest=["everything"])
-    adapted = distillation(teacher, lora=LoRA(2))
+    plain, whole = distillation(teacher), distillation(teacher, trained={"rest": ["everything"]})
+    adapted = distillation(teacher, trained={"lora": LoRA(2)})
     told = {}
     for name, module in {"plain": plain, "whole": whole, "adapted": adapted}.items():
         with module.all_learning():
@@ -217,14 +217,17 @@ LAYERWISE = [Stage("layerwise", 1)]
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"train_rest": ["norms"]}, "norms chooses nothing: norms of this denoiser have no parameters"),
-        ({"train_rest": ["*.fff.*"]}, r"'\*.fff.\*' chooses nothing; allowed are norms, feed_forward, everything"),
-        ({"train_rest": ["*.attn1.*"]}, r"'\*.attn1.\*' chooses nothing"),  # gone: feature mixers stand there
-        ({"lora": LoRA(targets=["*.attn1.*"])}, r"targets: '\*.attn1.\*' matches no linear layer"),
-        ({"train_rest": ["everything"], "lora": LoRA()}, "matches no linear layer that does not train already"),
-        ({"train_rest": ["everything"], "stages": LAYERWISE}, "model.train_rest is for end-to-end stages"),
-        ({"lora": LoRA(), "stages": LAYERWISE}, "model.lora is for end-to-end stages"),
-        ({"lora": LoRA(), "mixer": WINDOW}, "a layerwise stage trains mixers and their projections alone"),
+        ({"trained": {"rest": ["norms"]}}, "norms chooses nothing: norms of this denoiser have no parameters"),
+        (
+            {"trained": {"rest": ["*.fff.*"]}},
+            r"'\*.fff.\*' chooses nothing; allowed are norms, feed_forward, everything",
+        ),
+        ({"trained": {"rest": ["*.attn1.*"]}}, r"'\*.attn1.\*' chooses nothing"),  # gone: feature mixers stand there
+        ({"trained": {"lora": LoRA(targets=["*.attn1.*"])}}, r"targets: '\*.attn1.\*' matches no linear layer"),
+        ({"trained": {"rest": ["everything"], "lora": LoRA()}}, "matches no linear layer that does not train already"),
+        ({"trained": {"rest": ["everything"]}, "stages": LAYERWISE}, "model.trained.rest is for end-to-end stages"),
+        ({"trained": {"lora": LoRA()}, "stages": LAYERWISE}, "model.trained.lora is for end-to-end stages"),
+        ({"trained": {"lora": LoRA()}, "mixer": WINDOW}, "a layerwise stage trains mixers and their projections alone"),
     ],
 )
 def test_what_cannot_be_served_is_refused_by_name(teacher: str, options: dict[str, Any], told: str) -> None:
@@ -233,11 +236,12 @@ def test_what_cannot_be_served_is_refused_by_name(teacher: str, options: dict[st
 
 
 def test_a_trainer_that_cannot_serve_it_is_refused_before_the_first_batch(teacher: str, tmp_path: Path) -> None:
-    half = {"teacher_dtype": "bfloat16", "gradient_checkpointing": True, "train_rest": ["feed_forward"]}
+    half: dict[str, Any] = {"loading": {"dtype": "bfloat16"}, "compute": {"gradient_checkpointing": True}}
+    half |= {"trained": {"rest": ["feed_forward"]}}
     with pytest.raises(ConfigurationError, match=r"train in float32 in a denoiser in bfloat16.*bf16-mixed"):
         trainer(tmp_path).fit(distillation(teacher, **half), tiny.image_data(tmp_path))
     split = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
-    module = distillation(teacher, lora=LoRA())
+    module = distillation(teacher, trained={"lora": LoRA()})
     module.trainer = Trainer(accelerator="cpu", strategy=split, logger=False)
     with pytest.raises(ConfigurationError, match="which ModelParallelStrategy"):
         module.refuse_rest(checkpointing=False)

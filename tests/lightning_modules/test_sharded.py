@@ -18,7 +18,6 @@ from torch.distributed.tensor import DTensor
 
 from sparsight.command.cli import main
 from sparsight.common.errors import ConfigurationError
-from sparsight.diffusion.surgery.rest.low_rank import LoRA
 from sparsight.diffusion.train.sharding import shard
 from tests import tiny
 from tests.tiny_distillation import distillation, distillation_config
@@ -38,7 +37,8 @@ def config_of(folder: Path, mixer: dict[str, Any] | None, **model: Any) -> Path:
     stages = [{"objective": o, "steps": 2, "lr": 0.1, "warmup_steps": 1} for o in ("layerwise", "end_to_end")]
     # no Adam, which turns the rounding of a tiny gradient into a whole step; Lightning cannot load an empty state
     optimizer = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.5}}
-    path = distillation_config(folder, mixer=mixer, stages=stages, optimizer=optimizer, init_samples=24, **model)
+    trained = {"init_samples": 24, **model.pop("trained", {})}
+    path = distillation_config(folder, mixer=mixer, stages=stages, optimizer=optimizer, trained=trained, **model)
     config = yaml.safe_load(path.read_text())
     saver = {"every_n_train_steps": 1, "save_top_k": -1, "filename": "{step}"}
     grid = {"labels": [0, 1], "every_n_steps": 2}
@@ -84,16 +84,16 @@ PLAN = [
     {"sites": "*.1.attn1", "mixer": {"class_path": "HeadSplit", "init_args": {"parts": [MERGED, WINDOW]}}},
     {"sites": "*", "mixer": CONV},
 ]
+REST = {"rest": ["*.norm1.linear.*"], "lora": {"rank": 2}}
+REPLICATED = {"replicate_trained": True}
 MODELS: dict[str, dict[str, Any]] = {
-    "plan": {"mixer": None, "plan": PLAN, "train_projections": True},
+    "plan": {"mixer": None, "plan": PLAN, "trained": {"projections": True}},
     "delta_conv": {"mixer": CONV},
-    "own_projections": {"mixer": WINDOW, "train_projections": True},
-    "quantised": {"mixer": CONV, "teacher_quantization": "int8"},
-    "replicated": {"mixer": None, "plan": PLAN, "train_projections": True, "replicate_trained": True},
-    "rest_replicated": {
-        **{"mixer": CONV, "train_rest": ["*.norm1.linear.*"], "lora": {"rank": 2}, "replicate_trained": True}
-    },
-    "rest": {"mixer": CONV, "train_rest": ["*.norm1.linear.*"], "lora": {"rank": 2}},
+    "own_projections": {"mixer": WINDOW, "trained": {"projections": True}},
+    "quantised": {"mixer": CONV, "loading": {"quantization": "int8"}},
+    "replicated": {"mixer": None, "plan": PLAN, "trained": {"projections": True}, "compute": REPLICATED},
+    "rest_replicated": {"mixer": CONV, "trained": REST, "compute": REPLICATED},
+    "rest": {"mixer": CONV, "trained": REST},
 }
 
 
@@ -127,7 +127,7 @@ def test_split_training_is_that_of_one_process_and_resumes(tmp_path: Path, model
     alone, split, resumed = tmp_path / "alone", tmp_path / "split", tmp_path / "resumed"
     fit(config, alone, processes=1, strategy="auto")
     fit(config, split, processes=2, strategy=split_by)
-    others = ["--model.replicate_trained=false"] if model == "replicated" else []  # what it goes on as is free
+    others = ["--model.compute.replicate_trained=false"] if model == "replicated" else []  # what it goes on as is free
     fit(config, resumed, *others, processes=2, strategy=split_by, resume=checkpoint(split, 1))
     wanted = torch.load(checkpoint(alone, 4), weights_only=True)
     for root in (split, resumed):
@@ -174,8 +174,7 @@ def one_process() -> Iterator[DeviceMesh]:
 
 def test_what_trains_may_stay_whole_beside_a_base_that_is_split(tmp_path: Path, one_process: DeviceMesh) -> None:
     teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
-    options: dict[str, Any] = {"train_rest": ["*.norm1.linear.*"], "lora": LoRA(2), "replicate_trained": True}
-    module = distillation(teacher, **options)
+    module = distillation(teacher, trained=REST, compute=REPLICATED)
     shard(module.denoiser, one_process, but=module.kept_whole())
     split = {f"denoiser.{n}" for n, p in module.denoiser.named_parameters() if isinstance(p, DTensor)}
     kept = {name for name, _ in module.named_parameters()} - split

@@ -94,8 +94,7 @@ def distillation(name: str, teacher: str, *, size: tuple[int, ...] | None = None
         teacher,
         stages=[Stage("layerwise", 2, warmup_steps=1), Stage("end_to_end", 2, loss=loss, warmup_steps=1)],
         plan=[PlanEntry("*blocks.0.attn*", case.feature), PlanEntry("*", NEAR)],
-        train_projections=True,
-        init_samples=2,
+        trained={"projections": True, "init_samples": 2},
         sampling=Sampling(2, size=size or case.size),
     )
 

@@ -54,7 +54,7 @@ def fit(folder: Path, module: Any, data: Any, **options: Any) -> Trainer:
 
 def distillation(teacher: str, stages: list[Stage]) -> AttentionDistillation:
     mixer = partial(DeltaConvBlock, preset="released_sd15", kernel_size=3)
-    return AttentionDistillation(teacher, mixer, stages, init_samples=2, sampling=Sampling(2))
+    return AttentionDistillation(teacher, mixer, stages, trained={"init_samples": 2}, sampling=Sampling(2))
 
 
 def test_distilling_on_captioned_images(teacher: str, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_distilling_on_the_teachers_own_trajectories(teacher: str, tmp_path: Pat
 
 
 def test_training_a_text_conditioned_denoiser(teacher: str, tmp_path: Path) -> None:
-    module = DenoiserTraining(pretrained=teacher, trainable=["*attn2*"], warmup_steps=1)
+    module = DenoiserTraining(pretrained=teacher, trainable=["*attn2*"], schedule={"warmup_steps": 1})
     side = module.diffusion.sample_shape()[1] * module.diffusion.pixels_per_cell
     before = {name: p.clone() for name, p in module.diffusion.vae.named_parameters()}
     assert fit(tmp_path, module, captioned_images(tmp_path, side), max_steps=2).global_step == 2

@@ -243,8 +243,7 @@ def distillation(teacher: str, size: Sequence[int] = SIZE) -> AttentionDistillat
         teacher,
         stages=stages,
         plan=plan,
-        train_projections=True,
-        init_samples=2,
+        trained={"projections": True, "init_samples": 2},
         sampling=Sampling(2, size=tuple(size)),
     )
 

@@ -26,7 +26,7 @@ from sparsight.lvlm.surgery.selection import Explicit
 from sparsight.lvlm.train.stages import TuningStage
 from sparsight.lvlm.train.trained import LoRA
 from sparsight.publish.checkpoint import restore, saved_config
-from sparsight.publish.export import export
+from sparsight.publish.export import base_of, export
 from tests import tiny
 from tests.tiny_lvlm import save_tiny_lvlm
 
@@ -39,7 +39,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def distillation(teacher: str, mixer: Any = DeltaConvBlock) -> AttentionDistillation:
-    return AttentionDistillation(teacher, mixer, STAGES, init_samples=0)
+    return AttentionDistillation(teacher, mixer, STAGES, trained={"init_samples": 0})
 
 
 def trainer(folder: Path, **options: Any) -> SparsightTrainer:
@@ -130,7 +130,8 @@ def test_measuring_an_untrained_student_says_so(teacher: str, tmp_path: Path) ->
 
 def test_a_configuration_of_another_run_is_no_proof(tmp_path: Path) -> None:
     checkpoint = tmp_path / "checkpoints" / "last.ckpt"
-    options = {"stages": [{"objective": "layerwise", "steps": 3, "lr": 1e-4}], "teacher": "here", "init_samples": 4}
+    stage = {"objective": "layerwise", "steps": 3, "lr": 1e-4}
+    options = {"stages": [stage], "teacher": "here", "trained": {"init_samples": 4}}
     config = {"model": {"class_path": "AttentionDistillation", "init_args": {**deepcopy(options), "teacher": "/there"}}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     assert saved_config(checkpoint, options) is not None
@@ -226,3 +227,13 @@ def test_layers_that_have_left_need_no_training(base: str) -> None:
 def test_what_trains_nothing_has_nothing_to_export(base: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="LVLMEvaluation has neither"):
         export(LVLMEvaluation(base), tmp_path / "out")
+
+
+def test_an_export_says_which_files_of_the_base_were_meant(teacher: str, base: str) -> None:
+    for loading in ({"revision": "v2"}, {}):
+        pruned = LVLMEvaluation(base, loading=loading)  # type: ignore[arg-type]
+        student = AttentionDistillation(teacher, DeltaConvBlock, STAGES, loading=loading)  # type: ignore[arg-type]
+        polished = DenoiserTraining(teacher, loading=loading)  # type: ignore[arg-type]
+        for module in (pruned, student, polished):
+            found = base_of(module)
+            assert found is not None and (found.revision, found.variant) == (loading.get("revision"), None)

@@ -58,7 +58,7 @@ def teacher(folder: Path, _: Callable[[str], Path]) -> Path:
     """Trained from nothing."""
     encoder = str(tiny.save_text_encoder(folder / "bert"))
     fewer = {"sample_size": 16, "block_out_channels": [16, 16, 16], "norm_num_groups": 8, "cross_attention_dim": 32}
-    options = {"conditions": {"text_encoder": encoder, "text_tokens": 8}, "warmup_steps": 1}
+    options = {"conditions": {"text_encoder": encoder, "text_tokens": 8}, "schedule": {"warmup_steps": 1}}
     small = shrunk("emoji_teacher", folder, denoiser={"init_args": fewer}, **options)
     return walk("emoji_teacher", small, "--trainer.max_steps", "4")
 
@@ -68,7 +68,7 @@ def joint(folder: Path, _: Callable[[str], Path]) -> Path:
     widths = dict.fromkeys(["joint_attention_dim", "caption_projection_dim", "pooled_projection_dim"], 32)
     fewer = {"sample_size": 16, "num_layers": 2, "num_attention_heads": 1, "pos_embed_max_size": 8, **widths}
     encoder = str(tiny.save_text_encoder(folder / "bert"))
-    options = {"conditions": {"text_encoder": encoder, "text_tokens": 8}, "warmup_steps": 1}
+    options = {"conditions": {"text_encoder": encoder, "text_tokens": 8}, "schedule": {"warmup_steps": 1}}
     small = shrunk("emoji_joint_teacher", folder, denoiser={"init_args": fewer}, **options)
     return walk("emoji_joint_teacher", small, "--trainer.max_steps", "4")
 
@@ -77,7 +77,7 @@ def student(folder: Path, exported: Callable[[str], Path], of: str = "teacher") 
     """Distilled from a teacher."""
     stages = read_config("experiment/emoji_student")["model"]["init_args"]["stages"]
     fewer = [stage | {"steps": 2, "warmup_steps": 1} for stage in stages]
-    options = {"stages": fewer, "init_samples": 2, "mixer": {"init_args": {"kernel_size": 3}}}
+    options = {"stages": fewer, "trained": {"init_samples": 2}, "mixer": {"init_args": {"kernel_size": 3}}}
     small = shrunk("emoji_student", folder, teacher=str(exported(of)), **options)
     return walk("emoji_student", small)
 

@@ -45,7 +45,8 @@ def distillation(name: str, teacher: Path) -> dict[str, Any]:
     stages = read_config(f"experiment/{name}")["model"]["init_args"]["stages"]
     fewer = [stage | {"steps": 2, "warmup_steps": 1} for stage in stages]
     mixer = {"init_args": {"kernel_size": 3}}
-    return {"teacher": str(teacher), "stages": fewer, "mixer": mixer, "init_samples": 4, "sampling": {"steps": 2}}
+    trained = {"init_samples": 4}
+    return {"teacher": str(teacher), "stages": fewer, "mixer": mixer, "trained": trained, "sampling": {"steps": 2}}
 
 
 def records(folder: Path) -> dict[str, Any]:
@@ -78,6 +79,6 @@ def test_quickstart(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_shipped_teacher_is_trained_from_nothing(tmp_path: Path) -> None:
-    model = {"denoiser": {"init_args": TINY}, "warmup_steps": 1, "sampling": {"steps": 2}}
+    model = {"denoiser": {"init_args": TINY}, "schedule": {"warmup_steps": 1}, "sampling": {"steps": 2}}
     small = shrunk("fashion_mnist_teacher", tmp_path, model=model, data=records(tmp_path))
     walk("fashion_mnist_teacher", small, "--trainer.max_steps", "4")

@@ -43,7 +43,7 @@ def test_fit_test_and_export(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     teacher = save(tmp_path / "teacher")
     recipe = read_config(f"experiment/{name}")
-    in_8_bits = recipe["model"]["init_args"].get("teacher_quantization") == "int8"
+    in_8_bits = recipe["model"]["init_args"].get("loading", {}).get("quantization") == "int8"
     if in_8_bits and importlib.util.find_spec("torchao") is None:
         pytest.skip("needs torchao")
     (stage,) = recipe["model"]["init_args"]["stages"]
@@ -86,10 +86,10 @@ def test_fit_test_and_export(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     assert fitted.model.stage.timesteps == Timesteps("logit_normal")
     told = recipe["model"]["init_args"]["sampling"]["guidance_scale"]
     assert fitted.datamodule.teacher_dtype == "bfloat16" and has_codes(fitted.model.denoiser) == in_8_bits
-    assert fitted.datamodule.teacher_quantization == recipe["model"]["init_args"].get("teacher_quantization")
+    assert fitted.datamodule.teacher_quantization == ("int8" if in_8_bits else None)
     assert fitted.model.diffusion.guidance == fitted.datamodule.plan.guidance == told
     assert recipe["data"]["init_args"]["count"] == stage["steps"] == 10_000
-    assert bool(fitted.model.rest_names) == ("lora" in recipe["model"]["init_args"])
+    assert bool(fitted.model.rest_names) == ("lora" in recipe["model"]["init_args"].get("trained", {}))
     assert {"train/to_teacher", "train/to_target", "train/site"} <= fitted.trainer.callback_metrics.keys()
     logs = tmp_path / "run" / "lightning_logs" / "version_0"
     costs = json.loads((logs / "costs.json").read_text())["sites"]

@@ -67,14 +67,14 @@ def shrunk(name: str, teacher: Path, folder: Path) -> Path:
                 "teacher": str(teacher),
                 "mixer": {"init_args": {"kernel_size": 3}},
                 "stages": stages,
-                "init_samples": min(2, recipe["model"]["init_args"]["init_samples"]),
+                "trained": {"init_samples": min(2, recipe["model"]["init_args"]["trained"]["init_samples"])},
                 "sampling": {"steps": 2},
             }
         },
     }
     if model.component == "unet" and name != "sd15_24gb":  # convolutions in bfloat16 take seconds on a CPU
         small["trainer"]["precision"] = "32-true"
-        small["model"]["init_args"]["teacher_dtype"] = "float32"
+        small["model"]["init_args"]["loading"] = {"dtype": "float32"}
     data: dict[str, Any] = {"batch_size": 2}
     if recipe["data"]["class_path"] == "datamodules.TeacherSamplesDataModule":
         data |= {"count": 2, "val_count": 2, "steps": 3, "device": "cpu"}

@@ -138,7 +138,7 @@ def _check_classes(file: str, content: Mapping[str, Any]) -> None:
         for name, given in options.items():
             for each in given if isinstance(given, list) else [given]:
                 if isinstance(each, Mapping) and "class_path" not in each:
-                    _check_group(f"{place}.{_name(name)}", class_path, _name(name), map(_name, each))
+                    _check_group(f"{place}.{_name(name)}", class_path, (_name(name),), each)
 
 
 def _check_class(place: str, class_path: str, package: str) -> None:
@@ -164,15 +164,18 @@ def _check_options(place: str, class_path: str, names: Iterable[str]) -> None:
             raise ConfigurationError(f"{place}.{name}: {kind} has no such option{close_options(kind, name, known)}")
 
 
-def _check_group(place: str, class_path: str, option: str, names: Iterable[str]) -> None:
-    """See that what an option of a class is made of has such options itself."""
-    group = options_in_group(class_path, option)
+def _check_group(place: str, class_path: str, way: tuple[str, ...], given: Mapping[str, Any]) -> None:
+    """See that what an option of a class is made of has such options itself, and what these are made of."""
+    group = options_in_group(class_path, way)
     if group is None:
         return
     kind, known = group
-    for name in names:
+    for key, value in given.items():
+        name = _name(key)
         if name not in known:
             raise ConfigurationError(f"{place}.{name}: {kind} has no such option{did_you_mean(name, known)}")
+        if isinstance(value, Mapping) and "class_path" not in value:
+            _check_group(f"{place}.{name}", class_path, (*way, name), value)
 
 
 def _check_way(
@@ -186,7 +189,10 @@ def _check_way(
     if rest and len(kinds) == 1:
         _check_way(place, next(iter(kinds)), rest, classes)
     elif rest and not kinds:
-        _check_group(".".join(place), class_path, first, rest[:1])
+        given: Any = {}
+        for key in reversed(rest):
+            given = {key: given}
+        _check_group(".".join(place), class_path, (first,), given)
 
 
 def _classes_by_place(

@@ -21,17 +21,14 @@ from sparsight.common.plain import flatten
 
 FLAG_WINS = (
     "base",
-    "compile",
     "compute",
     "evaluation",
-    "gradient_checkpointing",
     "loading.attn_implementation",
     "loading.revision",
     "loading.trust_remote_code",
     "loading.variant",
     "max_skipped_steps",
     "pretrained",
-    "replicate_trained",
     "revision",
     "sampling.guidance_scale",
     "sampling.steps",

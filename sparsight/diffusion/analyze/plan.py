@@ -183,7 +183,7 @@ class PlanReport:
         others: dict[str, Any] = {}
         if not any(True for mixer in mixers.values() for _ in mixer.parameters()):
             lines.append("These mixers have no parameters: the projections around them are trained.")
-            others["train_projections"] = True
+            others["trained"] = {"projections": True}
         return "".join(f"# {line}\n" for line in lines) + plan_config(record_of_mixers(mixers), **others)
 
     def text(self, found: Recording) -> str:

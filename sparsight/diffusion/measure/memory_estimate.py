@@ -39,8 +39,8 @@ NOT_COUNTED = (
     "encoding and decoding of images, activations that no backward pass needs, gradients of activations while they are "
     "passed on, workspaces of kernels, and what the driver and the allocator keep (often 1 to 2 GiB)"
 )
-REMEDIES = "set gradient_checkpointing to true, lower batch_size and raise trainer.accumulate_grad_batches, "
-FEWER_SITES = "set teacher_dtype to bfloat16 and teacher_quantization to int8, or replace fewer sites"
+REMEDIES = "set compute.gradient_checkpointing to true, lower batch_size and raise trainer.accumulate_grad_batches, "
+FEWER_SITES = "set loading.dtype to bfloat16 and loading.quantization to int8, or replace fewer sites"
 FEWER_PARAMETERS = "or train fewer parameters"
 OBJECTIVES = ("layerwise", "end_to_end", "denoising")
 

@@ -100,11 +100,14 @@ def _load(
         ) from error
 
 
-def load_polished(name: str, *, variant: str | None = None, trust_remote_code: bool = False) -> DiffusionPipeline:
+def load_polished(
+    name: str, *, revision: str | None = None, variant: str | None = None, trust_remote_code: bool = False
+) -> DiffusionPipeline:
     """Load a pipeline to train it further: a student's mixers are always this installation's, never its folder's.
 
     Args:
         name: As in ``load_pipeline``.
+        revision: As in ``load_pipeline``.
         variant: As in ``load_pipeline``.
         trust_remote_code: Import mixers that nothing but a student's folder names; of other folders, run their code.
     """
@@ -116,7 +119,7 @@ def load_polished(name: str, *, variant: str | None = None, trust_remote_code: b
             return _load_own(
                 folder, variant=variant, trust_remote_code=False, trust_mixers=trust_remote_code, dtype=None
             )
-    return load_pipeline(name, variant=variant, trust_remote_code=trust_remote_code)
+    return load_pipeline(name, revision=revision, variant=variant, trust_remote_code=trust_remote_code)
 
 
 def _by_part(dtype: torch.dtype | None) -> dict[str, torch.dtype] | None:

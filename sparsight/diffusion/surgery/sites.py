@@ -129,7 +129,7 @@ def refuse_unsupported(path: str, attention: Any, mixer: TokenMixer, *, train_pr
     if fused and (train_projections or not around):
         present.append("fused projections (call unfuse_qkv_projections first)")
     if train_projections and _holds_codes(attention):
-        present.append("weights that are stored as codes (leave train_projections out, or load it unquantised)")
+        present.append("weights that are stored as codes (do not train projections, or load it unquantised)")
     if "forward" in vars(attention):
         present.append("a hook in place of its forward pass (offload to the CPU after mixers are in place, not before)")
     inner = facts.heads * facts.head_dim

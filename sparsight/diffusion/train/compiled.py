@@ -38,8 +38,8 @@ def check_compiler(device: torch.device) -> None:
         wanted = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
         reason = str(error).strip().partition("\n")[0]
         raise ConfigurationError(
-            f"model.compile is true, and torch cannot compile for {device.type} here ({reason}): install {wanted}, or "
-            "set it to false"
+            f"model.compute.compile is true, and torch cannot compile for {device.type} here ({reason}): install "
+            f"{wanted}, or set it to false"
         ) from error
 
 

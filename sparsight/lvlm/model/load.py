@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from sparsight.common.disk.folders import put_back
-from sparsight.common.disk.loading import Loading
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_finite
-from sparsight.common.quantised.weights import Quantisation
+from sparsight.common.quantised.loading import DTYPES, Dtype, FrozenLoading
 from sparsight.common.text import read_options
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Dtype = Literal["float32", "bfloat16", "float16"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class ModelLoading(Loading):
+class ModelLoading(FrozenLoading):
     """How an image-text model is read.
 
     Args:
@@ -35,9 +31,7 @@ class ModelLoading(Loading):
         trust_remote_code: Run code that comes with the model.
     """
 
-    dtype: Dtype = "float32"
     attn_implementation: str | None = None
-    quantization: Quantisation | None = None
 
     @property
     def options(self) -> dict[str, Any]:

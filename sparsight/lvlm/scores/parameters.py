@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.quantised.loading import DTYPES, Dtype
 from sparsight.common.quantised.weights import decoded
-from sparsight.lvlm.model.load import DTYPES, Dtype, check_folder, load_lvlm
+from sparsight.lvlm.model.load import check_folder, load_lvlm
 from sparsight.lvlm.model.lora import adaptable
 from sparsight.lvlm.model.tower import PartNames, Parts, find_parts, name_parts, named_parts
 from sparsight.lvlm.scores.base import SeparateScore

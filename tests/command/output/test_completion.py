@@ -57,7 +57,7 @@ def test_options_are_those_of_the_classes_on_the_line(completes: Path, text: str
     assert completed(completes, f"{start}mixer") == ["--model.mixer"] and not completed(completes, f"{start}base")
     assert completed(completes, "sparsight fit --model SparseLayerTuning --model.bas") == ["--model.base"]
     (completes.parent / "mine.yaml").write_text(f"model:\n  {text}")
-    assert completed(completes, "sparsight fit --config mine.yaml --model.noi") == ["--model.noise_scheduler"]
+    assert completed(completes, "sparsight fit --config mine.yaml --model.noise_s") == ["--model.noise_scheduler"]
 
 
 def test_every_option_of_classes_and_trainer_is_there() -> None:

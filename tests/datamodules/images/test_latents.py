@@ -163,12 +163,12 @@ def test_training_on_the_cache_needs_neither_vae_nor_text_encoder_and_ends_with_
     weights = []
     for data in (images(folder), cached(teachers["sd"], images(folder), tmp_path / "cache")):
         torch.manual_seed(0)
-        module = DenoiserTraining(pretrained=teachers["sd"], trainable=["*attn2*"], condition_dropout=0.5)
+        schedule = {"warmup_steps": 0}
+        module = DenoiserTraining(teachers["sd"], trainable=["*attn2*"], condition_dropout=0.5, schedule=schedule)
         if isinstance(data, CachedLatentsDataModule):
             module.diffusion.pipeline.register_modules(vae=None, text_encoder=None, tokenizer=None)
             module.diffusion.vae = None
         module.optimizer = lambda parameters: torch.optim.SGD(parameters, lr=1.0)
-        module.warmup_steps = 0
         options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = Trainer(accelerator="cpu", max_steps=5, enable_checkpointing=False, **options)
         trainer.fit(module, datamodule=data)

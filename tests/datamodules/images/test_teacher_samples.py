@@ -512,7 +512,7 @@ def test_distillation_on_trajectories_resumes_with_the_next_batch_bitwise(teache
         torch.manual_seed(0)
         mixer = partial(DeltaConvBlock, preset="released_pixart", kernel_size=3)
         stages = [Stage("layerwise", 4, warmup_steps=1), Stage("end_to_end", 4, warmup_steps=1)]
-        module = AttentionDistillation(teacher, mixer, stages, init_samples=0, sampling=Sampling(2))
+        module = AttentionDistillation(teacher, mixer, stages, trained={"init_samples": 0}, sampling=Sampling(2))
         seen = Seen()
         options: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = Trainer(

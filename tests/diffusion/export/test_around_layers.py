@@ -117,7 +117,7 @@ def test_other_things_around_layers_are_named(tmp_path: Path) -> None:
 
 def test_an_adapter_is_told_before_training(tmp_path: Path) -> None:
     teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
-    module = AttentionDistillation(teacher, Blend, [Stage("layerwise", 2)], init_samples=0)
+    module = AttentionDistillation(teacher, Blend, [Stage("layerwise", 2)], trained={"init_samples": 0})
     rehearse(module)
     inject_adapter_in_model(LoraConfig(r=2, target_modules=["attn1.to_q"]), module.denoiser)
     with pytest.raises(ValueError, match=r"attn1\.to_q has an adapter"):

@@ -80,7 +80,10 @@ def distillation(folder: Path) -> AttentionDistillation:
     torch.manual_seed(0)
     stages = [Stage("layerwise", 2, warmup_steps=1)]
     return AttentionDistillation(
-        str(folder / "base"), partial(mixers, wave_mixer.Wave), stages, init_samples=0, train_projections=True
+        str(folder / "base"),
+        partial(mixers, wave_mixer.Wave),
+        stages,
+        trained={"init_samples": 0, "projections": True},
     )
 
 

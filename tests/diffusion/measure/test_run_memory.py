@@ -47,7 +47,8 @@ class Samples(TeacherSamplesDataModule):
 
 def distillation(teacher: str) -> AttentionDistillation:
     stages = [Stage("layerwise", 1), Stage("end_to_end", 1)]
-    return AttentionDistillation(teacher, partial(DeltaConvBlock, kernel_size=3), stages, teacher_dtype="bfloat16")
+    mixer = partial(DeltaConvBlock, kernel_size=3)
+    return AttentionDistillation(teacher, mixer, stages, loading={"dtype": "bfloat16"})
 
 
 def half_trained(teacher: str) -> DenoiserTraining:
@@ -98,7 +99,7 @@ def test_training_a_denoiser_says_it_too(
     trained = sum(4 * p.numel() for p in module.parameters() if p.requires_grad)
     assert found.standing["what is trained"] == found.standing["their gradients"] == trained
     assert found.standing["optimiser state"] == pytest.approx(0 if make is half_trained else 2 * trained, rel=0.01)
-    assert "train fewer parameters" in found.remedies and "teacher_dtype" not in found.remedies
+    assert "train fewer parameters" in found.remedies and "loading.dtype" not in found.remedies
 
 
 def test_a_device_that_is_too_small_is_warned_of_in_time(
@@ -108,7 +109,7 @@ def test_a_device_that_is_too_small_is_warned_of_in_time(
     data = Samples(teacher, captions=["a cat"], cache=CacheOptions(str(tmp_path / "cache")))
     with pytest.warns(
         UserWarning,
-        match=r"this run may need .* set teacher_dtype to bfloat16 and teacher_quantization to int8, or ",
+        match=r"this run may need .* set loading\.dtype to bfloat16 and loading\.quantization to int8, or ",
     ):
         said(distillation(teacher), data, tmp_path, caplog)
 

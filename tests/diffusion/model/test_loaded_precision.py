@@ -61,7 +61,8 @@ def test_a_variant_and_a_student_are_known_by_their_weights_in_fp32(tmp_path: Pa
     folder = tiny.save_sd_pipeline(tmp_path / "base")
     load_pipeline(str(folder)).to(torch.float16).save_pretrained(folder, variant="fp16")
     modules = [
-        distillation(str(folder), variant="fp16", teacher_dtype=dtype) for dtype in ("float32", "bfloat16", "float16")
+        distillation(str(folder), loading={"variant": "fp16", "dtype": dtype})
+        for dtype in ("float32", "bfloat16", "float16")
     ]
     assert len({module.teacher_hash for module in modules}) == 1
     assert modules[0].teacher_hash != distillation(str(folder)).teacher_hash

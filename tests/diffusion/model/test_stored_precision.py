@@ -62,7 +62,7 @@ def test_it_is_encoded_drawn_from_distilled_and_trained(stored: tuple[str, Path]
     torch.testing.assert_close(encoded[0], encoded[1], atol=0.05, rtol=0.05)
 
     for teacher_dtype in ("float32", "bfloat16"):
-        module = distillation(str(folder / dtype), teacher_dtype=teacher_dtype)
+        module = distillation(str(folder / dtype), loading={"dtype": teacher_dtype})
         assert next(module.denoiser.parameters()).dtype == getattr(torch, teacher_dtype)
         noised = module.noised(batch, step=0, condition_dropout=0.5)
         terms = module.distiller.layerwise(noised) | module.distiller.end_to_end(noised, module.stage.terms)
@@ -71,8 +71,8 @@ def test_it_is_encoded_drawn_from_distilled_and_trained(stored: tuple[str, Path]
         assert all(g is not None and g.dtype == torch.float32 and g.isfinite().all() for g in gradients)
         assert module.distiller.predict(noised, Mode.STUDENT).isfinite().all()
         assert module.draw(batch, batch["index"]).isfinite().all()
-    training = DenoiserTraining(str(folder / dtype), warmup_steps=1, sampling=Sampling(2))
-    loss = training._loss(batch, step=0, condition_dropout=0.5)
+    training = DenoiserTraining(str(folder / dtype), schedule={"warmup_steps": 1}, sampling=Sampling(2))
+    loss = training._loss(training.noised(batch, step=0, condition_dropout=0.5))
     loss.backward()
     assert loss.isfinite() and all(p.dtype == torch.float32 for p in training.denoiser.parameters())
 
@@ -105,7 +105,13 @@ def _config(teacher: str, run: str, data: dict[str, Any]) -> str:
     saver = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
     stages = [{"objective": o, "steps": 2, "warmup_steps": 1} for o in ("layerwise", "end_to_end")]
     mixer = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3}}
-    model = {"teacher": teacher, "mixer": mixer, "stages": stages, "init_samples": 2, "sampling": {"steps": 2}}
+    model = {
+        "teacher": teacher,
+        "mixer": mixer,
+        "stages": stages,
+        "trained": {"init_samples": 2},
+        "sampling": {"steps": 2},
+    }
     return yaml.safe_dump(
         {
             "trainer": {
@@ -128,8 +134,8 @@ def test_a_folder_with_weights_of_a_variant_alone_says_which(tmp_path: Path) -> 
     with pytest.raises(FileNotFoundError, match=r"has no plain weights of its text_encoder: set variant to fp16$"):
         distillation(str(tmp_path / "half"))
     with pytest.raises(FileNotFoundError, match=r"no weights of variant ema, and no plain ones .* to fp16"):
-        DenoiserTraining(str(tmp_path / "half"), variant="ema")
-    training = DenoiserTraining(str(tmp_path / "half"), variant="fp16")
+        DenoiserTraining(str(tmp_path / "half"), loading={"variant": "ema"})
+    training = DenoiserTraining(str(tmp_path / "half"), loading={"variant": "fp16"})
     assert training.denoiser.dtype == torch.float32 and training.diffusion.vae.dtype == torch.float32
     shutil.copytree(tmp_path / "whole" / "unet", tmp_path / "half" / "unet", dirs_exist_ok=True)
     with pytest.raises(FileNotFoundError, match="text_encoder"):

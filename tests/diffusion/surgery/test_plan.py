@@ -185,7 +185,7 @@ def test_three_mixers_train_resume_export_reload_and_mount(
     def run(steps: int, checkpoint: str | None = None) -> tuple[AttentionDistillation, SparsightTrainer]:
         torch.manual_seed(0)
         module = AttentionDistillation(
-            teacher, stages=STAGES, plan=plan(paths), init_samples=4, site_weights={paths[0]: 2.0}
+            teacher, stages=STAGES, plan=plan(paths), trained={"init_samples": 4}, site_weights={paths[0]: 2.0}
         )
         saver = ModelCheckpoint(tmp_path / f"at_{steps}", save_top_k=-1, every_n_train_steps=1, filename="{step}")
         quiet = dict.fromkeys(["logger", "enable_progress_bar", "enable_model_summary"], False)

@@ -34,7 +34,7 @@ def module_of(folder: Path, mixer: Any, **options: Any) -> AttentionDistillation
     ]
     torch.manual_seed(0)
     return AttentionDistillation(
-        str(teacher), stages=STAGES, plan=plan, init_samples=0, sampling=Sampling(2), **options
+        str(teacher), stages=STAGES, plan=plan, trained={"init_samples": 0}, sampling=Sampling(2), **options
     )
 
 

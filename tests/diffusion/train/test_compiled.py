@@ -42,6 +42,6 @@ def test_a_run_asks_before_anything_is_moved(tmp_path: Path, monkeypatch: pytest
         raise ConfigurationError(f"no compiler for {device}")
 
     monkeypatch.setattr("lightning_modules.diffusion.check_compiler", refuse)
-    module = distillation(str(tiny.save_pixel_pipeline(tmp_path / "teacher")), compile=True)
+    module = distillation(str(tiny.save_pixel_pipeline(tmp_path / "teacher")), compute={"compile": True})
     with pytest.raises(ConfigurationError, match="no compiler for cpu"):
         trainer(tmp_path, max_steps=1).fit(module, tiny.image_data(tmp_path, count=8))

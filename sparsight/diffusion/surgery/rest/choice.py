@@ -46,8 +46,8 @@ def chosen_parameters(denoiser: nn.Module, shells: Mapping[str, Shell], wanted: 
         stored = next((name for name in sorted(found) if not _is_plain(left[name])), None)
         if stored is not None:
             raise ConfigurationError(
-                f"model.train_rest: {each!r} chooses {stored}, whose weights are quantised and cannot train: train "
-                "adapters on them (model.lora), or load the base unquantised"
+                f"model.trained.rest: {each!r} chooses {stored}, whose weights are quantised and cannot train: train "
+                "adapters on them (model.trained.lora), or load the base unquantised"
             )
         chosen |= found
     return [name for name in left if name in chosen]
@@ -96,11 +96,11 @@ def _nothing(wanted: str, left: Iterable[str]) -> str:
     names = list(left)
     if wanted == NORMS:
         return (
-            "model.train_rest: norms chooses nothing: norms of this denoiser have no parameters of their own; what "
+            "model.trained.rest: norms chooses nothing: norms of this denoiser have no parameters of their own; what "
             "shifts and scales after them can be named by a pattern of its parameters, such as '*.norm1.*'"
         )
     told = f"{', '.join(names[:3])}, ... ({len(names)} in all)"
     return (
-        f"model.train_rest: {wanted!r} chooses nothing; allowed are {', '.join(PARTS)} and patterns of parameter names "
-        f"outside of what mixers replaced: {told}"
+        f"model.trained.rest: {wanted!r} chooses nothing; allowed are {', '.join(PARTS)} and patterns of parameter "
+        f"names outside of what mixers replaced: {told}"
     )
