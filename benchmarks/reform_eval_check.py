@@ -91,16 +91,13 @@ def evaluate(model: Path, questions: Path, output: Path, batch_size: int) -> dic
     task = {"file": str(questions), "dimension": "fine_perception", "formulation": "SingleChoice", "name": "check"}
     data = {
         "tasks": [{"class_path": "datamodules.PublishedTask", "init_args": task}],
-        "methods": METHODS,
-        "new_tokens": NEW_TOKENS,
-        "marks": "random",
-        "runs": 2,
+        "protocol": {"methods": METHODS, "new_tokens": NEW_TOKENS, "marks": "random", "runs": 2},
         "batch_size": batch_size,
     }
     report = {"class_path": "callbacks.ReformEvalReport", "init_args": {"folder": str(output / "report")}}
     sparsight(
         ["test", "--model", "LVLMEvaluation", "--model.base", str(model), "--data", "ReformEvalDataModule"]
-        + [f"--data.{name}={json.dumps(value) if name != 'marks' else value}" for name, value in data.items()]
+        + [f"--data.{name}={json.dumps(value)}" for name, value in data.items()]
         + ["--trainer.callbacks+", json.dumps(report), "--trainer.logger=false", "--trainer.accelerator=cpu"]
     )
     return read_report(output / "report")

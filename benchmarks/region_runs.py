@@ -33,7 +33,7 @@ def model_options(folder: Path) -> list[str]:
 
 def data_options(train: Any, val: Any) -> list[str]:
     """Other questions than the config's."""
-    return ["--data.train", json.dumps(train), "--data.val", json.dumps(val), "--data.length_grouping=false"]
+    return ["--data.train", json.dumps(train), "--data.val", json.dumps(val), "--data.batching.length_grouping=false"]
 
 
 def resumed(folder: Path) -> list[str]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from datamodules import InstructionDataModule
+from datamodules import Batching, InstructionDataModule
 from lightning_modules import SparseLayerTuning
 from sparsight.common.measure.latency import synchronize
 from sparsight.common.measure.memory import held_bytes, peak_bytes
@@ -43,7 +43,7 @@ def recipes(device: torch.device) -> dict[str, tuple[dict[str, Any], dict[str, A
     """Options of the module and of the data by a recipe's name; those that the machine can run."""
     quarter: dict[str, Any] = {"layers": Uniform(ratio=0.25)}
     adapters = quarter | {"lora": LoRA(rank=RANK, alpha=2 * RANK)}
-    packed = {"packing": True, "max_length": PACKED}
+    packed = {"batching": Batching(packing=True, max_length=PACKED)}
     found: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "all layers": ({"layers": All()}, {}),
         "25 % uniform": (quarter, {}),

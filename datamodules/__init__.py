@@ -1,6 +1,8 @@
 """Data: record sources, and the datamodules that make batches of them."""
 
-from datamodules.allowed import AllowedImages, AllowedRecords
+from datamodules.allowed import AllowedImages, AllowedRecords, AllowedSamples
+from datamodules.conversations.batching import Batching
+from datamodules.conversations.chat_options import ChatOptions, InstructionChatOptions
 from datamodules.conversations.huggingface_conversations import HuggingFaceConversations
 from datamodules.conversations.instruction import InstructionDataModule
 from datamodules.conversations.llava import ConversationRecords
@@ -15,6 +17,7 @@ from datamodules.evaluation.benchmarks.pixels import PixelsTask
 from datamodules.evaluation.benchmarks.tempcompass import TempCompassTask
 from datamodules.evaluation.benchmarks.yes_no import MMETask, POPETask
 from datamodules.evaluation.datamodule import ReformEvalDataModule
+from datamodules.evaluation.protocol_options import ProtocolOptions
 from datamodules.evaluation.published import PublishedTask
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.evaluation.task_questions import TaskQuestions
@@ -48,10 +51,13 @@ from sparsight.lvlm.chat.conversation import Conversation, Turn
 __all__ = [
     "AllowedImages",
     "AllowedRecords",
+    "AllowedSamples",
     "AspectBuckets",
+    "Batching",
     "BenchmarkTask",
     "CachedLatentsDataModule",
     "CaptioningTask",
+    "ChatOptions",
     "ColourTask",
     "Conversation",
     "ConversationRecords",
@@ -67,6 +73,7 @@ __all__ = [
     "HuggingFaceStream",
     "IdxRecords",
     "ImageDataModule",
+    "InstructionChatOptions",
     "InstructionDataModule",
     "LabelledQuestions",
     "MMBenchTask",
@@ -79,6 +86,7 @@ __all__ = [
     "ParquetRecords",
     "PixelsTask",
     "PositionTask",
+    "ProtocolOptions",
     "PublishedTask",
     "QuestionsTask",
     "ReadingTask",

@@ -8,7 +8,25 @@ from sparsight.common.errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
-class AllowedRecords:
+class AllowedSamples:
+    """How many samples may be unusable.
+
+    Args:
+        corrupt_share: Share of them, 0 to 1; above it the run fails.
+
+    Raises:
+        ValueError: The share is out of range.
+    """
+
+    corrupt_share: float = 0.01
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        require(0.0 <= self.corrupt_share <= 1.0, "corrupt_share", self.corrupt_share, "0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllowedRecords(AllowedSamples):
     """How much of the data may be unusable.
 
     Args:
@@ -19,12 +37,11 @@ class AllowedRecords:
         ValueError: A share is out of range.
     """
 
-    corrupt_share: float = 0.01
     unused_share: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
-        require(0.0 <= self.corrupt_share <= 1.0, "corrupt_share", self.corrupt_share, "0 to 1")
+        super().__post_init__()
         require(0.0 <= self.unused_share <= 1.0, "unused_share", self.unused_share, "0 to 1")
 
 

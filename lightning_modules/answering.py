@@ -177,7 +177,7 @@ class Answering(TrainedPartsModule):
         if unfinished:
             rank_zero_warn(
                 f"{prefix}: {unfinished} of {len(scores.items)} written answers are thoughts without an end, which "
-                "count as wrong: raise evaluation.new_tokens, or set data.chat_template_kwargs to "
+                "count as wrong: raise evaluation.new_tokens, or set data.chat.template_kwargs to "
                 "{enable_thinking: false} if the chat template knows it"
             )
         for name in GROUPS:

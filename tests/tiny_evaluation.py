@@ -95,7 +95,7 @@ def evaluate(
         default_root_dir=str(folder.parent),
         limit_test_batches=limit,
     )
-    options = {"batch_size": 3, "limit": limit_samples, **BOTH, **data}
+    options = {"batch_size": 3, "limit": limit_samples, "protocol": BOTH, **data}
     trainer.test(LVLMEvaluation(str(model)), ReformEvalDataModule(tasks or suite(), **options), verbose=False)
     return folder
 

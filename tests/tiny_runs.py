@@ -128,7 +128,8 @@ def _tuning(folder: Path) -> None:
 def _evaluation(folder: Path) -> None:
     save_tiny_lvlm(folder / "base", "llava")
     task = {"class_path": "tests.tiny_evaluation.GreyTask", "init_args": {"count": 12}}
-    options = {"tasks": [task], "methods": ["likelihood", "generation"], "new_tokens": 4, "batch_size": 2}
+    both = {"methods": ["likelihood", "generation"], "new_tokens": 4}
+    options = {"tasks": [task], "protocol": both, "batch_size": 2}
     report = {"class_path": "callbacks.ReformEvalReport", "init_args": {"folder": "report", "resamples": 100}}
     _write(
         folder,

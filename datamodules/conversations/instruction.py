@@ -12,15 +12,17 @@ import numpy as np
 
 from datamodules.allowed import AllowedRecords
 from datamodules.base import RecordsDataModule
+from datamodules.conversations.batching import Batching
+from datamodules.conversations.chat_options import InstructionChatOptions
 from datamodules.conversations.instruction_dataset import InstructionDataset
 from datamodules.conversations.question_template import QuestionTemplate
 from datamodules.sampler import GroupSampler, LengthSampler, similar_together
 from datamodules.sources.records import CorruptRecord, RecordSource
+from sparsight.common.disk.loading import Loading
 from sparsight.common.errors import require
 from sparsight.common.moved import takes_former_options
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.chat_template import UnusableConversation
-from sparsight.lvlm.chat.chat_text import Reasoning
 from sparsight.lvlm.model.packing import Positions, packed_positions
 from sparsight.lvlm.model.processor import check_template, load_processor
 
@@ -43,7 +45,7 @@ class InstructionDataModule(RecordsDataModule):
 
     The loss covers each answer with the token that ends it. Records that cannot be used are skipped, logged with file
     and position, counted, and end the run above ``allowed.corrupt_share``: missing images, empty answers, answers that
-    the template writes otherwise, image tokens beyond ``max_length`` ...
+    the template writes otherwise, image tokens beyond ``batching.max_length`` ...
 
     Args:
         model: Folder or hub id of the model whose processor is used; in the command ``model.base`` if not given.
@@ -51,27 +53,14 @@ class InstructionDataModule(RecordsDataModule):
         val: Where validation items come from; ``None`` takes ``val_share`` of ``train``.
         test: Where test items come from.
         val_share: Share of ``train``, 0 to 1, held out for validation when ``val`` is not given.
-        question: What is asked about images that have labels or captions but no conversation.
-        answer: The answer to it: ``{label}`` (name of the class, all classes being candidates) or ``{caption}``.
-        max_length: Most tokens of a sample; longer ones lose the end of their text, never image tokens.
         batch_size: Conversations a batch and process; the global batch is this times the number of processes.
         num_workers: Loader processes; 0 loads in the main process.
-        length_grouping: Make batches of conversations of similar length, either all with or all without images; what
-            does not fill a last batch of its kind is left out, another part in every epoch. No evaluation item is; the
-            order of their batches is drawn with the seed, so that the first of them are a sample of all.
-        packing: Put conversations of a batch together into rows of at most ``max_length`` tokens.
+        batching: How they are cut, chosen and put together.
         seed: Seed of order, split and ``limit``.
         limit: Use at most this many records of each of train, val and test, drawn with the seed.
-        chat_template: Jinja template, or a file of one, in place of the processor's own.
-        chat_template_kwargs: Variables of the chat template, such as ``{enable_thinking: false}`` (Qwen3).
-        reasoning: What happens to thoughts (``reasoning`` of a turn, or what stands between ``<think>`` marks): they
-            are left out (``leave_out``), written without loss (``show``), or with it (``train``), wherever the template
-            writes them; many leave out those of earlier turns. Thoughts that a template adds have no loss.
-        processor_options: Options of processor and image processor in place of the saved ones, such as ``max_pixels``
-            (Qwen-VL) or ``max_patches`` (InternVL). Exports hold the processor with them.
-        revision: Git revision of a hub model.
-        trust_remote_code: Run code that comes with the model.
         allowed: How much of the records may be unusable.
+        chat: How records become conversations, and the processor writes these.
+        loading: How the processor is read.
 
     Attributes:
         shortened: Records of each split that lost the end of their text, with the number of tokens.
@@ -90,22 +79,14 @@ class InstructionDataModule(RecordsDataModule):
         val: RecordSource | None = None,
         test: RecordSource | None = None,
         val_share: float = 0.0,
-        question: str | None = None,
-        answer: str | None = None,
-        max_length: int | None = None,
         batch_size: int = 8,
         num_workers: int = 0,
-        length_grouping: bool = False,
-        packing: bool = False,
+        batching: Batching = Batching(),
         seed: int = 0,
         limit: int | None = None,
-        chat_template: str | None = None,
-        chat_template_kwargs: dict[str, Any] | None = None,
-        reasoning: Reasoning = "show",
-        processor_options: dict[str, Any] | None = None,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
         allowed: AllowedRecords = AllowedRecords(),
+        chat: InstructionChatOptions = InstructionChatOptions(),
+        loading: Loading = Loading(),
     ) -> None:
         super().__init__(
             train=train,
@@ -118,26 +99,21 @@ class InstructionDataModule(RecordsDataModule):
             limit=limit,
             allowed=allowed,
         )
-        require(max_length is None or max_length >= 1, "max_length", max_length, "1 or more, or null")
-        if packing and max_length is None:
-            raise ValueError("packing fills rows of max_length tokens; set max_length")
         self.model = self._named_model("model", model)
-        self.template = QuestionTemplate(question, answer)
-        self.max_length = max_length
-        self.packing = packing
+        self.template = QuestionTemplate(chat.question, chat.answer)
+        self.max_length = batching.max_length
+        self.packing = batching.packing
         self._positions: Positions | None = None
-        self.chat_template = chat_template
-        self.chat_options: dict[str, Any] = {"options": chat_template_kwargs, "reasoning": reasoning}
-        self.processor_options = processor_options
-        self.pretrained_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
-        self.alike = "similar length" if length_grouping else ""
+        self.chat_options = chat
+        self.pretrained_options = loading.source
+        self.alike = "similar length" if batching.length_grouping else ""
         self.shortened: dict[str, dict[int, int]] = {name: {} for name in self.sources}
         self.chat: ChatFormat | None = None
 
     def check_paths(self) -> None:
         """See that the files of the sources are there, and that of a chat template."""
         super().check_paths()
-        check_template(self.chat_template)
+        check_template(self.chat_options.template)
 
     def prepare_data(self) -> None:
         """Download what sources and processor need, in one process a machine."""
@@ -157,8 +133,10 @@ class InstructionDataModule(RecordsDataModule):
         if self.chat is None:
             if self.packing:
                 self._positions = packed_positions(AutoConfig.from_pretrained(self.model, **self.pretrained_options))
-            self.chat = ChatFormat(self.load_processor(), **self.chat_options)
-            if self.processor_options:
+            self.chat = ChatFormat(
+                self.load_processor(), options=self.chat_options.template_kwargs, reasoning=self.chat_options.reasoning
+            )
+            if self.chat_options.processor_options:
                 self._try_options(self.chat)
         super().setup(stage)
 
@@ -169,15 +147,13 @@ class InstructionDataModule(RecordsDataModule):
             FileNotFoundError: There is no such model, or no such file of a chat template.
             ValueError: The model has no processor, or the processor no such option.
         """
-        return load_processor(
-            self.model, chat_template=self.chat_template, options=self.processor_options, **self.pretrained_options
-        )
+        return load_processor(self.model, **self.chat_options.processor_changes, **self.pretrained_options)
 
     def _try_options(self, chat: ChatFormat) -> None:
         try:
             _ = chat.images_in_rows  # prepares two small images
         except UnusableConversation as error:
-            raise ValueError(f"{error}; check processor_options {self.processor_options}") from error
+            raise ValueError(f"{error}; check chat.processor_options {self.chat_options.processor_options}") from error
 
     def describe(self, split: str, index: int) -> str:
         """A record as the model sees it: answers that carry the loss in ``[[ ]]``, or the candidates of a prompt.
@@ -246,7 +222,7 @@ class InstructionDataModule(RecordsDataModule):
         found |= batch.pop("cut")
         if last and found:
             _log.warning(
-                "%d of %d %s records have more than max_length=%d tokens and lost the end of their text",
+                "%d of %d %s records have more than batching.max_length=%d tokens and lost the end of their text",
                 *(len(found), len(dataset), name, self.max_length),
             )
         return super()._receive(name, batch, last)

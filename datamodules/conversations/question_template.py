@@ -42,7 +42,9 @@ class QuestionTemplate:
         if record.conversation is not None:
             return record.conversation
         if self.question is None or self.answer is None:
-            raise CorruptRecord("there is no conversation; set `question` and `answer` to ask about labels or captions")
+            raise CorruptRecord(
+                "there is no conversation; set chat.question and chat.answer to ask about labels or captions"
+            )
         question = self.question if IMAGE in self.question or record.image is None else IMAGE + self.question
         images = () if record.image is None else (record.image,) * question.count(IMAGE)
         fields = {"caption": record.caption, "label": None}

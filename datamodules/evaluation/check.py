@@ -83,7 +83,7 @@ def check_samples(
     allowed = int(max_corrupt_share * len(drawn))
     if len(problems) > allowed or not found:
         raise ValueError(
-            f"{told}: {shown}. Repair them or remove them from the data, or raise max_corrupt_share, which is "
+            f"{told}: {shown}. Repair them or remove them from the data, or raise allowed.corrupt_share, which is "
             f"{max_corrupt_share} and allows {allowed}{task.remedy}"
         )
     if problems:

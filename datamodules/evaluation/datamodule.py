@@ -6,28 +6,32 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
+from datamodules.allowed import AllowedSamples
+from datamodules.conversations.chat_options import ChatOptions
 from datamodules.evaluation.check import Checked, Looked, check_samples
-from datamodules.evaluation.dataset import Asker, Protocol, ReformEvalDataset
+from datamodules.evaluation.dataset import Asker, ReformEvalDataset
+from datamodules.evaluation.protocol_options import ProtocolOptions
 from datamodules.evaluation.settings import settings_of
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.evaluation.write import write_published
 from datamodules.process import ProcessDataModule
 from datamodules.sampler import ReportingLoader, ResumableSampler, derive_seed
 from datamodules.sources.records import digest
+from sparsight.common.disk.loading import Loading
 from sparsight.common.errors import ConfigurationError, require
+from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.model.identity import tokenizer_hash
-from sparsight.evaluation.questions.question import Method
-from sparsight.evaluation.questions.variant import MARKS, Marks, Perturbation
 from sparsight.evaluation.reform_eval.identity import suite_hash
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.model.processor import Based, check_template, load_processor
 
 
+@takes_former_options
 class ReformEvalDataModule(ProcessDataModule):
     """Questions of several tasks for ``sparsight test``, answered by writing, by likelihood, or both.
 
@@ -38,24 +42,16 @@ class ReformEvalDataModule(ProcessDataModule):
     Args:
         tasks: The suite; names must differ.
         model: Folder or hub id of the model whose processor is used; the evaluated module's own if not given.
-        methods: ``likelihood``, ``generation``, or both; likelihoods alone if not given.
-        runs: How often every sample is put, each time in another way: 5 tells how unstable answers are.
-        perturbation: What changes from run to run.
-        marks: Marks of options: ``upper``, ``lower``, ``number``, or ``random`` for another kind each time.
-        example: Show the form of an answer, by a question that needs no image, before a choice is asked for.
-        new_tokens: Most tokens of a written answer.
+        protocol: How questions are put.
         batch_size: Questions a batch and process.
         num_workers: Loader processes; 0 loads in the main process.
         seed: Decides order of options, marks, and ``limit``.
         limit: Use at most this many samples of each task, drawn with the seed; a dialogue is one and stays whole.
-        max_corrupt_share: Share of the samples of a task, 0 to 1, that may be unusable; these are left out, and listed
-            in the report. Above it nothing is asked.
-        chat_template: Jinja template, or a file of one, in place of the processor's own.
-        chat_template_kwargs: Variables of the chat template, such as ``{enable_thinking: false}`` (Qwen3). Where the
-            template has a model think first, ``new_tokens`` must have room for that, and no answer is begun.
-        processor_options: Options of processor and image processor in place of the saved ones.
-        revision: Git revision of a hub model.
-        trust_remote_code: Run code that comes with the model.
+        allowed: How many samples of a task may be unusable; these are left out, and listed in the report. Above it
+            nothing is asked.
+        chat: How the processor writes questions. Where its template has a model think first, ``protocol.new_tokens``
+            must have room for that, and no answer is begun.
+        loading: How the processor is read; the evaluated module's own if ``model`` is not given.
 
     Attributes:
         chat: The model's form of conversations, once ``setup`` has run.
@@ -68,52 +64,33 @@ class ReformEvalDataModule(ProcessDataModule):
         self,
         tasks: list[EvaluationTask],
         model: str | None = None,
-        methods: list[Method] | None = None,
-        runs: int = 1,
-        perturbation: Perturbation | None = None,
-        marks: Marks | Literal["random"] = "upper",
-        example: bool = True,
-        new_tokens: int = 30,
+        protocol: ProtocolOptions = ProtocolOptions(),
         batch_size: int = 8,
         num_workers: int = 0,
         seed: int = 0,
         limit: int | None = None,
-        max_corrupt_share: float = 0.01,
-        chat_template: str | None = None,
-        chat_template_kwargs: dict[str, Any] | None = None,
-        processor_options: dict[str, Any] | None = None,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
+        allowed: AllowedSamples = AllowedSamples(),
+        chat: ChatOptions = ChatOptions(),
+        loading: Loading = Loading(),
     ) -> None:
         super().__init__(num_workers=num_workers)
-        methods = ["likelihood"] if methods is None else methods
         require(bool(tasks), "tasks", tasks, "one or more")
-        known = set(methods) <= set(get_args(Method))
-        require(
-            bool(methods) and known and len(set(methods)) == len(methods), "methods", methods, "likelihood, generation"
-        )
-        require(marks in (*MARKS, "random"), "marks", marks, f"{', '.join(MARKS)}, random")
-        for name, value in (("runs", runs), ("new_tokens", new_tokens), ("batch_size", batch_size)):
-            require(value >= 1, name, value, "1 or more")
-        require(num_workers >= 0, "num_workers", num_workers, "0 or more")
-        require(0 <= max_corrupt_share < 1, "max_corrupt_share", max_corrupt_share, "0 to below 1")
+        require(batch_size >= 1, "batch_size", batch_size, "1 or more")
+        require(allowed.corrupt_share < 1, "allowed.corrupt_share", allowed.corrupt_share, "0 to below 1")
         require(limit is None or limit >= 1, "limit", limit, "1 or more, or null")
         repeated = [name for name, count in Counter(task.name for task in tasks).items() if count > 1]
         if repeated:
             raise ValueError(f"tasks have the same name: {', '.join(repeated)}; give each its own")
-        if methods == ["likelihood"] and all(task.formulation != "SingleChoice" for task in tasks):
-            raise ValueError("no task has options to weigh: add generation to methods")
+        self.protocol = protocol.protocol(seed)
+        if self.protocol.methods == ("likelihood",) and all(task.formulation != "SingleChoice" for task in tasks):
+            raise ValueError("no task has options to weigh: add generation to protocol.methods")
         self.tasks = tasks
         self.model = model
-        self.protocol = Protocol(
-            tuple(methods), runs, perturbation or Perturbation(), marks, example, new_tokens=new_tokens, seed=seed
-        )
         self.batch_size = batch_size
         self.limit = limit
-        self.max_corrupt_share = max_corrupt_share
-        self.processor_changes: dict[str, Any] = {"chat_template": chat_template, "options": processor_options}
-        self.chat_options = chat_template_kwargs or {}
-        self.pretrained_options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+        self.max_corrupt_share = allowed.corrupt_share
+        self.chat_options = chat
+        self.pretrained_options = loading.source
         self.chat: ChatFormat | None = None
         self._looked: list[Looked] = []  # samples of each task
         self._finished: Callable[[], Collection[str]] | None = None
@@ -122,7 +99,7 @@ class ReformEvalDataModule(ProcessDataModule):
         """See that the files of the tasks are there, and that of a chat template."""
         for task in self.tasks:
             task.check_paths()
-        check_template(self.processor_changes["chat_template"])
+        check_template(self.chat_options.template)
 
     def prepare_data(self) -> None:
         """Download what the tasks need, in one process a machine."""
@@ -142,18 +119,18 @@ class ReformEvalDataModule(ProcessDataModule):
                 f"{type(self).__name__} holds an evaluation, nothing to fit on or predict: use `sparsight test`"
             )
         if self.chat is None:
-            self.chat = ChatFormat(self._load_processor(), options=self.chat_options)
+            self.chat = ChatFormat(self._load_processor(), options=self.chat_options.template_kwargs)
         if not self._looked:
             rank_zero_info(f"looking at the samples of {len(self.tasks)} tasks before any is asked about")
             self._looked = [self._check(number) for number in range(len(self.tasks))]
 
     def _load_processor(self) -> Any:
         if self.model is not None:
-            return load_processor(self.model, **self.processor_changes, **self.pretrained_options)
+            return load_processor(self.model, **self.chat_options.processor_changes, **self.pretrained_options)
         module: Any = None if self.trainer is None else self.trainer.lightning_module
         if not isinstance(module, Based):
             raise ValueError("no model says how to write questions; set data.model to a model's folder or hub id")
-        return load_processor(module.base, **self.processor_changes, **module.source)
+        return load_processor(module.base, **self.chat_options.processor_changes, **module.source)
 
     @property
     def _checked(self) -> list[dict[int, Checked]]:
@@ -211,7 +188,8 @@ class ReformEvalDataModule(ProcessDataModule):
         """Covers what makes tokens and pixels of a question, whether it was saved with the model or changed here."""
         assert self.chat is not None
         processor = self.chat.processor
-        changes = str(self.processor_changes["options"]) + (str(self.chat_options) if self.chat_options else "")
+        told = self.chat_options
+        changes = str(told.processor_options) + (str(told.template_kwargs) if told.template_kwargs else "")
         return digest(
             [str(processor.chat_template), processor.to_json_string(), tokenizer_hash(processor.tokenizer), changes]
         )

@@ -52,6 +52,12 @@ _HEALING = {
 _ALLOWED = {"max_corrupt_share": "allowed.corrupt_share", "max_unused_share": "allowed.unused_share"}
 _TRANSFORM = {name: f"transform.{name}" for name in ("channels", "fit", "background", "horizontal_flip")}
 _IMAGES = {**_ALLOWED, "other_classes": "allowed.other_classes", **_TRANSFORM}
+_CHAT = {
+    "chat_template": "chat.template",
+    "chat_template_kwargs": "chat.template_kwargs",
+    "processor_options": "chat.processor_options",
+}
+_ASKED = ("methods", "runs", "perturbation", "marks", "example", "new_tokens")
 OPTIONS: dict[str, dict[str, str]] = {  # by class: where an old option is now
     "AttentionDistillation": {
         **_SAMPLING,
@@ -79,8 +85,20 @@ OPTIONS: dict[str, dict[str, str]] = {  # by class: where an old option is now
         "warmup_steps": "schedule.warmup_steps",
     },
     "ImageDataModule": _IMAGES,
-    "InstructionDataModule": _ALLOWED,
+    "InstructionDataModule": {
+        **_ALLOWED,
+        **_CHAT,
+        **_SOURCE,
+        **{name: f"chat.{name}" for name in ("question", "answer", "reasoning")},
+        **{name: f"batching.{name}" for name in ("max_length", "length_grouping", "packing")},
+    },
     "LVLMEvaluation": _MODEL,
+    "ReformEvalDataModule": {
+        "max_corrupt_share": "allowed.corrupt_share",
+        **_CHAT,
+        **_SOURCE,
+        **{name: f"protocol.{name}" for name in _ASKED},
+    },
     "SparseLayerTuning": {
         **_MODEL,
         **_HEALING,

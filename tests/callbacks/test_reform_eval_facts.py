@@ -34,7 +34,9 @@ def evaluated(module: LVLMEvaluation, root: Path, **data: Any) -> dict[str, Any]
 
 
 def test_prompts_can_be_put_together_again(model: Path, tmp_path: Path) -> None:
-    report = evaluated(LVLMEvaluation(str(model)), tmp_path, methods=["likelihood", "generation"], new_tokens=2)
+    report = evaluated(
+        LVLMEvaluation(str(model)), tmp_path, protocol={"methods": ["likelihood", "generation"], "new_tokens": 2}
+    )
     assert report["suite"]["greys"]["class"] == "GreyTask" and report["suite"]["greys"]["count"] == 2
     for method in ("likelihood", "generation"):
         first = next(answer for answer in report["answers"] if answer["method"] == method)

@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_question_is_answered_scored_and_reported(model: Path, tmp_path: Path) -> None:
-    folder = evaluate(model, tmp_path / "out", runs=2)
+    folder = evaluate(model, tmp_path / "out", protocol=BOTH | {"runs": 2})
     report = read_report(folder)
     assert report["complete"]
     keys = [(a["method"], a["task"], a["sample"], a["run"]) for a in report["answers"]]
@@ -70,7 +70,11 @@ def test_shuffled_answers_are_mapped_back_to_the_samples_own_options(
         return [Written(f"({text.split(';')[1].strip()[1]})", opened=False) for text in shown]
 
     monkeypatch.setattr(answer, "write_answers", second)
-    report = read_report(evaluate(model, tmp_path / "out", tasks=[GreyTask(count=8)], runs=5, methods=["generation"]))
+    report = read_report(
+        evaluate(
+            model, tmp_path / "out", tasks=[GreyTask(count=8)], protocol=BOTH | {"runs": 5, "methods": ["generation"]}
+        )
+    )
     assert len({tuple(a["order"]) for a in report["answers"]}) > 5
     assert {a["marks"] for a in report["answers"]} == {"upper", "lower", "number"}
     assert all(a["in_format"] and a["choice"] == a["order"][1] for a in report["answers"])
@@ -86,8 +90,10 @@ def test_padding_changes_no_answer(tmp_path: Path, family: str) -> None:
     tiny = tmp_path / "tiny"
     tiny_lvlm(family).save_pretrained(tiny)
     family_processor(family).save_pretrained(tiny)
+    protocol = BOTH | {"example": False}
     one, many = (
-        read_report(evaluate(tiny, tmp_path / str(size), batch_size=size, example=False))["answers"] for size in (1, 7)
+        read_report(evaluate(tiny, tmp_path / str(size), batch_size=size, protocol=protocol))["answers"]
+        for size in (1, 7)
     )
     for alone, padded in zip(one, many, strict=True):
         assert alone.get("text") == padded.get("text")
@@ -97,7 +103,7 @@ def test_padding_changes_no_answer(tmp_path: Path, family: str) -> None:
 
 def test_captions_are_left_out_where_only_likelihoods_are_asked_for(model: Path, tmp_path: Path) -> None:
     tasks = [GreyTask("captions", "description", "Generation", count=3), GreyTask()]
-    report = read_report(evaluate(model, tmp_path / "out", tasks=tasks, methods=["likelihood"]))
+    report = read_report(evaluate(model, tmp_path / "out", tasks=tasks, protocol={"methods": ["likelihood"]}))
     assert report["complete"]
     assert {a["task"] for a in report["answers"]} == {"greys"}
 
@@ -150,7 +156,7 @@ def test_unusable_samples_are_reported_before_anything_is_computed(model: Path, 
 
 def test_what_was_left_out_is_listed(model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING"):
-        folder = evaluate(model, tmp_path / "out", tasks=[GreyTask(broken=2)], max_corrupt_share=0.2)
+        folder = evaluate(model, tmp_path / "out", tasks=[GreyTask(broken=2)], allowed={"corrupt_share": 0.2})
     assert "1 of 6 samples of task greys cannot be used and are left out" in caplog.text
     report = read_report(folder)
     assert report["complete"] and len(report["answers"]) == 2 * 5
@@ -163,8 +169,8 @@ def test_more_options_than_marks_are_found_before_anything_is_computed(
 ) -> None:
     monkeypatch.setattr(questions, "GREYS", tuple(f"grey {number}" for number in range(12)))
     with pytest.raises(ValueError, match=r"6 of 6 samples .*: sample 0 of task greys: 12 options are more than there"):
-        evaluate(model, tmp_path / "out", tasks=[GreyTask()], marks="number")
-    evaluate(model, tmp_path / "out", tasks=[GreyTask()], marks="random")
+        evaluate(model, tmp_path / "out", tasks=[GreyTask()], protocol=BOTH | {"marks": "number"})
+    evaluate(model, tmp_path / "out", tasks=[GreyTask()], protocol=BOTH | {"marks": "random"})
 
 
 def test_it_is_for_evaluations_of_image_text_models(model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from lightning_modules import LVLMEvaluation
 from sparsight.evaluation.reform_eval import prompt
 from sparsight.evaluation.reform_eval.report import read_report
-from tests.tiny_evaluation import GreyTask, evaluate, scores
+from tests.tiny_evaluation import BOTH, GreyTask, evaluate, scores
 from tests.tiny_lvlm import save_tiny_lvlm
 
 
@@ -61,7 +61,7 @@ def test_captions_alone_are_reported_again_too(model: Path, tmp_path: Path) -> N
     assert read_report(tmp_path / "out")["complete"]
 
 
-@pytest.mark.parametrize("other", [{"seed": 1}, {"runs": 2}])
+@pytest.mark.parametrize("other", [{"seed": 1}, {"protocol": BOTH | {"runs": 2}}])
 def test_answers_to_questions_put_otherwise_are_not_mixed(model: Path, tmp_path: Path, other: dict[str, Any]) -> None:
     evaluate(model, tmp_path / "out", tasks=[GreyTask()])
     with pytest.raises(ValueError, match="was begun with protocol"):

@@ -58,8 +58,8 @@ MISSING: list[tuple[Config, str]] = [
     (LATENTS, r"data\.images\.train\.files: .*gone\.tar"),
     (of("TeacherSamplesDataModule", teacher="x", captions="gone.txt"), r"data\.captions: .*gone\.txt"),
     (
-        talks(train=of("FolderRecords", root="there"), chat_template="gone.jinja"),
-        r"data\.chat_template is 'gone\.jinja'",
+        talks(train=of("FolderRecords", root="there"), chat={"template": "gone.jinja"}),
+        r"data\.chat\.template is 'gone\.jinja'",
     ),
     (
         of("ReformEvalDataModule", tasks=[of("NamingTask", source=of("TarRecords", files="gone.tar"), **NAMING)]),

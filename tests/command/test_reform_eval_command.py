@@ -37,7 +37,7 @@ def overlay(folder: Path, **options: Any) -> Path:
         {"class_path": "NamingTask", "init_args": greys | {"dimension": "coarse_perception"}},
         {"class_path": "ReadingTask", "init_args": {"source": words, "name": "words", "dimension": "scene_text"}},
     ]
-    init = {"tasks": tasks, "methods": ["likelihood", "generation"], "new_tokens": 4}
+    init = {"tasks": tasks, "protocol": {"methods": ["likelihood", "generation"], "new_tokens": 4}}
     config = {
         "trainer": {
             "accelerator": "cpu",
@@ -135,13 +135,15 @@ def test_the_questions_can_be_looked_at_without_the_model(tmp_path: Path, capsys
 
 
 def test_questions_are_looked_at_by_the_processor_that_the_model_has() -> None:
-    module = {"base": "owner/name", "revision": "v2", "trust_remote_code": True}
+    loading = {"revision": "v2", "trust_remote_code": True}
     config = Namespace(
-        model=Namespace(class_path="LVLMEvaluation", init_args=Namespace(module)),
-        data=Namespace(init_args=Namespace(model=None, revision=None, trust_remote_code=False)),
+        model=Namespace(
+            class_path="LVLMEvaluation", init_args=Namespace(base="owner/name", loading=Namespace(loading))
+        ),
+        data=Namespace(init_args=Namespace(model=None, loading=Namespace(revision=None, trust_remote_code=False))),
     )
     SparsightCLI._do_without_weights(config)
-    assert vars(config.data.init_args) == {"model": "owner/name", "revision": "v2", "trust_remote_code": True}
+    assert config.data.init_args.as_dict() == {"model": "owner/name", "loading": loading}
 
 
 @pytest.mark.slow

@@ -39,10 +39,14 @@ def config(kind: str, *, module: dict[str, Any] = MODEL, **data: Any) -> Namespa
         ("CachedLatentsDataModule", {"teacher": None, "revision": "v1"}, {"teacher": "a", "revision": "v1"}),
         (
             "InstructionDataModule",
-            {"model": None, **UNKNOWN},
-            {"model": "b", "revision": "v2", "trust_remote_code": True},
+            {"model": None, "loading": Namespace(UNKNOWN)},
+            {"model": "b", "loading": {"revision": "v2", "trust_remote_code": True}},
         ),
-        ("InstructionDataModule", {"model": "mine", **UNKNOWN}, {"model": "mine", **UNKNOWN}),
+        (
+            "InstructionDataModule",
+            {"model": "mine", "loading": Namespace(UNKNOWN)},
+            {"model": "mine", "loading": UNKNOWN},
+        ),
         ("ImageDataModule", {"train": None}, {"train": None}),
     ],
 )

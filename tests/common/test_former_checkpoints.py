@@ -11,6 +11,7 @@ import yaml
 
 from lightning_modules import AttentionDistillation, SparseLayerTuning
 from sparsight.command.cli import main
+from sparsight.common.checkpoint.run_record import DATA
 from sparsight.common.moved import OPTIONS
 from tests.tiny_distillation import distillation_config
 from tests.tiny_tuning import checkpoint, tuning_config
@@ -35,17 +36,23 @@ def test_a_tuning_is_loaded_resumed_and_exported(tmp_path: Path, reload_here: No
     wanted = content["state_dict"]
     rename(content["hyper_parameters"], "SparseLayerTuning")
     assert {"dtype", "distill", "vision_cache_gib"} <= content["hyper_parameters"].keys()
+    rename(content[DATA], "InstructionDataModule")
+    assert {"max_length", "reasoning", "max_corrupt_share", "revision"} <= content[DATA].keys()
     torch.save(content, path)
     written = yaml.safe_load(config.read_text())
     rename(written["model"]["init_args"], "SparseLayerTuning")
+    written["data"]["init_args"] |= {"length_grouping": False}
     config.write_text(yaml.safe_dump(written))
 
     with pytest.warns(FutureWarning, match="dtype of SparseLayerTuning is loading.dtype now"):
         module = SparseLayerTuning.load_from_checkpoint(path)
     assert module.gradient_checkpointing and module.model.config._attn_implementation == "eager"
     assert all(torch.equal(value, wanted[name]) for name, value in module.state_dict().items())
+    resumed = ["fit", "--config", str(config), "--ckpt_path", str(path)]
+    with pytest.raises(SystemExit, match=r"data\.chat\.reasoning: 'show' in the checkpoint, 'leave_out'"):
+        main([*resumed, "--data.chat.reasoning=leave_out"])
     with pytest.warns(FutureWarning, match="attn_implementation of SparseLayerTuning"):
-        again = main(["fit", "--config", str(config), "--ckpt_path", str(path)])
+        again = main(resumed)
     assert again.trainer.global_step == 4
     export = ["--ckpt_path", str(path), "--weights=raw", "--output", str(tmp_path / "out")]
     main(["export", "--config", str(config), *export])

@@ -33,26 +33,39 @@ NEEDED: dict[str, dict[str, Any]] = {
     "AttentionDistillation": {"teacher": "t", "mixer": {"class_path": "blocks.NoMixing"}, "stages": STAGES},
     "ImageDataModule": {"train": {"class_path": "datamodules.EmojiRecords"}},
     "LVLMEvaluation": {"base": "b"},
+    "ReformEvalDataModule": {"tasks": [{"class_path": "tests.tiny_evaluation.GreyTask"}]},
     "SparseLayerTuning": {"base": "b", "stages": [{"steps": 1}]},
     "StreamingImageDataModule": {"train": {"class_path": "datamodules.TarStream", "init_args": {"files": "a.tar"}}},
 }
-VALUES: dict[str, Any] = {  # by option, where none of WORDS will do
+VALUES: dict[str, Any] = {  # by option, where 7 will not do
+    "answer": "{label}",
     "attn_implementation": "eager",
     "cache_dir": "here",
     "channels": 1,
+    "chat_template": "{{ messages }}",
+    "chat_template_kwargs": {"enable_thinking": False},
     "class_names": ["bag", "coat"],
     "compile": True,
     "distill_from": "folder",
     "dtype": "bfloat16",
+    "example": False,
     "fit": "pad",
     "gradient_checkpointing": True,
     "horizontal_flip": True,
     "lora": {"rank": 2, "alpha": 4, "targets": ["*.ff.*"]},
     "lr_schedule": "cosine",
+    "length_grouping": True,
+    "marks": "lower",
     "max_corrupt_share": 0.5,
     "max_unused_share": 0.5,
+    "methods": ["generation"],
     "other_classes": True,
     "replicate_trained": True,
+    "packing": True,
+    "perturbation": {"instructions": True, "options": False, "marks": True},
+    "processor_options": {"max_pixels": 64},
+    "question": "What?",
+    "reasoning": "train",
     "revision": "main",
     "sample_size": (8, 8),
     "teacher_dtype": "bfloat16",
@@ -64,7 +77,12 @@ VALUES: dict[str, Any] = {  # by option, where none of WORDS will do
     "trust_remote_code": True,
     "variant": "fp16",
 }
-BESIDE = {"distill_from": {"distill": 1.0}}  # without which it is refused
+BESIDE: dict[str, dict[str, Any]] = {  # without which it is refused
+    "answer": {"question": "What?"},
+    "distill_from": {"distill": 1.0},
+    "packing": {"max_length": 9},
+    "question": {"answer": "{label}"},
+}
 
 
 def class_of(name: str) -> Any:

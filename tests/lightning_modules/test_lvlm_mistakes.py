@@ -72,8 +72,11 @@ MISTAKES: list[tuple[Any, str]] = [
     (lambda f: ({}, talks(f, "talks.json", "gone")), r"data\.train\.images: .*gone' does not exist"),
     (lambda f: ({}, talks(f, "talks.json", ".")), r"records are unreadable.*gone\.png.*Repair or remove them"),
     (lambda f: ({}, talks(f, "empty.json", ".")), "the train source ConversationRecords has no records"),
-    (lambda f: ({}, {"max_length": 8, "val": None}), r"its images reach to token \d+, beyond max_length=8"),
-    (lambda f: ({}, {"max_length": 8}), "prompt and candidate have 45 tokens, more than max_length=8"),
+    (
+        lambda f: ({}, {"batching": {"max_length": 8}, "val": None}),
+        r"its images reach to token \d+, beyond max_length=8",
+    ),
+    (lambda f: ({}, {"batching": {"max_length": 8}}), "prompt and candidate have 45 tokens, more than max_length=8"),
     (lambda f: ({}, {"batch_size": 100}), "do not fill one batch of 100"),
 ]
 
@@ -115,8 +118,10 @@ def test_layers_to_remove_without_a_schedule(folder: Path) -> None:
 
 
 VIDEO = {
-    "processor_options": {"image_token": "<video>"},
-    "chat_template": VICUNA_CHAT.replace("<image>", "<video>"),
+    "chat": {
+        "processor_options": {"image_token": "<video>"},
+        "template": VICUNA_CHAT.replace("<image>", "<video>"),
+    }
 }
 MARKED = "marks pictures by another token than the model, whose image token has id 3: set data.model to model.base"
 
@@ -127,13 +132,13 @@ MARKED = "marks pictures by another token than the model, whose image token has 
         (
             "fit",
             "llava",
-            {"processor_options": {"patch_size": 8}},
+            {"chat": {"processor_options": {"patch_size": 8}}},
             r"\(ValueError: Image features and image tokens do not match",
         ),
         (
             "fit",
             "llava",
-            {"processor_options": {"crop_size": 32}},
+            {"chat": {"processor_options": {"crop_size": 32}}},
             r"\(ValueError: Input image size \(32\*32\) doesn't match",
         ),
         ("validate", "llava", {"model": "qwen"}, r"\(ValueError: not enough values to unpack"),
@@ -150,7 +155,9 @@ def test_pictures_of_another_processor(verb: str, base: str, data: dict[str, Any
     path.write_text(yaml.safe_dump(config))
     with pytest.raises(SystemExit, match=f"^sparsight: .*{message}.*") as stop:
         main([verb, "--config", str(path), "--trainer.callbacks", "[]"])
-    assert "correct or leave out data.processor_options" in str(stop.value) and len(str(stop.value).splitlines()) == 1
+    assert (
+        "correct or leave out data.chat.processor_options" in str(stop.value) and len(str(stop.value).splitlines()) == 1
+    )
 
 
 def test_errors_of_others_keep_their_traceback(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,7 +352,7 @@ def test_rotation_needs_layers_to_choose_from(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_packed_rows_are_neither_scored_nor_compared(folder: Path) -> None:
-    packing = ["--data.packing=true", "--data.max_length=128"]
+    packing = ["--data.batching.packing=true", "--data.batching.max_length=128"]
     config = with_callback(tuning_config(folder, prune=SCORE), pruning())
     with pytest.raises(SystemExit, match=r"data\.packing"):
         main(["fit", "--config", str(config), *packing])
@@ -364,7 +364,12 @@ def test_packed_rows_are_neither_scored_nor_compared(folder: Path) -> None:
 def test_packed_rows_need_a_kernel_that_takes_masks(folder: Path) -> None:
     ALL_ATTENTION_FUNCTIONS.register("causal_alone", sdpa_attention_forward)
     with pytest.raises(SystemExit, match=r"data\.packing .* attention kernel causal_alone does not take"):
-        fit(folder, "--data.packing=true", "--data.max_length=128", loading={"attn_implementation": "causal_alone"})
+        fit(
+            folder,
+            "--data.batching.packing=true",
+            "--data.batching.max_length=128",
+            loading={"attn_implementation": "causal_alone"},
+        )
 
 
 def test_a_run_too_short_for_its_schedule_says_so(folder: Path) -> None:

@@ -114,7 +114,8 @@ def _named_tasks(given: argparse.Namespace) -> tuple[list[str], list[dict[str, A
 def _ask_here(given: argparse.Namespace, model: str, tasks: list[dict[str, Any]], output: Path) -> None:
     from sparsight.command.cli import main as run
 
-    data = {"tasks": tasks, "methods": given.methods, "new_tokens": given.new_tokens, "limit": given.limit}
+    protocol = {"methods": given.methods, "new_tokens": given.new_tokens}
+    data = {"tasks": tasks, "protocol": protocol, "limit": given.limit}
     config = {
         "trainer": {
             "logger": False,

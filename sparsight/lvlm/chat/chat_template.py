@@ -108,9 +108,9 @@ def _checked(options: Mapping[str, Any], template: str) -> dict[str, Any]:
     """
     for name in options:
         if name in ("messages", "conversation", "add_generation_prompt", "chat_template", "tokenize"):
-            raise ValueError(f"chat_template_kwargs holds {name}, which is not for a config to set")
+            raise ValueError(f"chat.template_kwargs holds {name}, which is not for a config to set")
         if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", template):
-            raise ValueError(f"chat_template_kwargs.{name} is no option of the chat template, which never speaks of it")
+            raise ValueError(f"chat.template_kwargs.{name} is no option of the chat template, which never speaks of it")
     return dict(options)
 
 

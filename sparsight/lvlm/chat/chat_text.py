@@ -23,7 +23,7 @@ Reasoning = Literal["leave_out", "show", "train"]
 _PROBE = (Turn("user", f"{IMAGE}What is it?"), Turn("assistant", "Some answer."))
 _PROBE_MORE = (Turn("user", "Sure?"), Turn("assistant", "Another answer."))
 _SYSTEM = Turn("system", "Some rule.")
-_REMEDY = "give `chat_template` a Jinja template that serves the model"
+_REMEDY = "give chat.template a Jinja template that serves the model"
 _ANSWER, _THOUGHT = "zq{}answerqz", "zq{}thoughtqz"  # placeholders: no template has a reason to change such words
 _FIELDS = ("reasoning_content", "reasoning", "thinking")  # of a message, by which templates know its thought
 # what a template may put between its cue and an answer: nothing, or what begins and ends with a mark in brackets

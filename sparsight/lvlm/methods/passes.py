@@ -151,7 +151,7 @@ def _begun(held: Any, inputs: dict[str, Any]) -> Prompt:
         raise ValueError("recipes do not serve videos: give their frames as images")
     positions = inputs.get("position_ids")
     if positions is not None and inputs.get("attention_mask") is None and bool((positions.diff() < 0).any()):
-        raise ValueError("recipes do not serve packed rows: set data.packing to false")
+        raise ValueError("recipes do not serve packed rows: set data.batching.packing to false")
     labels = inputs.get("labels")
     shows = any(inputs.get(name) is not None for name in PIXELS)
     return Prompt(

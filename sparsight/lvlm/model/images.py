@@ -17,7 +17,7 @@ from sparsight.lvlm.model.tower import Parts
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-REMEDY = "set data.model to model.base, and correct or leave out data.processor_options"
+REMEDY = "set data.model to model.base, and correct or leave out data.chat.processor_options"
 
 
 def check_images(model: PreTrainedModel, parts: Parts, inputs: Mapping[str, Any]) -> None:

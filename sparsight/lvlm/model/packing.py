@@ -51,7 +51,7 @@ def packed_positions(config: PreTrainedConfig) -> Positions:
     raise ValueError(
         f"packing is not known to be right for {config.model_type} with text model {text}"
         f"{f' ({reason})' if reason else ''}; it is for {', '.join(OF_AXES)}, and for {', '.join(MODELS)} with "
-        f"{', '.join(TEXT_MODELS)}: set packing to false (length_grouping saves padding)"
+        f"{', '.join(TEXT_MODELS)}: set batching.packing to false (batching.length_grouping saves padding)"
     )
 
 

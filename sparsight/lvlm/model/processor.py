@@ -49,7 +49,7 @@ def load_processor(
     options = dict(options or {})
     taken = sorted(options.keys() & {"revision", "trust_remote_code", "chat_template"})
     if taken:
-        raise ValueError(f"processor_options holds {', '.join(taken)}, which is an option of the datamodule itself")
+        raise ValueError(f"chat.processor_options holds {', '.join(taken)}, for which data have an option of their own")
     hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
         processor = AutoProcessor.from_pretrained(source, **hub, **options)
@@ -58,7 +58,7 @@ def load_processor(
     except Exception as error:  # of any kind, depending on which value of its files is wrong
         remedy = "save the base model's there with AutoProcessor.save_pretrained"
         if options:
-            remedy += f", or correct processor_options {options}"
+            remedy += f", or correct chat.processor_options {options}"
         raise ValueError(f"transformers loads no processor from {source}; {remedy}: {first_line(error)}") from error
     if options:
         _check_options(processor, options)
@@ -75,7 +75,7 @@ def check_template(given: str | None) -> None:
         FileNotFoundError: There is no such file.
     """
     if given is not None and "{" not in given and not Path(given).is_file():
-        raise FileNotFoundError(f"chat_template is {given!r}, which is neither a Jinja template nor a file of one")
+        raise FileNotFoundError(f"chat.template is {given!r}, which is neither a Jinja template nor a file of one")
 
 
 def _read_template(given: str) -> str:
@@ -109,8 +109,8 @@ def _check_options(processor: Any, options: Iterable[str]) -> None:
         close = get_close_matches(name, known)
         meant = f"did you mean {' or '.join(close)}? " if close else ""
         raise ValueError(
-            f"processor_options.{name} is no option of {kind.__name__} or {type(images).__name__}; {meant}There are: "
-            f"{', '.join(sorted(known))}"
+            f"chat.processor_options.{name} is no option of {kind.__name__} or {type(images).__name__}; {meant}There "
+            f"are: {', '.join(sorted(known))}"
         )
 
 

@@ -43,7 +43,9 @@ class TokenKinds:
         ids_BT: Tensor = inputs["input_ids"]
         mask: Tensor | None = inputs.get("attention_mask")
         if mask is None and "position_ids" in inputs:
-            raise ConfigurationError("layers are scored on one sample a row: set packing of the datamodule to false")
+            raise ConfigurationError(
+                "layers are scored on one sample a row: set batching.packing of the datamodule to false"
+            )
         if mask is not None and mask.shape != ids_BT.shape:
             raise ConfigurationError(
                 f"attention_mask is {tuple(mask.shape)}, expected {tuple(ids_BT.shape)} like input_ids"

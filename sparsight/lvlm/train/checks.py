@@ -71,13 +71,13 @@ def check_tuning(
     packed = isinstance(data, Packing) and data.packing
     if packed and kernel not in KERNELS:
         raise ConfigurationError(
-            f"data.packing keeps the samples of a row apart by a mask, which attention kernel {kernel} does not take: "
-            f"set model.loading.attn_implementation to {' or '.join(KERNELS)}, or data.packing to false"
+            f"data.batching.packing keeps the samples of a row apart by a mask, which attention kernel {kernel} does "
+            f"not take: set model.loading.attn_implementation to {' or '.join(KERNELS)}, or that to false"
         )
     if packed and (loses_layers or heals):
         raise ConfigurationError(
             "prune scores layers, and healing compares hidden states, on training batches with a sample a row: set "
-            "data.packing to false"
+            "data.batching.packing to false"
         )
     if len({frozenset(stage.train) for stage in stages}) > 1:
         check_training_may_change(trainer)

@@ -236,7 +236,7 @@ def test_template_asks_about_labels_and_captions_and_keeps_conversations() -> No
 @pytest.mark.parametrize(
     ("template", "record", "classes", "reason"),
     [
-        (QuestionTemplate(None, None), Record("x", PICTURE, label=1), ["a", "b"], "set `question` and `answer`"),
+        (QuestionTemplate(None, None), Record("x", PICTURE, label=1), ["a", "b"], "set chat.question and chat.answer"),
         (QuestionTemplate("What?", "{label}"), Record("x", PICTURE, caption="b"), ["a"], "asks for the label"),
         (QuestionTemplate("What?", "{label}"), Record("x", PICTURE, label=1), None, "has no name in `classes`"),
         (QuestionTemplate("What?", "{caption}"), Record("x", PICTURE), None, "asks for the caption"),

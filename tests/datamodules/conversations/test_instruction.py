@@ -32,6 +32,8 @@ from tests.tiny_files import write_idx
 from tests.tiny_lvlm import save_tiny_lvlm, tiny_lvlm
 from tests.tiny_records import SaveEverywhere, indices
 
+GROUPED = {"length_grouping": True}
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -97,7 +99,7 @@ def test_one_data_config_serves_images_and_instructions(model: str, tmp_path: Pa
     batches = {}
     for name, options in (
         ("ImageDataModule", "image_size: 8, transform: {channels: 1}"),
-        ("InstructionDataModule", f"model: {model}, question: What is this?, answer: 'a {{label}}'"),
+        ("InstructionDataModule", f"model: {model}, chat: {{question: What is this?, answer: 'a {{label}}'}}"),
     ):
         text = f"data: {{class_path: datamodules.{name}, init_args: {{{shared}, {options}}}}}"
         datamodule = parser.instantiate(parser.parse_string(text)).data
@@ -138,7 +140,9 @@ class Odd(Talks):
 
 
 def test_unusable_conversation_is_skipped_counted_and_named(model: str, caplog: pytest.LogCaptureFixture) -> None:
-    datamodule = talk_data(model, Odd(22, broken=(3,)), allowed={"corrupt_share": 0.1}, max_length=150, batch_size=1)
+    datamodule = talk_data(
+        model, Odd(22, broken=(3,)), allowed={"corrupt_share": 0.1}, batching={"max_length": 150}, batch_size=1
+    )
     with caplog.at_level("WARNING"):
         seen = indices(datamodule.train_dataloader())
     assert len(seen) == 22 and 3 not in seen and 21 not in seen and 20 in seen
@@ -147,7 +151,7 @@ def test_unusable_conversation_is_skipped_counted_and_named(model: str, caplog: 
     assert "skipped train record 21: record 21 of Odd: odd 21: of" in caplog.text
     assert "2 of 22 train records are unreadable and were skipped" in caplog.text
     with pytest.raises(TooManyCorruptRecords, match="2 of 22 records are unreadable, 1 are allowed"):
-        options = {"allowed": {"corrupt_share": 0.05}, "max_length": 150, "batch_size": 2}
+        options = {"allowed": {"corrupt_share": 0.05}, "batching": {"max_length": 150}, "batch_size": 2}
         indices(talk_data(model, Odd(22, broken=(3,)), **options).train_dataloader())
 
 
@@ -160,11 +164,14 @@ def test_shortened_records_are_told(model: str, caplog: pytest.LogCaptureFixture
     }
     limit = max(lengths.values()) - 2
     longest = {index: length - limit for index, length in lengths.items() if length > limit}
-    datamodule = talk_data(model, Talks(8), max_length=limit, batch_size=8)
+    datamodule = talk_data(model, Talks(8), batching={"max_length": limit}, batch_size=8)
     with caplog.at_level("WARNING"):
         (batch,) = datamodule.train_dataloader()
     assert batch["labels"].shape[1] == limit and datamodule.shortened["train"] == longest and longest
-    assert f"{len(longest)} of 8 train records have more than max_length={limit} tokens and lost the end" in caplog.text
+    assert (
+        f"{len(longest)} of 8 train records have more than batching.max_length={limit} tokens and lost the end"
+        in caplog.text
+    )
 
 
 def test_description_shows_the_loss_and_the_candidates(model: str) -> None:
@@ -195,22 +202,22 @@ def test_records_are_kept_for_the_page_of_a_run(model: str, tmp_path: Path) -> N
 
 def test_what_cannot_work_is_said_before_it_starts(model: str, tmp_path: Path) -> None:
     cases: list[tuple[dict[str, Any], str]] = [
-        ({"max_length": 0}, "max_length is 0; allowed: 1 or more, or null"),
-        ({"packing": True}, "packing fills rows of max_length tokens; set max_length"),
-        ({"question": "What?"}, "give both or neither"),
-        ({"chat_template": "{{ 'none' }}"}, "give `chat_template` a Jinja template"),
+        ({"batching": {"max_length": 0}}, "max_length is 0; allowed: 1 or more, or null"),
+        ({"batching": {"packing": True}}, "packing fills rows of max_length tokens; set max_length"),
+        ({"chat": {"question": "What?"}}, "give both or neither"),
+        ({"chat": {"template": "{{ 'none' }}"}}, "give chat.template a Jinja template"),
         ({"batch_size": 0}, "batch_size is 0"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
             talk_data(model, **options)
-    with pytest.raises(FileNotFoundError, match=r"chat_template is 'nowhere.jinja', which is neither"):
-        talk_data(model, chat_template="nowhere.jinja")
+    with pytest.raises(FileNotFoundError, match=r"chat.template is 'nowhere.jinja', which is neither"):
+        talk_data(model, chat={"template": "nowhere.jinja"})
     with pytest.raises(FileNotFoundError, match="no model folder"):
         talk_data(str(tmp_path / "nowhere"))
     gemma = tiny_lvlm("gemma3")
     gemma.config.save_pretrained(tmp_path / "gemma")
-    datamodule = InstructionDataModule(str(tmp_path / "gemma"), Talks(4), packing=True, max_length=99)
+    datamodule = InstructionDataModule(str(tmp_path / "gemma"), Talks(4), batching={"packing": True, "max_length": 99})
     with pytest.raises(ValueError, match="packing is not known to be right for gemma3"):
         datamodule.setup("fit")
 
@@ -226,7 +233,7 @@ def test_length_grouping_makes_batches_of_one_kind_and_similar_length(model: str
                 assert len({index % 3 == 0 for index in batch["index"].tolist()}) == 1
         return found
 
-    grouped, mixed = spreads(length_grouping=True), spreads()
+    grouped, mixed = spreads(batching=GROUPED), spreads()
     assert len(grouped) == len(mixed) == 15 and sum(grouped) < 0.35 * sum(mixed)
 
 
@@ -238,12 +245,12 @@ def test_evaluation_items_of_similar_length_are_together_and_none_is_left_out(mo
         loader = datamodule.val_dataloader()
         return [(b["index"].tolist(), int((b["inputs"]["attention_mask"] == 0).sum())) for b in loader]
 
-    mixed, grouped = batches(0, 1), batches(0, 1, length_grouping=True)
+    mixed, grouped = batches(0, 1), batches(0, 1, batching=GROUPED)
     assert sorted(i for indices, _ in grouped for i in indices) == list(range(42))
     assert sum(padding for _, padding in grouped) < 0.35 * sum(padding for _, padding in mixed)
     pictures = [sum(index % 3 != 0 for index in indices) for indices, _ in grouped[:-1]]
     assert pictures != sorted(pictures)  # not the shortest first
-    halves = zip(batches(0, 2, length_grouping=True), batches(1, 2, length_grouping=True), strict=True)
+    halves = zip(batches(0, 2, batching=GROUPED), batches(1, 2, batching=GROUPED), strict=True)
     assert [sorted(a + b) for (a, _), (b, _) in halves] == [sorted(indices) for indices, _ in grouped]
 
 
@@ -271,7 +278,7 @@ def test_no_length_is_left_out_for_ever() -> None:
 
 def test_too_few_of_a_kind_to_fill_a_batch_are_told(model: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("WARNING"):
-        assert len(talk_data(model, Talks(10), batch_size=6, length_grouping=True).train_dataloader()) == 1
+        assert len(talk_data(model, Talks(10), batch_size=6, batching=GROUPED).train_dataloader()) == 1
     assert "4 records in 1 groups of similar length are never trained on" in caplog.text
 
 
@@ -279,7 +286,7 @@ def test_packed_batch_has_the_loss_of_the_padded_one(model: str) -> None:
     network = tiny_lvlm("fast_vlm")
 
     def total(**options: Any) -> tuple[float, set[int], dict[str, Any]]:
-        batch = next(iter(talk_data(model, batch_size=6, max_length=260, **options).train_dataloader()))
+        batch = next(iter(talk_data(model, batch_size=6, batching={"max_length": 260, **options}).train_dataloader()))
         with torch.no_grad():
             losses, _ = answer_losses(network, batch["inputs"], batch["labels"])
         return float(losses.sum()), set(batch["index"].tolist()), batch
@@ -321,7 +328,7 @@ def test_resumed_run_sees_what_an_uninterrupted_one_sees(model: str, tmp_path: P
             enable_model_summary=False,
             callbacks=[SaveEverywhere(tmp_path)] if checkpoint is None else [],
         )
-        datamodule = InstructionDataModule(model, Talks(25), batch_size=4, length_grouping=grouping)
+        datamodule = InstructionDataModule(model, Talks(25), batch_size=4, batching={"length_grouping": grouping})
         trainer.fit(watcher, datamodule, ckpt_path=checkpoint)
         return watcher.seen
 
@@ -334,7 +341,9 @@ def test_resumed_run_sees_what_an_uninterrupted_one_sees(model: str, tmp_path: P
 @pytest.mark.parametrize("grouping", [False, True])
 def test_two_processes_see_the_batches_of_one(model: str, grouping: bool) -> None:
     def batches(rank: int, world: int) -> list[list[int]]:
-        datamodule = InstructionDataModule(model, Talks(25), batch_size=8 // world, length_grouping=grouping)
+        datamodule = InstructionDataModule(
+            model, Talks(25), batch_size=8 // world, batching={"length_grouping": grouping}
+        )
         datamodule.trainer = SimpleNamespace(world_size=world, global_rank=rank, limit_train_batches=None)  # type: ignore[assignment]
         datamodule.setup("fit")
         return [batch["index"].tolist() for batch in datamodule.train_dataloader()]
@@ -352,7 +361,11 @@ def test_transparent_grey_and_deep_pictures(model: str) -> None:
             return Record(str(index), image, caption="white")
 
     datamodule = talk_data(
-        model, Pictures(3), question="What?", answer="{caption}", batch_size=1, allowed={"corrupt_share": 0.5}
+        model,
+        Pictures(3),
+        chat={"question": "What?", "answer": "{caption}"},
+        batch_size=1,
+        allowed={"corrupt_share": 0.5},
     )
     keys = {str(batch["image_keys"]) for batch in datamodule.train_dataloader()}
     assert len(keys) == 1, "both are white squares"

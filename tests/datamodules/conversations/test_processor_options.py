@@ -74,23 +74,25 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> str:
             r"processor_options\.max_pixel is no option of .*Qwen2VLImageProcessor; did you mean max_pix",
         ),
         ({"gibberish": 1}, r"processor_options\.gibberish is no option of .*ImageProcessor; There are: crop_size, "),
-        ({"max_pixels": "many"}, r"the processor refuses it: .*; check processor_options {'max_pixels': 'many'}"),
-        ({"video_processor": 3}, r"or correct processor_options {'video_processor': 3}"),
-        ({"revision": "main"}, "holds revision, which is an option of the datamodule itself"),
+        ({"max_pixels": "many"}, r"the processor refuses it: .*; check chat.processor_options {'max_pixels': 'many'}"),
+        ({"video_processor": 3}, r"or correct chat.processor_options {'video_processor': 3}"),
+        ({"revision": "main"}, "holds revision, for which data have an option of their own"),
     ],
 )
 def test_an_option_that_transformers_would_ignore_or_choke_on_is_refused(
     qwen: str, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
-        talk_data(qwen, processor_options=options)
+        talk_data(qwen, chat={"processor_options": options})
 
 
 def test_batches_are_made_with_it(qwen: str) -> None:
-    plain, small = (next(iter(talk_data(qwen, **o).train_dataloader())) for o in ({}, {"processor_options": PIXELS}))
+    plain, small = (
+        next(iter(talk_data(qwen, **o).train_dataloader())) for o in ({}, {"chat": {"processor_options": PIXELS}})
+    )
     assert small["inputs"]["pixel_values"].shape[0] < plain["inputs"]["pixel_values"].shape[0]
     assert small["inputs"]["input_ids"].shape[1] < plain["inputs"]["input_ids"].shape[1]
-    datamodule = InstructionDataModule(qwen, Talks(22), processor_options=PIXELS)
+    datamodule = InstructionDataModule(qwen, Talks(22), chat={"processor_options": PIXELS})
     assert shapes(datamodule.load_processor()) != shapes(InstructionDataModule(qwen, Talks(22)).load_processor())
 
 
@@ -98,16 +100,16 @@ def test_batches_are_made_with_it(qwen: str) -> None:
 @pytest.mark.usefixtures("reload_here")
 def test_all_verbs_use_it_and_exports_hold_it(qwen: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "base").symlink_to(qwen)
-    options = {"chat_template": QWEN.replace("<|im_end|>\n", "<|im_end|>"), "processor_options": PIXELS}
+    template = QWEN.replace("<|im_end|>\n", "<|im_end|>")
     config = tuning_config(tmp_path)
     content = yaml.safe_load(config.read_text())
     content["trainer"]["callbacks"].append(
         {"class_path": "callbacks.ExportAtEnd", "init_args": {"output": str(tmp_path / "end")}}
     )
     config.write_text(yaml.safe_dump(content))
-    given = ["--config", str(config), "--data.chat_template", options["chat_template"]]
+    given = ["--config", str(config), "--data.chat.template", template]
     for name, value in PIXELS.items():
-        given += [f"--data.processor_options.{name}", str(value)]
+        given += [f"--data.chat.processor_options.{name}", str(value)]
     main(["inspect", "--config", str(config)])
     plain = capsys.readouterr().out
     main(["inspect", *given])
@@ -120,4 +122,4 @@ def test_all_verbs_use_it_and_exports_hold_it(qwen: str, tmp_path: Path, capsys:
     for folder in ("end", "verb"):
         processor = AutoProcessor.from_pretrained(tmp_path / folder)
         assert shapes(processor) == shapes(wanted) != shapes(AutoProcessor.from_pretrained(qwen))
-        assert processor.chat_template == options["chat_template"] != CHATML
+        assert processor.chat_template == template != CHATML

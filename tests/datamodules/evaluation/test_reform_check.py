@@ -98,7 +98,7 @@ def test_a_picture_that_cannot_be_used_is_named_before_the_run(
     model: Path, tmp_path: Path, make: Callable[[Path, bytes], EvaluationTask], where: str, bad: bytes, reason: str
 ) -> None:
     with pytest.raises(ValueError, match=rf"1 of 9 samples of task \w+ cannot be used: {where}: .*({reason})") as found:
-        checked(model, make(tmp_path, bad), methods=["generation"])
+        checked(model, make(tmp_path, bad), protocol={"methods": ["generation"]})
     assert str(found.value).count(".json entry 7") < 2  # said once
 
 
@@ -144,7 +144,7 @@ def test_a_share_of_a_task_may_be_unusable_and_is_left_out_and_named(
     entries = [*good[:9], *({**CHOICE, "question_id": f"x{n}", **change} for n, change in enumerate(bad)), *good[9:]]
     task = core(tmp_path / "all", *entries, "no object")
     with caplog.at_level("WARNING"):
-        data = checked(model, task, max_corrupt_share=0.31)
+        data = checked(model, task, allowed={"corrupt_share": 0.31})
     assert "7 of 23 samples of task own cannot be used and are left out" in caplog.text
     reasons = data.left_out()["own"]
     assert len(reasons) == 7 and all(f"own.json entry {9 + n}" in reason for n, reason in enumerate(reasons[:6]))
@@ -157,17 +157,19 @@ def test_a_share_of_a_task_may_be_unusable_and_is_left_out_and_named(
     alone = checked(model, core(tmp_path, *good))
     assert list(data.questions().values()) == list(alone.questions().values())
     assert list(data.questions()) == list(alone.questions()) and alone.left_out() == {}
-    message = "7 of 23 samples of task own cannot be used: .*max_corrupt_share, which is 0.3 and allows 6.*{id: null}"
+    message = (
+        "7 of 23 samples of task own cannot be used: .*allowed.corrupt_share, which is 0.3 and allows 6.*{id: null}"
+    )
     with pytest.raises(ValueError, match=message):
-        checked(model, task, max_corrupt_share=0.3)
-    with pytest.raises(ValueError, match="max_corrupt_share is 1"):
-        checked(model, task, max_corrupt_share=1)
+        checked(model, task, allowed={"corrupt_share": 0.3})
+    with pytest.raises(ValueError, match=r"allowed\.corrupt_share is 1"):
+        checked(model, task, allowed={"corrupt_share": 1})
 
 
 def test_empty_references_are_left_out(model: Path, tmp_path: Path) -> None:
     entries = [{**OPEN, "question_id": n, "answer_txt": " " if n == 2 else "dog"} for n in range(4)]
     task = core(tmp_path, *entries, formulation="OCROpenEnded")
-    data = checked(model, task, methods=["generation"], max_corrupt_share=0.25)
+    data = checked(model, task, protocol={"methods": ["generation"]}, allowed={"corrupt_share": 0.25})
     assert len(data.questions()) == 3 and "needs accepted answers" in data.left_out()["own"][0]
 
 

@@ -78,11 +78,11 @@ def test_a_limit_keeps_dialogues_whole(model: str) -> None:
     [
         ({"tasks": []}, r"tasks is \[\]; allowed: one or more"),
         ({"tasks": [GreyTask("a"), GreyTask("b"), GreyTask("a")]}, "tasks have the same name: a; give each its own"),
-        ({"methods": []}, r"methods is \[\]; allowed: likelihood, generation"),
-        ({"methods": ["likelyhood"]}, r"methods is \['likelyhood'\]; allowed: likelihood, generation"),
-        ({"methods": ["generation", "generation"]}, "allowed: likelihood, generation"),
-        ({"marks": "uper"}, "marks is uper; allowed: number, lower, upper, random"),
-        ({"runs": 0}, "runs is 0; allowed: 1 or more"),
+        ({"protocol": {"methods": []}}, r"methods is \[\]; allowed: likelihood, generation"),
+        ({"protocol": {"methods": ["likelyhood"]}}, r"methods is \['likelyhood'\]; allowed: likelihood, generation"),
+        ({"protocol": {"methods": ["generation", "generation"]}}, "allowed: likelihood, generation"),
+        ({"protocol": {"marks": "uper"}}, "marks is uper; allowed: number, lower, upper, random"),
+        ({"protocol": {"runs": 0}}, "runs is 0; allowed: 1 or more"),
         ({"limit": 0}, "limit is 0; allowed: 1 or more, or null"),
         ({"tasks": [GreyTask(formulation="OCROpenEnded", dimension="scene_text")]}, "no task has options to weigh"),
     ],
@@ -108,13 +108,13 @@ def test_empty_tasks_are_refused(model: str) -> None:
 def test_another_chat_template_is_used(model: str) -> None:
     template = "{% for m in messages %}[{{ m.role }}]{% for p in m.content %}{{ p.text if p.text else '<image>' }}"
     template += "{% endfor %}</s>{% endfor %}{% if add_generation_prompt %}[assistant]{% endif %}"
-    plain, other = (opened(model, **options).describe("test", 0) for options in ({}, {"chat_template": template}))
+    plain, other = (opened(model, **options).describe("test", 0) for options in ({}, {"chat": {"template": template}}))
     assert "[user]" in other and "[user]" not in plain
 
 
 def test_options_of_the_processor_are_used(model: str) -> None:
     dark = {"image_mean": [0.9, 0.9, 0.9]}
-    plain, other = (opened(model, **options).example() for options in ({}, {"processor_options": dark}))
+    plain, other = (opened(model, **options).example() for options in ({}, {"chat": {"processor_options": dark}}))
     assert plain is not None and other is not None
     assert not torch.allclose(plain["pixel_values"], other["pixel_values"])
 
@@ -133,7 +133,7 @@ def test_the_suite_tells_options_of_tasks_and_sources_and_their_instructions(mod
     own = GreyTask("own")
     own.instructions = ["Look."]
     reading = GreyTask("words", "scene_text", "OCROpenEnded")
-    suite = opened(model, task, own, reading, methods=["likelihood", "generation"]).suite()
+    suite = opened(model, task, own, reading, protocol={"methods": ["likelihood", "generation"]}).suite()
     assert {name: suite["names"][name] for name in ("class", "seed", "options", "limit")} == {
         "class": "NamingTask",
         "seed": 3,

@@ -45,9 +45,9 @@ def test_what_cannot_be_used_says_why_among_what_can(
     said = capsys.readouterr().out
     assert "train record 23, " in said and "train record 24 cannot be used: index is 24; allowed: 0 to 23" in said
     with pytest.raises(SystemExit, match=r"^sparsight: .*train record 0 cannot be used: .*beyond max_length=8$"):
-        main(["inspect", "--config", config, "--data.max_length", "8"])
+        main(["inspect", "--config", config, "--data.batching.max_length", "8"])
     with pytest.raises(SystemExit, match=r"^sparsight: .*train record 1 cannot be used"):
-        main(["inspect", "--config", config, "--data.max_length", "8", "--count", "2"])
+        main(["inspect", "--config", config, "--data.batching.max_length", "8", "--count", "2"])
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_what_cannot_be_used_says_why_among_what_can(
     [
         (["--split", "test"], "no records to test on; set `test`"),
         (["--count", "0"], "count is 0"),
-        (["--data.chat_template", "{{ 'nothing' }}"], "chat template"),
+        (["--data.chat.template", "{{ 'nothing' }}"], "chat template"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
