@@ -29,11 +29,18 @@ def calibration_batches(
 ) -> Iterator[Any]:
     """So many batches of a split, one after the other, from a datamodule that is set up as for fit or validate.
 
+    The datamodule is opened by this call and not with the first batch, which may be wanted under autocast: a teacher
+    would draw its samples in that precision.
+
     Raises:
         ConfigurationError: There is no datamodule, or the split has no batches; one that has fewer is warned of.
     """
+    return _drawn(_batches(trainer, module, datamodule, split), split, count)
+
+
+def _drawn(batches: Iterable[Any], split: Split, count: int) -> Iterator[Any]:
     drawn = 0
-    for batch in islice(_batches(trainer, module, datamodule, split), count):
+    for batch in islice(batches, count):
         drawn += 1
         yield batch
     if not drawn:

@@ -94,9 +94,11 @@ def analyze_denoiser(
         level: Tensor = noised["level"].cpu()
         return level * settings.buckets // steps
 
+    wanted = batches if budget is None else batches + 1
+    opened = calibration_batches(trainer, module, datamodule, split, wanted)
+
     def noised_batches() -> Iterator[dict[str, Any]]:
-        wanted = batches if budget is None else batches + 1
-        for number, batch in enumerate(calibration_batches(trainer, module, datamodule, split, wanted)):
+        for number, batch in enumerate(opened):
             if number == 0:
                 module.to(device)
                 module.setup("validate")

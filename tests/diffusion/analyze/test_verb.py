@@ -66,6 +66,15 @@ def test_a_teacher_is_analysed_with_mixers_that_are_named(tmp_path: Path) -> Non
     assert (content["model"], content["mixers"], content["split"]) == ("teacher", ["NoMixing"], "val")
 
 
+def test_a_teacher_draws_in_its_own_precision_whatever_the_analysis_takes(tmp_path: Path) -> None:
+    config = distillation_config(tmp_path)
+    data = {"class_path": "TeacherSamplesDataModule", "init_args": {"mode": "trajectory", "count": 4, "val_count": 2}}
+    data["init_args"] |= {"steps": 2, "dtype": "float16", "batch_size": 2, "cache": {"folder": str(tmp_path / "samples")}}
+    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"data": data}))
+    main(["analyze", "--config", str(config), "--batches", "1", "--trainer.precision", "bf16-mixed"])
+    assert (tmp_path / "runs" / "analysis" / "analysis.json").exists()
+
+
 SCORES = (["--scores+=BlockInfluence"], "scores are of decoder layers, and this module has a denoiser")
 MISTAKES = [
     SCORES,
