@@ -42,7 +42,11 @@ class ImageWriter(BasePredictionWriter):
         if not isinstance(prediction, Mapping) or "images" not in prediction:
             return
         check_rows({"pixels": prediction["images"]}, prediction["index"], "drawn images")
-        folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "images")
+        folder = self.folder_of(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         for index, image in zip(prediction["index"].tolist(), prediction["images"], strict=True):
             save_image(image, folder / f"{index:08d}.png")
+
+    def folder_of(self, trainer: Trainer) -> Path:
+        """Where images of a run go to."""
+        return Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir) / "images")

@@ -59,6 +59,9 @@ class Throughput(Callback):
 
     _told = False  # what the whole run takes
 
+    def tried(self, folder: Path) -> None:
+        """Nothing: a trial measures its few steps itself."""
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
         self._seconds_a_step: list[float] = []

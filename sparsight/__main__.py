@@ -51,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Command-line arguments without the program's name; none means those of the process.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
     if arguments in (["--help"], ["-h"]):
         print(HELP, end="")
         return
@@ -102,15 +104,8 @@ def _answer_early(arguments: Sequence[str]) -> bool:
         check_option_names(arguments)
         check_models(arguments)
         check_inputs(arguments)
-        if arguments[0] == "list":
-            from sparsight.command.listing import main as list_plugins
-
-            list_plugins(arguments[1:])
-            return True
-        if arguments[0] == "completion":
-            from sparsight.command.output.completion import main as print_completion
-
-            print_completion(arguments[1:])
+        if arguments[0] in ("list", "completion"):
+            _print_names(arguments)
             return True
         if arguments[0] == "evaluate":
             from sparsight.command.benchmarks.evaluate import check as check_evaluation
@@ -121,7 +116,23 @@ def _answer_early(arguments: Sequence[str]) -> bool:
     return False
 
 
+def _print_names(arguments: Sequence[str]) -> None:
+    """What there is to choose from; quietly cut short where the reader of a pipe, such as ``head``, has had enough."""
+    from sparsight.command.listing import main as list_plugins
+    from sparsight.command.output.completion import main as print_completion
+
+    try:
+        (list_plugins if arguments[0] == "list" else print_completion)(arguments[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is written as the process ends
+
+
 def _run(arguments: Sequence[str]) -> None:
+    if not sys.stderr.isatty():
+        os.environ.setdefault(
+            "TQDM_DISABLE", "1"
+        )  # bars of libraries, which would fill a log file; read on their import
     from sparsight.command.startup import check_plugins, check_torch_pair
 
     check_plugins()

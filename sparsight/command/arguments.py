@@ -118,6 +118,9 @@ def find_config(name: str) -> str:
     known = sorted({path.relative_to(f).with_suffix("").as_posix() for f in folders for path in f.rglob("*.yaml")})
     if close := did_you_mean(name, [*known, *_beside(name)], cutoff=_NEAR):
         raise FileNotFoundError(f"no config {name!r}{close}")
+    ends = {each.rpartition("/")[2]: each for each in known}
+    if meant := closest(name, list(ends), cutoff=_NEAR):
+        raise FileNotFoundError(f"no config {name!r}{suggestion([ends[each] for each in meant])}")
     raise FileNotFoundError(f"no config {name!r}; shipped are: {', '.join(known)}")
 
 

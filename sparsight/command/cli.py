@@ -24,7 +24,7 @@ from sparsight.command.checks.early_checks import FromFiles, check_early, names_
 from sparsight.command.checks.empty_keys import check_empty_keys
 from sparsight.command.checks.plan_entries import check_plans
 from sparsight.command.mistakes import in_one_line
-from sparsight.command.output.ending import ending, log_folder
+from sparsight.command.output.ending import after_check, ending, log_folder
 from sparsight.command.output.quiet import quieten
 from sparsight.command.parser import Parser
 from sparsight.command.parsing.former import follow_former_options
@@ -202,14 +202,18 @@ def _ended_by_signal(stop: SystemExit) -> int | None:
 
 def main(arguments: Sequence[str] | None = None) -> Any:
     """Run the command; mistakes end with one readable message instead of a traceback."""
-    quieten()
     before = list(sys.argv)
+    arguments = before[1:] if arguments is None else arguments
+    quieten(trains="fit" in arguments[:1])
     try:
         # Lightning starts the other processes of a multi-GPU run with what stands in sys.argv
-        sys.argv[1:] = resolve_configs(before[1:] if arguments is None else arguments)
+        sys.argv[1:] = resolve_configs(arguments)
         for line in set_back(sys.argv[1:]):
             print(f"sparsight: {line}", file=sys.stderr)
-        return SparsightCLI()
+        cli = SparsightCLI()
+        if "check" in arguments[:1] and cli.trainer.is_global_zero:
+            print("\n".join(after_check(arguments)))
+        return cli
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None
     except SystemExit as stop:

@@ -8,22 +8,53 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+WIDTH = 80  # characters of a line in a terminal
+GAP = "  "  # between columns
 UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def format_table(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows of equal keys as aligned columns under a ruled header; numbers to the right, text to the left."""
+def format_table(rows: Sequence[Mapping[str, object]], *, width: int | None = None, keep: int = 1) -> str:
+    """Rows of equal keys as aligned columns under a ruled header; numbers to the right, text to the left.
+
+    Args:
+        rows: By column.
+        width: Most characters of a line. Columns for which there is no room follow in tables below, behind the first.
+        keep: How many the first ones are, which tell what a row is about.
+    """
+    return "\n\n".join(
+        _aligned([{name: row[name] for name in names} for row in rows]) for names in _parts(rows, width, keep)
+    )
+
+
+def _parts(rows: Sequence[Mapping[str, object]], width: int | None, keep: int) -> list[list[str]]:
+    """Columns of each of the tables."""
+    names = list(rows[0])
+    wide = {name: max(len(name), *(len(str(row[name])) for row in rows)) + len(GAP) for name in names}
+    first = names[:keep]
+    parts = [list(first)]
+    for name in names[keep:]:
+        if (
+            width is not None
+            and len(parts[-1]) > keep
+            and sum(wide[each] for each in (*parts[-1], name)) - len(GAP) > width
+        ):
+            parts.append(list(first))
+        parts[-1].append(name)
+    return parts
+
+
+def _aligned(rows: Sequence[Mapping[str, object]]) -> str:
     cells = [list(rows[0]), *([str(value) for value in row.values()] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     text = [isinstance(value, str) and not value[:1].isdigit() for value in rows[0].values()]
     lines = [
-        "  ".join(
+        GAP.join(
             cell.ljust(width) if left else cell.rjust(width)
             for cell, width, left in zip(line, widths, text, strict=True)
         )
         for line in cells
     ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.insert(1, GAP.join("-" * width for width in widths))
     return "\n".join(line.rstrip() for line in lines)
 
 

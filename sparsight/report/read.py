@@ -59,8 +59,8 @@ class RunFolder:
 
     @property
     def steps(self) -> int:
-        """Steps that were taken when the last value was logged; Lightning counts them from 0."""
-        return max((curve[-1][0] + 1 for curve in self.curves.values()), default=0)
+        """Steps that were taken when the last value was logged (Lightning counts from 0) or the last samples drawn."""
+        return max((*(curve[-1][0] + 1 for curve in self.curves.values()), *self.grids), default=0)
 
 
 def read_run(place: str | Path, *, name: str | None = None) -> RunFolder:

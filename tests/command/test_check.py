@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def test_a_distillation_is_tried_from_data_to_export(tmp_path: Path, capsys: pyt
     callbacks = {
         "callbacks.PruningSchedule": schedule,
         "callbacks.TrainableEMA": {},
+        "callbacks.Throughput": {},
         "callbacks.ExportAtEnd": {"output": str(tmp_path / "student")},
         "callbacks.SampleGrid": {"labels": [0, 1]},
         "lightning.pytorch.callbacks.ModelCheckpoint": {"dirpath": str(tmp_path / "kept"), "every_n_train_steps": 1},
@@ -38,10 +40,15 @@ def test_a_distillation_is_tried_from_data_to_export(tmp_path: Path, capsys: pyt
     content["model"]["init_args"]["stages"][0]["steps"] = 2000
     config.write_text(yaml.safe_dump(content))
     before = files(tmp_path)
-    main(["check", "--config", str(config)])
+    with warnings.catch_warnings(record=True) as warned:
+        main(["check", "--config", str(config), "--seed_everything", "1"])
+    assert not [each for each in warned if "logging interval" in str(each.message)]
     assert files(tmp_path) - before == {"runs/check/data.png"}
     assert Image.open(tmp_path / "runs" / "check" / "data.png").width > 4 * 64
-    said = capsys.readouterr().out
+    told = capsys.readouterr()
+    said = told.out
+    assert said.endswith(f"Next:\n  sparsight fit --config {config} --seed_everything 1\n")
+    assert "measured:" not in said + told.err, "a trial measures steps itself"
     assert "stage 2 of 2, end_to_end: a step takes" in said
     assert "for 2002 steps" in said and "loaded again and compared" in said and "validation  one batch" in said
 

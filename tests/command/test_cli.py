@@ -84,12 +84,16 @@ def test_a_run_ends_with_what_it_wrote_and_what_comes_next(run: Run) -> None:
     ]
 
 
-def test_fit_validate_and_predict_read_the_same_config(run: Run, tmp_path: Path) -> None:
+def test_fit_validate_and_predict_read_the_same_config(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     assert (run.folder / "config.yaml").is_file()
     validated = main(["validate", "--config", run.config, "--ckpt_path", run.checkpoint])
     assert float(validated.trainer.callback_metrics["val/output_relative_l2"]) > 0
     main(["predict", "--config", run.config, "--ckpt_path", run.checkpoint, "--images.folder", str(tmp_path / "drawn")])
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 24
+    assert capsys.readouterr().out.endswith(f"Images: {tmp_path / 'drawn'}\n")
+    assert not [each for each in recwarn if "dirpath has changed" in str(each.message)], "nothing is saved"
 
 
 def test_the_config_of_a_run_serves_for_every_verb(run: Run, tmp_path: Path) -> None:

@@ -42,9 +42,12 @@ def _environment() -> dict[str, str]:
     ("arguments", "status", "said"),
     [
         (["--help"], 0, "verbs:"),
+        (["help"], 0, "verbs:"),
         (["list", "mixers"], 0, "DeltaConvBlock"),
         (["fitt"], 1, "did you mean fit"),
         (["fit", "--config", "experiment/quickstrat"], 1, "did you mean experiment/quickstart"),
+        (["fit", "--config", "quickstart"], 1, "did you mean experiment/quickstart?"),
+        (["schema", "--ouput", "x.json"], 1, "schema: there is no option --ouput; did you mean --output?"),
         (["fit", "--model", "no/such.yaml"], 1, "no config 'no/such.yaml'"),
         (["fit", "--config=experiment/quickstart", "--ckpt_path", "no.ckpt"], 1, "ckpt_path: 'no.ckpt' does not exist"),
         (
@@ -71,8 +74,16 @@ def test_help_lists_and_refusals_import_nothing_heavy(
 ) -> None:
     code, output, modules = imported("-m", "sparsight", *arguments, folder=tmp_path)
     assert (code, said in output) == (status, True), output[-2000:]
-    assert "sparsight.command.arguments" in modules or arguments == ["--help"]
+    assert "sparsight.command.arguments" in modules or arguments in (["--help"], ["help"])
     assert not modules.intersection(HEAVY)
+
+
+def test_a_reader_that_has_had_enough_ends_a_list_quietly(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "sparsight", "list"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=tmp_path, env=_environment(), **pipes) as process:  # type: ignore[call-overload]
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 0
 
 
 @pytest.mark.slow  # imports torch in a fresh process

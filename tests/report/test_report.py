@@ -20,7 +20,7 @@ from sparsight.__main__ import main
 from sparsight.common.errors import ConfigurationError
 from sparsight.report.charts import line_chart, site_map
 from sparsight.report.page import page, site_errors
-from sparsight.report.read import read_run
+from sparsight.report.read import RunFolder, read_run
 
 VOID = {"meta", "img", "input", "br"}
 SITES = ("mid_block.attn1", "down_blocks.0.attn1")  # in another order than that of their letters
@@ -108,6 +108,15 @@ def run_folder(folder: Path, *, loss: float = 0.5, board: bool = True) -> Path:
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "last.ckpt").write_bytes(b"")
     return folder
+
+
+def test_steps_are_those_of_the_last_value_or_the_last_samples(tmp_path: Path) -> None:
+    assert (
+        RunFolder("mine", tmp_path, curves={"loss": [(9, 1.0), (19, 0.5)]}, grids={0: tmp_path, 25: tmp_path}).steps
+        == 25
+    )
+    assert RunFolder("mine", tmp_path, curves={"loss": [(29, 1.0)]}, grids={0: tmp_path}).steps == 30
+    assert RunFolder("mine", tmp_path).steps == 0
 
 
 @pytest.mark.parametrize("board", [True, False], ids=["tensorboard", "csv"])

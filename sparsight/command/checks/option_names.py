@@ -45,6 +45,8 @@ def check_option_names(arguments: Sequence[str]) -> None:
         ConfigurationError: There is one; the message has the close ones.
     """
     verb, *rest = arguments
+    if verb in OTHERS:
+        _check_of_other(verb, rest)
     if verb not in VERBS or verb in OTHERS:
         return
     _check_first(verb, rest)
@@ -78,6 +80,16 @@ def _check_first(verb: str, rest: Sequence[str]) -> None:
         raise ConfigurationError(
             f"{verb}: {rest[0]!r} belongs to no option; did you mean --config {rest[0]}?; see sparsight {verb} --help"
         )
+
+
+def _check_of_other(verb: str, rest: Sequence[str]) -> None:
+    """Options of a verb that takes no config; they may be cut short."""
+    known = [*OTHERS[verb], "help"]
+    for argument in rest:
+        name = argument.removeprefix("--").partition("=")[0]
+        if argument.startswith("--") and not any(each.startswith(name) for each in known):
+            close = suggestion([f"--{each}" for each in closest(name, known)])
+            raise ConfigurationError(f"{verb}: there is no option --{name}{close}; see sparsight {verb} --help")
 
 
 def _check_values(verb: str, rest: Sequence[str]) -> None:

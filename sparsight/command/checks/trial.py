@@ -125,6 +125,7 @@ def prepare(trainer: Trainer, folder: Path) -> Trial:
     trainer._default_root_dir = str(folder)  # type: ignore[attr-defined]  # set by a connector
     trainer.loggers = [CSVLogger(folder)]
     trainer.num_sanity_val_steps = 1
+    trainer.log_every_n_steps = 1  # type: ignore[attr-defined]  # else Lightning warns of how few batches there are
     return trial
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from callbacks import ImageWriter
+
 CONFIG = "config.yaml"
+OUTPUT = "--output"  # of ``check`` alone
 _TELLS = ("fit", "validate", "test", "predict")  # the other verbs name their files themselves
 
 
@@ -25,12 +30,28 @@ def ending(trainer: Trainer, verb: str, *, exported: bool) -> list[str]:
     if verb not in _TELLS or folder is None or not folder.is_dir():
         return []
     lines = [f"Written to {folder}: {', '.join(_entries(folder))}"]
+    if verb == "predict":
+        writers = [each for each in trainer.callbacks if isinstance(each, ImageWriter)]  # type: ignore[attr-defined]
+        lines += [f"Images: {writer.folder_of(trainer)}" for writer in writers]
     checkpoint = last_checkpoint(trainer)
     if verb == "fit" and checkpoint is not None:
         lines.append(f"Last checkpoint: {checkpoint}")
         if commands := _next(trainer, folder / CONFIG, checkpoint, exported=exported):
             lines += ["Next:", *(f"  {command}" for command in commands)]
     return lines
+
+
+def after_check(arguments: Sequence[str]) -> list[str]:
+    """The command that does in earnest what ``check`` has tried.
+
+    Args:
+        arguments: Of the command, ``check`` first.
+    """
+    kept: list[str] = []
+    for before, argument in pairwise(arguments):
+        if before != OUTPUT and argument.partition("=")[0] != OUTPUT:
+            kept.append(argument)
+    return ["Next:", f"  {shlex.join(['sparsight', 'fit', *kept])}"]
 
 
 def log_folder(trainer: Trainer) -> Path | None:

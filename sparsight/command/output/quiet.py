@@ -14,12 +14,17 @@ HARMLESS_WARNINGS = (
     r".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",  # as is meant
     r".*will save all extracted features in buffer.*",
 )
+OF_VERBS_THAT_SAVE_NOTHING = (r"The dirpath has changed from .*",)  # of the checkpoints that a run before them wrote
 ADVERTISEMENTS = ("For seamless cloud",)
 
 
-def quieten() -> None:
-    """Filter what is harmless; everything else still shows."""
-    for message in HARMLESS_WARNINGS:
+def quieten(*, trains: bool = True) -> None:
+    """Filter what is harmless; everything else still shows.
+
+    Args:
+        trains: Whether checkpoints are written.
+    """
+    for message in (*HARMLESS_WARNINGS, *(() if trains else OF_VERBS_THAT_SAVE_NOTHING)):
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
 

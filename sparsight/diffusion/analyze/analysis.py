@@ -9,10 +9,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from sparsight.common.disk.files import write_text
-from sparsight.common.tables import csv_text, format_table, json_text
+from sparsight.common.names import short_paths
+from sparsight.common.tables import WIDTH, csv_text, format_table, json_text
 from sparsight.diffusion.analyze.attention.high_pass import WAVELENGTH
 from sparsight.diffusion.analyze.attention.rank import COLUMNS, SHARE
 from sparsight.diffusion.analyze.attention.statistics import OUTLIER
@@ -35,7 +37,7 @@ NOTES = (
     "untrained, unless a checkpoint was given.",
 )
 ERRORS = (
-    "FLOPs of the attentions' at these sites. Relative L2 errors: before and after the last projection, the mean over\n"
+    "FLOPs of the attentions' at these sites. Relative L2 errors: before and after the last projection, the mean over "
     "sites; of the worst site; of the prediction, the root of the sum of squares with one site changed at a time."
 )
 
@@ -152,15 +154,17 @@ class Analysis:
 
     def text(self) -> str:
         """A table of the sites, and one of the candidates, of all buckets and heads together."""
-        sites = format_table([self._site_line(known) for known in self.found.sites.values()])
-        mixers = format_table([self._mixer_line(name) for name in (*self.found.names, *BASELINES)])
-        return "\n".join([sites, "", mixers, ERRORS, *refused(self.found)])
+        called = short_paths(list(self.found.sites))
+        lines = [self._site_line(known, called[path]) for path, known in self.found.sites.items()]
+        mixers = format_table([self._mixer_line(name) for name in (*self.found.names, *BASELINES)], width=WIDTH)
+        notes = [fill(note, WIDTH) for note in (ERRORS, *refused(self.found))]
+        return "\n".join([format_table(lines, width=WIDTH), "", mixers, *notes])
 
-    def _site_line(self, known: SiteRecord) -> dict[str, object]:
+    def _site_line(self, known: SiteRecord, called: str) -> dict[str, object]:
         rows = [known.sums.row(bucket, head) for bucket in self._buckets(known) for head in range(known.site.heads)]
         shown = {"keys": "effective_keys", "field": "receptive_field", "high field": "high_receptive_field"}
         shown |= {"low freq.": "low_frequency_share", "rank": "rank", "outliers": "outlier_tokens"}
-        line: dict[str, object] = {"site": known.site.path, "tokens": known.grid.tokens}
+        line: dict[str, object] = {"site": called, "tokens": known.grid.tokens}
         line |= {name: _mean([row[key] for row in rows]) for name, key in shown.items()}
         line["field"] = f"{line['field']} of {known.sums.even_field()}"
         if any(each.site.text for each in self.found.sites.values()):

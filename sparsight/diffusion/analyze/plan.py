@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import torch
 from torch import nn
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.tables import format_table
+from sparsight.common.tables import WIDTH, format_table
 from sparsight.diffusion.analyze.costs import ATTENTION, CALLED, BudgetOf, Costs
 from sparsight.diffusion.analyze.errors import ErrorSums
 from sparsight.diffusion.analyze.knapsack import Option, choose
@@ -24,6 +25,10 @@ from sparsight.diffusion.analyze.watched import WatchedSite
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.surgery.record import plan_config, record_of_mixers
 
+ERRORS = (
+    "Errors are relative L2 errors of the prediction before training: by single sites, and measured with all of a plan "
+    "in place on a further batch."
+)
 Chosen = Mapping[str, str]
 """Candidates by path; sites that keep attention are not in it."""
 
@@ -199,12 +204,13 @@ class PlanReport:
             rows += [_line(plan), _line(beside)]
         return "\n".join(
             [
-                f"Plan under {self.budget:.1%} of the {CALLED[self.of]}: {listed}.",
-                f"Its error by single sites is {self.plan.error:.3g}; of choices within the budget, {gap}.",
+                fill(f"Plan under {self.budget:.1%} of the {CALLED[self.of]}: {listed}.", WIDTH),
+                fill(
+                    f"Its error by single sites is {self.plan.error:.3g}; of choices within the budget, {gap}.", WIDTH
+                ),
                 "",
-                format_table(rows),
-                "Errors are relative L2 errors of the prediction before training: by single sites, and measured with",
-                "all of a plan in place on a further batch.",
+                format_table(rows, width=WIDTH),
+                fill(ERRORS, WIDTH),
             ]
         )
 

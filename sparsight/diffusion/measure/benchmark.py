@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,7 @@ from sparsight.common.measure.contest import Contest, Measured
 from sparsight.common.measure.environment import environment
 from sparsight.common.measure.latency import Call
 from sparsight.common.measure.memory import METHOD
-from sparsight.common.tables import csv_text, json_text
+from sparsight.common.tables import WIDTH, csv_text, json_text
 from sparsight.diffusion.measure import candidates
 from sparsight.diffusion.measure.flops import COUNTED, attention_flops, count_flops, mixer_flops
 from sparsight.diffusion.measure.plot import plot_rows
@@ -29,6 +30,7 @@ from sparsight.diffusion.measure.rows import Row, table
 from sparsight.diffusion.measure.verify import Verdict, verify
 from sparsight.diffusion.surgery.sites import meta_twin, probe_grids, students
 
+TIMES = "Times are medians [10th percentile, 90th percentile] in milliseconds."
 WEIGHTS = "Weights: mixers as the module holds them, untrained without a checkpoint; cost does not depend on it."
 TOKENS = (256, 1024, 4096, 16384)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -201,7 +203,7 @@ def run_benchmark(
             rows.append(row)
             on_row(row)
     around = environment(device)
-    notes = [COUNTED, METHOD, candidates.BACKWARD, WEIGHTS]
+    notes = [COUNTED, METHOD, candidates.BACKWARD, TIMES, WEIGHTS]
     everything = {
         "environment": around,
         "settings": asdict(settings),
@@ -231,7 +233,7 @@ def benchmark_model(model: nn.Module, settings: Settings, *, device: torch.devic
     print(_longest(denoiser, settings), flush=True)
     rows = run_benchmark(denoiser, settings, device=device, folder=folder, on_row=_announce)
     print("\n" + table(rows))
-    print(f"\n{WEIGHTS}")
+    print(f"\n{fill(TIMES, WIDTH)}\n{fill(WEIGHTS, WIDTH)}")
     print(f"\nTable, CSV, JSON and plot are in {folder}")
 
 
@@ -239,9 +241,11 @@ def _longest(denoiser: nn.Module, settings: Settings) -> str:
     """What is going to be measured and how long that takes at most: attention over many tokens needs most of it."""
     passes = 2 if settings.backward else 1
     rows = (len(distinct_sites(denoiser)) + 1) * len(settings.dtypes) * len(settings.tokens) * passes
-    return (
+    return fill(
         f"measuring {rows} pairs, each of the two for at most {settings.max_seconds:g} s: fewer or smaller --tokens, "
-        "fewer --runs, a lower --max_seconds, or --backward false take less"
+        "fewer --runs, a lower --max_seconds, or --backward false take less",
+        WIDTH,
+        break_on_hyphens=False,
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from textwrap import fill
 
 from sparsight.common.measure.contest import Measured
-from sparsight.common.tables import format_table, short
+from sparsight.common.tables import WIDTH, format_table, short
 
 MIB = 2**20
 
@@ -83,34 +84,52 @@ class Row:
     def heading(self) -> str:
         """What the row has in common with its neighbours in a table."""
         shape = f" ({self.heads} heads, {self.channels} channels)" if self.channels else ""
-        return (
+        return fill(
             f"{self.name}{shape}, attention against {self.mixer}, {self.dtype}, batch {self.batch}; mixer compared "
-            f"with {self.verified}"
+            f"with {self.verified}",
+            WIDTH,
+            break_on_hyphens=False,
         )
 
     def readable(self) -> dict[str, str]:
         """Short texts by column, for a table."""
-        pair = (("attention", self.attention), ("mixer", self.mixed))
         return {
             "tokens": f"{self.tokens} ({self.height}x{self.width})",
             "pass": self.direction,
             "FLOPs": f"{short(self.attention_flops)} -> {short(self.mixer_flops)}",
+            "faster": _times(self.speedup),
+            "less memory": _times(self.memory_ratio),
             "attention ms": _milliseconds(self.attention),
             "mixer ms": _milliseconds(self.mixed),
-            "faster": _times(self.speedup),
             "attention MiB": _mebibytes(self.attention),
             "mixer MiB": _mebibytes(self.mixed),
-            "less memory": _times(self.memory_ratio),
-            "skipped": "; ".join(f"{who}: {measured.skipped}" for who, measured in pair if measured.skipped),
         }
+
+    def skipped(self) -> list[str]:
+        """Why something of it was not measured."""
+        pair = (("attention", self.attention), ("mixer", self.mixed))
+        return [
+            fill(f"{self.tokens} tokens, {self.direction}: no time of {who}: {measured.skipped}", WIDTH)
+            for who, measured in pair
+            if measured.skipped
+        ]
 
 
 def table(rows: Sequence[Row]) -> str:
     """All rows as text, a block for every site and precision; times are medians [10th, 90th percentile]."""
-    blocks: dict[str, list[dict[str, str]]] = {}
+    blocks: dict[str, list[Row]] = {}
     for row in rows:
-        blocks.setdefault(row.heading(), []).append(row.readable())
-    return "\n\n".join(f"{heading}\n{format_table(lines)}" for heading, lines in blocks.items())
+        blocks.setdefault(row.heading(), []).append(row)
+    return "\n\n".join(
+        "\n".join(
+            [
+                heading,
+                format_table([row.readable() for row in block], width=WIDTH, keep=2),
+                *(line for row in block for line in row.skipped()),
+            ]
+        )
+        for heading, block in blocks.items()
+    )
 
 
 def _milliseconds(measured: Measured) -> str:

@@ -151,7 +151,7 @@ class CLIPScore(CLIPAgreement):
         prefix: Put before every caption; Hessel et al. and the COCO protocols have ``"A photo depicts "``.
         name: Short name for logs; the last part of ``model`` if not given.
 
-    Example:
+    Examples:
         >>> metric = CLIPScore(clip)  # clip: a folder or hub id
         >>> values = metric.of([Samples(drawn, torch.arange(len(drawn)), ["a cat"] * len(drawn))])
         >>> 0 <= values["clip_score_tiny-clip"] <= 100

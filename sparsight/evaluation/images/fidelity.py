@@ -21,7 +21,7 @@ class TeacherError(GenerationMetric):
         space: ``pixels`` in [0, 1], whose peak is 1, or ``latents``, whose peak is the range (largest minus smallest
             value) of all the teacher's latents.
 
-    Example:
+    Examples:
         >>> grey, black = torch.full((2, 3, 8, 8), 0.25), torch.zeros(2, 3, 8, 8)
         >>> values = TeacherError().of([Samples(grey, torch.arange(2), teacher_images=black)])
         >>> values["fidelity_pixel_rmse"], round(values["fidelity_pixel_psnr"], 2)
@@ -78,7 +78,7 @@ class TeacherSimilarity(SampleMean):
     Args:
         extractor: Describes images.
 
-    Example:
+    Examples:
         >>> pairs = Samples(drawn, torch.arange(len(drawn)), teacher_images=drawn)
         >>> {name: round(value, 4) for name, value in TeacherSimilarity(extractor).of([pairs]).items()}
         {'fidelity_cosine_efficientnet_lite0': 1.0}

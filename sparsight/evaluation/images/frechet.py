@@ -18,7 +18,7 @@ class FrechetDistance(SetDistance):
     It is biased towards larger values for few samples, so compare equal numbers only. Below the number of features it
     rests on singular covariances, and a warning says so. With DINOv2 features it is what papers call FDD or FD-DINOv2.
 
-    Example:
+    Examples:
         >>> metric = FrechetDistance(extractor).with_reference(in_batches(real))
         >>> [*metric.of(in_batches(drawn))]
         ['fd_efficientnet_lite0']

@@ -33,7 +33,7 @@ class KernelDistance(SetDistance):
         ValueError: The numbers of subsets or of their images are too small, or the file was made from other images or
             with another extractor.
 
-    Example:
+    Examples:
         >>> metric = KernelDistance(extractor, subset_size=8, subsets=3).with_reference(in_batches(real))
         >>> [*metric.of(in_batches(drawn))]
         ['kid_efficientnet_lite0', 'kid_efficientnet_lite0_std']

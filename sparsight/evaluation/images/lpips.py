@@ -28,7 +28,7 @@ class TeacherLPIPS(SampleMean):
         FileNotFoundError: There is no such file.
         ValueError: It holds another network.
 
-    Example:
+    Examples:
         >>> pairs = Samples(drawn, torch.arange(len(drawn)), teacher_images=drawn)
         >>> TeacherLPIPS(alexnet).of([pairs])  # alexnet: a file
         {'fidelity_lpips_alex': 0.0}

@@ -77,7 +77,7 @@ def analyze_module(
         if scores:
             table = module.analyze(scores, drawn)
             table.write(folder)
-            print(table.markdown())
+            print(table.text())
             print(f"\nscores.json, scores.csv and scores.png are in {folder}")
         if maps is not None:
             assert isinstance(module, Mapped)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sparsight.common.disk.files import write_text, write_whole
-from sparsight.common.tables import csv_text, json_text, markdown_table
+from sparsight.common.tables import WIDTH, csv_text, format_table, json_text
 from sparsight.lvlm.scores.plot import plot_scores
 
 FORMAT = "sparsight layer scores 1"
@@ -81,7 +81,7 @@ class ScoreTable:
             for layer in range(self.num_layers)
         ]
 
-    def markdown(self) -> str:
+    def text(self) -> str:
         """Numbers with ranks in brackets, and Spearman's correlations below if there are several scores."""
         ranks = {name: self.ranks(name) for name in self.values}
         rows = [
@@ -89,13 +89,13 @@ class ScoreTable:
             for layer in range(self.num_layers)
         ]
         if len(self.values) == 1:
-            return markdown_table(rows)
+            return format_table(rows, width=WIDTH)
         pairs = self.correlations("spearman").items()
         related = [
             {"rank correlation": name} | {k: "" if v is None else f"{v:.2f}" for k, v in row.items()}
             for name, row in pairs
         ]
-        return f"{markdown_table(rows)}\n\n{markdown_table(related)}"
+        return f"{format_table(rows, width=WIDTH)}\n\n{format_table(related, width=WIDTH)}"
 
     # -- as files --------------------------------------------------------------------------------------------------
 

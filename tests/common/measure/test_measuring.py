@@ -167,6 +167,17 @@ def test_numbers_and_tables() -> None:
         "a      1",
         "long  20",
     ]
+    row = {"name": "a", "pass": "b", "one": "x" * 9, "two": "x" * 9}
+    assert format_table([row], width=25, keep=2).splitlines() == [
+        "name  pass  one",
+        "----  ----  ---------",
+        "a     b     xxxxxxxxx",
+        "",
+        "name  pass  two",
+        "----  ----  ---------",
+        "a     b     xxxxxxxxx",
+    ]
+    assert len(format_table([row], width=32, keep=2).splitlines()) == 3
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path) -> None:  # type: ignore[no-untyped-def]

@@ -37,7 +37,9 @@ def test_a_distillation_is_analysed_into_a_folder(tmp_path: Path, capsys: pytest
     assert content["sites"][1]["errors"]["NoMixing"]["all"]["after"] == pytest.approx(
         float(next(r["after"] for r in mixers if r["site"].endswith("1.attn1") and r["mixer"] == "NoMixing"))
     )
-    assert "transformer_blocks.0.attn1" in said and "mean of v" in said and str(folder) in said
+    table = said.partition("site ")[2].partition("analysis.json")[0]
+    assert "transformer_blocks.1 " in table and "mean of v" in table and str(folder) in said
+    assert max(map(len, table.splitlines())) <= 80
 
 
 @pytest.mark.slow
@@ -69,7 +71,12 @@ def test_a_teacher_is_analysed_with_mixers_that_are_named(tmp_path: Path) -> Non
 def test_a_teacher_draws_in_its_own_precision_whatever_the_analysis_takes(tmp_path: Path) -> None:
     config = distillation_config(tmp_path)
     data = {"class_path": "TeacherSamplesDataModule", "init_args": {"mode": "trajectory", "count": 4, "val_count": 2}}
-    data["init_args"] |= {"steps": 2, "dtype": "float16", "batch_size": 2, "cache": {"folder": str(tmp_path / "samples")}}
+    data["init_args"] |= {
+        "steps": 2,
+        "dtype": "float16",
+        "batch_size": 2,
+        "cache": {"folder": str(tmp_path / "samples")},
+    }
     config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"data": data}))
     main(["analyze", "--config", str(config), "--batches", "1", "--trainer.precision", "bf16-mixed"])
     assert (tmp_path / "runs" / "analysis" / "analysis.json").exists()

@@ -80,7 +80,7 @@ def test_the_default_scores_of_a_config_go_to_a_folder(
     assert (table.facts["samples"], table.facts["base"], cli.datamodule.stages) == (2, "tiny", ["fit"])
     assert {path.suffix for path in folder.iterdir()} == {".json", ".csv", ".png"}
     said = capsys.readouterr().out
-    assert table.markdown() in said and str(folder) in said
+    assert table.text() in said and str(folder) in said
 
 
 def test_scores_split_and_folder_are_chosen_in_yaml(config: str, tmp_path: Path) -> None:

@@ -78,10 +78,12 @@ def test_the_folder_holds_json_csv_and_plot(tmp_path: Path) -> None:
     ScoreTable({"a": [*A]}).write(tmp_path / "one")
 
 
-def test_markdown_shows_numbers_ranks_and_correlations() -> None:
-    lines = TABLE.markdown().splitlines()
-    assert lines[0] == "| layer | a | b | window | flat |"
-    assert lines[2] == "| 0 | 0.5 (3) | 5 (2) | 1 (3) | 1 (1) |"
-    assert lines[6] == "| 4 | 0.3 (4) | 2 (3) |  | 1 (1) |"
-    assert lines[-4] == f"| a | 1.00 | {spearman(A, B):.2f} | {spearman(A[:3], [1, 3, 2]):.2f} |  |"
-    assert "correlation" not in ScoreTable({"a": [*A]}).markdown()
+def test_text_shows_numbers_ranks_and_correlations_in_80_columns() -> None:
+    lines = [line.split() for line in TABLE.text().splitlines()]
+    assert lines[0] == ["layer", "a", "b", "window", "flat"]
+    assert lines[2] == ["0", "0.5", "(3)", "5", "(2)", "1", "(3)", "1", "(1)"]
+    assert lines[6] == ["4", "0.3", "(4)", "2", "(3)", "1", "(1)"]
+    assert lines[-4] == ["a", "1.00", f"{spearman(A, B):.2f}", f"{spearman(A[:3], [1, 3, 2]):.2f}"]
+    assert "correlation" not in ScoreTable({"a": [*A]}).text()
+    wide = ScoreTable({f"a_score_with_a_long_name_{number}": [*A] for number in range(4)}).text()
+    assert max(map(len, wide.splitlines())) <= 80 and wide.count("layer") == 2

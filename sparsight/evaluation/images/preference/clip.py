@@ -28,7 +28,7 @@ class PickScore(CLIPAgreement):
         FileNotFoundError: There is no such folder or hub id.
         ValueError: The model is not CLIP-like.
 
-    Example:
+    Examples:
         >>> metric = PickScore(clip)  # clip: a folder or hub id
         >>> [*metric.of([Samples(drawn, torch.arange(len(drawn)), ["a cat"] * len(drawn))])]
         ['pick_score']
@@ -125,7 +125,7 @@ class HPSv2(CLIPAgreement):
         FileNotFoundError: There is no such folder, file or hub id.
         ValueError: The checkpoint does not fit the architecture.
 
-    Example:
+    Examples:
         >>> metric = HPSv2(weights=None, model=clip)  # clip: a folder or hub id
         >>> [*metric.of([Samples(drawn, torch.arange(len(drawn)), ["a cat"] * len(drawn))])]
         ['hps_v2.1']

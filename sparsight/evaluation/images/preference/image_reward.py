@@ -29,7 +29,7 @@ class ImageReward(CaptionScore):
         FileNotFoundError: There is no such file, folder or hub id.
         ValueError: The checkpoint is of another network.
 
-    Example:
+    Examples:
         >>> metric = ImageReward(reward, tokenizer=bert)  # reward: a file; bert: a folder or hub id
         >>> [*metric.of([Samples(drawn, torch.arange(len(drawn)), ["a cat"] * len(drawn))])]
         ['image_reward']

@@ -30,7 +30,7 @@ class ClassifierScore(GenerationMetric, WrapperMetric):
     Raises:
         ValueError: There is no part.
 
-    Example:
+    Examples:
         >>> values = ClassifierScore(extractor, splits=2).of(in_batches(drawn))  # extractor: gives logits
         >>> values["classifier_score_efficientnet_lite0"] >= 1
         True

@@ -36,7 +36,7 @@ class TOPIQ(SampleMean):
         FileNotFoundError: There is no such file.
         ValueError: The file holds another network.
 
-    Example:
+    Examples:
         >>> [*TOPIQ(weights=topiq).of(in_batches(drawn))]  # topiq: a file
         ['topiq_koniq']
     """

@@ -36,7 +36,7 @@ class GaussianDistance(SetDistance):
     Raises:
         ValueError: A number is not above 0, or the file was made from other images or with another extractor.
 
-    Example:
+    Examples:
         >>> metric = GaussianDistance(CLIPFeatures(clip)).with_reference(in_batches(real))
         >>> metric.of(in_batches(real))["cmmd_tiny-clip"] < metric.of(in_batches(drawn))["cmmd_tiny-clip"]
         True

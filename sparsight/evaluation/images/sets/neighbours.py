@@ -76,7 +76,7 @@ class PrecisionRecall(NeighbourMetric):
     ball of some sample; balls reach to the k-th neighbour, 3 unless told otherwise, and hold their surface. Both depend
     on the numbers of images: compare equal ones only.
 
-    Example:
+    Examples:
         >>> metric = PrecisionRecall(extractor).with_reference(in_batches(real))
         >>> sorted(metric.of(in_batches(real)).items())  # the same images
         [('precision_efficientnet_lite0', 1.0), ('recall_efficientnet_lite0', 1.0)]
@@ -103,7 +103,7 @@ class DensityCoverage(NeighbourMetric):
     and it may be larger. Coverage is the share, 0 to 1, of reference images whose ball holds a sample. Only reference
     images have balls, without their surface, to the k-th neighbour; 5 is the paper's k.
 
-    Example:
+    Examples:
         >>> metric = DensityCoverage(extractor).with_reference(in_batches(real))
         >>> metric.of(in_batches(real))["coverage_efficientnet_lite0"]  # the same images
         1.0

@@ -38,7 +38,7 @@ class PatchFrechetDistance(FrechetDistance):
     Raises:
         ValueError: A number is below 1, or the file was made from other images or patches, or with another extractor.
 
-    Example:
+    Examples:
         >>> metric = PatchFrechetDistance(extractor, size=16, patches=2).with_reference(in_batches(real))
         >>> [*metric.of(in_batches(drawn))]
         ['patch_fd_efficientnet_lite0_16px']

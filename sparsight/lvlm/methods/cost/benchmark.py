@@ -20,7 +20,7 @@ from sparsight.common.measure.environment import environment
 from sparsight.common.measure.latency import Timing, TooSlow, time_in_turn
 from sparsight.common.measure.memory import peak_bytes
 from sparsight.common.plain import setting
-from sparsight.common.tables import csv_text, format_table, json_text
+from sparsight.common.tables import WIDTH, csv_text, format_table, json_text
 from sparsight.lvlm.methods.conformance import BY_TOKEN, check_methods
 from sparsight.lvlm.methods.cost.under_recipe import IMAGE_TOKENS
 from sparsight.lvlm.methods.recipe import Recipe
@@ -64,7 +64,7 @@ def benchmark_recipe(
     conforms(model, recipe, prompt)
     measure = partial(time_in_turn, device=model.device, runs=runs, max_seconds=max_seconds, processor=processor)
     rows = [_row(model, recipe, inputs, count, measure) for count, inputs in prompts(model, prompt, tokens)]
-    print(format_table([{name: _shown(value) for name, value in row.items()} for row in rows]))
+    print(format_table([{name: _shown(value) for name, value in row.items()} for row in rows], width=WIDTH))
     if folder is not None:
         facts = {
             "recipe": recipe.record(),
