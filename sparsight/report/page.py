@@ -73,7 +73,8 @@ def _what(run: RunFolder) -> str:
     options = model.get("init_args") or {}
     base = options.get("teacher") or options.get("base")
     named = str(model.get("class_path", "run")).rpartition(".")[2]
-    return f"{named}{f' of {Path(str(base)).name}' if base else ''}, {run.steps} steps"
+    steps = f", {run.steps} steps" if run.steps else ""  # a run that was shorter than its logging interval tells none
+    return f"{named}{f' of {Path(str(base)).name}' if base else ''}{steps}"
 
 
 def _described(run: RunFolder) -> dict[str, Any]:

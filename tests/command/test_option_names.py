@@ -29,6 +29,7 @@ QUICK = ["fit", "--config", "experiment/quickstart"]
         (["fit", "--config"], r"^fit: --config needs a value"),
         ([*QUICK, "--trainer.max_steps", "--report", "false"], r"^fit: --trainer\.max_steps needs a value"),
         (["fit", "experiment/quickstart"], r"belongs to no option; did you mean --config experiment/quickstart\?"),
+        (["fit", "--max_steps", "3"], r"^fit: there is no option --max_steps; did you mean --trainer\.max_steps\?"),
         (["fit", "-config", "x"], r"there is no option -config; did you mean --config"),
         (["validate", "--ckpt", "x"], r"there is no option --ckpt; did you mean --ckpt_path\?"),
         (["export", "--outputt=x"], r"export: there is no option --outputt; did you mean --output"),

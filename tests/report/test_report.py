@@ -110,6 +110,12 @@ def run_folder(folder: Path, *, loss: float = 0.5, board: bool = True) -> Path:
     return folder
 
 
+def test_a_run_that_logged_nothing_is_said_to_have_no_number_of_steps(tmp_path: Path) -> None:
+    config = {"model": {"class_path": "SparseLayerTuning", "init_args": {"base": "demo_lvlm"}}}
+    read = Reader(page([RunFolder("mine", tmp_path, config=config, text=yaml.safe_dump(config))]))
+    assert "SparseLayerTuning of demo_lvlm" in read.text and "steps" not in read.text
+
+
 def test_steps_are_those_of_the_last_value_or_the_last_samples(tmp_path: Path) -> None:
     assert (
         RunFolder("mine", tmp_path, curves={"loss": [(9, 1.0), (19, 0.5)]}, grids={0: tmp_path, 25: tmp_path}).steps

@@ -118,6 +118,7 @@ def _check_option(verb: str, option: str) -> None:
         return  # may be a short option with its value
     if dashes != 2 or group not in {each.partition(".")[0] for each in known}:
         close = [f"--{each}{dot}{inner}" for each in closest(group, known)]
+        close = [f"--trainer.{name}"] if name in options_of_trainer() else close
         raise ConfigurationError(f"{verb}: there is no option {option}{suggestion(close)}; see sparsight {verb} --help")
     if group == "trainer" and dot:
         _check_trainer(inner.removeprefix("init_args.").partition(".")[0], "")

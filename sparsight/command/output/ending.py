@@ -26,10 +26,12 @@ def ending(trainer: Trainer, verb: str, *, exported: bool) -> list[str]:
         verb: Of the command.
         exported: Whether the run has exported its model already.
     """
-    folder = log_folder(trainer)
-    if verb not in _TELLS or folder is None or not folder.is_dir():
+    logged = log_folder(trainer)
+    folder = logged or Path(trainer.default_root_dir)
+    if verb not in _TELLS or not folder.is_dir():
         return []
-    lines = [f"Written to {folder}: {', '.join(_entries(folder))}"]
+    entries = _entries(folder, folders=logged is not None)
+    lines = [f"Written to {folder}: {', '.join(entries)}"] if entries else []
     if verb == "predict":
         writers = [each for each in trainer.callbacks if isinstance(each, ImageWriter)]  # type: ignore[attr-defined]
         lines += [f"Images: {writer.folder_of(trainer)}" for writer in writers]
@@ -79,8 +81,9 @@ def _next(trainer: Trainer, config: Path, checkpoint: Path, *, exported: bool) -
     return commands
 
 
-def _entries(folder: Path) -> list[str]:
-    """What a reader may look for; TensorBoard's files are named once."""
-    names = [f"{each.name}/" if each.is_dir() else each.name for each in sorted(folder.iterdir())]
+def _entries(folder: Path, *, folders: bool) -> list[str]:
+    """What a reader may look for, without folders where they may be of other runs; TensorBoard's files once."""
+    found = [each for each in sorted(folder.iterdir()) if folders or not each.is_dir()]
+    names = [f"{each.name}/" if each.is_dir() else each.name for each in found]
     curves = [name for name in names if name.startswith("events.")]
     return [*(name for name in names if name not in curves), *(["curves for TensorBoard"] if curves else [])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from sparsight.common.measure.memory import free_bytes
-from sparsight.common.tables import format_table
+from sparsight.common.tables import WIDTH, format_table
 
 GIB, MIB = 2**30, 2**20
 
@@ -53,7 +54,7 @@ class MemoryEstimate:
         """A table, in MiB for small models, and what is not in it."""
         unit, size = ("GiB", GIB) if self.total >= GIB else ("MiB", MIB)
         rows = [{"memory per device": name, unit: f"{count / size:.2f}"} for name, count in self._rows()]
-        return f"{format_table(rows)}\nNot counted: {self.not_counted}."
+        return f"{format_table(rows)}\n{fill(f'Not counted: {self.not_counted}.', WIDTH, break_on_hyphens=False)}"
 
     def _rows(self) -> Iterator[tuple[str, int]]:
         yield from ((name, count) for name, count in self.standing.items() if count)
