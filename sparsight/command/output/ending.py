@@ -6,16 +6,23 @@ import shlex
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from callbacks import ImageWriter
-
 CONFIG = "config.yaml"
 OUTPUT = "--output"  # of ``check`` alone
 _TELLS = ("fit", "validate", "test", "predict")  # the other verbs name their files themselves
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A callback that writes images."""
+
+    def folder_of(self, trainer: Trainer) -> Path:
+        """Where to."""
 
 
 def ending(trainer: Trainer, verb: str, *, exported: bool) -> list[str]:
@@ -33,8 +40,8 @@ def ending(trainer: Trainer, verb: str, *, exported: bool) -> list[str]:
     entries = _entries(folder, folders=logged is not None)
     lines = [f"Written to {folder}: {', '.join(entries)}"] if entries else []
     if verb == "predict":
-        writers = [each for each in trainer.callbacks if isinstance(each, ImageWriter)]  # type: ignore[attr-defined]
-        lines += [f"Images: {writer.folder_of(trainer)}" for writer in writers]
+        drawing = [each for each in trainer.callbacks if isinstance(each, Drawing)]  # type: ignore[attr-defined]
+        lines += [f"Images: {each.folder_of(trainer)}" for each in drawing]
     checkpoint = last_checkpoint(trainer)
     if verb == "fit" and checkpoint is not None:
         lines.append(f"Last checkpoint: {checkpoint}")
