@@ -26,6 +26,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported, which some of the following do
+
 from blocks import DeltaConvBlock, Grid, Site
 from blocks.ops.optional import why_missing
 from sparsight.common.tables import format_table
@@ -175,8 +178,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--names", action="store_true", help="list the operations, too")
     options = parser.parse_args(arguments)
-    if not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"  # read when kernels are defined
     found = rows()
     print(format_table([{name: "" if value is None else str(value) for name, value in row.items()} for row in found]))
     for form in (row["form"] for row in found) if options.names else ():

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks import launches
 from benchmarks.launches import CASTS, TARGETS, TRITON, Calls, count
+from blocks.ops.optional import why_missing
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_calls_that_compute_are_counted_below_autocast_and_views_are_not() -> None:
@@ -34,6 +42,15 @@ def test_triton_kernels_and_calls_inside_of_an_operation_are_counted() -> None:
     assert counted["forward"] == {"_foreach_copy_": 1, "project": 1, "mix_stages": 1, "leave": 1}
     kernels = {"project", "gate_gradients", "tap_gradients", "input_gradients", "collect", "pool_gradients"}
     assert kernels < {*counted["rest"]} and counted["rest"]["matrix_gradients"] == 2
+
+
+@pytest.mark.slow
+def test_the_command_counts_every_form() -> None:
+    clean = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "benchmarks.launches"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=clean, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 2 + len(launches.FORMS) - bool(why_missing("triton"))
 
 
 def test_a_missed_target_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

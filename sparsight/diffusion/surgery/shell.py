@@ -93,7 +93,7 @@ class Shell(OnGrid):
         if self.mode is Mode.LAYERWISE:
             with torch.enable_grad():
                 student = self.student_pass(hidden_states.detach(), *_detached(args), **_detached(kwargs))
-                self.squares = mean_squares(self.compared(student), self.compared(output).detach())
+                self.squares = mean_squares(self.compared(student), self.compared(output))
         image, *text = output if isinstance(output, tuple) else (output,)
         if torch.is_grad_enabled() and image.requires_grad:
             image = stamped(image, int(self.mode), *self._layout(hidden_states).grid.sizes)
