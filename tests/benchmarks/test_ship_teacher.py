@@ -25,6 +25,8 @@ pipeline = DiffusionPipeline.from_pretrained("teacher", trust_remote_code=True)
 denoiser = AutoModel.from_pretrained("teacher", subfolder="transformer")
 
 This needs nothing but what the pipeline needs anyway. `trust_remote_code` runs Python files.
+
+Samples of the teacher. Weights are in fp32. Loaded in a fresh process, it is the same.
 """
 
 
@@ -64,6 +66,7 @@ def test_plain_diffusers_loads_it_as_the_card_says(
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     card = (shipped / "README.md").read_text()
+    assert "Samples of the teacher. Weights are in fp16, and loaded in fp32" in card
     code = card.partition("\n\nThe text encoder is not repeated")[0].replace('"tiny_sd3"', "FOLDER")
     code = code.replace('"sentence-transformers/all-MiniLM-L6-v2"', "ENCODER")
     names = {"FOLDER": str(shipped), "ENCODER": str(package_folder(PACKAGED[ENCODER]))}
