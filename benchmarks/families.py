@@ -28,7 +28,7 @@ from torch.overrides import TorchFunctionMode
 
 from benchmarks.family_cases import CASES, GUIDANCE, STEPS, Case
 from blocks import NeighborhoodAttention, SoftmaxAttention
-from sparsight.common.disk.cache_options import CacheOptions
+from sparsight.common.disk.cache_options import CacheCompute, CacheOptions
 from sparsight.common.tables import markdown_table
 from sparsight.diffusion.families.known import example_inputs, family_of
 from sparsight.diffusion.model.sampling import Sampling
@@ -153,18 +153,18 @@ def stages(case: Case, folder: Path, module: Any) -> str:
     """Validation error of the output after two steps of each stage, on the teacher's own samples."""
     from lightning.pytorch import Trainer
 
-    from datamodules import TeacherSamplesDataModule
+    from datamodules import TeacherSamplesDataModule, TeacherSampling
 
     options = {
         "count": 4,
         "val_count": 2,
-        "steps": 2,
+        "sampling": TeacherSampling(steps=2, size=case.sizes[0]),
         "batch_size": 2,
-        "device": "cpu",
+        "compute": CacheCompute(device="cpu"),
         "cache": CacheOptions(str(folder / "cache")),
     }
     captions = {"captions": case.conditions["caption"]} if "caption" in case.conditions else {}
-    data: Any = partial(TeacherSamplesDataModule, str(folder / "teacher"), mode="samples", size=case.sizes[0])
+    data: Any = partial(TeacherSamplesDataModule, str(folder / "teacher"), mode="samples")
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     trainer = Trainer(default_root_dir=folder, max_epochs=-1, **quiet)  # type: ignore[arg-type]

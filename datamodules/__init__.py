@@ -35,6 +35,7 @@ from datamodules.images.buckets import AspectBuckets
 from datamodules.images.image import ImageDataModule
 from datamodules.images.latents import CachedLatentsDataModule
 from datamodules.images.streaming import StreamingImageDataModule
+from datamodules.images.teacher_options import TeacherSamplesLoading, TeacherSampling
 from datamodules.images.teacher_samples import TeacherSamplesDataModule
 from datamodules.images.transform_options import TransformOptions
 from datamodules.sources.emoji import EmojiRecords
@@ -103,6 +104,8 @@ __all__ = [
     "TarStream",
     "TaskQuestions",
     "TeacherSamplesDataModule",
+    "TeacherSamplesLoading",
+    "TeacherSampling",
     "TempCompassTask",
     "TextQuestions",
     "TextVQATask",

@@ -20,7 +20,7 @@ from sparsight.common.moved import lead_old_names
 
 if TYPE_CHECKING:
     from sparsight.command.functions import distill, evaluate, tune
-    from sparsight.common.disk.cache_options import CacheOptions
+    from sparsight.common.disk.cache_options import CacheCompute, CacheOptions
     from sparsight.common.training.lr_schedules import LearningRateSchedule
     from sparsight.diffusion.export.delta import mount
     from sparsight.diffusion.model.load import load_pipeline as load
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = [
+    "CacheCompute",
     "CacheOptions",
     "DenoiserCompute",
     "DistillationCompute",
@@ -82,6 +83,7 @@ __all__ = [
     "write_recipe",
 ]
 _AT = {  # module and name there
+    "CacheCompute": "common.disk.cache_options:CacheCompute",
     "CacheOptions": "common.disk.cache_options:CacheOptions",
     "DenoiserCompute": "diffusion.train.compute:DenoiserCompute",
     "DistillationCompute": "diffusion.train.compute:DistillationCompute",

@@ -80,8 +80,8 @@ def _on_pictures(folder: Path) -> None:
 
 
 def _on_samples(folder: Path) -> None:
-    options = {"teacher": "teacher", "count": 12, "val_count": 2, "steps": 2, "batch_size": 4}
-    options |= {"cache": {"folder": "samples", "shard_size": 3}, "sample_batch_size": 3, "device": "cpu"}
+    options = {"teacher": "teacher", "count": 12, "val_count": 2, "sampling": {"steps": 2}, "batch_size": 4}
+    options |= {"cache": {"folder": "samples", "shard_size": 3}, "compute": {"batch_size": 3, "device": "cpu"}}
     _distillation(folder, {"class_path": "TeacherSamplesDataModule", "init_args": options})
 
 
@@ -92,7 +92,8 @@ def _on_latents(folder: Path) -> None:
     save_images(folder / "images")
     records = {"class_path": "FolderRecords", "init_args": {"root": "images", "caption_column": "text"}}
     images = {"class_path": "ImageDataModule", "init_args": {"train": records, "image_size": 16, "batch_size": 2}}
-    options = {"teacher": "teacher", "images": images, "cache": {"folder": "latents", "shard_size": 2}, "device": "cpu"}
+    options = {"teacher": "teacher", "images": images, "cache": {"folder": "latents", "shard_size": 2}}
+    options |= {"compute": {"device": "cpu"}}
     _write(
         folder,
         {

@@ -36,7 +36,9 @@ def latents(folder: Path, *, batch_size: int) -> CachedLatentsDataModule:
     """Eight captioned images; a cache of its own for each number of processes."""
     images = ImageDataModule(FolderRecords(str(folder / "images")), image_size=16, batch_size=batch_size)
     cache = folder / f"latents_{batch_size}"
-    return CachedLatentsDataModule(str(folder / "teacher"), images, cache=CacheOptions(str(cache), 2), device="cpu")
+    return CachedLatentsDataModule(
+        str(folder / "teacher"), images, cache=CacheOptions(str(cache), 2), compute={"device": "cpu"}
+    )
 
 
 def stream(folder: Path) -> StreamingImageDataModule:

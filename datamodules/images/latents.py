@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -23,15 +23,15 @@ from datamodules.images.size_check import check_size
 from datamodules.process import ProcessDataModule
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader, ResumableLoader
-from sparsight.common.disk.cache_options import CacheOptions
+from sparsight.common.disk.cache_options import CacheCompute, CacheOptions
 from sparsight.common.disk.sample_cache import NOT_MADE, SampleCache, Shard, fill_progress, has_former
-from sparsight.common.errors import require
 from sparsight.common.hashes import SHA256
 from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.families.conditioning import ClassLabels
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.encoding import DTYPES, encode_batches, encode_unconditional
 from sparsight.diffusion.model.identity import codec_identity
+from sparsight.diffusion.model.loading import PipelineLoading
 
 FORMAT = 2  # goes up when the same settings would give other numbers
 _log = logging.getLogger(__name__)
@@ -58,14 +58,10 @@ class CachedLatentsDataModule(ProcessDataModule):
         teacher: Pipeline folder, shipped model or hub id whose VAE and text encoders are used; in the command
             ``model.teacher`` if not given.
         images: The images, with record sources, size, flips, buckets and batch size.
-        cache: Where latents are kept, and how.
-        encode_batch_size: Images encoded together; changes rounding only.
-        dtype: Of latents and embeddings on disk: ``float32``, or ``float16`` or ``bfloat16`` for half the space;
-            batches have the precision that VAE and text encoders gave.
-        device: Where to encode: ``cpu``, ``cuda`` ..., or ``auto``, which is where the trainer trains.
-        revision: Git revision of a hub teacher.
-        variant: Weight variant of the teacher, e.g. ``fp16``.
-        trust_remote_code: Run code that comes with the teacher.
+        cache: Where latents and embeddings are kept, and how. Batches have the precision that VAE and text encoders
+            gave.
+        compute: Where images are encoded (``auto`` is where the trainer trains), and how many together.
+        loading: How the teacher is read.
 
     Raises:
         ValueError: No teacher or images, or an option is out of range.
@@ -80,29 +76,22 @@ class CachedLatentsDataModule(ProcessDataModule):
         images: ImageDataModule | None = None,
         *,
         cache: CacheOptions = CacheOptions("runs/latents", shard_size=1024),
-        encode_batch_size: int = 16,
-        dtype: Literal["float32", "float16", "bfloat16"] = "float32",
-        device: str = "auto",
-        revision: str | None = None,
-        variant: str | None = None,
-        trust_remote_code: bool = False,
+        compute: CacheCompute = CacheCompute(batch_size=16),
+        loading: PipelineLoading = PipelineLoading(),
     ) -> None:
         if images is None:
             raise ValueError("images is not given: it is the ImageDataModule whose images are encoded")
         super().__init__(num_workers=images.num_workers)
         self.teacher = self._named_model("teacher", teacher)
-        self.pretrained_options = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
+        self.pretrained_options = loading.source
         self.images = images
         images.encoded = True
         self.cache_dir, self.verify_days = Path(cache.folder), cache.verify_days
-        self.shard_size, self.encode_batch_size = cache.shard_size, encode_batch_size
-        self.dtype, self.device = dtype, device
+        self.shard_size, self.encode_batch_size = cache.shard_size, compute.batch_size
+        self.dtype, self.device = cache.dtype, compute.device
         self._identity: dict[str, Any] | None = None
         self._former: dict[str, Any] | None = None  # as earlier versions wrote it
         self._model: DiffusionModel | None = None
-        require(encode_batch_size >= 1, "encode_batch_size", encode_batch_size, "1 or more")
-        if dtype not in DTYPES:
-            raise ValueError(f"dtype is {dtype!r}; allowed: {', '.join(DTYPES)}")
 
     @property
     def classes(self) -> list[str] | None:
@@ -297,6 +286,6 @@ def _check_space(cache: SampleCache, model: DiffusionModel, rows: LatentRows, sa
     free = shutil.disk_usage(cache.folder).free
     if needed > free:
         raise ValueError(
-            f"the latents need {needed / 1e9:.1f} GB, {cache.folder} has {free / 1e9:.1f} GB left: set dtype to "
+            f"the latents need {needed / 1e9:.1f} GB, {cache.folder} has {free / 1e9:.1f} GB left: set cache.dtype to "
             "float16, use fewer images (limit), or choose another cache.folder"
         )

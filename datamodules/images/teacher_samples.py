@@ -10,15 +10,16 @@ import torch
 from torch.utils.data import DataLoader, Subset, default_collate
 
 from datamodules.images.teacher_dataset import TeacherDataset
+from datamodules.images.teacher_options import TeacherSamplesLoading, TeacherSampling
 from datamodules.process import ProcessDataModule
 from datamodules.sampler import ResumableLoader, ResumableSampler, even_batch_size
 from sparsight.common.captions import read_captions
-from sparsight.common.disk.cache_options import CacheOptions
+from sparsight.common.disk.cache_options import CacheCompute, CacheOptions
 from sparsight.common.disk.sample_cache import SampleCache, cache_key
 from sparsight.common.errors import require
 from sparsight.common.hashes import SHA256
 from sparsight.common.moved import takes_former_options
-from sparsight.common.quantised.weights import Quantisation, check_quantisation
+from sparsight.common.quantised.weights import check_quantisation
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.encoding import DTYPES
 from sparsight.diffusion.surgery.rest.quantised import quantise
@@ -50,27 +51,16 @@ class TeacherSamplesDataModule(ProcessDataModule):
         mode: ``samples`` or ``trajectory``.
         count: Samples, or trajectories, to train on.
         val_count: Further ones to validate on.
-        steps: Sampler steps.
-        guidance_scale: Guidance scale; 1 is none and halves the work. If not given, it is that of the module's
-            sampling in the command, and 2 in Python.
         states_per_trajectory: States kept of each trajectory, one from each of as many equal parts of it; over all
             trajectories every noise level is there. ``null`` keeps all.
         captions: Captions for text-to-image teachers: a list, or a text file with one in each line.
-        size: Height and width in model space, behind frames for video; ``null`` is what the teacher was made for.
-        cache: Where samples are kept, and how.
+        sampling: How the teacher draws.
+        cache: Where samples are kept, and how; in ``float32`` or ``float16``. Batches are float32.
         batch_size: States (or samples) a batch and process.
-        sample_batch_size: Samples drawn together; changes rounding only.
         num_workers: Loader processes; 0 loads in the main process.
+        compute: Where samples are drawn (``auto`` is the first GPU if there is one), and how many together.
         seed: Decides starting noise and the order of training.
-        dtype: Of the tensors on disk, ``float32`` or ``float16``; batches are float32.
-        device: Where the teacher samples: ``cpu``, ``cuda`` ..., or ``auto``, which is the first GPU if there is one.
-        teacher_dtype: Precision of the teacher's denoiser and text encoders; in the command ``model.loading.dtype`` if
-            not given, and in Python the libraries' choice.
-        teacher_quantization: ``int8`` draws with frozen linear layers in 8 bits (torchao); in the command
-            ``model.loading.quantization`` if not given.
-        revision: Git revision of a hub teacher.
-        variant: Weight variant of the teacher, e.g. ``fp16``.
-        trust_remote_code: Run code that comes with the teacher.
+        loading: How the teacher is read, and what it is held in.
 
     Raises:
         FileNotFoundError: The caption file is missing.
@@ -80,12 +70,12 @@ class TeacherSamplesDataModule(ProcessDataModule):
 
     follows: ClassVar[Mapping[str, str]] = {
         "teacher": "teacher",
-        "guidance_scale": "sampling.guidance_scale",
-        "teacher_dtype": "loading.dtype",
-        "teacher_quantization": "loading.quantization",
+        "sampling.guidance_scale": "sampling.guidance_scale",
+        "loading.dtype": "loading.dtype",
+        "loading.quantization": "loading.quantization",
     }
     names: ClassVar[Sequence[str]] = ("teacher",)
-    agrees: ClassVar[Sequence[str]] = ("teacher", "guidance_scale")
+    agrees: ClassVar[Sequence[str]] = ("teacher", "sampling.guidance_scale")
 
     def __init__(
         self,
@@ -94,44 +84,36 @@ class TeacherSamplesDataModule(ProcessDataModule):
         mode: Literal["samples", "trajectory"] = "trajectory",
         count: int = 256,
         val_count: int = 32,
-        steps: int = 20,
-        guidance_scale: float | None = None,
         states_per_trajectory: int | None = None,
         captions: list[str] | str | None = None,
-        size: tuple[int, ...] | None = None,
+        sampling: TeacherSampling = TeacherSampling(),
         cache: CacheOptions = CacheOptions("runs/teacher_samples"),
         batch_size: int = 64,
-        sample_batch_size: int = 64,
         num_workers: int = 0,
+        compute: CacheCompute = CacheCompute(),
         seed: int = 0,
-        dtype: Literal["float32", "float16"] = "float32",
-        device: str = "auto",
-        teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
-        teacher_quantization: Quantisation | None = None,
-        revision: str | None = None,
-        variant: str | None = None,
-        trust_remote_code: bool = False,
+        loading: TeacherSamplesLoading = TeacherSamplesLoading(),
     ) -> None:
         super().__init__(num_workers=num_workers)
         self.teacher = self._named_model("teacher", teacher)
-        self.pretrained_options = {"revision": revision, "variant": variant, "trust_remote_code": trust_remote_code}
+        self.pretrained_options = loading.source
         self.plan = TeacherPlan(
             mode=mode,
-            steps=steps,
-            guidance=GUIDANCE if guidance_scale is None else guidance_scale,
+            steps=sampling.steps,
+            guidance=GUIDANCE if sampling.guidance_scale is None else sampling.guidance_scale,
             states_per_trajectory=states_per_trajectory,
             captions=read_captions(captions),
-            size=None if size is None else tuple(size),
+            size=None if sampling.size is None else tuple(sampling.size),
             seed=seed,
-            dtype=dtype,
+            dtype=cache.dtype,
             shard_size=cache.shard_size,
         )
         self.count, self.val_count = count, val_count
         self.cache_dir, self.verify_days = Path(cache.folder), cache.verify_days
-        self.batch_size, self.sample_batch_size = batch_size, sample_batch_size
+        self.batch_size, self.sample_batch_size = batch_size, compute.batch_size
         self.seed = seed
-        self.device = device
-        self.teacher_dtype, self.teacher_quantization = teacher_dtype, teacher_quantization
+        self.device = compute.device
+        self.teacher_dtype, self.teacher_quantization = loading.dtype, loading.quantization
         self.datasets: dict[str, TeacherDataset] = {}
         self._cache: SampleCache | None = None
         self._opened: SampleCache | None = None
@@ -142,7 +124,6 @@ class TeacherSamplesDataModule(ProcessDataModule):
             "count": (self.count, 1),
             "val_count": (self.val_count, 0),
             "batch_size": (self.batch_size, 1),
-            "sample_batch_size": (self.sample_batch_size, 1),
         }
         for name, (value, minimum) in least.items():
             require(value >= minimum, name, value, f"{minimum} or more")
@@ -157,7 +138,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
 
     @property
     def _quantised(self) -> str:
-        return f"teacher_quantization: {self.teacher_quantization}"
+        return f"loading.quantization: {self.teacher_quantization}"
 
     def batch_shape(self, model: DiffusionModel) -> tuple[int, ...]:
         """Samples a batch, their sides in model space; known before there is any sample."""

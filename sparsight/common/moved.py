@@ -72,7 +72,13 @@ OPTIONS: dict[str, dict[str, str]] = {  # by class: where an old option is now
         "lora": "trained.lora",
         "init_samples": "trained.init_samples",
     },
-    "CachedLatentsDataModule": _CACHE,
+    "CachedLatentsDataModule": {
+        **_CACHE,
+        "dtype": "cache.dtype",
+        "encode_batch_size": "compute.batch_size",
+        "device": "compute.device",
+        **_PIPELINE,
+    },
     "DenoiserTraining": {
         **_SAMPLING,
         **_CONDITIONS,
@@ -106,7 +112,16 @@ OPTIONS: dict[str, dict[str, str]] = {  # by class: where an old option is now
         "vision_cache_gib": "compute.vision_cache_gib",
     },
     "StreamingImageDataModule": _IMAGES,
-    "TeacherSamplesDataModule": _CACHE,
+    "TeacherSamplesDataModule": {
+        **_CACHE,
+        "dtype": "cache.dtype",
+        "sample_batch_size": "compute.batch_size",
+        "device": "compute.device",
+        **{name: f"sampling.{name}" for name in ("steps", "guidance_scale", "size")},
+        "teacher_dtype": "loading.dtype",
+        "teacher_quantization": "loading.quantization",
+        **_PIPELINE,
+    },
 }
 _FACTS = {"selected_layers"}  # which checkpoints hold beside options, and no constructor takes
 

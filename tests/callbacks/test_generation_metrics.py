@@ -111,7 +111,7 @@ def test_values_are_those_of_metrics_fed_by_hand(teacher: str, tmp_path: Path) -
 def test_the_teacher_as_reference(teacher: str, tmp_path: Path) -> None:
     module = distillation(teacher, mixer=SoftmaxAttention)  # equal to the teacher
     data = TeacherSamplesDataModule(
-        teacher, count=2, val_count=1, steps=2, batch_size=2, cache=CacheOptions(str(tmp_path / "cache"))
+        teacher, count=2, val_count=1, sampling={"steps": 2}, batch_size=2, cache=CacheOptions(str(tmp_path / "cache"))
     )
     callback = GenerationMetrics([FrechetDistance(Quarters()), TeacherError()], 6, labels=[3, 4], references="teacher")
     (found,) = trainer(tmp_path, [callback]).validate(module, datamodule=data, verbose=False)
@@ -134,7 +134,7 @@ def test_captions_of_text_models_reach_the_clip_score(tmp_path: Path) -> None:
         captions=["x"],
         count=2,
         val_count=1,
-        steps=1,
+        sampling={"steps": 1},
         batch_size=1,
         cache=CacheOptions(str(tmp_path / "cache")),
     )
@@ -214,7 +214,7 @@ def test_statistics_of_a_first_run_serve_data_without_images(teacher: str, tmp_p
         module, datamodule=tiny.image_data(tmp_path), verbose=False
     )
     data = TeacherSamplesDataModule(
-        teacher, count=2, val_count=1, steps=2, batch_size=2, cache=CacheOptions(str(tmp_path / "cache"))
+        teacher, count=2, val_count=1, sampling={"steps": 2}, batch_size=2, cache=CacheOptions(str(tmp_path / "cache"))
     )
     (second,) = trainer(tmp_path, [GenerationMetrics([FrechetDistance(Quarters(), reference)], **options)]).validate(
         module, datamodule=data, verbose=False
@@ -257,7 +257,7 @@ def test_statistics_of_images_that_were_prepared_otherwise_are_refused(teacher: 
 
 def test_trajectories_give_each_of_their_conditions_before_any_twice(teacher: str, tmp_path: Path) -> None:
     data = TeacherSamplesDataModule(
-        teacher, count=2, val_count=5, steps=4, batch_size=4, cache=CacheOptions(str(tmp_path / "cache"))
+        teacher, count=2, val_count=5, sampling={"steps": 4}, batch_size=4, cache=CacheOptions(str(tmp_path / "cache"))
     )
     drawn: list[int] = []
 

@@ -66,7 +66,7 @@ def files(folder: Path) -> list[str]:
 def test_a_run_draws_what_the_scorer_reads(pipeline: str, module: DenoiserTraining, tmp_path: Path) -> None:
     cache = CacheOptions(str(tmp_path / "cache"))
     data = TeacherSamplesDataModule(
-        pipeline, captions=["x"], count=2, val_count=1, steps=1, batch_size=1, mode="samples", cache=cache
+        pipeline, captions=["x"], count=2, val_count=1, sampling={"steps": 1}, batch_size=1, mode="samples", cache=cache
     )
     callback = GenEvalImages(asked(tmp_path), samples=2, batch_size=4)
     trainer = Trainer(

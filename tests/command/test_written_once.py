@@ -16,6 +16,8 @@ from tests.tiny_distillation import distillation_config
 SAMPLING = {"steps": 25, "guidance_scale": 7.5}
 MODEL = {"teacher": "a", "base": "b", "sampling": Namespace(SAMPLING), "revision": "v2", "trust_remote_code": True}
 UNKNOWN = {"revision": None, "trust_remote_code": False}
+UNGUIDED: dict[str, Any] = {"sampling": Namespace(guidance_scale=None)}
+GUIDED = {"sampling": {"guidance_scale": 7.5}}
 
 
 def config(kind: str, *, module: dict[str, Any] = MODEL, **data: Any) -> Namespace:
@@ -28,15 +30,19 @@ def config(kind: str, *, module: dict[str, Any] = MODEL, **data: Any) -> Namespa
     [
         (
             "TeacherSamplesDataModule",
-            {"teacher": None, "guidance_scale": None, **UNKNOWN},
-            {"teacher": "a", "guidance_scale": 7.5, "revision": "v2", "trust_remote_code": True},
+            {"teacher": None, **UNGUIDED, "loading": Namespace(UNKNOWN)},
+            {"teacher": "a", **GUIDED, "loading": {"revision": "v2", "trust_remote_code": True}},
         ),
         (
             "TeacherSamplesDataModule",
-            {"teacher": "mine", "guidance_scale": None, **UNKNOWN},
-            {"teacher": "mine", "guidance_scale": 7.5, **UNKNOWN},  # revisions are of the model that was named
+            {"teacher": "mine", **UNGUIDED, "loading": Namespace(UNKNOWN)},
+            {"teacher": "mine", **GUIDED, "loading": UNKNOWN},  # revisions are of the model that was named
         ),
-        ("CachedLatentsDataModule", {"teacher": None, "revision": "v1"}, {"teacher": "a", "revision": "v1"}),
+        (
+            "CachedLatentsDataModule",
+            {"teacher": None, "loading": Namespace(revision="v1")},
+            {"teacher": "a", "loading": {"revision": "v1"}},
+        ),
         (
             "InstructionDataModule",
             {"model": None, "loading": Namespace(UNKNOWN)},
@@ -57,15 +63,16 @@ def test_data_follow_the_module_where_they_say_nothing(kind: str, given: Any, ex
 
 
 def test_a_teacher_draws_as_it_is_held_where_it_trains() -> None:
-    held = {"teacher_dtype": "bfloat16", "teacher_quantization": "int8"}
-    loading = Namespace(dtype="bfloat16", quantization="int8")
-    whole = config("TeacherSamplesDataModule", module={"loading": loading}, teacher="a", **dict.fromkeys(held))
+    held = {"dtype": "bfloat16", "quantization": "int8"}
+    unsaid = Namespace(dict.fromkeys(held))
+    whole = config("TeacherSamplesDataModule", module={"loading": Namespace(held)}, teacher="a", loading=unsaid)
     hand_over(whole)
-    assert whole.data.init_args.as_dict() == {"teacher": "a", **held}
+    loading = whole.data.init_args.as_dict()["loading"]
+    assert held.items() <= loading.items()
 
 
 def test_a_module_that_does_not_know_hands_nothing_over() -> None:
-    whole = config("TeacherSamplesDataModule", module={"pretrained": "a"}, teacher=None, guidance_scale=None)
+    whole = config("TeacherSamplesDataModule", module={"pretrained": "a"}, teacher=None, **UNGUIDED)
     hand_over(whole)
     check_agreement(whole)
     assert whole.data.init_args.teacher is None
@@ -76,10 +83,11 @@ def test_a_module_that_does_not_know_hands_nothing_over() -> None:
 
 @pytest.mark.parametrize(
     ("option", "value", "source"),
-    [("teacher", "mine", "teacher is 'a'"), ("guidance_scale", 2.0, "sampling.guidance_scale is 7.5")],
+    [("teacher", "mine", "teacher is 'a'"), ("sampling.guidance_scale", 2.0, "sampling.guidance_scale is 7.5")],
 )
 def test_data_of_another_teacher_or_guidance_are_refused_by_name(option: str, value: Any, source: str) -> None:
-    whole = config("TeacherSamplesDataModule", **{"teacher": "a", "guidance_scale": 7.5, option: value})
+    whole = config("TeacherSamplesDataModule", teacher="a", sampling=Namespace(guidance_scale=7.5))
+    whole.data.init_args[option] = value
     with pytest.raises(ConfigurationError, match=rf"data\.{option} is {value!r}, but model\.{source}"):
         check_agreement(whole)
 
@@ -87,7 +95,9 @@ def test_data_of_another_teacher_or_guidance_are_refused_by_name(option: str, va
 def test_two_spellings_of_one_folder_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("a").mkdir()
-    check_agreement(config("TeacherSamplesDataModule", teacher=str(tmp_path / "a"), guidance_scale=7.5))
+    check_agreement(
+        config("TeacherSamplesDataModule", teacher=str(tmp_path / "a"), sampling=Namespace(guidance_scale=7.5))
+    )
     check_agreement(config("InstructionDataModule", model="another with the same tokens"))
 
 
@@ -102,8 +112,8 @@ def test_the_command_fills_in_before_anything_is_built(tmp_path: Path) -> None:
     """One flag changes the teacher of both; what is kept of the run says whose samples they were."""
     path = distillation_config(tmp_path)
     content = yaml.safe_load(path.read_text())
-    options = {"mode": "samples", "count": 4, "val_count": 0, "steps": 2, "batch_size": 2}
-    options |= {"cache": {"folder": str(tmp_path / "cache")}, "device": "cpu"}
+    options = {"mode": "samples", "count": 4, "val_count": 0, "sampling": {"steps": 2}, "batch_size": 2}
+    options |= {"cache": {"folder": str(tmp_path / "cache")}, "compute": {"device": "cpu"}}
     content["data"] = {"class_path": "TeacherSamplesDataModule", "init_args": options}
     content["trainer"] |= {"max_steps": 1, "logger": False, "enable_checkpointing": False}
     path.write_text(yaml.safe_dump(content))
@@ -119,6 +129,7 @@ def test_the_command_fills_in_before_anything_is_built(tmp_path: Path) -> None:
     run = main(arguments)
     assert (run.datamodule.teacher, run.datamodule.plan.guidance) == (str(tmp_path / "teacher"), 1.5)
     with pytest.raises(
-        SystemExit, match=r"sparsight: data\.guidance_scale is 2\.0, but model\.sampling\.guidance_scale is 1\.5"
+        SystemExit,
+        match=r"sparsight: data\.sampling\.guidance_scale is 2\.0, but model\.sampling\.guidance_scale is 1\.5",
     ):
-        main([*arguments, "--data.guidance_scale", "2.0"])
+        main([*arguments, "--data.sampling.guidance_scale", "2.0"])

@@ -89,10 +89,15 @@ def distillation(teacher: str, objective: LossTerms | None = None, **options: An
 @pytest.fixture(scope="module")
 def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AttentionDistillation]:
     folder, module = tmp_path_factory.mktemp("run"), distillation(teacher)
-    options = {"captions": CAPTIONS, "count": 4, "val_count": 2, "steps": 2, "batch_size": 2, "device": "cpu"}
-    data = TeacherSamplesDataModule(
-        teacher, mode="samples", size=SIZE, cache=CacheOptions(str(folder / "cache")), **options
-    )
+    options = {
+        "captions": CAPTIONS,
+        "count": 4,
+        "val_count": 2,
+        "sampling": {"steps": 2, "size": SIZE},
+        "batch_size": 2,
+        "compute": {"device": "cpu"},
+    }
+    data = TeacherSamplesDataModule(teacher, mode="samples", cache=CacheOptions(str(folder / "cache")), **options)
     run = trainer(folder, callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)])
     run.fit(module, data)
     assert run.global_step == 4

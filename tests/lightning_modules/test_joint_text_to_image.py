@@ -64,7 +64,14 @@ def distillation(teacher: str) -> AttentionDistillation:
 @pytest.fixture(scope="module")
 def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, AttentionDistillation]:
     folder, module = tmp_path_factory.mktemp("run"), distillation(teacher)
-    options = {"captions": CAPTIONS, "count": 4, "val_count": 2, "steps": 2, "batch_size": 2, "device": "cpu"}
+    options = {
+        "captions": CAPTIONS,
+        "count": 4,
+        "val_count": 2,
+        "sampling": {"steps": 2},
+        "batch_size": 2,
+        "compute": {"device": "cpu"},
+    }
     run = trainer(folder, callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)])
     run.fit(
         module, TeacherSamplesDataModule(teacher, mode="samples", cache=CacheOptions(str(folder / "cache")), **options)

@@ -61,11 +61,10 @@ def config_of(name: str, folder: Path) -> Path:
             "init_args": {
                 "teacher": teacher,
                 "mode": "samples",
-                "size": size,
                 "captions": ["a cat", "a dog"],
                 "count": 8,
-                "steps": 2,
-                "device": "cpu",
+                "sampling": {"steps": 2, "size": size},
+                "compute": {"device": "cpu"},
                 "cache": {"folder": str(folder / "cache")},
             },
         },

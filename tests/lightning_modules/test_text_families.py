@@ -100,11 +100,15 @@ def distillation(name: str, teacher: str, *, size: tuple[int, ...] | None = None
 
 
 def samples(name: str, teacher: str, folder: Path, *, mode: Any) -> TeacherSamplesDataModule:
-    options: dict[str, Any] = {"count": 4, "val_count": 2, "steps": 2, "batch_size": 2, "device": "cpu"}
+    options: dict[str, Any] = {
+        "count": 4,
+        "val_count": 2,
+        "sampling": {"steps": 2, "size": CASES[name].size},
+        "batch_size": 2,
+        "compute": {"device": "cpu"},
+    }
     cache = CacheOptions(str(folder / "cache"))
-    return TeacherSamplesDataModule(
-        teacher, mode=mode, size=CASES[name].size, captions=CAPTIONS, cache=cache, **options
-    )
+    return TeacherSamplesDataModule(teacher, mode=mode, captions=CAPTIONS, cache=cache, **options)
 
 
 @pytest.mark.parametrize("name", few(CASES))

@@ -84,7 +84,14 @@ def test_captions_reach_the_denoiser_and_are_dropped_in_the_batch(teacher: str) 
 @pytest.mark.slow
 def test_distilling_on_the_teachers_own_trajectories(teacher: str, tmp_path: Path) -> None:
     module = distillation(teacher, [Stage("end_to_end", 2, warmup_steps=1)])
-    options = {"captions": CAPTIONS, "count": 4, "val_count": 2, "steps": 3, "batch_size": 2, "device": "cpu"}
+    options = {
+        "captions": CAPTIONS,
+        "count": 4,
+        "val_count": 2,
+        "sampling": {"steps": 3},
+        "batch_size": 2,
+        "compute": {"device": "cpu"},
+    }
     data = TeacherSamplesDataModule(teacher, cache=CacheOptions(str(tmp_path / "cache")), **options)
     assert fit(tmp_path, module, data).global_step == 2
     wants_target = distillation(teacher, [Stage("end_to_end", 1, loss="paper")])

@@ -254,13 +254,12 @@ def trained(teacher: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     data = TeacherSamplesDataModule(
         teacher,
         mode="samples",
-        size=SIZE,
         captions=CAPTIONS,
         count=4,
         val_count=2,
-        steps=2,
+        sampling={"steps": 2, "size": SIZE},
         batch_size=2,
-        device="cpu",
+        compute={"device": "cpu"},
         cache=CacheOptions(str(folder / "cache")),
     )
     fitted = trainer(folder, callbacks=[SampleGrid(captions=CAPTIONS[:2], every_n_steps=100)])

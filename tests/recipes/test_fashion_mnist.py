@@ -70,7 +70,7 @@ def test_quickstart(tmp_path: Path) -> None:
         "teacher": str(teacher),
         "count": 4,
         "val_count": 2,
-        "steps": 3,
+        "sampling": {"steps": 3},
         "cache": {"folder": str(tmp_path / "samples")},
     }
     small = shrunk("quickstart", tmp_path, model=distillation("quickstart", teacher), data=fewer)

@@ -68,12 +68,11 @@ def test_fit_test_and_export(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         "data": {
             "init_args": {
                 "teacher": str(teacher),
-                "size": size,
                 "count": 2,
                 "batch_size": 2,
                 "val_count": 2,
-                "steps": 2,
-                "device": "cpu",
+                "sampling": {"steps": 2, "size": size},
+                "compute": {"device": "cpu"},
                 "cache": {"folder": str(tmp_path / "cache")},
                 "captions": ["a cat", "a dog"],
             }

@@ -77,7 +77,7 @@ def shrunk(name: str, teacher: Path, folder: Path) -> Path:
         small["model"]["init_args"]["loading"] = {"dtype": "float32"}
     data: dict[str, Any] = {"batch_size": 2}
     if recipe["data"]["class_path"] == "datamodules.TeacherSamplesDataModule":
-        data |= {"count": 2, "val_count": 2, "steps": 3, "device": "cpu"}
+        data |= {"count": 2, "val_count": 2, "sampling": {"steps": 3}, "compute": {"device": "cpu"}}
         data |= {"cache": {"folder": str(folder / "cache")}, "captions": CAPTIONS}
     else:
         images = captioned_images(folder / "images", model.sample_shape()[1] * model.pixels_per_cell)

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from sparsight.common.disk.cache_options import Stored
 from sparsight.common.disk.remembered_hash import remembered_hash
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.families.conditioning import ClassLabels, zeros_for_no_caption
@@ -57,18 +58,18 @@ class TeacherPlan:
     captions: tuple[str, ...] | None
     size: tuple[int, ...] | None
     seed: int
-    dtype: Literal["float32", "float16"]
+    dtype: Stored
     shard_size: int
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("mode", self.mode, get_args(Mode)), ("dtype", self.dtype, tuple(DTYPES))):
+        for name, value, allowed in (("mode", self.mode, get_args(Mode)), ("cache.dtype", self.dtype, tuple(DTYPES))):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; allowed: {', '.join(allowed)}")
-        for name, number in (("steps", self.steps), ("shard_size", self.shard_size)):
+        for name, number in (("sampling.steps", self.steps), ("cache.shard_size", self.shard_size)):
             if number < 1:
                 raise ValueError(f"{name} is {number}; allowed: 1 or more")
         if not math.isfinite(self.guidance):
-            raise ValueError(f"guidance_scale is {self.guidance}; allowed: a finite number, 1 for none")
+            raise ValueError(f"sampling.guidance_scale is {self.guidance}; allowed: a finite number, 1 for none")
         if self.captions is not None and not self.captions:
             raise ValueError("captions is empty: give at least one, or null for a class-conditional teacher")
         if self.states_per_trajectory is None:
@@ -76,7 +77,9 @@ class TeacherPlan:
         if self.mode == "samples":
             raise ValueError("states_per_trajectory is for mode: trajectory; leave it out with mode: samples")
         if not 1 <= self.states_per_trajectory <= self.steps:
-            raise ValueError(f"states_per_trajectory is {self.states_per_trajectory}; allowed: 1 to steps={self.steps}")
+            raise ValueError(
+                f"states_per_trajectory is {self.states_per_trajectory}; allowed: 1 to sampling.steps={self.steps}"
+            )
 
     @property
     def kept(self) -> int:

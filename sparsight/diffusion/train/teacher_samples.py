@@ -84,7 +84,7 @@ def _check_space(cache: SampleCache, plan: TeacherPlan, model: DiffusionModel, s
     if needed > free:
         raise ValueError(
             f"the samples need {needed / 1e9:.1f} GB, {cache.folder} has {free / 1e9:.1f} GB left: lower count or "
-            "states_per_trajectory, set dtype to float16, or choose another cache.folder"
+            "states_per_trajectory, set cache.dtype to float16, or choose another cache.folder"
         )
 
 

@@ -18,7 +18,13 @@ from tests import tiny
 def samples(teacher: Path, cache: Path) -> TeacherSamplesDataModule:
     folder = CacheOptions(str(cache))
     return TeacherSamplesDataModule(
-        str(teacher), mode="samples", count=4, steps=2, batch_size=2, device="cpu", cache=folder
+        str(teacher),
+        mode="samples",
+        count=4,
+        sampling={"steps": 2},
+        batch_size=2,
+        compute={"device": "cpu"},
+        cache=folder,
     )
 
 

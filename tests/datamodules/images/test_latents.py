@@ -18,7 +18,6 @@ from datamodules import AspectBuckets, CachedLatentsDataModule, FolderRecords, I
 from datamodules.images import latents
 from datamodules.record_dataset import TooManyCorruptRecords
 from lightning_modules import DenoiserTraining
-from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.disk.sample_cache import cut
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.encoding import encode_batches, text_of, text_tensor
@@ -39,6 +38,7 @@ FAMILIES = {
     "pixel_unet": tiny.save_pixel_unet_pipeline,  # without a VAE: only captions are encoded
 }
 FLIPPED = {"horizontal_flip": True}
+ONE_A_SHARD = {"kept": {"shard_size": 1}}
 LATER = {"sd3": save_sd3_pipeline, "flux": save_flux_pipeline, "wan": save_wan_pipeline}
 
 
@@ -59,8 +59,8 @@ def images(folder: Path, **options: Any) -> ImageDataModule:
 
 
 def cached(teacher: str, data: ImageDataModule, cache: Path, **options: Any) -> CachedLatentsDataModule:
-    defaults: dict[str, Any] = {"encode_batch_size": 2, "device": "cpu"}
-    kept = CacheOptions(str(cache), options.pop("shard_size", 3))
+    defaults: dict[str, Any] = {"compute": {"batch_size": 2, "device": "cpu"}}
+    kept = {"folder": str(cache), "shard_size": 3} | options.pop("kept", {})
     return CachedLatentsDataModule(teacher, data, cache=kept, **defaults | options)
 
 
@@ -181,7 +181,9 @@ def test_training_on_the_cache_needs_neither_vae_nor_text_encoder_and_ends_with_
 
 def test_half_precision_on_disk_is_close_and_small(teachers: dict[str, str], folder: Path, tmp_path: Path) -> None:
     exact = next(iter(ready(teachers["sd"], images(folder), tmp_path / "a").train_dataloader()))
-    half = next(iter(ready(teachers["sd"], images(folder), tmp_path / "b", dtype="float16").train_dataloader()))
+    half = next(
+        iter(ready(teachers["sd"], images(folder), tmp_path / "b", kept={"dtype": "float16"}).train_dataloader())
+    )
     assert half["sample"].dtype == half["cond"]["encoder_hidden_states"].dtype == torch.float32
     torch.testing.assert_close(half["sample"], exact["sample"], rtol=1e-3, atol=1e-3)
     assert not torch.equal(half["sample"], exact["sample"])
@@ -239,8 +241,8 @@ OTHERS: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"transform": {**FLIPPED, "background": 5}}, {}, "transform.background: 0 there"),
     ({"transform": {}}, {}, "mirrored: True there, False asked for"),
     ({"seed": 1}, {}, "records"),
-    ({}, {"dtype": "float16"}, "dtype: float32 there"),
-    ({}, {"shard_size": 4}, "shard_size: 3 there"),
+    ({}, {"kept": {"dtype": "float16"}}, "dtype: float32 there"),
+    ({}, {"kept": {"shard_size": 4}}, "shard_size: 3 there"),
 ]
 
 
@@ -331,7 +333,7 @@ def _encode_in_a_process(rank: int, teacher: str, folder: Path, cache: Path, bar
         return encode_batches(model, kept, **options)
 
     latents.encode_batches = counting
-    ready(teacher, images(folder), cache, shard_size=1)
+    ready(teacher, images(folder), cache, **ONE_A_SHARD)
     (cache / f"made_{rank}.json").write_text(json.dumps(made))
 
 
@@ -341,8 +343,8 @@ def test_processes_that_start_together_share_the_work(teachers: dict[str, str], 
     together(_encode_in_a_process, teachers["sd"], folder, tmp_path / "cache", server().Barrier(2))
     made = [json.loads((tmp_path / "cache" / f"made_{number}.json").read_text()) for number in range(2)]
     assert sorted(made[0] + made[1]) == list(range(10)) and all(made)
-    shared = ready(teachers["sd"], images(folder), tmp_path / "cache", shard_size=1)
-    alone = ready(teachers["sd"], images(folder), tmp_path / "alone", shard_size=1)
+    shared = ready(teachers["sd"], images(folder), tmp_path / "cache", **ONE_A_SHARD)
+    alone = ready(teachers["sd"], images(folder), tmp_path / "alone", **ONE_A_SHARD)
     for batch, expected in zip(epochs(shared.train_dataloader()), epochs(alone.train_dataloader()), strict=True):
         assert_same(batch, expected)
 
@@ -378,8 +380,8 @@ def test_what_cannot_work_is_said(teachers: dict[str, str], folder: Path, tmp_pa
         ),
         (teachers["sd"], {"image_size": 15}, {}, r"image_size is \(15, 15\); allowed: multiples of 2"),
         (teachers["sd"], {"image_size": 15, "buckets": AspectBuckets(cell=5)}, {}, "buckets.cell is 5"),
-        (teachers["sd"], {}, {"dtype": "int8"}, "dtype is 'int8'; allowed: float32, float16, bfloat16"),
-        (teachers["sd"], {}, {"shard_size": 0}, "shard_size is 0"),
+        (teachers["sd"], {}, {"kept": {"dtype": "int8"}}, "dtype is 'int8'; allowed: float32, float16, bfloat16"),
+        (teachers["sd"], {}, {"kept": {"shard_size": 0}}, "shard_size is 0"),
     ]
     for teacher, data, options, message in cases:
         with pytest.raises(ValueError, match=message):

@@ -23,7 +23,6 @@ from blocks import DeltaConvBlock
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
 from sparsight.common.disk import sample_cache
-from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.disk.sample_cache import MANIFEST, read_settings
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
@@ -48,9 +47,10 @@ def text_teacher(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def data(teacher: str, cache: Path, **options: Any) -> TeacherSamplesDataModule:
-    defaults = {"count": 6, "val_count": 2, "steps": 4, "batch_size": 4, "sample_batch_size": 3}
-    kept = CacheOptions(str(cache), options.pop("shard_size", 3))
-    return TeacherSamplesDataModule(teacher, cache=kept, device="cpu", **defaults | options)
+    defaults = {"count": 6, "val_count": 2, "sampling": {"steps": 4}, "batch_size": 4}
+    kept = {"folder": str(cache), "shard_size": 3} | options.pop("kept", {})
+    compute = {"device": "cpu", "batch_size": 3} | options.pop("compute", {})
+    return TeacherSamplesDataModule(teacher, cache=kept, compute=compute, **defaults | options)
 
 
 def ready(teacher: str, cache: Path, **options: Any) -> TeacherSamplesDataModule:
@@ -131,13 +131,13 @@ def test_content_depends_on_neither_batch_size_nor_what_was_made_before(teacher:
     ready(teacher, tmp_path / "b", count=3, val_count=0)
     ready(teacher, tmp_path / "b")  # grows: the first shard is from another run
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
-    other = items(ready(teacher, tmp_path / "c", sample_batch_size=2))
+    other = items(ready(teacher, tmp_path / "c", compute={"batch_size": 2}))
     for index, item in items(ready(teacher, tmp_path / "a")).items():
         torch.testing.assert_close(other[index]["xt"], item["xt"])
 
 
 def test_kept_states_cover_all_noise_levels_and_lie_apart(teacher: str, tmp_path: Path) -> None:
-    module = data(teacher, tmp_path, steps=20, count=20, states_per_trajectory=3)
+    module = data(teacher, tmp_path, sampling={"steps": 20}, count=20, states_per_trajectory=3)
     step_NK = module.plan.chosen_steps(torch.arange(20))
     assert step_NK.unique().tolist() == list(range(20))
     assert (step_NK.diff(dim=1) >= 6).all()
@@ -145,8 +145,8 @@ def test_kept_states_cover_all_noise_levels_and_lie_apart(teacher: str, tmp_path
     for label in range(5):  # no class is tied to some of the levels
         of_class = torch.arange(label, 500, 5)
         assert module.plan.chosen_steps(of_class).unique().tolist() == list(range(20))
-    few = ready(teacher, tmp_path, steps=8, count=8, states_per_trajectory=2)
-    whole = items(ready(teacher, tmp_path, steps=8, count=8))
+    few = ready(teacher, tmp_path, sampling={"steps": 8}, count=8, states_per_trajectory=2)
+    whole = items(ready(teacher, tmp_path, sampling={"steps": 8}, count=8))
     for index, item in items(few).items():
         assert torch.equal(item["xt"], whole[index]["xt"]) and item["timestep"] == whole[index]["timestep"]
     assert len(few.datasets["train"]) == 16
@@ -172,7 +172,7 @@ def test_validation_comes_by_every_trajectory_before_it_returns_to_one(teacher: 
 
 def test_half_precision_files_give_float32_batches(teacher: str, tmp_path: Path) -> None:
     exact = items(ready(teacher, tmp_path))
-    module = ready(teacher, tmp_path, dtype="float16")
+    module = ready(teacher, tmp_path, kept={"dtype": "float16"})
     for index, item in items(module).items():
         assert item["xt"].dtype == torch.float32 and torch.equal(item["xt"], exact[index]["xt"].half().float())
     stored = load_file(module.datasets["train"].cache.path(0))
@@ -180,14 +180,14 @@ def test_half_precision_files_give_float32_batches(teacher: str, tmp_path: Path)
 
 
 def test_sizes_in_model_space_that_the_teacher_can_do(teacher: str, text_teacher: str, tmp_path: Path) -> None:
-    batch = next(iter(ready(text_teacher, tmp_path, size=(8, 12), captions=["a cat"]).train_dataloader()))
+    batch = next(iter(ready(text_teacher, tmp_path, sampling={"size": (8, 12)}, captions=["a cat"]).train_dataloader()))
     assert batch["xt"].shape == (4, 4, 8, 12) and batch["caption"] == ["a cat"] * 4
     with pytest.raises(ValueError, match=r"size is \(4, 12\); allowed: square"):
-        data(teacher, tmp_path, size=(4, 12)).prepare_data()
+        data(teacher, tmp_path, sampling={"size": (4, 12)}).prepare_data()
     with pytest.raises(
         ValueError, match=r"size is \(4, 5\); allowed: 2 sides that are multiples of the denoiser's patch size 2"
     ):
-        data(teacher, tmp_path, size=(4, 5)).prepare_data()
+        data(teacher, tmp_path, sampling={"size": (4, 5)}).prepare_data()
 
 
 def test_captions_are_dealt_in_turn_and_steer_the_samples(text_teacher: str, tmp_path: Path) -> None:
@@ -270,13 +270,13 @@ def test_bits_that_rot_are_found_every_month_or_whenever_that_is_asked_for(
     rot(path)
     ready(teacher, tmp_path)  # made just now: not read
     assert drawn == [] and contents(tmp_path) != before
-    ready(teacher, tmp_path, verify_days=0)
+    ready(teacher, tmp_path, kept={"verify_days": 0})
     assert drawn == [3, 4, 5] and contents(tmp_path) == before
     assert "00001.safetensors is made again: its checksum is wrong" in warnings(caplog)[0]
     rot(path)
     now = sample_cache.time.time()
     monkeypatch.setattr(sample_cache.time, "time", lambda: now + 31 * 24 * 3600)
-    ready(teacher, tmp_path, verify_days=None)
+    ready(teacher, tmp_path, kept={"verify_days": None})
     assert drawn == [3, 4, 5]
     ready(teacher, tmp_path)
     assert drawn == [3, 4, 5, 3, 4, 5] and contents(tmp_path) == before
@@ -334,14 +334,14 @@ def test_runs_started_together_make_the_samples_once(
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ({"steps": 5}, "steps: 5 there, 4 asked for"),
-        ({"guidance_scale": 1.0}, "guidance_scale: 1.0 there, 2.0 asked for"),
+        ({"sampling": {"steps": 5}}, "steps: 5 there, 4 asked for"),
+        ({"sampling": {"steps": 4, "guidance_scale": 1.0}}, "guidance_scale: 1.0 there, 2.0 asked for"),
         ({"seed": 1}, "seed: 1 there"),
-        ({"dtype": "float16"}, "dtype: float16 there"),
+        ({"kept": {"dtype": "float16"}}, "dtype: float16 there"),
         ({"mode": "samples"}, "mode: samples there"),
         ({"states_per_trajectory": 3}, "states_per_trajectory: 3 there"),
-        ({"shard_size": 4}, "shard_size: 4 there"),
-        ({"size": (4, 4)}, "shape.1: 4 there, 8 asked for"),
+        ({"kept": {"shard_size": 4}}, "shard_size: 4 there"),
+        ({"sampling": {"steps": 4, "size": (4, 4)}}, "shape.1: 4 there, 8 asked for"),
     ],
 )
 def test_every_setting_has_a_cache_of_its_own_that_no_other_uses(
@@ -398,17 +398,17 @@ def test_a_manifest_that_cannot_be_read_stops_the_run(teacher: str, tmp_path: Pa
     ("options", "message"),
     [
         ({"mode": "video"}, "mode is 'video'; allowed: samples, trajectory"),
-        ({"dtype": "int8"}, "dtype is 'int8'"),
+        ({"kept": {"dtype": "int8"}}, "dtype is 'int8'"),
         ({"count": 1, "batch_size": 5}, "count=1 with 4 states each do not fill one batch of 5"),
         ({"mode": "samples", "count": 3}, "count=3 with 1 states each do not fill"),
-        ({"steps": 0}, "steps is 0; allowed: 1 or more"),
-        ({"shard_size": 0}, "shard_size is 0"),
-        ({"sample_batch_size": 0}, "sample_batch_size is 0"),
+        ({"sampling": {"steps": 0}}, "steps is 0; allowed: 1 or more"),
+        ({"kept": {"shard_size": 0}}, "shard_size is 0"),
+        ({"compute": {"batch_size": 0}}, "batch_size is 0"),
         ({"val_count": -1}, "val_count is -1; allowed: 0 or more"),
-        ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
-        ({"states_per_trajectory": 5}, "states_per_trajectory is 5; allowed: 1 to steps=4"),
+        ({"sampling": {"steps": 4, "guidance_scale": float("nan")}}, "guidance_scale is nan"),
+        ({"states_per_trajectory": 5}, "states_per_trajectory is 5; allowed: 1 to sampling.steps=4"),
         ({"states_per_trajectory": 2, "mode": "samples"}, "leave it out with mode: samples"),
-        ({"states_per_trajectory": 1, "count": 4, "steps": 20}, "leave some of the 20 steps without any"),
+        ({"states_per_trajectory": 1, "count": 4, "sampling": {"steps": 20}}, "leave some of the 20 steps without any"),
         ({"captions": []}, "captions is empty"),
     ],
 )
@@ -455,7 +455,7 @@ def test_a_teacher_that_yields_nan_stops_and_leaves_no_shard(teacher: str, tmp_p
     pipeline.save_pretrained(tmp_path / "broken")
     for mode in ("samples", "trajectory"):
         with pytest.raises(FloatingPointError, match=r"states of samples \[0, 1, 2\] are NaN, infinite"):
-            data(str(tmp_path / "broken"), tmp_path / "cache", mode=mode, steps=1).prepare_data()
+            data(str(tmp_path / "broken"), tmp_path / "cache", mode=mode, sampling={"steps": 1}).prepare_data()
     assert not shards(tmp_path / "cache")
     steps: list[int] = []
     model = DiffusionModel.from_pretrained(str(tmp_path / "broken"))
@@ -465,7 +465,9 @@ def test_a_teacher_that_yields_nan_stops_and_leaves_no_shard(teacher: str, tmp_p
         )
     assert steps == [2]  # the first broken state ends it, not the last step
     with pytest.raises(FloatingPointError, match="too large for float16"):
-        data(teacher, tmp_path / "cache", guidance_scale=1e8, dtype="float16").prepare_data()
+        data(
+            teacher, tmp_path / "cache", sampling={"steps": 4, "guidance_scale": 1e8}, kept={"dtype": "float16"}
+        ).prepare_data()
 
 
 # -- loaders -----------------------------------------------------------------------------------------------------------
@@ -533,22 +535,22 @@ def test_distillation_on_trajectories_resumes_with_the_next_batch_bitwise(teache
 @pytest.mark.parametrize(
     "held",
     [
-        {"teacher_dtype": "bfloat16"},
-        pytest.param({"teacher_dtype": "bfloat16", "teacher_quantization": "int8"}, marks=needs_torchao),
+        {"dtype": "bfloat16"},
+        pytest.param({"dtype": "bfloat16", "quantization": "int8"}, marks=needs_torchao),
     ],
 )
 def test_a_teacher_is_held_as_is_wished_and_its_samples_have_a_cache_of_their_own(
     held: dict[str, Any], teacher: str, tmp_path: Path
 ) -> None:
     exact = items(ready(teacher, tmp_path, mode="samples"))
-    ready(teacher, tmp_path, mode="samples", teacher_dtype="float32")
+    ready(teacher, tmp_path, mode="samples", loading={"dtype": "float32"})
     (_,) = tmp_path.glob(f"*/{MANIFEST}")  # as it was without a word
-    for index, item in items(ready(teacher, tmp_path / "held", mode="samples", **held)).items():
+    for index, item in items(ready(teacher, tmp_path / "held", mode="samples", loading=held)).items():
         wanted = exact[index]["sample"]
         assert not torch.equal(item["sample"], wanted)
         assert relative_l2(item["sample"], wanted) < 0.1
     (settings,) = map(read_settings, (tmp_path / "held").glob(f"*/{MANIFEST}"))
-    assert settings is not None and held.items() <= settings.items()
+    assert settings is not None and {f"teacher_{name}": each for name, each in held.items()}.items() <= settings.items()
 
 
 @pytest.mark.gpu

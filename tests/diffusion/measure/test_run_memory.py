@@ -75,7 +75,13 @@ def test_a_distillation_says_it_before_the_teacher_draws(
     teacher: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     module = distillation(teacher)
-    data = Samples(teacher, captions=["a cat"], batch_size=3, size=(8, 24), cache=CacheOptions(str(tmp_path / "cache")))
+    data = Samples(
+        teacher,
+        captions=["a cat"],
+        batch_size=3,
+        sampling={"size": (8, 24)},
+        cache=CacheOptions(str(tmp_path / "cache")),
+    )
     text = said(module, data, tmp_path, caplog, precision="bf16-mixed", callbacks=[TrainableEMA()])
     found = module.estimated_memory()
     assert f"Estimated memory:\n{found.text()}" in text
@@ -133,7 +139,7 @@ def test_every_datamodule_knows_the_shape_of_its_batches(teacher: str, tmp_path:
     for data in (images, stream, CachedLatentsDataModule(teacher, images, cache=CacheOptions(str(tmp_path / "cache")))):
         assert data.batch_shape(model) == (5, 16, 24)
     for size, wanted in ((None, (16, 16)), ((8, 24), (8, 24))):
-        samples = TeacherSamplesDataModule(teacher, captions=["a cat"], batch_size=5, size=size)
+        samples = TeacherSamplesDataModule(teacher, captions=["a cat"], batch_size=5, sampling={"size": size})
         assert samples.batch_shape(model) == (5, *wanted)
 
 

@@ -84,7 +84,7 @@ def test_every_verb_takes_it(stored: tuple[str, Path], dtype: str, tmp_path: Pat
     family, folder = stored
     conditions = {} if family == "pixel_dit" else {"captions": ["a", "b"]}
     teacher, run = str(folder / dtype), str(tmp_path / "run")
-    data = {"teacher": teacher, "count": 4, "val_count": 2, "steps": 2, "batch_size": 2, **conditions}
+    data = {"teacher": teacher, "count": 4, "val_count": 2, "sampling": {"steps": 2}, "batch_size": 2, **conditions}
     config = _config(teacher, run, data | {"cache": {"folder": str(tmp_path / "cache")}})
     path = tmp_path / "config.yaml"
     path.write_text(config)
