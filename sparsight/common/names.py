@@ -20,16 +20,15 @@ def named(path: str) -> Any:
         return None
 
 
-def short_paths(paths: Sequence[str]) -> dict[str, str]:
-    """Paths of modules without the words that stand in all of them, but for the first word and numbers.
+def short_names(paths: Sequence[str]) -> list[str]:
+    """Paths of sites in a few letters, or as they are where those would not tell them apart."""
+    last = {path.rpartition(".")[2] for path in paths}
 
-    ``down_blocks.0.attentions.1.transformer_blocks.0.attn1`` is ``down_blocks.0.1.0`` where all others have these words
-    too. Where two would become one, all stay as they are.
-    """
-    everywhere = set.intersection(*(set(path.split(".")[1:]) for path in paths)) if paths else set()
-    left_out = {word for word in everywhere if not word.isdigit()}
-    found = {}
-    for path in paths:
-        first, *rest = path.split(".")
-        found[path] = ".".join([first, *(word for word in rest if word not in left_out)])
-    return found if len(set(found.values())) == len(found) else {path: path for path in paths}
+    def short(path: str) -> str:
+        parts = path.split(".")
+        word = parts[0].removesuffix("s").removesuffix("_block")
+        numbers = ".".join(part for part in parts[1:] if part.isdigit())
+        return " ".join(filter(None, [word, numbers, parts[-1] if len(last) > 1 else ""]))
+
+    names = [short(path) for path in paths]
+    return names if len(set(names)) == len(paths) else list(paths)

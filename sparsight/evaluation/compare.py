@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import Any, NamedTuple
 
 from sparsight.common.disk.files import write_text
-from sparsight.common.tables import json_text, markdown_table
+from sparsight.common.tables import WIDTH, format_table, json_text, markdown_table
 from sparsight.evaluation.questions.scores import Estimate, ScoreKey, paired
 from sparsight.evaluation.questions.task_scores import TaskScores
 from sparsight.evaluation.reform_eval.report import (
@@ -87,6 +89,14 @@ def compare_reports(
         FileNotFoundError: A report is missing.
         ValueError: There are fewer than two, they are not finished, or they answer other questions.
     """
+    about, lines = _compared(paths, output=output, names=names, resamples=resamples)
+    return f"{about}\n\n{markdown_table(lines)}"
+
+
+def _compared(
+    paths: Sequence[str | Path], *, output: str | Path, names: Sequence[str] | None, resamples: int
+) -> tuple[str, list[dict[str, str]]]:
+    """What the numbers are, and a line for every score."""
     if len(paths) < 2:
         raise ValueError("a comparison needs two or more reports")
     evaluations = [read_evaluation(path) for path in paths]
@@ -96,12 +106,12 @@ def compare_reports(
     for each in evaluations:
         _check(each, evaluations[0])
     runs = {label: each.score(resamples) for label, each in zip(labels, evaluations, strict=True)}
-    text = _table(runs)
+    about, lines = _lines(runs)
     folder = Path(output)
-    write_text(folder / "comparison.md", text + "\n")
+    write_text(folder / "comparison.md", f"{about}\n\n{markdown_table(lines)}\n")
     write_text(folder / "comparison.json", json_text(_plain(runs)))
     plot_scores(runs, folder / "comparison.png")
-    return text
+    return about, lines
 
 
 def _labels(evaluations: Sequence[Evaluation]) -> list[str]:
@@ -119,9 +129,9 @@ def _check(ours: Evaluation, first: Evaluation) -> None:
             )
 
 
-def _table(runs: Mapping[str, Scores]) -> str:
+def _lines(runs: Mapping[str, Scores]) -> tuple[str, list[dict[str, str]]]:
     first, *others = runs
-    lines = []
+    lines: list[dict[str, str]] = []
     for key, base in runs[first].items():
         line = {"": " ".join(part for part in (key.level, key.name) if part), "metric": key.metric, "by": key.method}
         line[first] = shown(base, key)
@@ -129,7 +139,19 @@ def _table(runs: Mapping[str, Scores]) -> str:
         lines.append(line)
     lines.sort(key=lambda line: LEVELS.index(line[""].partition(" ")[0]))
     about = f"In brackets 95 % of bootstrap draws; behind the semicolon the difference to {first}, drawn in pairs."
-    return f"{about}\n\n{markdown_table(lines)}"
+    return about, lines
+
+
+def _for_a_terminal(lines: Sequence[Mapping[str, str]]) -> str:
+    """A table for every measure, differences in columns of their own."""
+    tables: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for line in lines:
+        row = {"": line[""]}
+        for label in [key for key in line if key not in ("", "metric", "by")]:
+            score, semicolon, gap = line[label].partition("; ")
+            row |= {label: score} | ({f"{label}, difference": gap} if semicolon else {})
+        tables[f"{line['metric']} by {line['by']}"].append(row)
+    return "\n\n".join(f"{heading}\n{format_table(rows, width=WIDTH)}" for heading, rows in tables.items())
 
 
 def _gap(ours: Estimate, base: Estimate, key: ScoreKey) -> str:
@@ -166,6 +188,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--resamples", type=int, default=2000, help="bootstrap draws")
     given = parser.parse_args(arguments)
     try:
-        print(compare_reports(given.reports, output=given.output, names=given.names, resamples=given.resamples))
+        about, lines = _compared(given.reports, output=given.output, names=given.names, resamples=given.resamples)
+        print(f"{fill(about, WIDTH)}\n\n{_for_a_terminal(lines)}\n")
+        print(f"Written to {given.output}: comparison.json, comparison.md, comparison.png")
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"sparsight: {error}") from error

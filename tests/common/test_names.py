@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from sparsight.common.names import short_paths
+from sparsight.common.names import short_names
 
 
-def test_paths_lose_the_words_that_all_of_them_have_and_stay_apart() -> None:
-    inside = "transformer_blocks.0.attn1"
-    paths = [f"down_blocks.0.attentions.1.{inside}", f"mid_block.attentions.0.{inside}"]
-    assert list(short_paths(paths).values()) == ["down_blocks.0.1.0", "mid_block.0.0"]
-    assert short_paths(["blocks.0.attn1", "blocks.1.attn1"]) == {
-        "blocks.0.attn1": "blocks.0",
-        "blocks.1.attn1": "blocks.1",
-    }
-    twice = ["a.x.0.y", "a.0.x.y"]
-    assert short_paths(twice) == {path: path for path in twice}
-    assert short_paths([]) == {}
+def test_sites_have_short_names_that_tell_them_apart() -> None:
+    unet = ["down_blocks.0.attentions.1", "mid_block.attentions.0", "up_blocks.1.attentions.0"]
+    assert short_names([f"{path}.transformer_blocks.0.attn1" for path in unet]) == ["down 0.1.0", "mid 0.0", "up 1.0.0"]
+    joint = [f"transformer_blocks.{at}" for at in ("0.attn", "0.attn2", "1.attn")]
+    assert short_names(joint) == ["transformer 0 attn", "transformer 0 attn2", "transformer 1 attn"]
+    alike = ["stack_a.0.attn", "stack_b.0.attn", "stack_a.other.0.attn"]
+    assert short_names(alike) == alike

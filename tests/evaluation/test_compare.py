@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import numpy as np
 import pytest
 
-from sparsight.evaluation.compare import compare_reports
+from sparsight.evaluation.compare import compare_reports, main
 from sparsight.evaluation.questions.task_scores import Item, TaskScores
 from sparsight.evaluation.reform_eval.report import write_report
 from sparsight.evaluation.reform_eval.scores import scores_of
@@ -69,6 +69,16 @@ def test_what_is_not_defined_is_a_dash_and_no_number(tmp_path: Path) -> None:
     ]
     names = ("value", "low", "difference", "difference_interval", "share_of_draws_above", "kept", "kept_interval")
     assert [entry[name] for name in names] == [None] * len(names)
+
+
+def test_the_command_prints_tables_that_fit_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = [str(report(tmp_path / name, [True] * 8)) for name in ("a_base_with_a_long_name", "another_one")]
+    main([*folders, "--output", str(tmp_path / "out"), "--resamples", "50"])
+    *table, blank, written = capsys.readouterr().out.splitlines()
+    assert max(map(len, table)) <= 80 and blank == ""
+    assert written == f"Written to {tmp_path / 'out'}: comparison.json, comparison.md, comparison.png"
+    assert "accuracy by likelihood" in table and any("another_one, difference" in line for line in table)
+    assert sum("+0.0 (+0.0 to +0.0)" in line for line in table) >= 1
 
 
 def validated(folder: Path, right: Sequence[bool], **changes: Any) -> Path:

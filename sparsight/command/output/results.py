@@ -50,10 +50,17 @@ def _tables(metrics: Mapping[str, float], width: int) -> Iterator[Table]:
     for (_, *tasks), names in alike.items():
         heading = os.path.commonpath(names) if len(names) > 1 else names[0]
         heads = {name[len(heading) :].strip("/") or "value": groups[name] for name in names}
-        room = width - max(map(len, [heading, *tasks])) - 2 * _EDGE
-        for part, columns in enumerate(_packed(list(heads), room), start=1):
+        parts = _parts(heading, list(heads), tasks, width)
+        if len(parts) > 1 and len(turned := _parts(heading, tasks, list(heads), width)) == 1:
+            heads, tasks, parts = {t: {h: heads[h][t] for h in heads} for t in tasks}, list(heads), turned
+        for part, columns in enumerate(parts, start=1):
             rows = {task: [heads[head][task] for head in columns] for task in tasks}
             yield _table(heading if part == 1 else f"{heading}, part {part}", columns, rows)
+
+
+def _parts(heading: str, columns: Sequence[str], rows: Sequence[str], width: int) -> list[list[str]]:
+    """Columns of the tables that are needed for all of them."""
+    return _packed(columns, width - max(map(len, [heading, *rows])) - 2 * _EDGE)
 
 
 def _packed(heads: Sequence[str], room: int) -> list[list[str]]:

@@ -13,7 +13,7 @@ from textwrap import fill
 from typing import Any
 
 from sparsight.common.disk.files import write_text
-from sparsight.common.names import short_paths
+from sparsight.common.names import short_names
 from sparsight.common.tables import WIDTH, csv_text, format_table, json_text
 from sparsight.diffusion.analyze.attention.high_pass import WAVELENGTH
 from sparsight.diffusion.analyze.attention.rank import COLUMNS, SHARE
@@ -154,8 +154,11 @@ class Analysis:
 
     def text(self) -> str:
         """A table of the sites, and one of the candidates, of all buckets and heads together."""
-        called = short_paths(list(self.found.sites))
-        lines = [self._site_line(known, called[path]) for path, known in self.found.sites.items()]
+        sites = self.found.sites
+        lines = [
+            self._site_line(known, called)
+            for known, called in zip(sites.values(), short_names(list(sites)), strict=True)
+        ]
         mixers = format_table([self._mixer_line(name) for name in (*self.found.names, *BASELINES)], width=WIDTH)
         notes = [fill(note, WIDTH) for note in (ERRORS, *refused(self.found))]
         return "\n".join([format_table(lines, width=WIDTH), "", mixers, *notes])

@@ -10,10 +10,11 @@ from matplotlib.colors import ListedColormap, to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from sparsight.common.names import short_names
 from sparsight.diffusion.analyze.costs import ATTENTION, CALLED
 from sparsight.diffusion.analyze.knapsack import cheapest
 from sparsight.diffusion.analyze.plan import Plan, PlanReport, groups_of, plan_under
-from sparsight.diffusion.analyze.plot import plain_ticks, short_names
+from sparsight.diffusion.analyze.plot import plain_ticks
 from sparsight.diffusion.analyze.run import Recording
 
 KEPT = "#d9d9d9"

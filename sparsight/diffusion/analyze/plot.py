@@ -12,6 +12,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from sparsight.common.names import short_names
 from sparsight.diffusion.analyze.analysis import Analysis
 from sparsight.diffusion.analyze.attention.sums import BucketSums
 from sparsight.diffusion.analyze.candidates import BASELINES
@@ -106,20 +107,6 @@ def plot_errors(analysis: Analysis, path: Path) -> None:
     _name_rows(panels[0], short_names([each.site.path for each in known]))
     figure.suptitle(f"{analysis.name}: candidates before training", fontsize=10)
     figure.savefig(path, dpi=130)
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """Paths of sites in a few letters, or as they are where those would not tell them apart."""
-    last = {path.rpartition(".")[2] for path in paths}
-
-    def short(path: str) -> str:
-        parts = path.split(".")
-        word = parts[0].removesuffix("s").removesuffix("_block")
-        numbers = ".".join(part for part in parts[1:] if part.isdigit())
-        return " ".join(filter(None, [word, numbers, parts[-1] if len(last) > 1 else ""]))
-
-    names = [short(path) for path in paths]
-    return names if len(set(names)) == len(paths) else list(paths)
 
 
 def _heat(

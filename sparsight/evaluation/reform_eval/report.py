@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sparsight.common.disk.files import write_text, write_whole
-from sparsight.common.tables import format_table, json_text, markdown_table
+from sparsight.common.tables import WIDTH, format_table, json_text, markdown_table
 from sparsight.common.text import read_json
 from sparsight.evaluation.questions.scores import Estimate, ScoreKey
 from sparsight.evaluation.reform_eval.scores import headline
@@ -56,7 +56,7 @@ def write_report(
     left = "".join(_left_out(name, reasons) for name, reasons in extra.get("left_out", {}).items())
     write_text(folder / "report.md", f"{_title(about, extra)}\n\n{markdown_table(lines)}\n{left}")
     plot_scores({about["model"]["name"]: scores}, folder / "dimensions.png")
-    return format_table(lines)
+    return format_table(lines, width=WIDTH)
 
 
 def read_report(path: str | Path) -> dict[str, Any]:

@@ -56,5 +56,11 @@ def test_many_measures_take_several_tables_without_a_name_twice(ways: int) -> No
     assert len(set(names)) == len(names) == -(-ways // 2)
 
 
+def test_many_tasks_whose_measures_have_a_name_are_rows_too() -> None:
+    tasks = [f"task_number_{number}" for number in range(9)]
+    rows = printed({f"test/likelihood/task/{t}/{way}": 0.5 for t in tasks for way in ("accuracy", "by_token")})
+    assert rows == [["test/likelihood/task", "accuracy", "by_token"], *([task, "0.5", "0.5"] for task in tasks)]
+
+
 def test_nothing_measured_prints_nothing() -> None:
     assert printed({}) == []

@@ -13,21 +13,12 @@ from sparsight.diffusion.analyze.candidates import named
 from sparsight.diffusion.analyze.costs import flops_costs
 from sparsight.diffusion.analyze.plan import report_on
 from sparsight.diffusion.analyze.plan_plot import plot_plan
-from sparsight.diffusion.analyze.plot import plot_decay, plot_errors, plot_maps, short_names
+from sparsight.diffusion.analyze.plot import plot_decay, plot_errors, plot_maps
 from sparsight.diffusion.analyze.run import Settings, record
 from sparsight.diffusion.analyze.watched import watched
 from sparsight.diffusion.families.known import example_inputs
 from sparsight.diffusion.surgery.sites import find_sites
 from tests.tiny_sd3 import sd35
-
-
-def test_sites_have_short_names_that_tell_them_apart() -> None:
-    unet = ["down_blocks.0.attentions.1", "mid_block.attentions.0", "up_blocks.1.attentions.0"]
-    assert short_names([f"{path}.transformer_blocks.0.attn1" for path in unet]) == ["down 0.1.0", "mid 0.0", "up 1.0.0"]
-    joint = [f"transformer_blocks.{at}" for at in ("0.attn", "0.attn2", "1.attn")]
-    assert short_names(joint) == ["transformer 0 attn", "transformer 0 attn2", "transformer 1 attn"]
-    alike = ["stack_a.0.attn", "stack_b.0.attn", "stack_a.other.0.attn"]
-    assert short_names(alike) == alike
 
 
 def test_pictures_of_a_joint_model_are_drawn(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def test_a_distillation_is_analysed_into_a_folder(tmp_path: Path, capsys: pytest
         float(next(r["after"] for r in mixers if r["site"].endswith("1.attn1") and r["mixer"] == "NoMixing"))
     )
     table = said.partition("site ")[2].partition("analysis.json")[0]
-    assert "transformer_blocks.1 " in table and "mean of v" in table and str(folder) in said
+    assert "transformer 1 " in table and "mean of v" in table and str(folder) in said
     assert max(map(len, table.splitlines())) <= 80
 
 
