@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -17,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.disk.journal import Journal, check_about, read_results
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.hashes import files_hash
+from sparsight.common.hashes import files_hash, state_hash
 from sparsight.common.measure.environment import environment
 from sparsight.common.plain import setting
 from sparsight.common.training.processes import everywhere
@@ -210,7 +211,23 @@ def _model_facts(trainer: Trainer, module: Any) -> dict[str, Any]:
         "precision": str(trainer.precision),
         "config": _config_hash(module.model),
         "checkpoint": _checkpoint_hash(trainer.ckpt_path),
+        **_method_facts(module),
     }
+
+
+def _method_facts(module: Any) -> dict[str, Any]:
+    """What works in the model or beside it while it answers, if anything does."""
+    found: dict[str, Any] = {}
+    recipe, vicrop = module.recipe, module.evaluation.vicrop
+    if recipe is not None:
+        found["recipe"] = recipe.record()
+        if recipe.weighted:
+            from sparsight.lvlm.methods.learned.weights import state_of  # imports models of transformers
+
+            found["recipe_weights"] = state_hash(state_of(recipe.weighted))
+    if vicrop is not None:
+        found["vicrop"] = asdict(vicrop)
+    return found
 
 
 def _name(base: str) -> str:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lightning_modules.base import TrainedPartsModule
@@ -20,6 +22,8 @@ from sparsight.evaluation.questions.answer import Answered, answer_questions
 from sparsight.evaluation.questions.question import Method
 from sparsight.evaluation.questions.task_scores import GROUPS, Item, TaskScores
 from sparsight.evaluation.reform_eval.answer import plain_answers
+from sparsight.lvlm.answer.vicrop import ViCrop
+from sparsight.lvlm.chat.put import PutAnew
 from sparsight.lvlm.model.processor import load_processor
 from sparsight.lvlm.surgery.retire import RetiredLayers
 
@@ -35,10 +39,13 @@ class Evaluation:
         new_tokens: Most tokens that the model may write for an item; 0 for likelihoods alone.
         reference: ``scores_*.json`` of another evaluation on the same items, e.g. of the base model: scores are then
             logged as shares of its scores too.
+        vicrop: Find, by two short passes more, the part of the first image that a question is about, and show it as
+            one more image behind it.
     """
 
     new_tokens: int = 0
     reference: str | None = None
+    vicrop: ViCrop | None = None
 
 
 @runtime_checkable
@@ -153,8 +160,43 @@ class Answering(TrainedPartsModule):
         methods: list[Method] = ["likelihood", "generation"] if new_tokens else ["likelihood"]
         if "method" in batch:
             methods = [batch["method"]]
-        with self.retired.taken_out(), self.edited():
-            return answer_questions(self.model, self._own_tokenizer(), batch, methods=methods, new_tokens=new_tokens)
+        with self.retired.taken_out():
+            batch = self._looked_at_again(batch)
+            with self.edited():
+                return answer_questions(
+                    self.model, self._own_tokenizer(), batch, methods=methods, new_tokens=new_tokens
+                )
+
+    def setup(self, stage: str) -> None:
+        """Ask data for their questions where these are put anew.
+
+        Raises:
+            ConfigurationError: They cannot give them.
+        """
+        super().setup(stage)
+        data = datamodule_of(self.trainer)
+        if self.evaluation.vicrop is None or (stage == "fit" and not self.trainer.limit_val_batches):
+            return
+        if not isinstance(data, PutAnew):
+            raise ConfigurationError(
+                f"evaluation.vicrop asks questions with one more image, which {type(data).__name__} cannot put anew: "
+                "use InstructionDataModule or ReformEvalDataModule, or set it to null"
+            )
+        if isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise ConfigurationError(
+                "evaluation.vicrop has each process look at images of its own, for which the others would wait under "
+                "ModelParallelStrategy (FSDP2): use ddp, or set it to null"
+            )
+        data.carry_questions()
+
+    def _looked_at_again(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A batch whose images have a part of them beside them, if that is wished."""
+        vicrop, data = self.evaluation.vicrop, datamodule_of(self.trainer)
+        if vicrop is None or not any(put.images for put in batch["put"]):
+            return batch
+        assert isinstance(data, PutAnew) and data.chat is not None
+        puts = [vicrop.once_more(self.model, data.chat.processor, put) for put in batch["put"]]
+        return {**batch, **move_data_to_device(data.joined(puts), self.device)}
 
     def edited(self, *, learns: bool = False) -> AbstractContextManager[None]:
         """The model with the methods of its recipe, as they are while it trains or at all other times."""

@@ -98,6 +98,8 @@ class LVLMModule(Answering):
         self.earlier = read_provenance(base)
         self.parts = find_parts(name_parts(self.model, parts))
         self.depth = len(self.parts.layers)
+        if self.evaluation.vicrop is not None:
+            self.evaluation.vicrop.check(self.model)
         self.recipe = methods
         self.method_weights: torch.nn.ModuleDict | None = None
         if self.recipe is not None:
@@ -148,18 +150,21 @@ class LVLMModule(Answering):
     def configure_model(self) -> None:
         """Split layers, vision towers and the rest over the processes of a ModelParallelStrategy (FSDP2).
 
+        Weights of the recipe's methods are small, and stay whole in every process.
+
         Raises:
-            ConfigurationError: Methods of the recipe have weights, or layers are held in codes, which are not split.
+            ConfigurationError: Layers are held in codes, which are not split, or a method uses one out of its place.
         """
         if self.device_mesh is not None and self.quantised is not None:
             raise ConfigurationError(
                 f"{self._quantised_by} and ModelParallelStrategy (FSDP2) do not go together: weights in codes cannot "
                 "be split over processes; use DDP, where each process holds all codes, or set it to null"
             )
-        if self.device_mesh is not None and self.method_weights is not None:
+        elsewhere = [] if self.recipe is None else self.recipe.using_layers_elsewhere
+        if self.device_mesh is not None and elsewhere:
             raise ConfigurationError(
-                f"{', '.join(self.method_weights)} of model.recipe have weights, which are not split over processes: "
-                "set trainer.strategy to ddp"
+                f"{', '.join(elsewhere)} of model.recipe uses a decoder layer as an encoder's, out of the place where "
+                "ModelParallelStrategy (FSDP2) puts its weights together: set trainer.strategy to ddp"
             )
         if self.device_mesh is not None and not is_sharded(self.model):
             shard_parts(self.model, [*self.parts.vision.values(), *self.parts.layers], self.device_mesh)
@@ -168,8 +173,9 @@ class LVLMModule(Answering):
         """Refuse data in another model's tokens.
 
         Raises:
-            ConfigurationError: The datamodule's tokenizer is not that of the base model.
+            ConfigurationError: The datamodule's tokenizer is not that of the base model, or as ``Answering.setup``.
         """
+        super().setup(stage)
         data = datamodule_of(self.trainer)
         if not isinstance(data, Chatting) or data.chat is None or data.model in (None, self.base):
             return

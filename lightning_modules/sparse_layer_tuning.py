@@ -177,6 +177,7 @@ class SparseLayerTuning(TunedLayers):
 
     def on_train_start(self) -> None:
         """What is trained goes into train mode: models come in eval mode, and Lightning leaves modes as they are."""
+        super().on_train_start()
         self.train()
 
     def on_stage_start(self) -> None:

@@ -12,6 +12,8 @@ from lightning_modules.in_stages import SAVED, InStages
 from lightning_modules.lvlm import LVLMModule
 from sparsight.common.hashes import short_hash
 from sparsight.common.training.ddp import average_what_is_trained
+from sparsight.common.training.processes import alike, average_gradients
+from sparsight.common.training.sharding import is_sharded
 from sparsight.common.training.stage_clock import StageClock
 from sparsight.lvlm.export.rehearsal import rehearse_export
 from sparsight.lvlm.export.write import write_lvlm
@@ -193,6 +195,22 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
             before = sum(METHODS in stage.train for stage in self.clock.stages[: self._stage_index])
             for method in self.recipe.weighted.values():
                 method.begin(before)
+
+    def on_train_start(self) -> None:
+        """Let weights of methods, which a strategy that splits the model leaves to themselves, begin alike."""
+        super().on_train_start()
+        if self.method_weights is not None and is_sharded(self.model):
+            alike(self.method_weights.state_dict().values())
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Average gradients of methods' weights where the strategy does not, as it splits the model.
+
+        Raises:
+            NonFiniteError: See :class:`TrainedPartsModule`.
+        """
+        super().on_before_optimizer_step(optimizer)
+        if METHODS in self.stage.train and is_sharded(self.model):
+            average_gradients(self._parameters_of(METHODS))
 
     def _learning_layers(self) -> set[int]:
         return set(self._active) - set(self.retired.indices)

@@ -14,6 +14,7 @@ from datamodules.allowed import AllowedRecords
 from datamodules.base import RecordsDataModule
 from datamodules.conversations.batching import Batching
 from datamodules.conversations.chat_options import InstructionChatOptions
+from datamodules.conversations.instruction_batch import joined_puts
 from datamodules.conversations.instruction_dataset import InstructionDataset
 from datamodules.conversations.question_template import QuestionTemplate
 from datamodules.sampler import GroupSampler, LengthSampler, similar_together
@@ -23,6 +24,7 @@ from sparsight.common.errors import require
 from sparsight.common.moved import takes_former_options
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.chat_template import UnusableConversation
+from sparsight.lvlm.chat.put import Put
 from sparsight.lvlm.model.packing import Positions, packed_positions
 from sparsight.lvlm.model.processor import check_template, load_processor
 
@@ -188,6 +190,16 @@ class InstructionDataModule(RecordsDataModule):
                     inputs: dict[str, Any] = dataset.sample(index)["inputs"]
                     return inputs
         return None
+
+    def carry_questions(self) -> None:
+        """Let evaluation batches hold their questions as they were put, from now on."""
+        for dataset in self.datasets.values():
+            dataset.carries = True
+
+    def joined(self, puts: Sequence[Put]) -> dict[str, Any]:
+        """What a batch holds of questions that are put anew."""
+        assert self.chat is not None
+        return joined_puts(puts, self.chat)
 
     def _make_dataset(
         self, name: str, source: RecordSource, indices: np.ndarray, *, max_corrupt: int

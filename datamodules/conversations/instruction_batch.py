@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from datamodules.record_dataset import join_corrupt
-from sparsight.lvlm.chat.chat import TOKEN_INPUTS
+from sparsight.lvlm.chat.chat import TOKEN_INPUTS, ChatFormat
+from sparsight.lvlm.chat.put import Put
 from sparsight.lvlm.model.answer_losses import IGNORED
 from sparsight.lvlm.model.packing import Positions, counted
 
@@ -71,7 +72,18 @@ def collate_questions(samples: Sequence[Sample], *, pad_id: int, images_in_rows:
         "prompt_length": torch.tensor([sample["inputs"]["input_ids"].shape[1] for sample in samples]),
         "candidates": [sample["candidates"] for sample in samples],
         "questions": [sample["question"] for sample in samples],
+        **({"put": [sample["put"] for sample in samples]} if "put" in samples[0] else {}),
         **_join_facts(samples),
+    }
+
+
+def joined_puts(puts: Sequence[Put], chat: ChatFormat) -> dict[str, Any]:
+    """What a batch holds of questions that are put anew: ``inputs``, left-padded, and ``candidates`` of each."""
+    encoded = [put.encode(chat) for put in puts]
+    prompts = [inputs for inputs, _ in encoded]
+    return {
+        "inputs": join_prompts(prompts, pad_id=chat.pad_id, images_in_rows=chat.images_in_rows),
+        "candidates": [candidates for _, candidates in encoded],
     }
 
 

@@ -19,6 +19,7 @@ from sparsight.evaluation.questions.question import Question
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.chat_template import UnusableConversation
 from sparsight.lvlm.chat.conversation import Conversation
+from sparsight.lvlm.chat.put import Put
 from sparsight.lvlm.model.answer_losses import IGNORED
 from sparsight.lvlm.model.packing import Positions
 
@@ -66,6 +67,7 @@ class InstructionDataset(RecordDataset):
         packing: dict[str, Any] = {} if pack is None else {"pack_to": max_length, "positions": pack}
         train = partial(collate_chats, **options, **packing)
         self._collate = partial(collate_questions, **options) if evaluate else train
+        self.carries = False  # whether questions travel beside what the model reads
 
     def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
         """Batch of samples, or of prompts."""
@@ -88,11 +90,13 @@ class InstructionDataset(RecordDataset):
         return {"inputs": encoded.inputs, "labels": encoded.labels_T, "cut": encoded.cut}
 
     def _question(self, conversation: Conversation, id: str, index: int) -> dict[str, Any]:
-        encoded = self.chat.encode_question(conversation, max_length=self.max_length)
+        put = Put.weighed(conversation, max_length=self.max_length)
+        inputs, candidates = put.encode(self.chat)
         right = conversation.question_and_answer[1].text
         return {
-            "inputs": encoded.inputs,
-            "candidates": encoded.continuations,
+            **({"put": put} if self.carries else {}),
+            "inputs": inputs,
+            "candidates": candidates,
             "question": Question(
                 task=conversation.task,
                 sample=id,

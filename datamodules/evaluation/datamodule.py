@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from datamodules.allowed import AllowedSamples
 from datamodules.conversations.chat_options import ChatOptions
+from datamodules.conversations.instruction_batch import joined_puts
 from datamodules.evaluation.check import Checked, Looked, check_samples
 from datamodules.evaluation.dataset import Asker, ReformEvalDataset
 from datamodules.evaluation.protocol_options import ProtocolOptions
@@ -28,6 +29,7 @@ from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.model.identity import tokenizer_hash
 from sparsight.evaluation.reform_eval.identity import suite_hash
 from sparsight.lvlm.chat.chat import ChatFormat
+from sparsight.lvlm.chat.put import Put
 from sparsight.lvlm.model.processor import Based, check_template, load_processor
 
 
@@ -94,6 +96,7 @@ class ReformEvalDataModule(ProcessDataModule):
         self.chat: ChatFormat | None = None
         self._looked: list[Looked] = []  # samples of each task
         self._finished: Callable[[], Collection[str]] | None = None
+        self._carries = False
 
     def check_paths(self) -> None:
         """See that the files of the tasks are there, and that of a chat template."""
@@ -269,6 +272,15 @@ class ReformEvalDataModule(ProcessDataModule):
                 return inputs
         return None
 
+    def carry_questions(self) -> None:
+        """Let batches hold their questions as they were put, from now on."""
+        self._carries = True
+
+    def joined(self, puts: Sequence[Put]) -> dict[str, Any]:
+        """What a batch holds of questions that are put anew."""
+        assert self.chat is not None
+        return joined_puts(puts, self.chat)
+
     def _dataset(self, finished: Collection[str] = ()) -> ReformEvalDataset:
         assert self.chat is not None
         return ReformEvalDataset(
@@ -279,6 +291,7 @@ class ReformEvalDataModule(ProcessDataModule):
             batch_size=self.batch_size,
             processes=self._world,
             finished=finished,
+            carries=self._carries,
         )
 
 

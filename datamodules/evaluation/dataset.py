@@ -21,6 +21,7 @@ from sparsight.evaluation.reform_eval.prompt import Prompt
 from sparsight.evaluation.reform_eval.sample import Sample
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.conversation import Conversation, Turn
+from sparsight.lvlm.chat.put import Put
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ class Asked(NamedTuple):
     question: Question
     inputs: dict[str, torch.Tensor]
     candidates: list[list[int]]
+    put: Put
 
 
 class Asker:
@@ -92,14 +94,15 @@ class Asker:
             question, prompt = self.put(place, sample)
             images = shown_images(sample.images if prompt.images is None else prompt.images)
             if place.method == "generation":
-                return Asked(question, self.chat.encode_prompt(prompt.turns, images, begun=prompt.begun), [])
-            assert sample.answer is not None and question.variant is not None
-            options = self.tasks[place.task].candidates(sample, question.variant)
-            turns = (*prompt.turns, Turn("assistant", options[sample.answer]))
-            encoded = self.chat.encode_question(Conversation(turns, images, options, sample.answer))
+                put = Put(prompt.turns, images, begun=prompt.begun)
+            else:
+                assert sample.answer is not None and question.variant is not None
+                options = self.tasks[place.task].candidates(sample, question.variant)
+                turns = (*prompt.turns, Turn("assistant", options[sample.answer]))
+                put = Put.weighed(Conversation(turns, images, options, sample.answer))
+            return Asked(question, *put.encode(self.chat), put)
         except ValueError as error:
             raise CorruptRecord(f"{self.tasks[place.task].where(place.position)}: {error}") from error
-        return Asked(question, encoded.inputs, encoded.continuations)
 
     def put(self, place: Place, sample: Sample) -> tuple[Question, Prompt]:
         """A sample as it is put in one run."""
@@ -150,6 +153,7 @@ class ReformEvalDataset(Asker, Dataset):
         processes: Number of processes; every method has a multiple of it of batches, for which a question is asked
             again where there are too few.
         finished: Keys of the questions that need no answer.
+        carries: Whether questions travel beside what the model reads.
     """
 
     def __init__(
@@ -162,9 +166,10 @@ class ReformEvalDataset(Asker, Dataset):
         batch_size: int,
         processes: int = 1,
         finished: Collection[str] = (),
+        carries: bool = False,
     ) -> None:
         super().__init__(tasks, chat=chat, protocol=protocol)
-        self.ids = ids
+        self.ids, self.carries = ids, carries
         self.batches: list[list[Place]] = []
         for method in protocol.methods:
             places = self.places(method)
@@ -208,6 +213,7 @@ class ReformEvalDataset(Asker, Dataset):
         asked = [self.ask(place, self.tasks[place.task][place.position]) for place in places]
         prompts = [one.inputs for one in asked]
         return {
+            **({"put": [one.put for one in asked]} if self.carries else {}),
             "inputs": join_prompts(prompts, pad_id=self.chat.pad_id, images_in_rows=self.chat.images_in_rows),
             "questions": [one.question for one in asked],
             "candidates": [one.candidates for one in asked],
@@ -217,7 +223,7 @@ class ReformEvalDataset(Asker, Dataset):
 
     def describe(self, place: Place) -> str:
         """A question as the model sees it."""
-        question, inputs, candidates = self.ask(place, self.tasks[place.task][place.position])
+        question, inputs, candidates, _ = self.ask(place, self.tasks[place.task][place.position])
         ids = inputs["input_ids"][0].tolist()
         lines = [
             f"{place.method}, task {question.task}, sample {question.sample}, run {question.run}: {len(ids)} tokens",

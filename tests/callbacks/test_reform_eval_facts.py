@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from lightning.pytorch import Trainer
 
+from blocks import DivPrune, LoFiT
 from callbacks import ReformEvalReport
 from datamodules import ReformEvalDataModule
 from lightning_modules import LVLMEvaluation
@@ -59,3 +60,16 @@ def test_the_revision_is_what_the_hub_resolved(model: Path, tmp_path: Path) -> N
     module = LVLMEvaluation(str(model))
     module.revision, module.model.config._commit_hash = "main", "0a1b2c"
     assert evaluated(module, tmp_path)["about"]["model"]["revision"] == "0a1b2c"
+
+
+def test_what_is_answered_under_a_recipe_is_kept_apart(model: Path, tmp_path: Path) -> None:
+    """By its methods and their weights; what was answered without is not taken for it."""
+    found = {}
+    with pytest.warns(UserWarning, match="weights that were never trained"):
+        for name, recipe in (("plain", None), ("half", [DivPrune(0.5)]), ("heads", [LoFiT(count=3)])):
+            evaluated(LVLMEvaluation(str(model), recipe=recipe), tmp_path / name)
+            (folder,) = (tmp_path / name / "reform_eval").iterdir()
+            found[name] = folder.name, read_report(folder)["about"]["model"]
+    assert len({folder for folder, _ in found.values()}) == 3
+    assert "recipe" not in found["plain"][1] and "recipe_weights" not in found["half"][1]
+    assert found["half"][1]["recipe"] == [DivPrune(0.5).record()] and found["heads"][1]["recipe_weights"]

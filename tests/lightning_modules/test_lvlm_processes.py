@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch.multiprocessing import ProcessRaisedException
 
 from tests.tiny_processes import SHARDED, run_command
 from tests.tiny_tuning import ROTATION, SCORE, STAGE, checkpoint, pruning, tuning_config, with_callback
 
 LOFIT = {"class_path": "LoFiT", "init_args": {"count": 3}}
+# without its cross-entropy, a mean over tokens of each process
+ROUTER = {"class_path": "GammaMoD", "init_args": {"layers": [2, 3], "balance": 0.0}}
 ALL = {"class_path": "sparsight.lvlm.surgery.selection.All"}
 HEALS = {"healing": {"hidden": 0.5, "logits": 1.0, "layers": 0.5}}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -104,7 +107,42 @@ def test_sharded_frozen_and_trained_layers_train_as_on_one_process_and_resume(tm
     assert retired == [[2, 3] if lean else []] * 3
 
 
-def test_stages_that_train_other_parts_are_refused_when_sharded(tmp_path: Path) -> None:
-    stages = [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [["methods"], ["layers", "methods"]], ids=["alone", "with_layers"])
+def test_weights_of_methods_learn_beside_a_sharded_model_resume_and_travel(tmp_path: Path, parts: list[str]) -> None:
+    """The model is split, and the methods' weights are whole in both processes."""
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"momentum": 0.5}}
+    stages = [STAGE | {"train": parts, "lr": 0.1}]
+    config = tuning_config(tmp_path, recipe=[ROUTER], stages=stages, optimizer=optimizer)
+    output = tmp_path / "export"
+    fit(config, tmp_path / "one", processes=1)
+    wanted = torch.load(checkpoint(tmp_path, 4, run="one"), weights_only=True)
+    found = fit_sharded(config, tmp_path / "two")
+    again = fit_sharded(config, tmp_path / "again", "--ckpt_path", str(checkpoint(tmp_path, 2, run="two")))
+    states = [saved["state_dict"] for saved in (wanted, found, again)]
+    assert states[0].keys() == states[1].keys() == states[2].keys()
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(states[2][name], states[1][name], rtol=0, atol=0, msg=name)
+    learnt = states[1]["method_weights.GammaMoD.weight"]
+    before = torch.load(checkpoint(tmp_path, 1, run="two"), weights_only=True)["state_dict"]
+    assert float((learnt - before["method_weights.GammaMoD.weight"]).abs().max()) > 1e-5
+    resume = ["--ckpt_path", str(checkpoint(tmp_path, 4, run="two"))]
+    run_command(["export", "--config", str(config), *resume, "--weights=raw", "--output", str(output)], processes=1)
+    torch.testing.assert_close(load_file(output / "recipe.safetensors")["GammaMoD.weight"], learnt)
+
+
+def test_a_method_that_uses_a_layer_out_of_its_place_is_refused_when_sharded(tmp_path: Path) -> None:
+    frozen = {"class_path": "FrozenBlock"}
+    stages = [STAGE | {"steps": 2, "train": ["methods"]}]
+    with pytest.raises(ProcessRaisedException, match=r"FrozenBlock of model\.recipe uses a decoder layer"):
+        fit_sharded(tuning_config(tmp_path, recipe=[frozen], stages=stages), tmp_path / "two")
+
+
+OTHERS = {"stages": [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]}
+
+
+@pytest.mark.parametrize("options", [OTHERS, RUNS["methods"][0]], ids=["other_parts", "methods_by_turns"])
+def test_stages_that_train_something_else_are_refused_when_sharded(tmp_path: Path, options: dict[str, Any]) -> None:
     with pytest.raises(ProcessRaisedException, match="make each stage a run of its own"):
-        fit_sharded(tuning_config(tmp_path, stages=stages), tmp_path / "two")
+        fit_sharded(tuning_config(tmp_path, **options), tmp_path / "two")

@@ -21,7 +21,8 @@ def check_training_may_change(trainer: Trainer) -> None:
     if isinstance(trainer.strategy, ModelParallelStrategy):
         raise ConfigurationError(
             "under ModelParallelStrategy (FSDP2) what is trained cannot change in a run: let all stages train the same "
-            "parts and no layers rotate, or make each stage a run of its own, from the last one's export"
+            "parts, methods in one stage alone, and no layers rotate; or make each stage a run of its own, from the "
+            "last one's export; or use DDP"
         )
 
 

@@ -62,6 +62,12 @@ def summed(values: Tensor) -> Tensor:
     return values
 
 
+def alike(tensors: Iterable[Tensor]) -> None:
+    """Let tensors be those of the first process; every process must ask, with as many in the same order."""
+    for tensor in tensors if process_count() > 1 else ():
+        dist.broadcast(tensor.detach(), src=0)
+
+
 def averaged(values: Tensor) -> Tensor:
     """The mean of a tensor over all processes; gradients do not pass."""
     return summed(values) / process_count()

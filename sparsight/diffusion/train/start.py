@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from blocks.base import SiteSamples
+from sparsight.common.training.processes import alike
 from sparsight.common.training.sharding import fill, is_sharded, own_class, whole
 from sparsight.diffusion.surgery.joint import MASS, JointMass
 from sparsight.diffusion.surgery.replace import attention_weights
@@ -62,5 +63,4 @@ def _start_mass(mass: JointMass | None, samples: Sequence[SiteSamples]) -> None:
 def start_alike(shells: Iterable[Shell], others: Iterable[Tensor] = ()) -> None:
     """Let mixers, which are equal up to rounding on all processes, be equal to the bit; and others that train."""
     of_mixers = (tensor for shell in shells for tensor in shell.mixer.state_dict().values())
-    for tensor in (*of_mixers, *(other.detach() for other in others)):
-        torch.distributed.broadcast(tensor, src=0)
+    alike([*of_mixers, *others])

@@ -6,6 +6,7 @@ Shape legend: T tokens, R rows and K columns of an image's grid of tokens.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 from blocks.edits.base import LogitEdit
 from blocks.tokens.attending import Attending
 from sparsight.common.plain import setting
-from sparsight.lvlm.methods.recipe import Recipe
+from sparsight.lvlm.chat.put import Put
 
 GENERAL = "Write a general description of the image."
 Box = tuple[int, int, int, int]  # left, top, right and bottom, in pixels
@@ -46,6 +47,7 @@ class ViCropLook(LogitEdit):
         self.map_RK[row, column] = row_T[shown]
 
 
+@dataclass(frozen=True)
 class ViCrop:
     """Finds where a model looks for a question more than for a general one, and shows that part as a second image.
 
@@ -59,18 +61,32 @@ class ViCrop:
         side: Of the smallest window, in pixels of the image; what the model sees of an image at once, if not given.
         ratios: Sizes of windows, over that of the smallest.
         general: The general question.
+
+    Raises:
+        ValueError: A number is out of range.
     """
 
-    def __init__(
-        self,
-        layer: int = 14,
-        side: int | None = None,
-        ratios: Sequence[float] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0),
-        general: str = GENERAL,
-    ) -> None:
-        if not ratios or min(ratios) <= 0 or (side is not None and side < 1):
-            raise ValueError(f"ratios are above 0 and side from 1; got {list(ratios)} and {side}")
-        self.layer, self.side, self.ratios, self.general = layer, side, list(ratios), general
+    layer: int = 14
+    side: int | None = None
+    ratios: Sequence[float] = (1.0, 1.2, 1.4, 1.6, 1.8, 2.0)
+    general: str = GENERAL
+
+    def __post_init__(self) -> None:
+        """Refuse what is out of range."""
+        if not self.ratios or min(self.ratios) <= 0 or (self.side is not None and self.side < 1):
+            raise ValueError(f"ratios are above 0 and side from 1; got {list(self.ratios)} and {self.side}")
+
+    def check(self, model: Any) -> None:
+        """See that it can work in a model.
+
+        Raises:
+            ValueError: The model is not served, does not have the layer, or does not say how much it sees at once.
+        """
+        from sparsight.lvlm.methods.recipe import Recipe  # imports models of transformers
+
+        Recipe([ViCropLook(self.layer)]).check(model)
+        if self.side is None:
+            _side(model)
 
     def inputs(self, model: Any, processor: Any, image: Any, question: str) -> tuple[dict[str, Any], Box]:
         """Inputs of the model with the image and the part, and where that is.
@@ -105,8 +121,17 @@ class ViCrop:
             seen[1] + -int(-bottom * height // rows),
         )
 
+    def once_more(self, model: Any, processor: Any, put: Put) -> Put:
+        """A question with the part of its first image that it is about behind that; as it is where it has no image."""
+        if not put.images:
+            return put
+        image = put.images[0]
+        return put.beside_first(image.crop(self.box(model, processor, image, put.text)))
+
     @torch.no_grad()
     def _attention(self, model: Any, processor: Any, image: Any, question: str) -> Tensor:
+        from sparsight.lvlm.methods.recipe import Recipe
+
         look = ViCropLook(self.layer)
         with Recipe([look]).on(model):
             model(**_prompt(model, processor, [image], question))

@@ -90,6 +90,12 @@ class Recipe:
         return [name_of(method) for method in self.methods if isinstance(method, kinds)]
 
     @property
+    def using_layers_elsewhere(self) -> list[str]:
+        """Names of methods that compute with a decoder layer where the decoder does not."""
+        found = [each for each in self.methods if isinstance(each, FeatureReducer) and each.encoder_layer is not None]
+        return [name_of(method) for method in found]
+
+    @property
     def in_tower(self) -> list[TowerEdit]:
         """Methods that work inside the vision tower."""
         return [method for method in self.methods if isinstance(method, TowerEdit)]

@@ -17,6 +17,7 @@ from sparsight.common.training.ddp import check_training_may_change
 from sparsight.common.training.schedule import Retiring
 from sparsight.lvlm.model.packing import KERNELS
 from sparsight.lvlm.train.stages import TuningStage
+from sparsight.lvlm.train.trained import METHODS
 
 
 @runtime_checkable
@@ -61,8 +62,8 @@ def check_tuning(
 
     Raises:
         ConfigurationError: Frozen and trained weights differ in precision, and nothing brings them together; the stages
-            train different parts under a strategy that cannot; or rows are packed, and layers are to be scored, hidden
-            states compared, or the kernel of attention tells samples of a row apart by no mask.
+            train different parts, or methods by turns, under a strategy that cannot; or rows are packed, and layers are
+            to be scored, hidden states compared, or the kernel of attention tells samples of a row apart by no mask.
     """
     callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
     if loses_layers and not any(isinstance(callback, Retiring) for callback in callbacks):
@@ -79,7 +80,8 @@ def check_tuning(
             "prune scores layers, and healing compares hidden states, on training batches with a sample a row: set "
             "data.batching.packing to false"
         )
-    if len({frozenset(stage.train) for stage in stages}) > 1:
+    by_turns = len(stages) > 1 and any(METHODS in stage.train for stage in stages)  # LoFiT's scales, then offsets
+    if by_turns or len({frozenset(stage.train) for stage in stages}) > 1:
         check_training_may_change(trainer)
     if frozen != torch.float32 and trainer.precision in ("32", "32-true", 32):
         raise ConfigurationError(
