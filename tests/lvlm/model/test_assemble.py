@@ -101,6 +101,22 @@ def test_conversations_have_smollm2s_format(model: Any, processor: Any) -> None:
 
 
 @pytest.mark.slow
+@torch.no_grad()
+def test_larger_images_have_more_tokens(text_model: Any, processor: Any) -> None:
+    options = {"image_token_id": processor.image_token_id, "image_size": 96}
+    larger = command.build_model(text_model, vision=efficientnet_lite0(VISION), seed=1, **options)
+    reads = command.build_processor(processor.tokenizer, image_size=96)
+    inputs = reads(images=Image.new("RGB", (300, 200)), text="<image>", return_tensors="pt")
+    assert int((inputs["input_ids"] == processor.image_token_id).sum()) == larger.config.image_seq_length == 9
+    assert larger.model.get_image_features(inputs["pixel_values"]).pooler_output.shape == (1, 9, 576)
+
+
+def test_images_that_patches_do_not_fill_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="image_size is 100: give a multiple of 32 pixels"):
+        assemble(tmp_path / "new", image_size=100)
+
+
+@pytest.mark.slow
 def test_folder_is_small_and_names_no_place_on_this_machine(folder: Path) -> None:
     assert [path.name for path in folder.parent.iterdir()] == ["demo_lvlm"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 300e6
