@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.region_arms import COUNT
-from lightning_modules.lvlm import SITE, layer_of
+from lightning_modules.loses_layers import SITE, layer_of
 from sparsight.common.training.schedule import spaced
 from sparsight.lvlm.scores import AngularDistance, LayerScore, LossIncrease, score_layers
 from sparsight.lvlm.surgery.selection import Uniform

@@ -30,7 +30,7 @@ from benchmarks.region_orders import CRITERIA, DRAWN, MOST, drawn_order, measure
 from benchmarks.region_rows import FOLDER, Budget, Rows, outcomes
 from benchmarks.region_runs import CONFIG, SCORES_FILE, data_options, model_options, resumed
 from benchmarks.region_study import SEEDS, Study
-from lightning_modules.lvlm import SITE
+from lightning_modules.loses_layers import SITE
 from sparsight.command.cli import main as sparsight
 from sparsight.evaluation.questions.task_scores import TaskScores
 

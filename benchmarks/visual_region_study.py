@@ -29,7 +29,7 @@ import torch
 from benchmarks.tuning_step import StepTimes
 from benchmarks.visual_region_report import DEPTH, UNTUNED, read_record, write_report
 from callbacks.throughput import peak_memory_mib
-from lightning_modules.lvlm import SITE
+from lightning_modules.loses_layers import SITE
 from sparsight.command.cli import main as sparsight
 from sparsight.common.disk.files import write_text
 from sparsight.common.tables import json_text

@@ -11,7 +11,7 @@ from callbacks.reform_eval_report import ReformEvalReport
 from callbacks.sample_grid import SampleGrid
 from callbacks.throughput import Throughput
 from sparsight.common.training.parameter_summary import ParameterSummary
-from sparsight.common.training.run_progress import RunProgress
+from sparsight.common.training.progress.run_progress import RunProgress
 
 __all__ = [
     "ExportAtEnd",

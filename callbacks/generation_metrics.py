@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Sized
-from dataclasses import asdict, is_dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -14,7 +13,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from callbacks.drawing import DrawsTeacher, check_drawable
-from callbacks.measured import check_metrics, check_numbers, drawing_protocol, share_extractors, write_values
+from callbacks.measured import (
+    check_metrics,
+    check_numbers,
+    drawing_protocol,
+    measured_on,
+    preparation,
+    share_extractors,
+    write_values,
+)
 from sparsight.common.captions import read_captions
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.training.processes import refuse_together
@@ -22,13 +29,6 @@ from sparsight.evaluation.images import GenerationMetric, Samples
 from sparsight.evaluation.images.draws import Draw, OwnDraws
 from sparsight.evaluation.images.images import resized
 from sparsight.evaluation.images.set_distance import SetDistance
-
-
-@runtime_checkable
-class Transformed(Protocol):
-    """A data set that tells how it makes tensors of images."""
-
-    transforms: Sequence[Any]
 
 
 class GenerationMetrics(Callback):
@@ -202,7 +202,7 @@ class GenerationMetrics(Callback):
                     "it a file of reference statistics, or set references: teacher"
                 )
             if self.references == "data":
-                distance.prepared_by(self._prepared(batch, dataset))
+                distance.prepared_by(preparation(dataset if "image" in batch else None, self.compare_size))
         if self.conditions is not None:
             return
         column = module.diffusion.conditioner.column
@@ -212,13 +212,6 @@ class GenerationMetrics(Callback):
             )
         if isinstance(dataset, Sized):
             self._check_found(len(dataset))
-
-    def _prepared(self, batch: Mapping[str, Any], dataset: Any) -> dict[str, Any]:
-        steps: dict[str, Any] = {"compare_size": self.compare_size or "none"}
-        transform = dataset.transforms[0] if isinstance(dataset, Transformed) else None  # validation and test have one
-        if "image" in batch and is_dataclass(transform) and not isinstance(transform, type):
-            steps["transform"] = asdict(transform)
-        return steps
 
     def _check_found(self, found: int) -> None:
         if found < self.num_samples:
@@ -252,10 +245,13 @@ class GenerationMetrics(Callback):
             done = min(first + self.batch_size, len(draws))
             if done // tenth > first // tenth:
                 rank_zero_info(f"generation metrics: drew {done} of {len(draws)} samples a process")
+        end = measured_on(self.num_samples, self.compare_size)
         values: dict[str, tuple[float, str]] = {}
         for metric in self.metrics:
             computed = metric.compute()
-            values |= {self._name(name): (float(value), metric.protocol) for name, value in computed.items()}
+            values |= {
+                f"{self._stage}/{name}{end}": (float(value), metric.protocol) for name, value in computed.items()
+            }
             metric.reset()
         module.log_dict({name: value for name, (value, _) in values.items()}, sync_dist=True)
         against = "the teacher's samples of the same ids" if self.references == "teacher" else None
@@ -298,10 +294,3 @@ class GenerationMetrics(Callback):
 
     def _compared(self, images: Tensor) -> Tensor:
         return images if self.compare_size is None else resized(images, self.compare_size).clamp(0, 1)
-
-    # -- results -----------------------------------------------------------------------------------------------------
-
-    def _name(self, name: str) -> str:
-        count = f"{self.num_samples // 1000}k" if self.num_samples % 1000 == 0 else str(self.num_samples)
-        size = "" if self.compare_size is None else f"_{self.compare_size}px"
-        return f"{self._stage}/{name}{size}_{count}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
 
@@ -106,3 +106,31 @@ def write_values(trainer: Trainer, stage: str, values: Mapping[str, tuple[float,
     folder = Path(trainer.log_dir or trainer.default_root_dir) / "metrics"
     if trainer.is_global_zero:
         write_text(folder / f"{stage}_step_{trainer.global_step:07d}.json", json_text(measured))
+
+
+@runtime_checkable
+class Transformed(Protocol):
+    """A data set that tells how it makes tensors of images."""
+
+    transforms: Sequence[Any]
+
+
+def preparation(dataset: Any, compare_size: int | None) -> dict[str, Any]:
+    """How reference images are made ready to be compared, as plain data.
+
+    Args:
+        dataset: That they come from; none if there are none.
+        compare_size: Side in pixels at which images are compared.
+    """
+    steps: dict[str, Any] = {"compare_size": compare_size or "none"}
+    transform = dataset.transforms[0] if isinstance(dataset, Transformed) else None  # validation and test have one
+    if is_dataclass(transform) and not isinstance(transform, type):
+        steps["transform"] = asdict(transform)
+    return steps
+
+
+def measured_on(samples: int, compare_size: int | None) -> str:
+    """The end of a metric's name: at how many pixels, and on how many samples."""
+    count = f"{samples // 1000}k" if samples % 1000 == 0 else str(samples)
+    size = "" if compare_size is None else f"_{compare_size}px"
+    return f"{size}_{count}"

@@ -16,8 +16,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from callbacks.ema import TrainableEMA
 from callbacks.export import ExportAtEnd
 from sparsight.common.measure.run_cost import Estimated, disk_bytes, whole_run
-from sparsight.common.training.pace import Pace
-from sparsight.common.training.run_progress import tell
+from sparsight.common.training.progress.pace import Pace
+from sparsight.common.training.progress.tell import tell
 from sparsight.common.training.sharding import is_sharded
 from sparsight.common.training.stage_clock import Staged, stage_index
 

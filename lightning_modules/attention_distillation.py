@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,20 +15,20 @@ from torch import Tensor
 
 from blocks.base import Site, TokenMixer
 from lightning_modules.beside_mixers import BesideMixers
+from lightning_modules.hands_over import HandsOver
 from lightning_modules.in_stages import SAVED
 from lightning_modules.stored_base import StoredBase
 from sparsight.common.datamodule import datamodule_of
-from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.hashes import short_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
 from sparsight.common.quantised.loading import DTYPES
 from sparsight.common.training.processes import gathered, process_count
-from sparsight.common.training.run_progress import log_together, tell
+from sparsight.common.training.progress.tell import log_together, tell
 from sparsight.common.training.sharding import is_sharded, own_class
 from sparsight.common.training.stage_clock import StageClock
-from sparsight.diffusion.measure.report import COSTS, ReplacementReport, replacement_report
+from sparsight.diffusion.measure.drawn_costs import drawn_report, write_costs
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.loading import TeacherLoading
 from sparsight.diffusion.model.sampling import Sampling
@@ -46,13 +45,13 @@ from sparsight.diffusion.train.compute import DistillationCompute
 from sparsight.diffusion.train.distiller import Distiller
 from sparsight.diffusion.train.former_names import follow_names, former_names
 from sparsight.diffusion.train.relative_errors import RecentErrors
-from sparsight.diffusion.train.stages import Stage, check_learners, check_weights, site_weight
+from sparsight.diffusion.train.stages import Stage, check_learners, check_trajectories, check_weights, site_weight
 from sparsight.diffusion.train.start import start_alike, start_from_teacher
 from sparsight.diffusion.train.trained_parts import TrainedParts
 
 
 @takes_former_options
-class AttentionDistillation(BesideMixers, StoredBase):
+class AttentionDistillation(BesideMixers, HandsOver, StoredBase):
     """Layer-wise and end-to-end distillation of self-attention (Dong et al., arXiv 2504.21292), in one ``fit``.
 
     Args:
@@ -201,25 +200,6 @@ class AttentionDistillation(BesideMixers, StoredBase):
     def _plan(self) -> dict[str, Any]:
         return {"teacher": self.teacher, "revision": self.revision, "record": record_of(self.denoiser)}
 
-    # -- sites that are handed over one after the other: see callbacks.PruningSchedule --------------------------------
-
-    def sites(self) -> list[str]:
-        """Paths of the self-attentions that have a mixer beside them."""
-        return list(self.shells)
-
-    def distance(self, one: str, other: str) -> int:
-        """How many sites two of them are apart."""
-        return abs(self.sites().index(one) - self.sites().index(other))
-
-    def score(self) -> dict[str, float]:
-        """Relative L2 error of every mixer over the last steps of training, on all processes alike."""
-        return self.recent_errors.by_site()
-
-    def retire(self, names: Sequence[str]) -> None:
-        """Let mixers compute at these sites, and attention at all others; all of them until this is first called."""
-        for path, shell in self.shells.items():
-            shell.handed_over = path in names
-
     # -- optimisation ----------------------------------------------------------------------------------------------
 
     def configure_callbacks(self) -> list[Callback]:
@@ -255,11 +235,11 @@ class AttentionDistillation(BesideMixers, StoredBase):
 
     def on_fit_start(self) -> None:
         """Say what is replaced, and what that saves."""
-        rank_zero_info(f"replaced self-attention:\n{self._report().text()}")
+        rank_zero_info(f"replaced self-attention:\n{drawn_report(self.diffusion).text()}")
 
     def on_train_start(self) -> None:
         """Let mixers start from the teacher, unless training was begun before; keep the costs beside the run."""
-        self._write_costs()
+        write_costs(self.trainer, self.diffusion)
         if self._restored:
             return
         if self.init_samples > 0:
@@ -267,33 +247,14 @@ class AttentionDistillation(BesideMixers, StoredBase):
         if self.trainer.world_size > 1 and (self.replicate_trained or not is_sharded(self.denoiser)):
             start_alike(self.shells.values(), [self.denoiser.get_parameter(name) for name in self.rest_names])
 
-    def _report(self) -> ReplacementReport:
-        """What is replaced, at the size that is drawn."""
-        size = self.diffusion.size
-        return replacement_report(self.denoiser, size=None if size is None else tuple(size))
-
-    def _write_costs(self) -> None:
-        """What is replaced, as ``costs.json`` in the log folder."""
-        folder = self.trainer.log_dir  # a broadcast: all processes must ask
-        if folder and self.trainer.logger and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            write_text(Path(folder) / COSTS, self._report().json())
-
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Go on to the stage of this step.
 
         Raises:
             ConfigurationError: A later or the current stage wants a target, or noise levels, that the data cannot give.
         """
-        if "xt" in batch and any(s.objective == "end_to_end" and s.terms.to_target for s in self.clock.stages):
-            raise ConfigurationError(
-                "to_target needs clean samples, but the data holds trajectory states: set to_target to 0 (it is 1 in "
-                "the losses paper and released), or use images or mode: samples"
-            )
-        if "xt" in batch and any(stage.timesteps for stage in self.clock.stages):
-            raise ConfigurationError(
-                "timesteps of a stage draws noise levels for clean samples, but the data holds trajectory states, "
-                "which have theirs: leave timesteps out, or use images or mode: samples"
-            )
+        if "xt" in batch:
+            check_trajectories(self.clock.stages)
         super().on_train_batch_start(batch, batch_idx)
 
     def initialise_mixers(self, batches: Iterator[Mapping[str, Any]]) -> None:

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins import FSDPPrecision, MixedPrecision, Precision
-from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
+from lightning.pytorch.utilities import GradClipAlgorithmType
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from lightning_modules.finite_guard import FiniteGuard, is_fused
+from lightning_modules.untrained import TellsUntrained
 from sparsight.common.checkpoint.file import FORMAT, check_format, local, read_header
 from sparsight.common.checkpoint.run_record import RUN, check_module, check_run, run_record
 from sparsight.common.errors import ConfigurationError
@@ -24,12 +24,11 @@ from sparsight.common.finite import check_checkpoint, check_finite
 from sparsight.common.formats import KEY
 from sparsight.common.plain import is_plain, plain_groups
 from sparsight.common.training.processes import refuse_together
-from sparsight.publish.trained import REMEDY
 
 HALVES = {"16": "float16", "bf": "bfloat16"}
 
 
-class TrainedPartsModule(LightningModule):
+class TrainedPartsModule(TellsUntrained):
     """Base of modules that train parts of a pretrained model and keep only those in checkpoints.
 
     Args:
@@ -42,7 +41,6 @@ class TrainedPartsModule(LightningModule):
         took_step: Whether the last optimiser step changed parameters; a tensor where the device decides.
         waits_for_steps: Whether that is always known at once.
         has_learned: Whether any optimiser step changed anything.
-        refuse_untrained: Predict nothing with parts that were never trained; set by the command.
 
     Raises:
         ValueError: ``max_skipped_steps`` is negative.
@@ -61,7 +59,6 @@ class TrainedPartsModule(LightningModule):
         self.took_step: bool | Tensor = True
         self._would_learn = False
         self.has_learned = False
-        self.refuse_untrained = False
         self._steps_before = 0
         self.strict_loading = False  # checkpoints hold what was trained; load_state_dict checks it exactly
 
@@ -90,33 +87,6 @@ class TrainedPartsModule(LightningModule):
     def steps_taken(self) -> int:
         """Optimiser steps of the loaded checkpoint, or of this run, with those that were left out."""
         return max(self._steps_before, self.global_step)
-
-    def untrained(self) -> str | None:
-        """What of the module should have been trained and never was, in words; none if there is nothing like that."""
-        return None
-
-    def on_validation_start(self) -> None:
-        """Say so if nothing was trained."""
-        self._announce_untrained()
-
-    def on_test_start(self) -> None:
-        """Say so if nothing was trained."""
-        self._announce_untrained()
-
-    def on_predict_start(self) -> None:
-        """Say so if nothing was trained, or refuse if the command was not told otherwise.
-
-        Raises:
-            ConfigurationError: Nothing was trained, and ``refuse_untrained`` is set.
-        """
-        if self.refuse_untrained and self.untrained() is not None:
-            raise ConfigurationError(f"{self.untrained()}: {REMEDY}")
-        self._announce_untrained()
-
-    def _announce_untrained(self) -> None:
-        lacking = None if self.trainer.state.fn == TrainerFn.FITTING else self.untrained()
-        if lacking is not None:
-            rank_zero_warn(f"{lacking}, and is measured or used as it is: give a checkpoint with --ckpt_path")
 
     # -- what is refused before data are made ------------------------------------------------------------------------
 

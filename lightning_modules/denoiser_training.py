@@ -20,7 +20,7 @@ from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
 from sparsight.common.training.dtypes import sent
 from sparsight.common.training.lr_schedules import LearningRateSchedule
-from sparsight.common.training.run_progress import tell
+from sparsight.common.training.progress.tell import tell
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.measure.run_memory import run_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict

@@ -1,9 +1,8 @@
-"""What modules of image-text models share: loading, layer scores, layers that retire."""
+"""What modules of image-text models share: loading, what must fit before a run, and what they are measured by."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -11,13 +10,13 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 
 from blocks.tokens import Edit
-from lightning_modules.answering import Answering, Evaluation, Illustrated
+from lightning_modules.answering import Evaluation, Illustrated
+from lightning_modules.loses_layers import LosesLayers
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.hashes import is_state, kind_of, state_hash
 from sparsight.common.quantised.loading import DTYPES
 from sparsight.common.quantised.weights import check_quantisation, has_codes, keep_from_ddp
-from sparsight.common.training.processes import averaged, everywhere
 from sparsight.common.training.sharding import is_sharded, shard_parts, split_again
 from sparsight.lvlm.chat.chat import ChatFormat
 from sparsight.lvlm.chat.show import keep_records
@@ -31,12 +30,10 @@ from sparsight.lvlm.model.tower import PartNames, find_parts, name_parts
 from sparsight.lvlm.scores import LayerScore, ScoreTable, score_layers
 from sparsight.lvlm.scores.maps.image_maps import ImageMaps
 from sparsight.lvlm.surgery.quantised import quantise_layers, whole_copy
-from sparsight.lvlm.surgery.retire import LayerPruning, RetiredLayers, measurement, removable_layers
+from sparsight.lvlm.surgery.retire import LayerPruning, RetiredLayers
 
 if TYPE_CHECKING:
     from sparsight.lvlm.methods.recipe import Recipe
-
-SITE = "layers."  # names of decoder layers as sites of a schedule
 
 
 @runtime_checkable
@@ -49,7 +46,7 @@ class Chatting(Protocol):
     """Folder or hub id of the model whose tokens these are; that of the module if not given."""
 
 
-class LVLMModule(Answering):
+class LVLMModule(LosesLayers):
     """An image-text model that is evaluated, scored layer by layer, and may lose layers along a PruningSchedule.
 
     Args:
@@ -62,8 +59,6 @@ class LVLMModule(Answering):
         recipe: Methods that work whenever the model is trained or evaluated.
 
     Attributes:
-        tuned_layers: Decoder layers that any stage tunes.
-        removals: Steps at which layers left, in order, each with its layers and the numbers they were chosen by.
         method_weights: Of the recipe's methods, by their names, if any has weights.
     """
 
@@ -115,7 +110,6 @@ class LVLMModule(Answering):
         self.export_name = "tuned" if prune is None else "pruned"
         self.retired = RetiredLayers(self.model, self.parts)
         self.removals: list[dict[str, Any]] = []
-        self._measured: dict[str, Any] | None = None  # what the next removal is chosen by
         self._images_fit = False
 
     def was_base(self, recorded: str) -> bool:
@@ -214,7 +208,7 @@ class LVLMModule(Answering):
                 split_again(self.model)
                 always_read_an_image(self.model, self.parts, inputs)
 
-    # -- layers ----------------------------------------------------------------------------------------------------
+    # -- what it is measured by ------------------------------------------------------------------------------------
 
     def analyze(self, scores: Sequence[LayerScore], batches: Sequence[Mapping[str, Any]]) -> ScoreTable:
         """Score the decoder layers on calibration batches, under the recipe if there is one.
@@ -275,51 +269,6 @@ class LVLMModule(Answering):
             return move_data_to_device(example_inputs(processor, images=images), self.device)
 
         return benchmark_recipe(self.model, self.recipe, prompt, tokens=tokens, **options)
-
-    def sites(self) -> list[str]:
-        """Names of the decoder layers that may be removed.
-
-        Raises:
-            ValueError: The module is not set up to lose layers.
-        """
-        if self.prune is None:
-            raise ValueError("the module has no `prune`: give it, with a score, to let a schedule remove layers")
-        tuned_before = [] if self.earlier is None else self.earlier["tuned_layers_now"]
-        found = removable_layers(
-            self.model, self.prune, depth=self.depth, tuned=self.tuned_layers, tuned_before=tuned_before
-        )
-        return [f"{SITE}{index}" for index in found]
-
-    def score(self) -> dict[str, float]:
-        """Importance of every removable layer, as the model now is, on the first training batches of all processes."""
-        assert self.prune is not None
-        drawn = islice(iter(datamodule_of(self.trainer).train_dataloader()), self.prune.batches)
-        batches = [self.trainer.strategy.batch_to_device(batch) for batch in drawn]
-        with self.trainer.precision_plugin.forward_context():
-            table = score_layers(self.model, batches, [self.prune.score])
-        (values,) = table.values.values()
-        known = torch.tensor([float("inf") if value is None else value for value in values], device=self.device)
-        mean = averaged(known).tolist()
-        self._measured = measurement(self.prune.score.name, mean, everywhere(table.facts))
-        return {name: mean[layer_of(name)] for name in self.sites()}
-
-    def distance(self, one: str, other: str) -> int:
-        """How many layers two sites are apart."""
-        return abs(layer_of(one) - layer_of(other))
-
-    def retire(self, names: Sequence[str]) -> None:
-        """Pass these layers by, and remember by which numbers those that are new among them were chosen."""
-        layers = [layer_of(name) for name in names]
-        leaving = [layer for layer in layers if layer not in self.retired.indices]
-        if leaving:
-            self.removals.append({"step": self.global_step, "layers": leaving, "measured": self._measured})
-            self._measured = None
-        self.retired.set(layers)
-
-
-def layer_of(site: str) -> int:
-    """Number of the decoder layer that a site's name means."""
-    return int(site.removeprefix(SITE))
 
 
 def _recipe(methods: Sequence[Edit]) -> Recipe:

@@ -18,7 +18,7 @@ from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.moved import takes_former_options
 from sparsight.common.training.dropout import seed_dropout
 from sparsight.common.training.processes import process_count, summed
-from sparsight.common.training.run_progress import tell
+from sparsight.common.training.progress.tell import tell
 from sparsight.common.training.sharding import is_sharded
 from sparsight.lvlm.model.answer_losses import answer_losses, answers
 from sparsight.lvlm.model.load import ModelLoading

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from datamodules.conversations.llava import EVALUATION_FIELDS, make_conversation, read_reasoning, read_turn
+from datamodules.sources.decoding import MAX_PIXELS, decode_image
 from datamodules.sources.huggingface import HuggingFaceRecords
-from datamodules.sources.records import MAX_PIXELS, CorruptRecord, Record, decode_image
+from datamodules.sources.records import CorruptRecord, Record
 from sparsight.lvlm.chat.conversation import IMAGE, Turn
 
 if TYPE_CHECKING:

@@ -11,17 +11,10 @@ from typing import Any
 
 from PIL import Image
 
+from datamodules.sources.decoding import MAX_PIXELS, check_max_pixels, decode_image
 from datamodules.sources.files import file_stamps, is_inside
 from datamodules.sources.identity import Part
-from datamodules.sources.records import (
-    MAX_PIXELS,
-    CorruptRecord,
-    Record,
-    RecordSource,
-    check_max_pixels,
-    decode_image,
-    digest,
-)
+from datamodules.sources.records import CorruptRecord, Record, RecordSource, digest
 from sparsight.common.disk.inputs import existing, need_file, need_folder
 from sparsight.common.text import BadText, check_text, each_once, parse_json, read_lines, read_text
 from sparsight.lvlm.chat.conversation import Conversation, Role, Turn

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal, get_args
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from datamodules.conversations.question_kinds import TASKS, Asker, Question, Task
 from datamodules.sampler import derive_seed
 from datamodules.sources.records import CorruptRecord, Record, RecordSource, digest
 from sparsight.lvlm.chat.conversation import IMAGE, Conversation, Turn
 
-Task = Literal["naming", "yes_no", "choice", "lettered_choice", "comparison"]
-_LETTERS = "ABCD"
 _UNKNOWN = -1
 _TWO = f"First picture: {IMAGE} Second picture: {IMAGE} "
-
-
-@dataclass(frozen=True)
-class _Question:
-    text: str
-    candidates: Sequence[str]
-    answer: int
-    second: int | None = None  # position in the source of the second image
 
 
 class LabelledQuestions(RecordSource):
@@ -58,15 +47,13 @@ class LabelledQuestions(RecordSource):
         seed: int = 0,
     ) -> None:
         self.source = source
-        self.tasks: list[Task] = list(get_args(Task)) if tasks is None else tasks
+        self.tasks: list[Task] = list(TASKS) if tasks is None else tasks
         self.per_record = per_record
         self.vary = vary
         self.seed = seed
-        self._names: list[str] = []
-        self._labels_N = np.empty(0, dtype=np.int64)
-        self._members: list[np.ndarray] = []
-        if not self.tasks or not set(self.tasks) <= set(get_args(Task)):
-            raise ValueError(f"tasks is {self.tasks}; allowed: {', '.join(get_args(Task))}")
+        self._asker = Asker([], np.empty(0, dtype=np.int64), vary=vary)
+        if not self.tasks or not set(self.tasks) <= set(TASKS):
+            raise ValueError(f"tasks is {self.tasks}; allowed: {', '.join(TASKS)}")
         if per_record < 1:
             raise ValueError(f"per_record is {per_record}; allowed: 1 or more")
 
@@ -86,9 +73,7 @@ class LabelledQuestions(RecordSource):
         labels = [self._label(index) for index in range(len(self.source))]
         if None in labels:
             raise ValueError(f"questions need labels: record {labels.index(None)} of the source has none")
-        self._names = list(names)
-        self._labels_N = np.array(labels, dtype=np.int64)
-        self._members = [np.flatnonzero(self._labels_N == label) for label in range(len(names))]
+        self._asker = Asker(names, np.array(labels, dtype=np.int64), vary=self.vary)
 
     @property
     def parts(self) -> Sequence[RecordSource]:
@@ -103,7 +88,7 @@ class LabelledQuestions(RecordSource):
     def __len__(self) -> int:
         """Number of questions."""
         self.open()
-        return len(self._labels_N) * self.per_record
+        return len(self.source) * self.per_record
 
     def __getitem__(self, index: int) -> Record:
         """Picture, label and question."""
@@ -147,110 +132,15 @@ class LabelledQuestions(RecordSource):
         yield self.tasks, self.per_record, self.vary, self.seed
         yield from self.source.content()
 
-    # ---------------------------------------------------------------------------------------------------- questions
-    def _question(self, index: int) -> tuple[Task, _Question]:
+    def _question(self, index: int) -> tuple[Task, Question]:
         record, number = divmod(index, self.per_record)
         # each image starts with another task, so that no task goes with a part of the source alone
         first = derive_seed(self.seed, record) % len(self.tasks)
         task = self.tasks[(first + number) % len(self.tasks)]
-        make: dict[Task, Callable[[np.random.Generator, int], _Question]] = {
-            "naming": self._naming,
-            "yes_no": self._yes_no,
-            "choice": self._choice,
-            "lettered_choice": self._lettered_choice,
-            "comparison": self._comparison,
-        }
-        return task, make[task](np.random.default_rng(derive_seed(self.seed, index, 1)), record)
+        return task, self._asker.ask(task, np.random.default_rng(derive_seed(self.seed, index, 1)), record)
 
     def _label(self, index: int) -> int | None:
         try:
             return self.source.label_of(index)
         except CorruptRecord:  # found again, counted and reported when the image is asked about
             return _UNKNOWN
-
-    def _naming(self, rng: np.random.Generator, record: int) -> _Question:
-        return _Question(self._word(rng, NAMING), self._names, int(self._labels_N[record]))
-
-    def _yes_no(self, rng: np.random.Generator, record: int) -> _Question:
-        no = int(rng.integers(2))
-        asked = self._other(rng, record) if no else int(self._labels_N[record])
-        return _Question(self._word(rng, YES_NO).format(self._names[asked]), ("yes", "no"), no)
-
-    def _choice(self, rng: np.random.Generator, record: int) -> _Question:
-        options, answer = self._options(rng, record)
-        listed = f"{', '.join(options[:-1])} or {options[-1]}"
-        return _Question(self._word(rng, CHOICE).format(listed), options, answer)
-
-    def _lettered_choice(self, rng: np.random.Generator, record: int) -> _Question:
-        options, answer = self._options(rng, record)
-        listed = " ".join(f"({letter}) {option}" for letter, option in zip(_LETTERS, options, strict=False))
-        return _Question(self._word(rng, LETTERED).format(listed), _LETTERS[: len(options)], answer)
-
-    def _comparison(self, rng: np.random.Generator, record: int) -> _Question:
-        label = int(self._labels_N[record])
-        if rng.integers(2):
-            no = int(rng.integers(2))
-            second = self._image(rng, self._other(rng, record) if no else label, but=record)
-            return _Question(self._word(rng, SAME), ("yes", "no"), no, second)
-        other, answer = self._other(rng, record), int(rng.integers(2))
-        text = self._word(rng, WHICH).format(self._names[other if answer else label])
-        return _Question(text, ("first", "second"), answer, self._image(rng, other, but=record))
-
-    def _word(self, rng: np.random.Generator, wordings: Sequence[str]) -> str:
-        return wordings[int(rng.integers(len(wordings)))] if self.vary else wordings[0]
-
-    def _other(self, rng: np.random.Generator, record: int) -> int:
-        """Another class, of which there are images."""
-        label = self._labels_N[record]
-        others = [other for other, members in enumerate(self._members) if other != label and len(members)]
-        return int(rng.choice(others)) if others else int(label)
-
-    def _options(self, rng: np.random.Generator, record: int) -> tuple[list[str], int]:
-        label = int(self._labels_N[record])
-        wrong = [other for other in range(len(self._names)) if other != label]
-        numbers = [label, *rng.permutation(wrong)[: len(_LETTERS) - 1].tolist()]
-        order = rng.permutation(len(numbers))
-        return [self._names[numbers[place]] for place in order], int(np.flatnonzero(order == 0)[0])
-
-    def _image(self, rng: np.random.Generator, label: int, *, but: int) -> int:
-        members = self._members[label]
-        place = int(rng.integers(len(members)))
-        if members[place] == but:
-            place = (place + 1) % len(members)  # of a class of one image it is the same one again
-        return int(members[place])
-
-
-NAMING = (
-    "What is shown?",
-    "What is in the picture?",
-    "Name the thing in this image.",
-    "Which kind of thing is this?",
-    "What do you see?",
-)
-YES_NO = (
-    'Does the picture show "{}"? Answer yes or no.',
-    'Is this of the kind "{}"?',
-    'Would you call this "{}"? Yes or no?',
-    'Is "{}" shown here?',
-)
-CHOICE = (
-    "What is shown: {}?",
-    "Which of these is in the picture: {}?",
-    "Choose what the image shows: {}.",
-    "Is this {}?",
-)
-LETTERED = (
-    "What is shown? {} Answer with the letter.",
-    "Choose the letter of what is in the picture. {}",
-    "{} Which of these is it? Give its letter.",
-)
-SAME = (
-    "Do both pictures show the same kind of thing? Answer yes or no.",
-    "Are these two of one kind?",
-    "Would you give both images the same name?",
-)
-WHICH = (
-    'Which picture shows "{}", the first or the second?',
-    'One of these is of the kind "{}": is it the first or the second?',
-    'Where is "{}": in the first image or in the second?',
-)

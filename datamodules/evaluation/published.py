@@ -23,7 +23,8 @@ from datamodules.evaluation.layout import (
     read_sample,
 )
 from datamodules.evaluation.task import EvaluationTask
-from datamodules.sources.records import MAX_PIXELS, CorruptRecord, check_max_pixels, decode_image, digest
+from datamodules.sources.decoding import MAX_PIXELS, check_max_pixels, decode_image
+from datamodules.sources.records import CorruptRecord, digest
 from sparsight.common.disk.inputs import need_file, need_local
 from sparsight.common.text import read_json
 from sparsight.evaluation.questions.question import Formulation

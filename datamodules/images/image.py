@@ -15,7 +15,8 @@ from datamodules.images.class_check import check_alike, check_batch, check_class
 from datamodules.images.image_dataset import ImageDataset, ImageTransform
 from datamodules.images.size_check import check_size
 from datamodules.images.transform_options import TransformOptions
-from datamodules.sources.records import MAX_PIXELS, RecordSource
+from datamodules.sources.decoding import MAX_PIXELS
+from datamodules.sources.records import RecordSource
 from sparsight.common.errors import require
 from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.model.diffusion_model import DiffusionModel

@@ -24,7 +24,8 @@ from datamodules.process import ProcessDataModule
 from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sampler import ReportingLoader, ResumableLoader
 from sparsight.common.disk.cache_options import CacheCompute, CacheOptions
-from sparsight.common.disk.sample_cache import NOT_MADE, SampleCache, Shard, fill_progress, has_former
+from sparsight.common.disk.cache_settings import has_former
+from sparsight.common.disk.sample_cache import NOT_MADE, SampleCache, Shard, fill_progress
 from sparsight.common.hashes import SHA256
 from sparsight.common.moved import takes_former_options
 from sparsight.diffusion.families.conditioning import ClassLabels

@@ -15,7 +15,8 @@ from datamodules.process import ProcessDataModule
 from datamodules.sampler import ResumableLoader, ResumableSampler, even_batch_size
 from sparsight.common.captions import read_captions
 from sparsight.common.disk.cache_options import CacheCompute, CacheOptions
-from sparsight.common.disk.sample_cache import SampleCache, cache_key
+from sparsight.common.disk.cache_settings import cache_key
+from sparsight.common.disk.sample_cache import SampleCache
 from sparsight.common.errors import require
 from sparsight.common.hashes import SHA256
 from sparsight.common.moved import takes_former_options

@@ -9,7 +9,8 @@ from typing import Any
 
 from fontTools.ttLib import TTFont
 
-from datamodules.sources.records import MAX_PIXELS, Record, RecordSource, decode_image, digest, image_size
+from datamodules.sources.decoding import MAX_PIXELS, decode_image, image_size
+from datamodules.sources.records import Record, RecordSource, digest
 
 DEBIAN_FONT = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
 

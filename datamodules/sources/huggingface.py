@@ -2,35 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
+from datamodules.sources.decoding import MAX_PIXELS, check_max_pixels, decode_image, image_size
+from datamodules.sources.huggingface_tables import check_columns, check_words_are_kept, is_image_type, load_rows
 from datamodules.sources.identity import Part
 from datamodules.sources.labels import Labels, name_numbers, number_labels, numbers_by_name
-from datamodules.sources.metadata import Row, read_rows
-from datamodules.sources.records import (
-    MAX_PIXELS,
-    CorruptRecord,
-    Record,
-    RecordSource,
-    check_max_pixels,
-    decode_image,
-    image_size,
-)
+from datamodules.sources.records import CorruptRecord, Record, RecordSource
 from sparsight.common.disk.inputs import need_local
 from sparsight.common.text import BadText, clean_text
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-_TEXTS = ("string", "large_string", "string_view")
-_LOST = {  # cells that pandas, with which datasets reads tables, takes for missing
-    *("#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
-    *("NULL", "NaN", "None", "n/a", "nan", "null"),
-}
-_LABELS = ("bool", "float", "int", "uint", *_TEXTS)  # beginnings of names of types
 
 
 class HuggingFaceRecords(RecordSource):
@@ -143,10 +128,10 @@ class HuggingFaceRecords(RecordSource):
     def _parts(self, value: Any) -> Iterator[object]:
         """A value of Arrow: images, which stay where they are in memory or on disk, or anything else."""
         inner = getattr(value.type, "value_type", None)  # Arrow's lists have one, of several classes
-        if inner is not None and _is_image(inner):
+        if inner is not None and is_image_type(inner):
             for each in value.values or ():
                 yield from self._parts(each)
-        elif not _is_image(value.type) or not value.is_valid:
+        elif not is_image_type(value.type) or not value.is_valid:
             yield value.as_py()
         elif value["bytes"].is_valid:
             data = value["bytes"].as_buffer()
@@ -179,7 +164,7 @@ class HuggingFaceRecords(RecordSource):
         from datasets import Image
 
         rows = self._load()
-        _check_words_are_kept(Path(self.path), [c for c in (self.caption_column, self.label_column) if c is not None])
+        check_words_are_kept(Path(self.path), [c for c in (self.caption_column, self.label_column) if c is not None])
         check_columns(rows.features, self)
         columns = [c for c in (self.image_column, self.caption_column, self.label_column) if c is not None]
         rows = rows.select_columns(list(dict.fromkeys(columns)))
@@ -246,91 +231,3 @@ class HuggingFaceRecords(RecordSource):
         if Path(self.path).is_dir():
             return [Path(self.path).resolve()]
         return [Path(config.HF_DATASETS_CACHE).resolve(), Path(HF_HUB_CACHE).resolve()]
-
-
-def load_rows(path: str, name: str | None, *, revision: str | None, files: list[str] | None = None, **more: Any) -> Any:
-    """``datasets.load_dataset``, but that in CSV files only a blank cell is missing: ``NA`` and ``null`` may be names.
-
-    Args:
-        path: Hub id, folder, or kind of file.
-        name: Configuration of a data set that has several.
-        revision: Branch, tag or commit of a hub data set.
-        files: Files of that kind.
-        more: What else ``load_dataset`` takes, such as ``split``.
-    """
-    from datasets import load_dataset, load_dataset_builder
-    from datasets.packaged_modules.csv.csv import CsvConfig
-
-    where: dict[str, Any] = {"data_files": files, "revision": revision}
-    if isinstance(load_dataset_builder(path, name, **where).config, CsvConfig):
-        more |= {"keep_default_na": False, "na_values": [""]}
-    return load_dataset(path, name, **where, **more)
-
-
-def _check_words_are_kept(folder: Path, columns: list[str]) -> None:
-    """Refuse words that ``datasets`` takes for missing in the tables beside images, where it has no option for it.
-
-    Raises:
-        ValueError: A table holds one in these columns.
-    """
-    for table in sorted(folder.rglob("metadata.csv")) if folder.is_dir() else ():
-        rows: list[Row] = []
-        with suppress(ValueError):  # what reads less strictly may still read it
-            rows = read_rows(table)
-        for row in rows:
-            for column in columns:
-                if row.values.get(column) in _LOST:
-                    raise ValueError(
-                        f"{table}: column {column!r} holds {row.values[column]!r} in line {row.line}, which datasets "
-                        "reads as missing: use FolderRecords, or write metadata.jsonl"
-                    )
-
-
-class Columns(Protocol):
-    """A source or stream with columns."""
-
-    path: str
-    image_column: str
-    label_column: str | None
-    caption_column: str | None
-
-
-def check_columns(features: Mapping[str, Any], source: Columns) -> None:
-    """See that the columns are there, and hold what they should.
-
-    Args:
-        features: Kinds of the columns that there are; where none are declared, the values of a row.
-        source: Names the columns that are wanted.
-
-    Raises:
-        ValueError: One is missing, or all of its values would be bad.
-    """
-    from datasets import ClassLabel, Image, Value
-
-    wanted = {
-        "image_column": source.image_column,
-        "label_column": source.label_column,
-        "caption_column": source.caption_column,
-    }
-    for option, column in wanted.items():
-        if column is None:
-            continue
-        if column not in features:
-            raise ValueError(
-                f"{option} is {column!r}, which data set {source.path!r} does not have; it has {list(features)}"
-            )
-        kind = features[column]
-        value = kind.dtype if isinstance(kind, Value) else ""
-        encoded = isinstance(kind, dict) and set(kind) == {"bytes", "path"}
-        where = f"column {column!r} of {source.path!r} holds {kind}"
-        if option == "image_column" and not isinstance(kind, Image) and value != "binary" and not encoded:
-            raise ValueError(f"{where}, not pictures")
-        if option == "caption_column" and value not in _TEXTS:
-            raise ValueError(f"{where}, not one text a row")
-        if option == "label_column" and not isinstance(kind, ClassLabel) and not value.startswith(_LABELS):
-            raise ValueError(f"{where}, not one label a row: class labels, whole numbers, names, true and false")
-
-
-def _is_image(kind: Any) -> bool:
-    """Whether a type of Arrow is that of encoded images."""
-    return {kind.field(number).name for number in range(kind.num_fields)} == {"bytes", "path"}

@@ -7,18 +7,12 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datamodules.sources.decoding import MAX_PIXELS, check_max_pixels, decode_image
 from datamodules.sources.files import FolderFiles
-from datamodules.sources.huggingface import check_columns, load_rows
+from datamodules.sources.huggingface_tables import check_columns, load_rows
 from datamodules.sources.identity import Part
 from datamodules.sources.labels import ClassNumbers, NotALabel, numbers_by_name, refuse_names
-from datamodules.sources.records import (
-    MAX_PIXELS,
-    CorruptRecord,
-    Record,
-    RecordStream,
-    check_max_pixels,
-    decode_image,
-)
+from datamodules.sources.records import CorruptRecord, Record, RecordStream
 from sparsight.common.disk.inputs import find_files, need_local
 from sparsight.common.text import BadText, clean_text
 

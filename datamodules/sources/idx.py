@@ -13,8 +13,9 @@ from typing import BinaryIO, cast
 import numpy as np
 from PIL import Image
 
+from datamodules.sources.decoding import MAX_PIXELS
 from datamodules.sources.labels import check_labels
-from datamodules.sources.records import MAX_PIXELS, Record, RecordSource, array_digest, digest
+from datamodules.sources.records import Record, RecordSource, array_digest, digest
 from sparsight.common.disk.inputs import need_file
 
 _PIECE = 1 << 20  # bytes

@@ -6,9 +6,10 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from datamodules.sources.decoding import MAX_PIXELS
 from datamodules.sources.files import file_stamps
 from datamodules.sources.huggingface import HuggingFaceRecords
-from datamodules.sources.records import MAX_PIXELS, digest
+from datamodules.sources.records import digest
 from sparsight.common.disk.inputs import find_files
 
 if TYPE_CHECKING:

@@ -22,7 +22,7 @@ from sparsight.common.checkpoint.monitors import CheckMonitors
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.training.parameter_summary import ParameterSummary
 from sparsight.common.training.precision import precision_that_pays
-from sparsight.common.training.run_progress import RunProgress
+from sparsight.common.training.progress.run_progress import RunProgress
 
 
 class SparsightTrainer(Verbs):

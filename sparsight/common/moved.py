@@ -22,6 +22,10 @@ Kind = TypeVar("Kind", bound=type[Any])
 MODULES: dict[str, tuple[str, ...]] = {  # each name of an old module is in one of the new ones
     "sparsight.analysis.bootstrap": ("sparsight.common.bootstrap",),
     "sparsight.cli": ("sparsight.command.cli",),
+    "sparsight.common.training.run_progress": (
+        "sparsight.common.training.progress.run_progress",
+        "sparsight.common.training.progress.tell",
+    ),
     "sparsight.diffusion.model": ("sparsight.diffusion.model.diffusion_model", "sparsight.diffusion.model.load"),
     "sparsight.distill.stages": ("sparsight.diffusion.train.stages",),
     "sparsight.evaluation.reform_eval.perturb": ("sparsight.evaluation.questions.variant",),

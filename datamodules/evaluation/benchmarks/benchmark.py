@@ -14,7 +14,8 @@ from datamodules.evaluation.benchmarks.rows import Rows, decoded
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.evaluation.tasks.distractors import answer_distractors, arranged
 from datamodules.sampler import derive_seed
-from datamodules.sources.records import MAX_PIXELS, CorruptRecord, check_max_pixels, digest
+from datamodules.sources.decoding import MAX_PIXELS, check_max_pixels
+from datamodules.sources.records import CorruptRecord, digest
 from sparsight.common.errors import require
 from sparsight.evaluation.questions.question import Method
 from sparsight.evaluation.questions.variant import MARKS, Variant

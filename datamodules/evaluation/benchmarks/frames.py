@@ -8,7 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageSequence
 
-from datamodules.sources.records import IMAGE_SUFFIXES, CorruptRecord, decode_image
+from datamodules.sources.decoding import IMAGE_SUFFIXES, decode_image
+from datamodules.sources.records import CorruptRecord
 
 ANIMATED = (".gif", ".webp")
 VIDEOS = (".mp4", ".avi", ".mkv", ".webm", ".mov")

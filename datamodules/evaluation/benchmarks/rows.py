@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
-from datamodules.sources.records import CorruptRecord, decode_image
+from datamodules.sources.decoding import decode_image
+from datamodules.sources.records import CorruptRecord
 from sparsight.common.disk.inputs import need_local
 
 if TYPE_CHECKING:

@@ -10,7 +10,6 @@ A folder of caches holds one folder for every key, which is a hash of the settin
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import time
@@ -28,14 +27,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sparsight.common.disk.cache_settings import (
+    MANIFEST,
+    cache_key,
+    differences,
+    has_former,
+    plain_settings,
+    read_settings,
+)
 from sparsight.common.disk.files import write_text, write_whole
-from sparsight.common.hashes import XXH3, is_state, state_hash
-from sparsight.common.plain import flatten
+from sparsight.common.hashes import is_state, state_hash
 from sparsight.common.tables import json_text
 
-MANIFEST, VERIFIED = "manifest.json", "verified.json"
+VERIFIED = "verified.json"
 NOT_MADE = "not made yet"
-_SHOWN_DIFFERENCES = 8
 _SECOND = 10**9
 _DAY = 24 * 3600
 _LOCK_SECONDS = 0.05  # how long to try for a shard before turning to the next one
@@ -98,9 +103,9 @@ class SampleCache:
     ) -> None:
         self.root = root
         self.verify_days = verify_days
-        self.settings: dict[str, Any] = _plain(settings)
+        self.settings: dict[str, Any] = plain_settings(settings)
         if former is not None and not self._is_there(self.settings) and has_former(root):
-            before = _plain(former())
+            before = plain_settings(former())
             self.settings = before if self._is_there(before) else self.settings
         self.folder = root if (root / MANIFEST).is_file() else root / cache_key(self.settings)
         self._check_manifest()
@@ -275,44 +280,6 @@ def fill_progress(unit: str) -> Progress:
 def shard_name(number: int) -> str:
     """File name of a shard."""
     return f"{number:05d}.safetensors"
-
-
-def cache_key(settings: Mapping[str, Any]) -> str:
-    """Name of the cache of these settings."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def has_former(root: Path) -> bool:
-    """Whether a folder of caches, or one that is a cache itself, has some of before hashes told their kind."""
-    found = [read_settings(path) for path in (root / MANIFEST, *root.glob(f"*/{MANIFEST}"))]
-    return any(settings is not None and XXH3 not in json.dumps(settings) for settings in found)
-
-
-def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
-    plain: dict[str, Any] = json.loads(json.dumps(settings))
-    return plain
-
-
-def read_settings(path: Path) -> dict[str, Any] | None:
-    """Settings of a manifest, or ``None`` if the file is none."""
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    settings = manifest.get("settings") if isinstance(manifest, dict) else None
-    return settings if isinstance(settings, dict) else None
-
-
-def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """The settings that differ, a line each."""
-    there, here = flatten(theirs), flatten(ours)
-    lines = [
-        f"  {key}: {str(there.get(key))[:60]} there, {str(here.get(key))[:60]} asked for"
-        for key in sorted(there.keys() | here.keys())
-        if there.get(key) != here.get(key)
-    ]
-    more = len(lines) - _SHOWN_DIFFERENCES
-    return "\n".join(lines[:_SHOWN_DIFFERENCES] + ([f"  and {more} more"] if more > 0 else []))
 
 
 def _versions() -> dict[str, str]:

@@ -135,3 +135,21 @@ def check_learners(weights: Mapping[str, float], learners: Sequence[str]) -> Non
             f"site_weights is 0 for all sites that have something to train ({', '.join(learners)}), so the layer-wise "
             "stage would train nothing: give one a weight above 0"
         )
+
+
+def check_trajectories(stages: Sequence[Stage]) -> None:
+    """Refuse stages that want of a teacher's trajectory states what these do not tell.
+
+    Raises:
+        ConfigurationError: One wants a target, or noise levels.
+    """
+    if any(stage.objective == "end_to_end" and stage.terms.to_target for stage in stages):
+        raise ConfigurationError(
+            "to_target needs clean samples, but the data holds trajectory states: set to_target to 0 (it is 1 in "
+            "the losses paper and released), or use images or mode: samples"
+        )
+    if any(stage.timesteps for stage in stages):
+        raise ConfigurationError(
+            "timesteps of a stage draws noise levels for clean samples, but the data holds trajectory states, "
+            "which have theirs: leave timesteps out, or use images or mode: samples"
+        )

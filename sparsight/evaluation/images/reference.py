@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from sparsight.common.disk.cache_settings import differences
 from sparsight.common.disk.files import write_whole
-from sparsight.common.disk.sample_cache import differences
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_finite
 from sparsight.common.hashes import is_state, state_hash

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from callbacks import ParameterSummary, RunProgress
 from sparsight.command.trainer import SparsightTrainer
-from sparsight.common.training.pace import Pace
+from sparsight.common.training.progress.pace import Pace
 from sparsight.common.training.stage_clock import StageClock
 
 

@@ -15,7 +15,8 @@ from PIL import Image
 
 from datamodules import AspectBuckets, FolderRecords, ImageDataModule
 from datamodules.sampler import GroupSampler, ResumableLoader
-from datamodules.sources.records import CorruptRecord, image_size
+from datamodules.sources.decoding import image_size
+from datamodules.sources.records import CorruptRecord
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from tests import tiny
 from tests.tiny_records import Numbers

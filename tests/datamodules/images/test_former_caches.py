@@ -9,7 +9,8 @@ import pytest
 
 from datamodules import TeacherSamplesDataModule
 from sparsight.common.disk.cache_options import CacheOptions
-from sparsight.common.disk.sample_cache import SampleCache, has_former
+from sparsight.common.disk.cache_settings import has_former
+from sparsight.common.disk.sample_cache import SampleCache
 from sparsight.common.hashes import SHA256
 from sparsight.diffusion.train.teacher_plan import TeacherPlan
 from tests import tiny

@@ -23,7 +23,7 @@ from blocks import DeltaConvBlock
 from datamodules import TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
 from sparsight.common.disk import sample_cache
-from sparsight.common.disk.sample_cache import MANIFEST, read_settings
+from sparsight.common.disk.cache_settings import MANIFEST, read_settings
 from sparsight.common.hashes import state_hash
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.load import load_pipeline

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from datamodules import ConversationRecords, CorruptRecord, FolderRecords, HuggingFaceRecords, TarRecords
-from datamodules.sources.huggingface import load_rows
+from datamodules.sources.huggingface_tables import load_rows
 from tests.tiny_files import png, write_files, write_tar
 
 PICTURES: dict[str, bytes | str] = {f"{number}.png": png(number) for number in range(2)}

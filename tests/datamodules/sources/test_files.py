@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from datamodules import CorruptRecord, FolderRecords, ImageDataModule, ParquetRecords, TarRecords
+from datamodules.sources.decoding import IMAGE_FORMATS, IMAGE_SUFFIXES
 from datamodules.sources.files import FolderFiles
-from datamodules.sources.records import IMAGE_FORMATS, IMAGE_SUFFIXES
 from sparsight.common.disk.inputs import expand_braces, find_files
 from tests.tiny_files import png, write_files, write_parquet, write_shard, write_tar
 

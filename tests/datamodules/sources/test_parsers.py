@@ -34,8 +34,8 @@ from datamodules import (
     TarStream,
 )
 from datamodules.conversations.huggingface_conversations import HuggingFaceConversations
+from datamodules.sources.decoding import decode_image
 from datamodules.sources.labels import ClassNumbers, NotALabel, number_labels
-from datamodules.sources.records import decode_image
 from sparsight.common.disk.inputs import find_files
 from tests.tiny_files import png, write_files
 

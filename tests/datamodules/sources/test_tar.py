@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules import CorruptRecord, ImageDataModule, ParquetRecords, TarRecords
-from datamodules.sources.tar_members import DamagedShard, members_of
+from datamodules.sources.tar_parts.members import DamagedShard, members_of
 from tests.tiny_files import png, write_parquet, write_shard, write_tar
 
 
@@ -101,7 +101,7 @@ def test_a_damaged_shard_is_found_when_it_is_opened(tmp_path: Path, damage: str)
 def test_a_member_that_claims_too_much_is_corrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = TarRecords(str(write_shard(tmp_path / "a.tar", 0, 2)))
     source.open()
-    monkeypatch.setattr("datamodules.sources.tar_members.MAX_BYTES", 8)
+    monkeypatch.setattr("datamodules.sources.tar_parts.members.MAX_BYTES", 8)
     with pytest.raises(CorruptRecord, match=r"0000\.png of \d+ bytes is larger than 8"):
         source[0]
     monkeypatch.undo()

@@ -6,8 +6,8 @@ import posixpath
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from datamodules.sources.decoding import IMAGE_SUFFIXES
 from datamodules.sources.files import is_about_the_data
-from datamodules.sources.records import IMAGE_SUFFIXES
 
 CAPTION_SUFFIXES = (".txt", ".caption")
 

@@ -17,8 +17,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
+from datamodules.sources.decoding import IMAGE_SUFFIXES
 from datamodules.sources.files import is_about_the_data
-from datamodules.sources.records import IMAGE_SUFFIXES, CorruptRecord
+from datamodules.sources.records import CorruptRecord
 from sparsight.common.disk.inputs import is_left_behind
 
 MAX_BYTES = 1 << 28  # of one member; an image of the most pixels takes less

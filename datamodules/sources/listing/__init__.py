@@ -1,0 +1,1 @@
+"""What folders of images hold, told before any image is decoded."""

@@ -1,0 +1,1 @@
+"""What a record of a tar shard is made of: where its members lie, and what they hold."""

@@ -1,0 +1,1 @@
+"""Where a run is, as it is told while it runs."""
