@@ -10,9 +10,9 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from datamodules.sampler import ReportingLoader, epoch_batches
+from sparsight.common.checkpoint.hyperparameters import keep_plain
 from sparsight.common.datamodule import Follower
 from sparsight.common.errors import ConfigurationError, require
-from sparsight.common.plain import is_plain, plain_groups
 
 _MOST_WORKERS = 1024  # a mistyped number would start processes until the machine stands still
 
@@ -34,11 +34,7 @@ class ProcessDataModule(Follower, LightningDataModule):
         """Let checkpoints hold the constructor's plain arguments, to be compared when a run goes on from them."""
         frame = inspect.currentframe()
         assert frame is not None
-        self.save_hyperparameters(frame=frame.f_back, logger=False)
-        groups = plain_groups(type(self), self.hparams)
-        not_plain = [name for name, value in self.hparams.items() if not is_plain(value)]
-        self.save_hyperparameters(ignore=not_plain, frame=frame.f_back, logger=False)
-        self.hparams.update(groups)
+        keep_plain(self, frame.f_back, logger=False)
 
     def _named_model(self, option: str, value: str | None) -> str:
         """The model that an option names, which the command may have taken from the module."""

@@ -18,11 +18,11 @@ from torch import Tensor
 from lightning_modules.finite_guard import FiniteGuard, is_fused
 from lightning_modules.untrained import TellsUntrained
 from sparsight.common.checkpoint.file import FORMAT, check_format, local, read_header
+from sparsight.common.checkpoint.hyperparameters import keep_plain
 from sparsight.common.checkpoint.run_record import RUN, check_module, check_run, run_record
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_checkpoint, check_finite
 from sparsight.common.formats import KEY
-from sparsight.common.plain import is_plain, plain_groups
 from sparsight.common.training.processes import refuse_together
 
 HALVES = {"16": "float16", "bf": "bfloat16"}
@@ -63,18 +63,10 @@ class TrainedPartsModule(TellsUntrained):
         self.strict_loading = False  # checkpoints hold what was trained; load_state_dict checks it exactly
 
     def keep_hyperparameters(self, *, ignore: Sequence[str] = ()) -> None:
-        """Save the constructor's arguments that are plain data, so that checkpoints load with ``weights_only``.
-
-        Built by the command, every argument is plain; built in Python, callables and modules are left out, and groups
-        of options are held as mappings.
-        """
+        """Save the constructor's arguments that are plain data; see ``keep_plain``."""
         frame = inspect.currentframe()
         assert frame is not None
-        self.save_hyperparameters(ignore=list(ignore), frame=frame.f_back)
-        groups = plain_groups(type(self), self.hparams)
-        not_plain = [name for name, value in self.hparams.items() if not is_plain(value)]
-        self.save_hyperparameters(ignore=[*ignore, *not_plain], frame=frame.f_back)
-        self.hparams.update(groups)
+        keep_plain(self, frame.f_back, ignore=ignore)
 
     def end_after(self, steps: int) -> None:
         """Let training end after that many optimiser steps, unless the trainer stops earlier."""

@@ -16,7 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 import datamodules
 import lightning_modules
-from datamodules import TeacherSamplesDataModule
+from datamodules import ImageDataModule, TeacherSamplesDataModule
 from lightning_modules import AttentionDistillation
 from sparsight.command.cli import main
 from sparsight.command.parsing.former import follow_former_options
@@ -181,3 +181,16 @@ def test_options_of_classes_inside_others_lead_on_as_well() -> None:
     saved = flatten({"images": images | {"init_args": {"fit": "pad", "image_size": 8}}, "fit": "of no such class"})
     now = images | {"init_args": {"transform": {"fit": "pad"}, "image_size": 8}}
     assert as_now(kind, saved) == flatten({"images": now, "fit": "of no such class"})
+
+
+class _Mine(ImageDataModule):
+    """A user's, with an option of its own."""
+
+    def __init__(self, train: Any, extra: int = 3, **options: Any) -> None:
+        super().__init__(train, image_size=7, **options)
+        self.extra = extra
+
+
+def test_checkpoints_keep_what_derived_classes_add() -> None:
+    held = dict(_Mine(None, extra=5, batch_size=2, transform={"channels": 1}).hparams)
+    assert (held["extra"], held["image_size"], held["batch_size"], held["transform"]["channels"]) == (5, 7, 2, 1)
