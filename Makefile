@@ -40,7 +40,7 @@ test: $(READY)  ## Lint, types and tests, in WORKERS processes: about 8 minutes 
 test-slow: $(READY)  ## The tests that take longer: all rows of the matrices, all recipes
 	$(PARALLEL) -m "slow and not gpu and not faults"
 
-test-browser: $(READY)  ## The page of a run in headless Chromium, which must be installed
+test-browser: $(READY)  ## The page of a run and the search of the site in headless Chromium, which must be installed
 	$(BIN)/python -m pytest -m browser
 
 test-gpu: $(READY)  ## The tests that need a CUDA device

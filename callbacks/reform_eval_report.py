@@ -23,7 +23,7 @@ from sparsight.common.measure.environment import environment
 from sparsight.common.plain import setting
 from sparsight.common.training.processes import everywhere
 from sparsight.evaluation.questions.scores import Estimate, ScoreKey
-from sparsight.evaluation.reform_eval.report import FILE, read_report, write_report
+from sparsight.evaluation.reform_eval.report import FILE, read_report, write_report, written_to
 from sparsight.evaluation.reform_eval.scores import scores_of
 
 _ANSWERS = "answers-*.jsonl"
@@ -190,7 +190,7 @@ class ReformEvalReport(Callback):
         }
         _set_aside(self._target, self._about["tasks"])
         table = write_report(self._target, about=self._about, extra=extra, answers=answers, scores=scores)
-        rank_zero_info(f"{table}\n\nreport: {self._target}")
+        rank_zero_info(f"{table}\n\n{written_to(self._target)}")
 
     def _target_folder(self, trainer: Trainer) -> Path:
         if self.folder is not None:

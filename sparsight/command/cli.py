@@ -7,6 +7,7 @@ import signal
 import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,7 @@ from sparsight.command.checks.empty_keys import check_empty_keys
 from sparsight.command.checks.plan_entries import check_plans
 from sparsight.command.mistakes import in_one_line
 from sparsight.command.output.ending import after_check, ending, log_folder
+from sparsight.command.output.following import following
 from sparsight.command.output.quiet import quieten
 from sparsight.command.parser import Parser
 from sparsight.command.parsing.former import follow_former_options
@@ -35,6 +37,8 @@ from sparsight.common.checkpoint.file import local
 from sparsight.common.checkpoint.find import options_in
 from sparsight.common.checkpoint.run_record import check_options
 from sparsight.common.errors import ConfigurationError
+from sparsight.common.training.averaging import averaging
+from sparsight.diffusion.analyze.verb import Analysed
 from sparsight.report.main import PAGE
 from sparsight.report.page import write_page
 from sparsight.report.read import read_run
@@ -104,6 +108,16 @@ class SparsightCLI(LightningCLI):
         except (ConfigurationError, OSError, ValueError) as error:
             print(f"sparsight: no report of {folder} could be written: {error}", file=sys.stderr)
 
+    def following(self, arguments: Sequence[str]) -> list[str]:
+        """What may be done now, made of what was typed."""
+        return following(
+            arguments,
+            self.asked,
+            root=Path(self.trainer.default_root_dir),
+            averaged=averaging(self.trainer) is not None,
+            denoiser=isinstance(self.model, Analysed),
+        )
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Lightning's verbs and ours, each with the arguments that the command fills in itself."""
@@ -167,6 +181,7 @@ class SparsightCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Build datamodule, module and trainer, which is told how to be called again."""
+        self.asked = self.config[self.subcommand].clone()  # from what is saved with a run, the verb's options are taken
         super().instantiate_classes()
         if isinstance(self.trainer, SparsightTrainer):
             self.trainer.command = sys.argv[1:]
@@ -213,6 +228,9 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         cli = SparsightCLI()
         if "check" in arguments[:1] and cli.trainer.is_global_zero:
             print("\n".join(after_check(arguments)))
+        elif isinstance(cli.trainer, SparsightTrainer) and cli.trainer.is_global_zero:
+            for line in cli.following(arguments):
+                print(line)
         return cli
     except KeyboardInterrupt:
         raise SystemExit(128 + signal.SIGINT) from None

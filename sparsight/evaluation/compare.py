@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -191,5 +192,16 @@ def main(arguments: Sequence[str]) -> None:
         about, lines = _compared(given.reports, output=given.output, names=given.names, resamples=given.resamples)
         print(f"{fill(about, WIDTH)}\n\n{_for_a_terminal(lines)}\n")
         print(f"Written to {given.output}: comparison.json, comparison.md, comparison.png")
+        for line in _following(given.reports, given.output):
+            print(line)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"sparsight: {error}") from error
+
+
+def _following(reports: Sequence[str], output: str) -> list[str]:
+    """Runs that have a configuration can be looked at beside each other, too."""
+    folders = [path if path.is_dir() else path.parent for path in map(Path, reports)]
+    if not all((folder / "config.yaml").is_file() for folder in folders):
+        return [f"Next: {output}/comparison.md is a table for pages, comparison.json has all numbers for programs"]
+    page = shlex.join(["sparsight", "report", *map(str, folders), "--output", str(Path(output, "report.html"))])
+    return ["Next:", f"  {page}"]

@@ -79,7 +79,7 @@ def test_a_run_ends_with_what_it_wrote_and_what_comes_next(run: Run) -> None:
         f"Last checkpoint: {run.checkpoint}",
         "Next:",
         f"  sparsight validate --config {run.folder}/config.yaml --ckpt_path {run.checkpoint}",
-        f"  sparsight export --config {run.folder}/config.yaml --ckpt_path {run.checkpoint}",
+        f"  sparsight export --config {run.folder}/config.yaml --ckpt_path {run.checkpoint} --weights raw",
         f"  tensorboard --logdir {run.folder}",
     ]
 
@@ -92,7 +92,11 @@ def test_fit_validate_and_predict_read_the_same_config(
     assert float(validated.trainer.callback_metrics["val/output_relative_l2"]) > 0
     main(["predict", "--config", run.config, "--ckpt_path", run.checkpoint, "--images.folder", str(tmp_path / "drawn")])
     assert len(list((tmp_path / "drawn").glob("*.png"))) == 24
-    assert capsys.readouterr().out.endswith(f"Images: {tmp_path / 'drawn'}\n")
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        f"Images: {tmp_path / 'drawn'}",
+        "Next:",
+        f"  sparsight export --config {run.config} --ckpt_path {run.checkpoint} --weights raw",
+    ]
     assert not [each for each in recwarn if "dirpath has changed" in str(each.message)], "nothing is saved"
 
 

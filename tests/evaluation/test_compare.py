@@ -74,9 +74,10 @@ def test_what_is_not_defined_is_a_dash_and_no_number(tmp_path: Path) -> None:
 def test_the_command_prints_tables_that_fit_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(report(tmp_path / name, [True] * 8)) for name in ("a_base_with_a_long_name", "another_one")]
     main([*folders, "--output", str(tmp_path / "out"), "--resamples", "50"])
-    *table, blank, written = capsys.readouterr().out.splitlines()
+    *table, blank, written, following = capsys.readouterr().out.splitlines()
     assert max(map(len, table)) <= 80 and blank == ""
     assert written == f"Written to {tmp_path / 'out'}: comparison.json, comparison.md, comparison.png"
+    assert following.startswith(f"Next: {tmp_path / 'out'}/comparison.md is a table")
     assert "accuracy by likelihood" in table and any("another_one, difference" in line for line in table)
     assert sum("+0.0 (+0.0 to +0.0)" in line for line in table) >= 1
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,11 +20,11 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.report.charts import line_chart, site_map
 from sparsight.report.page import page, site_errors
 from sparsight.report.read import RunFolder, read_run
+from tests.tiny_browser import CHROMIUM, OPTIONS
 
 VOID = {"meta", "img", "input", "br"}
 SITES = ("mid_block.attn1", "down_blocks.0.attn1")  # in another order than that of their letters
 HOSTILE = "<script>alert(1)</script>"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 class Reader(HTMLParser):
@@ -209,7 +208,7 @@ def test_a_browser_shows_it_without_faults(tmp_path: Path, width: int, dark: boo
         getComputedStyle(document.body).backgroundColor].join("|");
     </script></body>"""
     (tmp_path / "page.html").write_text(text.replace("</body>", probe))
-    options = ["--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900", "--hide-scrollbars"]
+    options = [*OPTIONS, f"--window-size={width},900", "--hide-scrollbars"]
     options += ["--force-dark-mode", "--blink-settings=preferredColorScheme=0"] if dark else []
     command = [str(CHROMIUM), *options, "--dump-dom", (tmp_path / "page.html").as_uri()]
     seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)

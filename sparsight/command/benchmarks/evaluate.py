@@ -149,6 +149,7 @@ def _ask_there(given: argparse.Namespace, model: str, names: Sequence[str], outp
         batch_size=given.batch_size or 1,
     )
     from sparsight.evaluation.harness.read import report_recorded
+    from sparsight.evaluation.reform_eval.report import written_to
 
     date = time.strftime("%Y-%m-%dT%H:%M:%S")
     folder = output / "lmms_eval" / date.replace(":", "-")
@@ -156,7 +157,7 @@ def _ask_there(given: argparse.Namespace, model: str, names: Sequence[str], outp
     facts = {"name": _stem(given.model), "hash": _weights_hash(model)}
     about = {"backend": given.backend, "options": dict(asked.options), "limit": given.limit}
     print(report_recorded(folder, output, model=facts, about=about, date=date))
-    print(f"\nreport: {output}")
+    print(f"\n{written_to(output)}")
 
 
 def named_task(name: str, data: str | None) -> dict[str, Any]:

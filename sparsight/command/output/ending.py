@@ -12,6 +12,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
+from sparsight.command.output.following import exporting
+from sparsight.common.training.averaging import averaging
+
 CONFIG = "config.yaml"
 OUTPUT = "--output"  # of ``check`` alone
 _TELLS = ("fit", "validate", "test", "predict")  # the other verbs name their files themselves
@@ -81,8 +84,10 @@ def last_checkpoint(trainer: Trainer) -> Path | None:
 def _next(trainer: Trainer, config: Path, checkpoint: Path, *, exported: bool) -> list[str]:
     commands = []
     if config.is_file():
-        for verb in ("validate",) if exported else ("validate", "export"):
-            commands.append(shlex.join(["sparsight", verb, "--config", str(config), "--ckpt_path", str(checkpoint)]))
+        typed = ["--config", str(config)]
+        commands.append(shlex.join(["sparsight", "validate", *typed, "--ckpt_path", str(checkpoint)]))
+        if not exported:
+            commands.append(exporting(typed, str(checkpoint), averaged=averaging(trainer) is not None))
     if any(isinstance(logger, TensorBoardLogger) for logger in trainer.loggers):
         commands.append(shlex.join(["tensorboard", "--logdir", str(config.parent)]))
     return commands

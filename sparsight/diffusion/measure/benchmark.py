@@ -234,7 +234,7 @@ def benchmark_model(model: nn.Module, settings: Settings, *, device: torch.devic
     rows = run_benchmark(denoiser, settings, device=device, folder=folder, on_row=_announce)
     print("\n" + table(rows))
     print(f"\n{fill(TIMES, WIDTH)}\n{fill(WEIGHTS, WIDTH)}")
-    print(f"\nTable, CSV, JSON and plot are in {folder}")
+    print(f"\nWritten to {folder}: benchmark.txt, benchmark.csv, benchmark.json, benchmark.png")
 
 
 def _longest(denoiser: nn.Module, settings: Settings) -> str:

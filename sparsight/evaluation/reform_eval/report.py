@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,13 @@ def write_report(
     write_text(folder / "report.md", f"{_title(about, extra)}\n\n{markdown_table(lines)}\n{left}")
     plot_scores({about["model"]["name"]: scores}, folder / "dimensions.png")
     return format_table(lines, width=WIDTH)
+
+
+def written_to(folder: Path) -> str:
+    """What a reader is told at the end: files, and the command that reads them."""
+    command = shlex.join(["sparsight", "compare", str(folder)])
+    files = "report.json, report.md, dimensions.png"
+    return f"Written to {folder}: {files}\nNext, with the report of another model:\n  {command} OTHER --output compared"
 
 
 def read_report(path: str | Path) -> dict[str, Any]:

@@ -148,7 +148,9 @@ def test_fit_takes_the_plan_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixtu
     folder = tmp_path / "runs" / "analysis"
     plan = json.loads((folder / "plan.json").read_text())
     assert plan["plan"]["cost"] <= 0.99 and plan["plan"]["measured"] > 0
-    assert str(folder) in capsys.readouterr().out and (folder / "plan.png").is_file()
+    said = capsys.readouterr().out
+    assert said.endswith(f"Next:\n  sparsight fit --config {config} --config {folder / 'plan.yaml'}\n")
+    assert (folder / "plan.png").is_file()
     ended = main(["fit", "--config", config, "--config", str(folder / "plan.yaml"), "--trainer.logger", "false"])
     chosen = {path: name.partition("(")[0] for path, name in plan["plan"]["sites"].items() if name}
     assert chosen and "NoMixing" not in chosen.values(), (

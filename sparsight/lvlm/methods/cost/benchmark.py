@@ -74,6 +74,7 @@ def benchmark_recipe(
         }
         write_text(folder / "benchmark.json", json_text(facts))
         write_text(folder / "benchmark.csv", csv_text(rows))
+        print(f"\nWritten to {folder}: benchmark.json, benchmark.csv")
     return rows
 
 

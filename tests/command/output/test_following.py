@@ -1,0 +1,72 @@
+"""What a verb leads to: commands of what was typed, which the command takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from sparsight.command.output.following import following, kept
+
+
+def next_of(typed: str, root: Path, **options: object) -> list[str]:
+    denoiser = bool(options.pop("denoiser", False))
+    return following(typed.split(), options, root=root, denoiser=denoiser)
+
+
+def test_options_of_other_verbs_are_left_and_values_stay() -> None:
+    typed = ["test", "--config", "a", "--batches", "2", "--model.lr=1", "--data.shift", "-1", "--trainer.callbacks+=X"]
+    assert kept(typed) == ["--config", "a", "--model.lr=1", "--data.shift", "-1", "--trainer.callbacks+=X"]
+    assert kept(["test", "--database", "x", "-c", "a"]) == ["-c", "a"]
+
+
+@pytest.mark.parametrize("verb", ["validate", "test", "predict", "analyze"])
+def test_a_checkpoint_that_was_looked_at_is_exported(verb: str, tmp_path: Path) -> None:
+    typed = [verb, "--config", "a", "--ckpt_path", "b.ckpt", "--images.folder", "c"]
+    said = [following(typed, {"ckpt_path": "b.ckpt"}, root=tmp_path, averaged=each) for each in (True, False)]
+    exported = "  sparsight export --config a --ckpt_path b.ckpt"
+    assert said == [["Next:", exported], ["Next:", f"{exported} --weights raw"]]
+    assert next_of("test --config a", tmp_path) == [], "an untrained model"
+
+
+def test_an_analysis_of_a_denoiser_leads_to_a_budget_and_its_plan_to_a_run(tmp_path: Path) -> None:
+    typed = "analyze --config experiment/quickstart --config analyze/candidates --batches 2"
+    assert next_of(typed, tmp_path, denoiser=True) == ["Next:", f"  sparsight {typed} --budget 0.8"]
+    plan = tmp_path / "analysis" / "plan.yaml"
+    assert next_of(f"{typed} --budget 0.7", tmp_path, denoiser=True, budget=0.7) == [
+        "Next:",
+        f"  sparsight fit --config experiment/quickstart --config {plan}",
+    ]
+
+
+def test_scores_of_layers_lead_to_a_run_that_tunes_the_best(tmp_path: Path) -> None:
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": {"block_influence": {}}}))
+    model = SimpleNamespace(class_path="lightning_modules.SparseLayerTuning")
+    _, said = next_of("analyze --config a", tmp_path, model=model, output=str(tmp_path))
+    assert said.startswith("  sparsight fit --config a --model.layers ") and "block_influence" in said
+    assert next_of("analyze --config a", tmp_path, model=model, output=str(tmp_path), maps=object()) == []
+    assert next_of("analyze --config a", tmp_path, model=SimpleNamespace(class_path="LVLMEvaluation")) == []
+
+
+def test_a_benchmark_leads_to_the_export_of_a_run_or_to_one(tmp_path: Path) -> None:
+    assert next_of("benchmark --config a --runs 3", tmp_path) == ["Next:", "  sparsight fit --config a"]
+    _, tested = next_of("benchmark --model LVLMEvaluation --model.base b", tmp_path)
+    assert tested == "  sparsight test --config reform_eval/offline --model LVLMEvaluation --model.base b"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    config = tmp_path / "config.yaml"
+    assert next_of(f"benchmark --config {config}", tmp_path) == [
+        "Next:",
+        f"  sparsight export --config {config} --ckpt_path {tmp_path}/checkpoints/last.ckpt --weights raw",
+    ]
+
+
+def test_an_export_tells_how_it_is_loaded(tmp_path: Path) -> None:
+    loaded, *following = next_of("export --config a", tmp_path)
+    assert "AutoModelForImageTextToText" in loaded
+    assert following == ["Next:", f"  sparsight evaluate {tmp_path}/export --tasks pope"]
+    (tmp_path / "model_index.json").touch()
+    (line,) = next_of("export --config a", tmp_path, output=str(tmp_path))
+    assert line.startswith(f'Load it: DiffusionPipeline.from_pretrained("{tmp_path}", trust_remote_code=True)')
