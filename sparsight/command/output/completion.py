@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sparsight.command.arguments import NAMED, VERBS, config_folders, read_config
+from sparsight.command.benchmarks.evaluate import TASKS
 from sparsight.command.options import options_of_trainer, options_of_verb
 from sparsight.command.plugins import GROUPS, known_plugins, known_sources
 from sparsight.command.sources import Sources
@@ -52,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
 def script(shell: str) -> str:
     """What a shell is told."""
     sources = known_sources()
-    plugins = known_plugins(("modules", "datamodules"))
+    plugins = known_plugins({*_PARTS.values(), *_VALUES.values()})
     environment = Environment(loader=PackageLoader("sparsight.command.output", "."), undefined=StrictUndefined)
     environment.filters["words"] = " ".join
     return environment.get_template("completion.sh").render(
@@ -64,6 +65,10 @@ def script(shell: str) -> str:
         options={verb: _dashed(options_of_verb(verb)) for verb in VERBS},
         trainer=_dashed(f"trainer.{name}" for name in options_of_trainer()),
         classes={part: [each.name for each in plugins[group]] for part, group in _PARTS.items()},
+        values={
+            **{option: [each.name for each in plugins[group]] for option, group in _VALUES.items()},
+            "--tasks": list(TASKS),
+        },
         of_class={
             (part, each.name): _dashed(f"{part}.{name}" for name in _nested(each.options, sources))
             for part, group in _PARTS.items()
@@ -74,6 +79,13 @@ def script(shell: str) -> str:
 
 
 _PARTS = {"model": "modules", "data": "datamodules"}
+_VALUES = {  # options whose values are classes, with their kind
+    "--mixers": "mixers",
+    "--model.layers": "selections",
+    "--model.mixer": "mixers",
+    "--scores": "scores",
+    "--trainer.callbacks": "callbacks",
+}
 
 
 def _dashed(names: Iterable[str]) -> list[str]:

@@ -46,13 +46,22 @@ _sparsight_class_in() {  # part $1 of the config file $2, or of the first shippe
 
 _sparsight() {
   local cur="${COMP_WORDS[COMP_CWORD]}" prev="${COMP_WORDS[COMP_CWORD-1]}" verb="${COMP_WORDS[1]}"
-  local model="" data="" words="" found word last="" kind
+  local model="" data="" words="" found word last="" before=""
   COMPREPLY=()
+  case "$cur" in  # bash parts words at an equals sign, zsh does not
+    =) cur="" ;;
+    --*=*) prev=${cur%%=*} before="${cur%%=*}=" cur=${cur#*=} ;;
+    *) [ "$prev" = "=" ] && prev="${COMP_WORDS[COMP_CWORD-2]}" ;;
+  esac
   if [ "$COMP_CWORD" -eq 1 ]; then
     COMPREPLY=($(compgen -W "{{ verbs | words }} --help --version" -- "$cur"))
     return
   fi
   for word in "${COMP_WORDS[@]}"; do
+    case "$word" in
+      =) continue ;;
+      --*=*) last=${word%%=*} word=${word#*=} ;;
+    esac
     case "$last" in
       -c|--config)
         found=$(_sparsight_classes "$word")
@@ -73,6 +82,9 @@ _sparsight() {
     --ckpt_path) words="{{ checkpoints | words }}" ;;
     --model|--model.help) words="{{ classes["model"] | words }}" ;;
     --data|--data.help) words="{{ classes["data"] | words }}" ;;
+{%- for option, names in values.items() %}
+    {{ option }}|{{ option }}+) words="{{ names | words }}" ;;
+{%- endfor %}
     *)
       case "$verb:$cur" in
         list:*) words="{{ groups | words }} --json" ;;
@@ -89,9 +101,9 @@ _sparsight() {
       esac
       ;;
   esac
-  [ -n "$words" ] && COMPREPLY=($(compgen -W "$words" -- "$cur"))
+  [ -n "$words" ] && COMPREPLY=($(compgen -P "$before" -W "$words" -- "$cur"))
   case "$prev:$cur" in
-    -c:*|--config:*|--ckpt_path:*|--output:*) COMPREPLY=("${COMPREPLY[@]}" $(compgen -f -- "$cur")) ;;
+    -c:*|--config:*|--ckpt_path:*|--output:*) COMPREPLY=("${COMPREPLY[@]}" $(compgen -P "$before" -f -- "$cur")) ;;
   esac
 }
 

@@ -50,6 +50,22 @@ def test_verbs_configs_and_classes(completes: Path) -> None:
     assert completed(completes, "sparsight fit -c own.yaml --model.la") == ["--model.layers"]
 
 
+def test_an_equals_sign_stands_for_a_blank_whether_the_shell_parts_words_there_or_not(completes: Path) -> None:
+    assert completed(completes, "sparsight fit --config = experiment/quick") == ["experiment/quickstart"]
+    assert completed(completes, "sparsight fit --config=experiment/quick") == ["--config=experiment/quickstart"]
+    assert "AttentionDistillation" in completed(completes, "sparsight fit --model =")
+    for given in ("--config=experiment/quickstart", "--config = experiment/quickstart"):
+        assert completed(completes, f"sparsight fit {given} --model.mi") == ["--model.mixer"]
+
+
+def test_options_whose_values_are_classes_are_given_one(completes: Path) -> None:
+    assert completed(completes, "sparsight fit --model.mixer NoM") == ["NoMixing"]
+    assert completed(completes, "sparsight fit --trainer.callbacks+ = SampleG") == ["SampleGrid"]
+    assert completed(completes, "sparsight analyze --scores+=BlockI") == ["--scores+=BlockInfluence"]
+    assert completed(completes, "sparsight fit --model.layers Top") == ["TopK"]
+    assert completed(completes, "sparsight evaluate a --tasks pop") == ["pope"]
+
+
 @pytest.mark.parametrize("text", ["class_path: lightning_modules.DenoiserTraining\n", "class_path: DenoiserTraining\n"])
 def test_options_are_those_of_the_classes_on_the_line(completes: Path, text: str) -> None:
     start = "sparsight fit --config experiment/quickstart --model."
