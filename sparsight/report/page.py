@@ -22,6 +22,7 @@ SITE_ERRORS = "val/relative_l2/"
 OF_SITES = "/relative_l2/"  # in names of what is told of every site
 _MOST_GRIDS = 12  # of a run, evenly chosen: each is an image in the page
 _MOST_CHARTS = 24  # those of sites are a map instead
+_UNET = ("down_blocks", "mid_block", "up_blocks")
 
 
 def write_page(runs: Sequence[RunFolder], path: Path) -> Path:
@@ -64,7 +65,13 @@ def site_errors(run: RunFolder) -> dict[str, float]:
     """The last relative error of every site, in the order of the network where the run has told it."""
     errors = {name.removeprefix(SITE_ERRORS): value for name, value in run.last.items() if name.startswith(SITE_ERRORS)}
     order = [site["path"] for site in run.costs.get("sites", ())]
+    order.sort(key=_part)  # which keeps the order inside a part
     return dict(sorted(errors.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+
+
+def _part(path: str) -> int:
+    """Where the part of a UNet stands that a site is in; diffusers lists the middle last."""
+    return _UNET.index(name) if (name := path.partition(".")[0]) in _UNET else 0
 
 
 def _what(run: RunFolder) -> str:

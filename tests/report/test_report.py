@@ -140,6 +140,20 @@ def test_a_page_shows_what_was_logged_and_needs_nothing_else(tmp_path: Path, boa
     assert list(site_errors(run)) == list(reversed(SITES)), "in the order of the network, not of letters"
 
 
+def test_sites_of_a_unet_are_in_the_order_of_their_work_and_others_as_they_are_listed() -> None:
+    def told(*paths: str) -> list[str]:
+        costs = {"sites": [{"path": path} for path in paths]}
+        curves = {f"val/relative_l2/{path}": [(0, 0.1)] for path in sorted(paths)}
+        return list(site_errors(RunFolder(name="", folder=Path(), curves=curves, costs=costs)))
+
+    assert told("down_blocks.1.a", "up_blocks.1.a", "mid_block.a") == [
+        "down_blocks.1.a",
+        "mid_block.a",
+        "up_blocks.1.a",
+    ]
+    assert told("single.0", "joint.0") == ["single.0", "joint.0"]
+
+
 def test_what_is_logged_cannot_write_into_the_page_and_secrets_stay_out(tmp_path: Path) -> None:
     text = page([read_run(run_folder(tmp_path / "run"), name=HOSTILE)])
     assert HOSTILE not in text and text.count("<script>") == 1
