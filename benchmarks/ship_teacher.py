@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -19,10 +20,14 @@ from sparsight.common.disk.files import write_text
 from sparsight.diffusion.export.standalone import reference_output
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.pipelines.text_encoders import LEFT_OUT
+from sparsight.publish.secrets import hide_places
 
 ENCODER, ON_HUB = "all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"
 ROUNDING = 2e-3  # relative L2 of outputs, of weights in half precision
 PARTS = ("tokenizer", "text_encoder")
+VARIANT = re.compile(
+    r" With the weights rounded to half precision \(.*?\) and fp32 arithmetic it differs by \S+\.(?= )"
+)
 
 
 def ship(export: Path, output: Path) -> float:
@@ -43,8 +48,9 @@ def ship(export: Path, output: Path) -> float:
     captions = ["red apple", ""]
     embedded = teacher.pipeline.conditions(captions)
     tokens = teacher.pipeline.tokenizer.model_max_length
-    shutil.copytree(export, output, ignore=shutil.ignore_patterns(*PARTS))
+    shutil.copytree(export, output, ignore=shutil.ignore_patterns(*PARTS, "*.fp16.*"))
     teacher.denoiser.half().save_pretrained(output / teacher.component)
+    hide_places(output)
     path = output / "model_index.json"
     index = json.loads(path.read_text(encoding="utf-8"))
     index = {key: value for key, value in index.items() if key not in PARTS}
@@ -94,7 +100,9 @@ def _card(text: str, *, before: str, now: str, tokens: int, apart: float) -> str
     }
     for old, new in changes.items():
         text = text.replace(old, new)
-    return text
+    return re.sub(
+        r" With the weights rounded to half precision \(.*?\) and fp32 arithmetic it differs by \S+\.(?= )", "", text
+    )
 
 
 def main() -> None:

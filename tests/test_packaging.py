@@ -75,8 +75,9 @@ def test_wheel_holds_every_config_where_the_command_looks_for_it(wheel: ZipFile)
     assert {name for name in wheel.namelist() if name.startswith("sparsight/configs/")} == shipped
 
 
-def test_wheel_holds_the_teacher_that_the_quickstart_distils(wheel: ZipFile) -> None:
-    folder = "sparsight/assets/fashion_mnist_dit"
+@pytest.mark.parametrize("teacher", ["fashion_mnist_dit", "emoji_sd3"])
+def test_wheel_holds_the_teachers_that_are_shipped(wheel: ZipFile, teacher: str) -> None:
+    folder = f"sparsight/assets/{teacher}"
     weights = wheel.getinfo(f"{folder}/transformer/diffusion_pytorch_model.safetensors")
     assert 1_000_000 < weights.file_size < 12_000_000
     assert f"{folder}/model_index.json" in wheel.namelist()

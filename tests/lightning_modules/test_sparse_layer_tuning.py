@@ -354,16 +354,16 @@ def test_rotation_needs_layers_to_choose_from(folder: Path) -> None:
 def test_packed_rows_are_neither_scored_nor_compared(folder: Path) -> None:
     packing = ["--data.batching.packing=true", "--data.batching.max_length=128"]
     config = with_callback(tuning_config(folder, prune=SCORE), pruning())
-    with pytest.raises(SystemExit, match=r"data\.packing"):
+    with pytest.raises(SystemExit, match=r"data\.batching\.packing"):
         main(["fit", "--config", str(config), *packing])
-    with pytest.raises(SystemExit, match=r"data\.packing"):
+    with pytest.raises(SystemExit, match=r"data\.batching\.packing"):
         fit(folder, *packing, healing={"hidden": 0.5})
 
 
 @pytest.mark.slow
 def test_packed_rows_need_a_kernel_that_takes_masks(folder: Path) -> None:
     ALL_ATTENTION_FUNCTIONS.register("causal_alone", sdpa_attention_forward)
-    with pytest.raises(SystemExit, match=r"data\.packing .* attention kernel causal_alone does not take"):
+    with pytest.raises(SystemExit, match=r"data\.batching\.packing .* attention kernel causal_alone does not take"):
         fit(
             folder,
             "--data.batching.packing=true",
