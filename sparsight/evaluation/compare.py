@@ -199,9 +199,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _following(reports: Sequence[str], output: str) -> list[str]:
-    """Runs that have a configuration can be looked at beside each other, too."""
+    """Runs that were trained can be looked at beside each other, too; a suite's page would show no scores."""
     folders = [path if path.is_dir() else path.parent for path in map(Path, reports)]
-    if not all((folder / "config.yaml").is_file() for folder in folders):
+    if not all((folder / "config.yaml").is_file() and not (folder / FILE).exists() for folder in folders):
         return [f"Next: {output}/comparison.md is a table for pages, comparison.json has all numbers for programs"]
     page = shlex.join(["sparsight", "report", *map(str, folders), "--output", str(Path(output, "report.html"))])
     return ["Next:", f"  {page}"]

@@ -73,6 +73,8 @@ def test_what_is_not_defined_is_a_dash_and_no_number(tmp_path: Path) -> None:
 
 def test_the_command_prints_tables_that_fit_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = [str(report(tmp_path / name, [True] * 8)) for name in ("a_base_with_a_long_name", "another_one")]
+    for folder in folders:
+        Path(folder, "config.yaml").touch()  # as `evaluate` leaves it
     main([*folders, "--output", str(tmp_path / "out"), "--resamples", "50"])
     *table, blank, written, following = capsys.readouterr().out.splitlines()
     assert max(map(len, table)) <= 80 and blank == ""

@@ -96,6 +96,6 @@ def _next(trainer: Trainer, config: Path, checkpoint: Path, *, exported: bool) -
 def _entries(folder: Path, *, folders: bool) -> list[str]:
     """What a reader may look for, without folders where they may be of other runs; TensorBoard's files once."""
     found = [each for each in sorted(folder.iterdir()) if folders or not each.is_dir()]
-    names = [f"{each.name}/" if each.is_dir() else each.name for each in found]
+    names = [f"{each.name}/" if each.is_dir() else each.name for each in found if not each.name.startswith(".")]
     curves = [name for name in names if name.startswith("events.")]
     return [*(name for name in names if name not in curves), *(["curves for TensorBoard"] if curves else [])]

@@ -12,6 +12,7 @@ def test_files_are_named_where_there_is_no_logger_and_folders_of_others_are_not(
     trainer = SparsightTrainer(default_root_dir=tmp_path, accelerator="cpu", logger=False)
     assert ending(trainer, "validate", exported=False) == []
     (tmp_path / "scores_val.json").write_text("{}")
+    (tmp_path / ".answers.lock").touch()
     (tmp_path / "another_run").mkdir()
     assert ending(trainer, "validate", exported=False) == [f"Written to {tmp_path}: scores_val.json"]
     assert ending(trainer, "export", exported=False) == [], "tells that itself"

@@ -196,7 +196,7 @@ def test_end_token_is_added_where_the_template_has_none(caplog: pytest.LogCaptur
     ],
 )
 def test_template_that_cannot_be_trained_on_is_refused_at_once(template: str, message: str) -> None:
-    with pytest.raises(ValueError, match=f"LlavaProcessor cannot be trained on: .*{message}.*give `chat_template`"):
+    with pytest.raises(ValueError, match=rf"LlavaProcessor cannot be trained on: .*{message}.*give chat\.template"):
         ChatFormat(with_template(tiny_processor(), template))
 
 
@@ -205,7 +205,7 @@ def test_processor_that_cannot_serve_is_refused() -> None:
     with pytest.raises(ValueError, match="TokenizersBackend is no processor of texts and images"):
         ChatFormat(processor.tokenizer)
     processor.chat_template = None
-    with pytest.raises(ValueError, match="LlavaProcessor comes without a chat template; give `chat_template`"):
+    with pytest.raises(ValueError, match=r"LlavaProcessor comes without a chat template; give chat\.template"):
         ChatFormat(processor)
 
 

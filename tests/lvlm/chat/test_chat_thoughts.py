@@ -169,7 +169,7 @@ def test_options_reach_the_template_in_training_and_evaluation() -> None:
     assert prompt(thinks, begun="It is") == "<think>\n" and prompt(answers, begun="It is").endswith("</think>\n\nIt is")
     tools = chat_of(TEMPLATES["tools"], options={"tools": [{"name": "look"}]})
     assert '"look"' in tools.tokenizer.decode(tools.encode(talk(1)).inputs["input_ids"][0])
-    with pytest.raises(ValueError, match=r"chat_template_kwargs.enable_thinkin is no option of the chat template"):
+    with pytest.raises(ValueError, match=r"chat.template_kwargs.enable_thinkin is no option of the chat template"):
         chat_of(template, options={"enable_thinkin": False})
     with pytest.raises(ValueError, match="holds tokenize, which is not for a config to set"):
         chat_of(template, options={"tokenize": True})

@@ -109,7 +109,7 @@ def test_samples_of_qwen2_vl_are_packed_too(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_text_models_that_carry_a_state_are_refused() -> None:
     config = AutoConfig.for_model("llava", text_config={"model_type": "mamba2"})
-    with pytest.raises(ValueError, match=r"llava with text model mamba2; it is for .* set packing to false"):
+    with pytest.raises(ValueError, match=r"llava with text model mamba2; it is for .* set batching.packing to false"):
         packed_positions(config)
 
 

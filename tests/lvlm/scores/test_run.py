@@ -124,7 +124,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
     with pytest.raises(ValueError, match=r"attention_mask is \(2, 1\)"):
         short = {**batch["inputs"], "attention_mask": batch["inputs"]["attention_mask"][:, :1]}
         score_layers(model, [{"inputs": short}], [BlockInfluence()])
-    with pytest.raises(ValueError, match="set packing of the datamodule to false"):
+    with pytest.raises(ValueError, match=r"set batching\.packing of the datamodule to false"):
         packed = {"input_ids": batch["inputs"]["input_ids"], "position_ids": torch.zeros(2, 30, dtype=torch.long)}
         score_layers(model, [{"inputs": packed}], [BlockInfluence()])
     with pytest.raises(ValueError, match="needs input_ids"):
