@@ -33,6 +33,7 @@ from benchmarks.study_runs import (
     Subject,
     add_row,
     cost,
+    distances_to,
     draw,
     drawn,
     keep_protocol,
@@ -45,13 +46,6 @@ from benchmarks.study_runs import (
 )
 from sparsight.common.disk.files import write_text
 from sparsight.common.tables import markdown_table, short
-from sparsight.evaluation.images import (
-    EfficientNetLite0Features,
-    FrechetDistance,
-    KernelDistance,
-    Reference,
-    in_batches,
-)
 from sparsight.evaluation.images.set_distance import SetDistance
 
 LEADERS = ("focal_cells", "neighborhood_9", "delta_conv_default", "linear_sana", "no_mixing")
@@ -90,17 +84,9 @@ SUBJECT = Subject(
 
 def distances(root: Path) -> dict[str, SetDistance]:
     """Distances to the training emoji, whose features are kept."""
-    training, _ = known()
-    real = "emoji of the teacher's training, 64 pixels", len(training.captions)
-    extractor = EfficientNetLite0Features()
-    metrics: dict[str, SetDistance] = {
-        "frechet": FrechetDistance(extractor, Reference(str(root / "reference.safetensors"), *real)),
-        "kernel": KernelDistance(extractor, Reference(str(root / "features.safetensors"), *real), subset_size=100),
-    }
-    for metric in metrics.values():
-        if metric.wants_reference:
-            metric.with_reference(in_batches(training.images))
-    return metrics
+    images = known()[0].images
+    name = "emoji of the teacher's training, 64 pixels"
+    return distances_to(lambda: images, root, name=name, count=len(images), subset_size=100)
 
 
 def found(judge: CaptionJudge, images: Tensor) -> dict[str, float]:

@@ -32,6 +32,7 @@ from benchmarks.study_runs import (
     Subject,
     add_row,
     cost,
+    distances_to,
     draw,
     drawn,
     keep_protocol,
@@ -41,13 +42,6 @@ from benchmarks.study_runs import (
     sample_file,
     train,
     training_of,
-)
-from sparsight.evaluation.images import (
-    EfficientNetLite0Features,
-    FrechetDistance,
-    KernelDistance,
-    Reference,
-    in_batches,
 )
 from sparsight.evaluation.images.set_distance import SetDistance
 
@@ -107,20 +101,16 @@ def judge(runs: Sequence[str], root: Path, protocol: argparse.Namespace) -> None
 
 
 def distances(root: Path, protocol: argparse.Namespace) -> dict[str, SetDistance]:
-    """Distances to 10 000 real images, whose features are kept; the kernel distance bears few samples."""
+    """Distances to 10 000 real images."""
     train = protocol.reference == "train"
-    real = f"fashion-mnist-{protocol.reference}, padded to 32 pixels", 10_000
-    extractor = EfficientNetLite0Features()
-    ending = "_train.safetensors" if train else ".safetensors"
-    metrics: dict[str, SetDistance] = {
-        "frechet": FrechetDistance(extractor, Reference(str(root / f"reference{ending}"), *real)),
-        "kernel": KernelDistance(extractor, Reference(str(root / f"features{ending}"), *real), subset_size=500),
-    }
-    for metric in metrics.values():
-        if metric.wants_reference:
-            images, _ = fashion_mnist(protocol.data, train=train)
-            metric.with_reference(in_batches(images[:10_000]))
-    return metrics
+    return distances_to(
+        lambda: fashion_mnist(protocol.data, train=train)[0][:10_000],
+        root,
+        name=f"fashion-mnist-{protocol.reference}, padded to 32 pixels",
+        count=10_000,
+        subset_size=500,
+        ending="_train" if train else "",
+    )
 
 
 def main() -> None:

@@ -26,7 +26,13 @@ from sparsight.common.tables import json_text
 from sparsight.diffusion.measure.report import replacement_report
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.sampling import sample, starting_noise
-from sparsight.evaluation.images import in_batches
+from sparsight.evaluation.images import (
+    EfficientNetLite0Features,
+    FrechetDistance,
+    KernelDistance,
+    Reference,
+    in_batches,
+)
 from sparsight.evaluation.images.images import to_uint8
 from sparsight.evaluation.images.set_distance import SetDistance
 
@@ -150,6 +156,31 @@ def drawn(path: Path, side: int) -> Tensor:
 
 
 # -- rows ----------------------------------------------------------------------------------------------------------
+
+
+def distances_to(
+    real: Callable[[], Tensor], root: Path, *, name: str, count: int, subset_size: int, ending: str = ""
+) -> dict[str, SetDistance]:
+    """Frechet and kernel distance to real images, whose features are kept; the kernel distance bears few samples.
+
+    Args:
+        real: Gives the images in [0, 1] (N, C, H, W), where their features are not there yet.
+        root: Folder of the features.
+        name: What the images are.
+        count: How many there are.
+        subset_size: Of the kernel distance.
+        ending: Of the names of files, where there are several kinds of real images.
+    """
+    extractor = EfficientNetLite0Features()
+    files = {kind: str(root / f"{kind}{ending}.safetensors") for kind in ("reference", "features")}
+    metrics: dict[str, SetDistance] = {
+        "frechet": FrechetDistance(extractor, Reference(files["reference"], name, count)),
+        "kernel": KernelDistance(extractor, Reference(files["features"], name, count), subset_size=subset_size),
+    }
+    for metric in metrics.values():
+        if metric.wants_reference:
+            metric.with_reference(in_batches(real()))
+    return metrics
 
 
 def measured(metrics: Mapping[str, SetDistance], images: Tensor) -> dict[str, float]:
