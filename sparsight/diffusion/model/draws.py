@@ -69,11 +69,11 @@ class AheadOfTime:
         return Draws(draws.dropout, draws.timestep, draws.noise.pin_memory()) if self.pinned else draws
 
     def take(self, key: DrawKey) -> Draws:
-        """The draws; those of another batch than the one that was expected are made now."""
-        coming, self._coming = self._coming, None
-        if coming is None or coming[0] != key:
+        """The draws; those of another batch than the one that is expected, as of a validation, are made now."""
+        if self._coming is None or self._coming[0] != key:
             return key.draws()
-        return coming[1].result()
+        draws, self._coming = self._coming[1].result(), None
+        return draws
 
     def close(self) -> None:
         """End the thread."""
