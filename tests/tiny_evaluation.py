@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from datamodules import ReformEvalDataModule
 from datamodules.evaluation.task import EvaluationTask
 from datamodules.sources.records import CorruptRecord, digest
 from lightning_modules import LVLMEvaluation
-from sparsight.evaluation.reform_eval.report import read_report
+from sparsight.evaluation.reform_eval.report import read_report, write_report
 from sparsight.evaluation.reform_eval.sample import Sample
+from sparsight.evaluation.reform_eval.scores import scores_of
 
 GREYS = ("black", "dark", "light", "white")
 
@@ -112,3 +114,15 @@ def weighed(sample: str, *, right: bool, run: int = 0, **more: Any) -> dict[str,
     choice = int(not right)
     asked = {"method": "likelihood", "task": "talk", "sample": sample, "run": run, "options": ["a", "b"], "answer": 0}
     return asked | {"choice": choice, "choice_by_token": choice} | more
+
+
+def report(folder: Path, right: Sequence[bool], *, turns: int = 1) -> Path:
+    """The report of a model that is right or wrong in these samples."""
+    tasks = [TASK | {"samples": len(right)}]
+    talks = [{"turn": n % turns, "dialogue": str(n // turns)} if turns > 1 else {} for n in range(len(right))]
+    answers = [weighed(str(n), right=each, **talks[n]) for n, each in enumerate(right)]
+    about: dict[str, Any] = {"model": {"name": folder.name}, "tasks": tasks, "protocol": {"runs": 1, "seed": 0}}
+    extra = {"complete": True, "environment": {"date": "2026-01-01"}}
+    scores = scores_of(answers, tasks, resamples=200)
+    write_report(folder, about=about, extra=extra, answers=answers, scores=scores)
+    return folder

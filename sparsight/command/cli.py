@@ -94,9 +94,6 @@ class SparsightCLI(LightningCLI):
         )
         if isinstance(self.trainer, SparsightTrainer) and self.trainer.is_global_zero:
             self._report()
-            exports = (isinstance(each, callbacks.ExportAtEnd) for each in self.trainer.callbacks)  # type: ignore[attr-defined]
-            for line in ending(self.trainer, str(self.subcommand), exported=any(exports)):
-                print(line)
 
     def _report(self) -> None:
         """The page of a run that is over, if it was wanted; a fault of it is told, and is none of the run."""
@@ -108,9 +105,13 @@ class SparsightCLI(LightningCLI):
         except (ConfigurationError, OSError, ValueError) as error:
             print(f"sparsight: no report of {folder} could be written: {error}", file=sys.stderr)
 
-    def following(self, arguments: Sequence[str]) -> list[str]:
-        """What may be done now, made of what was typed."""
-        return following(
+    def closing(self, arguments: Sequence[str]) -> list[str]:
+        """What was written where, and what may be done now, made of what was typed."""
+        exports = (isinstance(each, callbacks.ExportAtEnd) for each in self.trainer.callbacks)
+        lines = ending(self.trainer, str(self.subcommand), exported=any(exports))
+        if self.subcommand == "check":
+            return lines + after_check(arguments)
+        return lines + following(
             arguments,
             self.asked,
             root=Path(self.trainer.default_root_dir),
@@ -215,8 +216,13 @@ def _ended_by_signal(stop: SystemExit) -> int | None:
     return 128 + signal.SIGINT if isinstance(stop.__context__, KeyboardInterrupt) else None
 
 
-def main(arguments: Sequence[str] | None = None) -> Any:
-    """Run the command; mistakes end with one readable message instead of a traceback."""
+def main(arguments: Sequence[str] | None = None, *, alone: bool = True) -> Any:
+    """Run the command; mistakes end with one readable message instead of a traceback.
+
+    Args:
+        arguments: Of the command line; those of this process if not given.
+        alone: Say at the end what was written where and what may be done now; a part of another verb does not.
+    """
     before = list(sys.argv)
     arguments = before[1:] if arguments is None else arguments
     quieten(trains="fit" in arguments[:1])
@@ -226,10 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         for line in set_back(sys.argv[1:]):
             print(f"sparsight: {line}", file=sys.stderr)
         cli = SparsightCLI()
-        if "check" in arguments[:1] and cli.trainer.is_global_zero:
-            print("\n".join(after_check(arguments)))
-        elif isinstance(cli.trainer, SparsightTrainer) and cli.trainer.is_global_zero:
-            for line in cli.following(arguments):
+        if alone and isinstance(cli.trainer, SparsightTrainer) and cli.trainer.is_global_zero:
+            for line in cli.closing(arguments):
                 print(line)
         return cli
     except KeyboardInterrupt:

@@ -107,6 +107,8 @@ def _compared(
     for each in evaluations:
         _check(each, evaluations[0])
     runs = {label: each.score(resamples) for label, each in zip(labels, evaluations, strict=True)}
+    for each, scores in zip(evaluations, runs.values(), strict=True):
+        _check_keys(each, scores, evaluations[0], next(iter(runs.values())))
     about, lines = _lines(runs)
     folder = Path(output)
     write_text(folder / "comparison.md", f"{about}\n\n{markdown_table(lines)}\n")
@@ -128,6 +130,14 @@ def _check(ours: Evaluation, first: Evaluation) -> None:
             raise ValueError(
                 f"{ours.path} and {first.path} differ in {name}: only answers to the same questions can be compared"
             )
+
+
+def _check_keys(ours: Evaluation, scores: Scores, first: Evaluation, others: Scores) -> None:
+    if different := sorted({f"{key.name} {key.metric}" for key in scores.keys() ^ others.keys()}):
+        raise ValueError(
+            f"{ours.path} and {first.path} have other scores ({', '.join(different)}): only what was scored alike can "
+            "be compared"
+        )
 
 
 def _lines(runs: Mapping[str, Scores]) -> tuple[str, list[dict[str, str]]]:
@@ -199,9 +209,9 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _following(reports: Sequence[str], output: str) -> list[str]:
-    """Runs that were trained can be looked at beside each other, too; a suite's page would show no scores."""
+    """What was trained or asked can be looked at beside each other, too."""
     folders = [path if path.is_dir() else path.parent for path in map(Path, reports)]
-    if not all((folder / "config.yaml").is_file() and not (folder / FILE).exists() for folder in folders):
+    if not all(any((folder / name).is_file() for name in ("config.yaml", FILE)) for folder in folders):
         return [f"Next: {output}/comparison.md is a table for pages, comparison.json has all numbers for programs"]
     page = shlex.join(["sparsight", "report", *map(str, folders), "--output", str(Path(output, "report.html"))])
     return ["Next:", f"  {page}"]

@@ -87,13 +87,16 @@ def _what(run: RunFolder) -> str:
 def _described(run: RunFolder) -> dict[str, Any]:
     commands = []
     config = run.folder / CONFIG
-    if run.config:
+    if run.scores and run.config:
+        commands.append(["sparsight", "test", "--config", str(config)])
+    elif run.config:
         commands.append(["sparsight", "fit", "--config", str(config)])
         for verb in ("validate", "export") if run.checkpoint else ():
             commands.append(["sparsight", verb, "--config", str(config), "--ckpt_path", str(run.checkpoint)])
     return {
         "name": run.name,
         "metrics": run.metrics,
+        "scores": run.scores,
         "commands": [shlex.join(command) for command in commands],
         "config": shared_config(run.text) if run.config else "",
     }

@@ -14,6 +14,7 @@ from sparsight.common.disk.yaml_files import read_yaml
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.text import read_json
 from sparsight.diffusion.measure.report import COSTS
+from sparsight.evaluation.reform_eval.report import FILE, read_report, score_lines
 from sparsight.lvlm.chat.show import CONVERSATIONS
 from sparsight.publish.facts import Metric, read_metrics
 from sparsight.publish.geneval import FOLDER, RESULTS
@@ -21,6 +22,7 @@ from sparsight.publish.geneval import FOLDER, RESULTS
 CONFIG = "config.yaml"
 Curve = list[tuple[int, float]]
 _STEP = re.compile(r"step_(\d+)")
+_LEFT = (CONFIG, "metrics.csv", "events.out.tfevents.*", FILE)  # by runs; those of Python have no configuration
 _NOT_CURVES = ("epoch", "step", "hp_metric")
 
 
@@ -39,6 +41,7 @@ class RunFolder:
         costs: Parameters and FLOPs of sites and whole, as ``ReplacementReport.as_dict`` gives them.
         checkpoint: The newest checkpoint.
         conversations: Records as an image-text model saw them, with what carried the loss.
+        scores: Lines of a suite's table, with equal columns.
     """
 
     name: str
@@ -51,6 +54,7 @@ class RunFolder:
     costs: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     conversations: Sequence[Mapping[str, Any]] = ()
+    scores: Sequence[Mapping[str, str]] = ()
 
     @property
     def last(self) -> dict[str, float]:
@@ -67,7 +71,7 @@ def read_run(place: str | Path, *, name: str | None = None) -> RunFolder:
     """Read the log folder of a run.
 
     Args:
-        place: The folder that holds ``config.yaml``, or one above it, of which the newest run is taken.
+        place: The folder of a run, or one above it, of which the newest run is taken.
         name: What the run is called; the folder's own name, with those above it that say more, if not given.
 
     Raises:
@@ -89,6 +93,7 @@ def read_run(place: str | Path, *, name: str | None = None) -> RunFolder:
         costs=read_json(folder / COSTS) if (folder / COSTS).is_file() else {},
         checkpoint=checkpoints[-1] if checkpoints else None,
         conversations=read_json(folder / CONVERSATIONS) if (folder / CONVERSATIONS).is_file() else (),
+        scores=_scores(folder),
     )
 
 
@@ -100,16 +105,27 @@ def find_run(place: Path) -> Path:
     """
     if not place.is_dir():
         raise ConfigurationError(f"report: {str(place)!r} is no folder; name a run's log folder, which holds {CONFIG}")
-    if (place / CONFIG).is_file() or _is_logged(place):
+    if _is_run(place):
         return place
-    found = sorted({path.parent for path in place.rglob(CONFIG)}, key=lambda folder: folder.stat().st_mtime)
+    below = {path.parent for name in _LEFT for path in place.rglob(name)}
+    found = sorted(below, key=lambda folder: folder.stat().st_mtime)
     if not found:
-        raise ConfigurationError(f"report: {str(place)!r} holds no run: there is no {CONFIG} in it or below it")
+        raise ConfigurationError(
+            f"report: {str(place)!r} holds no run: there is no {CONFIG}, nothing of a logger and no {FILE} of an "
+            "evaluation in it or below it"
+        )
     return found[-1]
 
 
-def _is_logged(folder: Path) -> bool:
-    return (folder / "metrics.csv").is_file() or any(folder.glob("events.out.tfevents.*"))
+def _is_run(folder: Path) -> bool:
+    return any(any(folder.glob(name)) for name in _LEFT)
+
+
+def _scores(folder: Path) -> list[dict[str, str]]:
+    if not (folder / FILE).is_file():
+        return []
+    report = read_report(folder)
+    return score_lines(report["scores"], report["about"]["tasks"], report["chances"])
 
 
 def _name(folder: Path) -> str:

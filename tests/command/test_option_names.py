@@ -26,6 +26,8 @@ QUICK = ["fit", "--config", "experiment/quickstart"]
             r"^fit: there is no option --confg; did you mean --config\?; see sparsight fit --help$",
         ),
         (["fit"], r"^fit: no model is given: add --config CONFIG, such as experiment/quickstart"),
+        (["fit", "--model.sampling.steps", "3"], r"^fit: no model is given: add --config CONFIG"),
+        (["fit", "--model.class_path.help", "--trainer.max_stepz=1"], r"^trainer\.max_stepz"),  # which asks only
         (["fit", "--config"], r"^fit: --config needs a value"),
         ([*QUICK, "--trainer.max_steps", "--report", "false"], r"^fit: --trainer\.max_steps needs a value"),
         (["fit", "experiment/quickstart"], r"belongs to no option; did you mean --config experiment/quickstart\?"),

@@ -12,21 +12,7 @@ import pytest
 
 from sparsight.evaluation.compare import compare_reports, main
 from sparsight.evaluation.questions.task_scores import Item, TaskScores
-from sparsight.evaluation.reform_eval.report import write_report
-from sparsight.evaluation.reform_eval.scores import scores_of
-from tests.tiny_evaluation import TASK, weighed
-
-
-def report(folder: Path, right: Sequence[bool], *, turns: int = 1) -> Path:
-    """The report of a model that is right or wrong in these samples."""
-    tasks = [TASK | {"samples": len(right)}]
-    talks = [{"turn": n % turns, "dialogue": str(n // turns)} if turns > 1 else {} for n in range(len(right))]
-    answers = [weighed(str(n), right=each, **talks[n]) for n, each in enumerate(right)]
-    about: dict[str, Any] = {"model": {"name": folder.name}, "tasks": tasks, "protocol": {"runs": 1, "seed": 0}}
-    extra = {"complete": True, "environment": {"date": "2026-01-01"}}
-    scores = scores_of(answers, tasks, resamples=200)
-    write_report(folder, about=about, extra=extra, answers=answers, scores=scores)
-    return folder
+from tests.tiny_evaluation import report
 
 
 def read_strictly(path: Path) -> Any:
@@ -76,10 +62,10 @@ def test_the_command_prints_tables_that_fit_a_terminal(tmp_path: Path, capsys: p
     for folder in folders:
         Path(folder, "config.yaml").touch()  # as `evaluate` leaves it
     main([*folders, "--output", str(tmp_path / "out"), "--resamples", "50"])
-    *table, blank, written, following = capsys.readouterr().out.splitlines()
+    *table, blank, written, _, following = capsys.readouterr().out.splitlines()
     assert max(map(len, table)) <= 80 and blank == ""
     assert written == f"Written to {tmp_path / 'out'}: comparison.json, comparison.md, comparison.png"
-    assert following.startswith(f"Next: {tmp_path / 'out'}/comparison.md is a table")
+    assert following == f"  sparsight report {' '.join(folders)} --output {tmp_path / 'out'}/report.html"
     assert "accuracy by likelihood" in table and any("another_one, difference" in line for line in table)
     assert sum("+0.0 (+0.0 to +0.0)" in line for line in table) >= 1
 

@@ -21,6 +21,7 @@ from sparsight.report.charts import line_chart, site_map
 from sparsight.report.page import page, site_errors
 from sparsight.report.read import RunFolder, read_run
 from tests.tiny_browser import CHROMIUM, OPTIONS
+from tests.tiny_evaluation import report
 
 VOID = {"meta", "img", "input", "br"}
 SITES = ("mid_block.attn1", "down_blocks.0.attn1")  # in another order than that of their letters
@@ -182,6 +183,26 @@ def test_the_verb_finds_the_newest_run_and_writes_beside_it(tmp_path: Path, caps
     ):
         with pytest.raises(SystemExit, match=message):
             main(arguments)
+
+
+def test_an_evaluation_shows_its_scores_and_how_it_is_asked_again(tmp_path: Path) -> None:
+    folder = report(tmp_path / "runs" / "asked", [True, True, True, False])
+    read = Reader(page([read_run(tmp_path / "runs")]))
+    assert (
+        re.search(r"task talk\s+4\s+50\.0\s+75\.0 \(25\.0 to 100\.0\)", read.text) and "score (likelihood)" in read.text
+    )
+    assert "sparsight" not in read.text.partition("Again, and on")[2].partition("Made by")[0], "there is no config"
+    config = {"model": {"class_path": "lightning_modules.LVLMEvaluation", "init_args": {"base": "demo_lvlm"}}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    text = Reader(page([read_run(folder)])).text
+    assert f"sparsight test --config {folder}/config.yaml" in text and "sparsight fit" not in text
+
+
+def test_a_run_of_python_is_found_by_what_was_logged(tmp_path: Path) -> None:
+    folder = run_folder(tmp_path / "runs" / "lightning_logs" / "version_0")
+    (folder / "config.yaml").unlink()
+    read = Reader(page([read_run(tmp_path / "runs")]))
+    assert "val/output_relative_l2" in read.text and "sparsight fit" not in read.text
 
 
 def test_a_damaged_run_is_told_in_a_line(tmp_path: Path) -> None:

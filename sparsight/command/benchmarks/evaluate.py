@@ -133,7 +133,7 @@ def _ask_here(given: argparse.Namespace, model: str, tasks: list[dict[str, Any]]
     }
     file = output / "evaluate.yaml"
     write_text(file, yaml.safe_dump(config, sort_keys=False))
-    run(["test", "--config", str(file), "--report", "false"])
+    run(["test", "--config", str(file), "--report", "false"], alone=False)  # the callback tells what it wrote
 
 
 def _ask_there(given: argparse.Namespace, model: str, names: Sequence[str], output: Path) -> None:
@@ -203,9 +203,8 @@ def _whole_model(named: str, output: Path) -> str:
 
         averaged = "TrainableEMA" in config.read_text(encoding="utf-8")  # the run keeps a moving average
         weights = "ema" if averaged else "raw"
-        run(
-            ["export", "--config", str(config), "--ckpt_path", str(path), "--weights", weights, "--output", str(folder)]
-        )
+        typed = ["export", "--config", str(config), "--ckpt_path", str(path)]
+        run([*typed, "--weights", weights, "--output", str(folder)], alone=False)
 
     return _made(path, output / "model", export)
 

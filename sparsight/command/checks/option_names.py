@@ -102,8 +102,9 @@ def _check_values(verb: str, rest: Sequence[str]) -> None:
 
 
 def _check_model(verb: str, rest: Sequence[str]) -> None:
-    """Refuse a command that names no model."""
-    if not any(each.startswith((*ASKS_ONLY, *FILE_OPTIONS, "--model")) or ".help" in each for each in rest):
+    """Refuse a command that names no model, and no file that could."""
+    named = any(each.partition("=")[0] in ("--model", "--model.class_path") for each in rest)
+    if not named and not any(each.startswith((*ASKS_ONLY, *FILE_OPTIONS)) or ".help" in each for each in rest):
         raise ConfigurationError(
             f"{verb}: no model is given: add --config CONFIG, such as experiment/quickstart, or --model CLASS and "
             f"--data CLASS; see sparsight {verb} --help"

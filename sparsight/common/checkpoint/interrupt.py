@@ -1,5 +1,7 @@
 """A run that is stopped saves a checkpoint first: on Ctrl-C, SIGTERM and exceptions, between two optimiser steps.
 
+One that ends by itself between two saves leaves its end as ``last``.
+
 Parameters, optimiser and averages change only within an optimiser step. The loops' positions at its end are kept, so
 that what is saved later, from the middle of the next batch or of a validation, is the state at that end.
 """
@@ -10,7 +12,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from datetime import timedelta
 from pathlib import Path
@@ -132,7 +135,11 @@ class SaveWhenStopped(Checkpoint):
             checkpoint["loops"]["fit_loop"] = self._loops
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave signals to others again."""
+        """Let ``last`` be the end of the run, where that lies between two saves, and leave signals to others again."""
+        for saver in _savers(trainer) if self._loops is not None and _keeps_checkpoints(trainer) else []:
+            if saver.save_last is True and 0 < saver._last_global_step_saved < self._step:
+                with self._at_boundary():
+                    saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
         self._listen_no_more()
 
     # -- ends --------------------------------------------------------------------------------------------------------
@@ -175,16 +182,23 @@ class SaveWhenStopped(Checkpoint):
 
     def _save(self, trainer: Trainer) -> str | None:
         path = _folder(trainer) / NAME
-        self._saving = True
         try:
-            trainer.save_checkpoint(path)
+            with self._at_boundary():
+                trainer.save_checkpoint(path)
             trainer.strategy.checkpoint_io.teardown()  # waits for one that is written in a thread
         except Exception as error:  # the exception that ends the run matters more
             return (str(error).splitlines() or [type(error).__name__])[0]
-        finally:
-            self._saving = False
         rank_zero_info(f"saved step {self._step} in {path}; to go on:\n  {self.how_to_go_on(path)}")
         return None
+
+    @contextmanager
+    def _at_boundary(self) -> Iterator[None]:
+        """Save the loops as they stood at the last boundary."""
+        self._saving = True
+        try:
+            yield
+        finally:
+            self._saving = False
 
     def _agreed(self, reason: str | None) -> bool:
         """Whether all processes stand at the same boundary and may save."""
@@ -211,9 +225,12 @@ def requeue_signal(trainer: Trainer) -> int | None:
     return environment.requeue_signal or signal.SIGUSR1
 
 
+def _savers(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+
+
 def _keeps_checkpoints(trainer: Trainer) -> bool:
-    savers = [callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
-    return bool(savers) and not trainer.fast_dev_run  # type: ignore[attr-defined]
+    return bool(_savers(trainer)) and not trainer.fast_dev_run  # type: ignore[attr-defined]
 
 
 def _folder(trainer: Trainer) -> Path:

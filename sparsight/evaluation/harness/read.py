@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sparsight.common.text import read_json
+from sparsight.evaluation.questions.rules import POINTS
 from sparsight.evaluation.reform_eval.report import write_report
 from sparsight.evaluation.reform_eval.scores import scores_of
 
@@ -73,6 +74,7 @@ def report_recorded(
     answers: list[dict[str, Any]] = []
     for name, file in recorded.samples.items():
         found = list(_answers(name, file))
+        _name_points(found)
         hashes = [each.pop("hash") for each in found]
         answers += found
         tasks.append(
@@ -118,6 +120,15 @@ def _answers(task: str, file: Path) -> Iterator[dict[str, Any]]:
         raise ValueError(
             f"{file} holds no score of any sample, only what task {task} sums up itself: see lmms-eval's own table"
         )
+
+
+def _name_points(answers: Sequence[dict[str, Any]]) -> None:
+    """Add to the name of a score of a task what it is in, where its values are not all between 0 and 1."""
+    outside = {name for each in answers for name, value in each["recorded"].items() if value < 0 or value > 1}
+    for each in answers:
+        each["recorded"] = {
+            f"{name}{POINTS if name in outside else ''}": value for name, value in each["recorded"].items()
+        }
 
 
 def _scores(sample: Mapping[str, Any]) -> Iterator[tuple[str, float]]:

@@ -63,14 +63,21 @@ class Rule:
         return found | {"accuracy_by_token": BY_TOKEN} if method == "likelihood" else found
 
 
+POINTS = " in points"  # ends the name of a recorded score that is no share, such as marks from 1 to 5
+
+
 class RecordedRule(Rule):
-    """Scores that another program gave to every sample, under its own names, and the first of them as ``recorded``."""
+    """Scores that another program gave to every sample, under its own names.
+
+    The first that is a share stands for the task, as ``recorded``.
+    """
 
     def measured(self, answers: Sequence[Answer], method: str) -> dict[str, Measure]:
         """The scores that the answers hold."""
         names = list(dict.fromkeys(name for answer in answers for name in answer["recorded"]))
-        first = {self.headline: Measure(SampleMean, (_recorded(names[0]),))}
-        return first | {name: Measure(SampleMean, (_recorded(name),)) for name in names}
+        shares = [name for name in names if not name.endswith(POINTS)]
+        found = {name: Measure(SampleMean, (_recorded(name),)) for name in names}
+        return ({self.headline: found[shares[0]]} if shares else {}) | found
 
 
 def _recorded(name: str) -> Callable[[Answer], float | None]:

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from sparsight.common.disk.files import write_text, write_whole
 from sparsight.common.tables import WIDTH, format_table, json_text, markdown_table
 from sparsight.common.text import read_json
+from sparsight.evaluation.questions.rules import POINTS
 from sparsight.evaluation.questions.scores import Estimate, ScoreKey
 from sparsight.evaluation.reform_eval.scores import headline
 from sparsight.evaluation.reform_eval.taxonomy import CAPTIONS
@@ -50,7 +51,7 @@ def write_report(
     """
     listed = [key._asdict() | numbers(each) for key, each in scores.items()]
     chances = chances_of(answers)
-    lines = score_lines(scores, about["tasks"], chances)
+    lines = score_lines(listed, about["tasks"], chances)
     content = {"version": VERSION, "about": about, **extra, "scores": listed, "chances": chances}
     content |= {"answers": list(answers)}
     write_text(folder / FILE, json_text(content))
@@ -97,21 +98,29 @@ def chances_of(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def score_lines(
-    scores: Scores, tasks: Sequence[Mapping[str, Any]], chances: Mapping[str, float]
+    listed: Sequence[Mapping[str, Any]], tasks: Sequence[Mapping[str, Any]], chances: Mapping[str, float]
 ) -> list[dict[str, str]]:
-    """A line for every task, dimension and ability, with a column for every method and metric."""
+    """A line for every task, dimension and ability, with a column for every method and metric.
+
+    Args:
+        listed: Scores, as a report has them: the parts of their keys, their values and the ends of their intervals.
+        tasks: What was asked.
+        chances: Of tasks, as ``chances_of`` gives them.
+    """
+    keys = [ScoreKey(*(each[part] for part in ScoreKey._fields)) for each in listed]
     samples = {task["name"]: task["samples"] for task in tasks}
-    columns = list(dict.fromkeys((key.method, _shown_metric(key, tasks)) for key in scores))
+    columns = list(dict.fromkeys((key.method, _shown_metric(key, tasks)) for key in keys))
     lines = []
     for level in LEVELS:
-        for name in dict.fromkeys(key.name for key in scores if key.level == level):
+        for name in dict.fromkeys(key.name for key in keys if key.level == level):
             of_task = level == "task"
             line = {"": f"{level} {name}".strip(), "samples": str(samples[name]) if of_task else ""}
             line["chance"] = f"{100 * chances[name]:.1f}" if of_task and name in chances else ""
             line |= {_column(metric, method): "" for method, metric in columns}
-            for key, each in scores.items():
+            for key, each in zip(keys, listed, strict=True):
                 if (key.level, key.name) == (level, name):
-                    line[_column(_shown_metric(key, tasks), key.method)] = shown(each, key)
+                    ends = None if each["low"] is None else (each["low"], each["high"])
+                    line[_column(_shown_metric(key, tasks), key.method)] = with_interval(each["value"], ends, key)
             lines.append(line)
     return lines
 
@@ -130,7 +139,7 @@ def _shown_metric(key: ScoreKey, tasks: Sequence[Mapping[str, Any]]) -> str:
 
 def is_share(key: ScoreKey) -> bool:
     """Whether a score lies between 0 and 1, to be shown in per cent."""
-    return key.metric not in NO_SHARES and key.name != CAPTIONS
+    return key.metric not in NO_SHARES and not key.metric.endswith(POINTS) and key.name != CAPTIONS
 
 
 def shown(estimate: Estimate, key: ScoreKey) -> str:

@@ -77,6 +77,25 @@ def test_a_stopped_run_goes_on_to_the_bit(
         assert torch.equal(got[name], value), name
 
 
+def test_a_run_that_ends_between_two_saves_leaves_its_end_and_goes_on_from_it_to_the_bit(tmp_path: Path) -> None:
+    """The end lies in the middle of an epoch, and behind a validation."""
+    options: dict[str, Any] = {"val_check_interval": 2, "check_val_every_n_epoch": None, "limit_val_batches": 1}
+    images = {"val_share": 0.25}
+    whole = trainer(tmp_path / "whole", TrainableEMA(0.5), **options)
+    whole.fit(Line(), datamodule=data(tmp_path, **images))
+    first = trainer(tmp_path / "parts", TrainableEMA(0.5), **options | {"max_steps": 5})
+    first.fit(Line(), datamodule=data(tmp_path, **images))
+    last = tmp_path / "parts" / "checkpoints" / "last.ckpt"
+    assert read_header(last).step == 5 and first.checkpoint_callback._every_n_train_steps == 2
+    trainer(tmp_path / "parts", TrainableEMA(0.5), **options).fit(
+        Line(), datamodule=data(tmp_path, **images), ckpt_path=last
+    )
+    wanted, got = end_state(tmp_path / "whole"), end_state(tmp_path / "parts")
+    assert wanted.keys() == got.keys()
+    for name, value in wanted.items():
+        assert torch.equal(got[name], value), name
+
+
 def test_nothing_is_saved_after_the_guard_spoke_or_in_the_middle_of_a_step(tmp_path: Path) -> None:
     def spoil() -> None:
         raise FloatingPointError("not finite")

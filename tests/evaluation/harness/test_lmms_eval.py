@@ -63,6 +63,26 @@ def test_scores_of_samples_become_a_report(tmp_path: Path) -> None:
     assert read_report(tmp_path / "out")["lmms_eval"]["results"]["pope"] == {"accuracy,none": 0.5}
 
 
+def test_marks_are_no_percentages(tmp_path: Path) -> None:
+    judged = [sample(n, gpt_eval_score=float(n + 1), format_ok=n % 2) for n in range(4)]
+    alone = [sample(n, gpt_eval_score=float(n + 1)) for n in range(4)]
+    found = report(record(tmp_path / "raw", {"detail": judged, "wild": alone}), tmp_path / "out")
+    assert found == {
+        **{("detail", "gpt_eval_score in points"): 2.5, ("detail", "format_ok"): 0.5, ("detail", "recorded"): 0.5},
+        ("wild", "gpt_eval_score in points"): 2.5,
+    }
+    table = (tmp_path / "out" / "report.md").read_text()
+    assert "| 2.50 (" in table and "| 50.0 (" in table and "250" not in table
+
+
+def test_other_scores_are_not_compared(tmp_path: Path) -> None:
+    for name, mark in (("base", 1.0), ("pruned", 3.0)):
+        record(tmp_path / name, {"wild": [sample(n, mark=mark) for n in range(4)]})
+        report(tmp_path / name, tmp_path / f"{name}_report", name)
+    with pytest.raises(ValueError, match=r"have other scores \(.*wild mark, wild mark in points.*\): only what was"):
+        compare_reports([tmp_path / "base_report", tmp_path / "pruned_report"], output=tmp_path / "no", resamples=200)
+
+
 def test_two_models_are_compared_sample_by_sample(tmp_path: Path) -> None:
     for name, rights in (("base", [1, 1, 1, 0]), ("pruned", [1, 0, 1, 0])):
         record(tmp_path / name, {"gqa": [sample(n, exact_match=right) for n, right in enumerate(rights)]})

@@ -14,7 +14,7 @@ from sparsight.evaluation.questions.rules import RULES
 from sparsight.evaluation.questions.scores import Estimate, ScoreKey
 from sparsight.evaluation.questions.variant import Variant
 from sparsight.evaluation.reform_eval.answer import plain_answers
-from sparsight.evaluation.reform_eval.report import score_lines
+from sparsight.evaluation.reform_eval.report import numbers, score_lines
 from sparsight.evaluation.reform_eval.scores import scores_of
 from sparsight.lvlm.answer.write import Written
 
@@ -115,7 +115,8 @@ def test_recorded_scores_keep_their_names() -> None:
 def test_the_table_has_a_line_for_every_category() -> None:
     found = scored([chosen("0", 0, 0, "random"), chosen("1", 1, 0, "popular")], "yes_no")
     tasks = [{"name": "b", "formulation": "SingleChoice", "rule": "yes_no", "samples": 2}]
-    lines = {line[""]: line for line in score_lines(found, tasks, {})}
+    listed = [key._asdict() | numbers(each) for key, each in found.items()]
+    lines = {line[""]: line for line in score_lines(listed, tasks, {})}
     assert list(lines)[-3:] == ["task b", "category b: popular", "category b: random"]
     assert lines["category b: random"]["score (generation)"].startswith("100.0")  # F1, as of the task
     assert lines["task b"]["yes share (generation)"].startswith("50.0")
