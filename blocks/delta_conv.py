@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from blocks.base import AttentionWeights, FeatureMixer, Grid, Site, SiteSamples
 from blocks.ops.delta_conv import naive
-from blocks.ops.delta_conv.choice import this_machine, why_no_triton
+from blocks.ops.delta_conv.choice import why_no_triton
 from blocks.ops.delta_conv.form import Form, Layers, as_image, stage_size
 from blocks.ops.delta_conv.torch import delta_conv, precision, weights_for
+from blocks.ops.triton_here import this_machine
 
 # SD2 has the levels of SD1.5; a level without self-attention has no entry
 _SD15_KERNELS = {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,44 +10,22 @@ from torch import Tensor
 from blocks.base import Grid
 from blocks.ops.delta_conv.form import Form, Layers
 from blocks.ops.delta_conv.torch import precision, why_not_plain
-from blocks.ops.optional import why_missing
+from blocks.ops.triton_here import PRECISIONS, Machine, why_not_on
 
 MAX_STAGES, MAX_KERNEL, MAX_TOKENS = 4, 49, 1 << 30  # as offsets inside a plane are 32 bits wide
-PRECISIONS = (torch.float32, torch.bfloat16, torch.float16)
-
-
-class Machine(NamedTuple):
-    """What is known of Triton before code is compiled, which could not ask.
-
-    Attributes:
-        problem: Why it cannot be imported; empty if it can.
-        interpreted: Whether its interpreter stands in for a device, as ``TRITON_INTERPRET=1`` asks.
-    """
-
-    problem: str
-    interpreted: bool
-
-
-def this_machine() -> Machine:
-    """This one."""
-    if problem := why_missing("triton"):
-        return Machine(problem, False)
-    return Machine("", bool(import_module("triton").knobs.runtime.interpret))
 
 
 def why_no_triton(hidden_BNC: Tensor, layers: Layers, form: Form, grid: Grid, machine: Machine) -> str:
     """Why the kernels cannot compute a hidden state on a grid, here and now; empty if they can."""
     device, dtype = hidden_BNC.device, precision(hidden_BNC)
-    if machine.problem:
-        return machine.problem
-    on_cuda, interpreted = device.type == "cuda", device.type == "cpu" and machine.interpreted
-    if not on_cuda and not interpreted:
-        return f"a kernel runs on a CUDA device, not on {device.type}"
+    if reason := why_not_on(device, machine):
+        return reason
+    on_cuda = device.type == "cuda"
     if on_cuda and not torch.compiler.is_compiling() and torch.cuda.get_device_capability(device) < (8, 0):
         return "a kernel needs a device of compute capability 8.0"
     if dtype not in PRECISIONS:
         return f"no kernel computes in {dtype}"
-    if interpreted and dtype == torch.bfloat16:
+    if not on_cuda and dtype == torch.bfloat16:
         return "Triton's interpreter does not multiply bfloat16"
     if reason := why_not_plain(hidden_BNC, layers):
         return reason

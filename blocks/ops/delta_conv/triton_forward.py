@@ -14,11 +14,10 @@ from blocks.ops.delta_conv.triton_parts import (
     WIDTH,
     convolved,
     held,
-    jit,
     sampled,
     stage_of_tile,
-    tl,
 )
+from blocks.ops.triton_here import jit, tl
 
 
 @jit

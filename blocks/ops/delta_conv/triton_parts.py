@@ -10,23 +10,8 @@ Without Triton this file can be imported, and its functions cannot be called.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import Any
+from blocks.ops.triton_here import constant, jit, tl
 
-from blocks.ops.optional import why_missing
-
-
-def _as_it_is(function: Any) -> Any:
-    """A kernel that nobody can launch."""
-    return function
-
-
-tl: Any = None
-jit: Any = _as_it_is
-constant: Any = int
-if not why_missing("triton"):
-    tl = import_module("triton.language")
-    jit, constant = import_module("triton").jit, tl.constexpr
 COLUMNS = constant(7)
 FIRST, BESIDE, ROWS, WIDTH, INPUT, OUTPUT, NUMBER = (constant(number) for number in range(7))
 

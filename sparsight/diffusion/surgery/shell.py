@@ -17,6 +17,8 @@ from sparsight.diffusion.surgery.site_error import image_tokens, mean_squares
 from sparsight.diffusion.surgery.stamp import stamped
 from sparsight.diffusion.surgery.student import OnGrid, StudentAttention, delivered_grid
 
+TRITON = "triton"  # a mixer's backend
+
 
 class Mode(IntEnum):
     """Who computes at a site: the attention that was there, the mixer, or both."""
@@ -73,6 +75,10 @@ class Shell(OnGrid):
         tokens = image_tokens(output)
         return self._layout(tokens).image(tokens)
 
+    def compare(self, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean squares of the student's error and of the teacher's output, in launches as few as the mixer's."""
+        return mean_squares(student, teacher, fused=self.mixer.backend == TRITON)
+
     def _layout(self, tokens_BNC: Tensor) -> Layout:
         site = self.mixer.site
         layout: Layout = site.layout(delivered_grid(self.grid, site.path), tokens_BNC.shape[1])
@@ -93,7 +99,7 @@ class Shell(OnGrid):
         if self.mode is Mode.LAYERWISE:
             with torch.enable_grad():
                 student = self.student_pass(hidden_states.detach(), *_detached(args), **_detached(kwargs))
-                self.squares = mean_squares(self.compared(student), self.compared(output))
+                self.squares = self.compare(self.compared(student), self.compared(output))
         image, *text = output if isinstance(output, tuple) else (output,)
         if torch.is_grad_enabled() and image.requires_grad:
             image = stamped(image, int(self.mode), *self._layout(hidden_states).grid.sizes)

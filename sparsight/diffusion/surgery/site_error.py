@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from blocks.ops import squares
+from blocks.ops.triton_here import this_machine
+
 TINY = 1e-12  # a teacher that gives zero must not make an error infinite
 
 
@@ -22,16 +25,27 @@ def image_tokens(output: Any) -> Tensor:
     return tokens
 
 
-def mean_squares(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+def mean_squares(student: Tensor, teacher: Tensor, *, fused: bool = False) -> tuple[Tensor, Tensor]:
     """Mean square of the student's error, and of the teacher itself, over batch, tokens and channels.
 
-    Both tensors have one shape, e.g. (B, N, C); computed in fp32. The teacher gets no gradient.
+    Args:
+        student: Any shape, e.g. (B, N, C).
+        teacher: Of the same shape; it gets no gradient.
+        fused: By Triton kernels, where they can; as by torch, computed in fp32.
     """
-    if student.dtype == torch.float32 or torch.compiler.is_compiling():  # compiled, the plain form is one kernel
-        student, teacher = student.float(), teacher.detach().float()
-        return (student - teacher).square().mean(), teacher.square().mean()
+    if torch.compiler.is_compiling():  # compiled, the plain form is one kernel
+        return _plainly(student, teacher)
+    if fused and not squares.why_not(student, teacher, this_machine()):
+        return squares.mean_squares(student, teacher)
+    if student.dtype == torch.float32:
+        return _plainly(student, teacher)
     error, power = _OfHalves.apply(student, teacher.detach())
     return error, power
+
+
+def _plainly(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    student, teacher = student.float(), teacher.detach().float()
+    return (student - teacher).square().mean(), teacher.square().mean()
 
 
 class _OfHalves(torch.autograd.Function):
@@ -45,8 +59,8 @@ class _OfHalves(torch.autograd.Function):
         torch.sub(student, wanted, out=difference)  # widened inside the kernel
         ctx.save_for_backward(difference)
         ctx.dtype = student.dtype
-        squares = pair.square()
-        error, power = squares[0].mean(), squares[1].mean()
+        squared = pair.square()
+        error, power = squared[0].mean(), squared[1].mean()
         ctx.mark_non_differentiable(power)
         ctx.set_materialize_grads(False)  # zeros for the power would be a launch
         return error, power

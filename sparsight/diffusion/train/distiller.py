@@ -19,7 +19,7 @@ from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.model.process import NoiseProcess
 from sparsight.diffusion.surgery.replace import set_mode
 from sparsight.diffusion.surgery.shell import Mode, Shell
-from sparsight.diffusion.surgery.site_error import TINY, mean_squares
+from sparsight.diffusion.surgery.site_error import TINY
 from sparsight.diffusion.train.residual import ResidualTaps
 from sparsight.diffusion.train.stages import LossTerms
 from sparsight.diffusion.train.timestep_weights import min_snr_weight, paper_weight
@@ -77,7 +77,7 @@ class Distiller:
             teacher_output, teacher_sites = self._observe(noised, Mode.TEACHER, terms)
         student_output, student_sites = self._observe(noised, Mode.STUDENT, terms)
         squares = {
-            path: mean_squares(student_sites[path], teacher_sites[path]) if shell.handed_over else shell.take_squares()
+            path: shell.compare(student_sites[path], teacher_sites[path]) if shell.handed_over else shell.take_squares()
             for path, shell in self.shells.items()
         }
         normalised = self._normalised(squares)
