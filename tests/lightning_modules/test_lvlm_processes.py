@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 from torch.multiprocessing import ProcessRaisedException
 
+from tests.tiny_extras import needs_torchao
 from tests.tiny_processes import SHARDED, run_command
 from tests.tiny_tuning import ROTATION, SCORE, STAGE, checkpoint, pruning, tuning_config, with_callback
 
@@ -19,6 +20,7 @@ LOFIT = {"class_path": "LoFiT", "init_args": {"count": 3}}
 # without its cross-entropy, a mean over tokens of each process
 ROUTER = {"class_path": "GammaMoD", "init_args": {"layers": [2, 3], "balance": 0.0}}
 ALL = {"class_path": "sparsight.lvlm.surgery.selection.All"}
+QLORA = {"loading": {"quantization": "int8"}, "lora": {"rank": 2, "alpha": 4, "dropout": 0.0}}
 HEALS = {"healing": {"hidden": 0.5, "logits": 1.0, "layers": 0.5}}
 RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "stages": ({"stages": [STAGE | {"steps": 2, "train": ["projector"]}, STAGE | {"steps": 2}]}, {}),
@@ -27,6 +29,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "pruning": ({"prune": SCORE} | HEALS, pruning(begin=2)),
     "pruning_what_is_tuned": ({"prune": SCORE | {"protect_tuned": False}, "layers": ALL}, pruning(begin=2)),
     "text_alone": ({}, {}),
+    "quantised": (QLORA, {}),
 }
 
 
@@ -38,7 +41,9 @@ def fit(config: Path, root: Path, *arguments: str, processes: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=needs_torchao if kind == "quantised" else []) for kind in RUNS]
+)
 def test_two_processes_train_as_one(tmp_path: Path, kind: str) -> None:
     options, callback = RUNS[kind]
     config = tuning_config(tmp_path, **options)
