@@ -53,14 +53,12 @@ class _OfHalves(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        pair = student.new_empty((2, *student.shape), dtype=torch.float32)
-        difference, wanted = pair
-        wanted.copy_(teacher)
-        torch.sub(student, wanted, out=difference)  # widened inside the kernel
-        ctx.save_for_backward(difference)
+        wanted = teacher.float()
+        difference = student - wanted  # widened inside the kernel
+        ctx.save_for_backward(difference)  # alone: a part of a tensor would keep the whole
         ctx.dtype = student.dtype
-        squared = pair.square()
-        error, power = squared[0].mean(), squared[1].mean()
+        squared = torch._foreach_mul([difference, wanted], [difference, wanted])
+        error, power = (each.mean() for each in squared)
         ctx.mark_non_differentiable(power)
         ctx.set_materialize_grads(False)  # zeros for the power would be a launch
         return error, power

@@ -43,6 +43,21 @@ def test_teacher_and_frozen_students_get_no_gradient() -> None:
     assert not mean_squares(student.detach(), teacher)[0].requires_grad
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_difference_alone_is_kept_for_the_gradient(dtype: torch.dtype) -> None:
+    """A model has as many of them as sites, at once."""
+    kept: dict[int, int] = {}
+
+    def note(x: Tensor) -> Tensor:
+        kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    student, teacher = torch.randn(2, 64, 32).to(dtype).requires_grad_(), torch.randn(2, 64, 32).to(dtype)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+        mean_squares(student, teacher)
+    assert sum(kept.values()) == 4 * student.numel()
+
+
 def test_half_precision_takes_seven_calls() -> None:
     student, teacher = torch.randn(2, 4, 3).bfloat16().requires_grad_(), torch.randn(2, 4, 3).bfloat16()
     with Calls() as calls:
