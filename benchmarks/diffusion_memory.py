@@ -73,7 +73,7 @@ def recipe_row(name: str) -> dict[str, str]:
     """GiB of a recipe's end-to-end step, with its batch, size and trained parts; nothing is averaged."""
     recipe = read_config(f"experiment/{name}")
     model, data = recipe["model"]["init_args"], recipe["data"]["init_args"]
-    trained = model.get("trained", {})
+    trained, size = model.get("trained", {}), data.get("sampling", {}).get("size")
     mixer = partial(resolve_name(model["mixer"]["class_path"]), **model["mixer"]["init_args"])
     with torch.device("meta"):
         denoiser = published(RECIPES[name]).to(torch.bfloat16)
@@ -85,7 +85,7 @@ def recipe_row(name: str) -> dict[str, str]:
         denoiser,
         objectives=["end_to_end"],
         batch=data["batch_size"],
-        size=tuple(data["size"]) if "size" in data else None,
+        size=None if size is None else tuple(size),
         autocast=partial(torch.autocast, "cpu", torch.bfloat16),
         device=torch.device("cpu"),
     )
