@@ -88,7 +88,7 @@ class Answering(TrainedPartsModule):
     def __init__(self, *, evaluation: Evaluation | None, max_skipped_steps: int) -> None:
         super().__init__(max_skipped_steps=max_skipped_steps)
         self.evaluation = evaluation or Evaluation()
-        self.reference = None if self.evaluation.reference is None else TaskScores.load(self.evaluation.reference)
+        self.reference = None if self.evaluation.reference is None else _reference(self.evaluation.reference)
         self._scores = TaskScores()
         self._tokenizer: Any = None
 
@@ -244,3 +244,10 @@ class Answering(TrainedPartsModule):
 def _datasets(datamodule: Any) -> Mapping[str, Any]:
     """The datasets of an InstructionDataModule by split; others have none."""
     return datamodule.datasets if isinstance(datamodule, Split) else {}
+
+
+def _reference(path: str) -> TaskScores:
+    try:
+        return TaskScores.load(path)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigurationError(f"evaluation.reference: {error}") from error

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.plugins import FSDPPrecision, MixedPrecision, Precision
-from lightning.pytorch.utilities import GradClipAlgorithmType
+from lightning.pytorch.utilities import GradClipAlgorithmType, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -20,15 +20,17 @@ from lightning_modules.untrained import TellsUntrained
 from sparsight.common.checkpoint.file import FORMAT, check_format, local, read_header
 from sparsight.common.checkpoint.hyperparameters import keep_plain
 from sparsight.common.checkpoint.run_record import RUN, check_module, check_run, run_record
+from sparsight.common.datamodule import OfWing, check_wings, datamodule_of
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_checkpoint, check_finite
 from sparsight.common.formats import KEY
 from sparsight.common.training.processes import refuse_together
+from sparsight.common.training.sharding import own_class
 
 HALVES = {"16": "float16", "bf": "bfloat16"}
 
 
-class TrainedPartsModule(TellsUntrained):
+class TrainedPartsModule(OfWing, TellsUntrained):
     """Base of modules that train parts of a pretrained model and keep only those in checkpoints.
 
     Args:
@@ -86,8 +88,10 @@ class TrainedPartsModule(TellsUntrained):
         """None; but this is called before data are prepared, so that what cannot work is refused here.
 
         Raises:
-            ConfigurationError: The trainer would hold all weights in half precision.
+            ConfigurationError: The data are for models of another kind, or the trainer would hold all weights in half
+                precision.
         """
+        check_wings(own_class(self), type(datamodule_of(self._trainer)))
         precision = str(self.trainer.precision)
         if precision.endswith("-true") and precision[:2] in HALVES:
             frozen = "" if self.frozen_option is None else f", and {self.frozen_option} to {HALVES[precision[:2]]}"
@@ -131,6 +135,11 @@ class TrainedPartsModule(TellsUntrained):
             raise ConfigurationError(
                 "a fused optimiser unscales gradients of 16-mixed by itself, after they are clipped: set "
                 "model.optimizer.init_args.fused to false, or trainer.gradient_clip_val to null"
+            )
+        if lr_schedule != "constant" and warmup_steps >= steps > 1:
+            rank_zero_warn(
+                f"warmup_steps is {warmup_steps} and {self.stage_name} has {steps} steps, so the learning rate gets no "
+                f"higher than {(steps - 1) / warmup_steps:.0%} of lr: give fewer"
             )
         schedule = get_scheduler(lr_schedule, trained, num_warmup_steps=warmup_steps, num_training_steps=steps)
         return {"optimizer": trained, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

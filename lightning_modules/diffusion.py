@@ -44,6 +44,7 @@ class DiffusionModule(TrainedPartsModule):
         max_skipped_steps: How many steps that are not finite are left out before the run ends.
     """
 
+    wing = "diffusion"
     diffusion: DiffusionModel
     waits_for_steps = False
     quantised: Quantisation | None = None  # see StoredBase

@@ -62,6 +62,7 @@ class LVLMModule(LosesLayers):
         method_weights: Of the recipe's methods, by their names, if any has weights.
     """
 
+    wing = "image-text"
     scores_before_training = True
     frozen_option = "model.loading.dtype"
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import datamodules
 import sparsight
 from blocks import DeltaConvBlock, SoftmaxAttention
 from sparsight.diffusion.model.sampling import Sampling
@@ -32,7 +33,7 @@ def test_every_name_is_there_and_documented_and_none_is_imported_before() -> Non
 
 
 @pytest.mark.usefixtures("reload_here")
-def test_a_student_is_distilled_evaluated_exported_and_loaded(tmp_path: Path) -> None:
+def test_a_student_is_distilled_evaluated_exported_and_loaded(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
     data = tiny.image_data(tmp_path)
     stages = [sparsight.Stage("layerwise", 2, warmup_steps=1), sparsight.Stage("end_to_end", 2, warmup_steps=1)]
@@ -44,12 +45,17 @@ def test_a_student_is_distilled_evaluated_exported_and_loaded(tmp_path: Path) ->
         "sampling": Sampling(2),
         "trained": {"init_samples": 0},
     }
+    talks = datamodules.InstructionDataModule(teacher, datamodules.TextQuestions(), batch_size=2)
+    with pytest.raises(ValueError, match=r"^data: InstructionDataModule serves image-text models"):
+        sparsight.distill(teacher, mixer, talks, **options)
     with pytest.raises(ValueError, match="exists"):
         sparsight.distill(teacher, mixer, data, output=tmp_path, **options)
     module = sparsight.distill(teacher, mixer, data, output=tmp_path / "student", **options)
     assert module.trainer.global_step == 4
     found = sparsight.evaluate(module, data, trainer=QUIET)
     assert 0 < found["val/output_relative_l2"] < 10
+    noise = ("in eval mode at the start of training", "You have overridden `transfer_batch_to_device`")
+    assert not [w for w in recwarn if any(text in str(w.message) for text in noise)], "the command shows none of it"
     pipeline = sparsight.load(str(tmp_path / "student"))
     assert sum(p.numel() for p in pipeline.transformer.parameters()) > 0
     with pytest.raises(ValueError, match="split is 'train'; allowed: val, test"):

@@ -71,6 +71,7 @@ class InstructionDataModule(RecordsDataModule):
         ValueError: No model, an option is out of range, or two of them contradict each other.
     """
 
+    wing = "image-text"
     follows: ClassVar[Mapping[str, str]] = {"model": "base"}
     names: ClassVar[Sequence[str]] = ("model",)
 

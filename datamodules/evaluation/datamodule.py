@@ -62,6 +62,8 @@ class ReformEvalDataModule(ProcessDataModule):
         ValueError: An option is out of range, or names of tasks are equal.
     """
 
+    wing = "image-text"
+
     def __init__(
         self,
         tasks: list[EvaluationTask],

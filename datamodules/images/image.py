@@ -53,6 +53,8 @@ class ImageDataModule(RecordsDataModule):
         encoded: Whether the trained model sees these images through another one, which decides about their size.
     """
 
+    wing = "diffusion"
+
     def __init__(
         self,
         train: RecordSource | None,

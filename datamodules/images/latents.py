@@ -68,6 +68,7 @@ class CachedLatentsDataModule(ProcessDataModule):
         ValueError: No teacher or images, or an option is out of range.
     """
 
+    wing = "diffusion"
     follows: ClassVar[Mapping[str, str]] = {"teacher": "teacher"}
     names: ClassVar[Sequence[str]] = ("teacher",)
 

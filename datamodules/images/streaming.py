@@ -58,6 +58,8 @@ class StreamingImageDataModule(ProcessDataModule):
         unused: Files or members beside training records that this process has met and does not use.
     """
 
+    wing = "diffusion"
+
     def __init__(
         self,
         train: RecordStream,

@@ -69,6 +69,7 @@ class TeacherSamplesDataModule(ProcessDataModule):
             batch.
     """
 
+    wing = "diffusion"
     follows: ClassVar[Mapping[str, str]] = {
         "teacher": "teacher",
         "sampling.guidance_scale": "sampling.guidance_scale",

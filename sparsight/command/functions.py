@@ -13,6 +13,7 @@ from lightning.pytorch import LightningDataModule, LightningModule
 
 from blocks import Site, TokenMixer
 from lightning_modules import AttentionDistillation, LVLMEvaluation, SparseLayerTuning
+from sparsight.command.output.quiet import quieten
 from sparsight.command.trainer import SparsightTrainer
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Stage
@@ -78,7 +79,7 @@ def tune(
         stages: One of 1 000 steps unless given.
         output: Folder for the exported model; nothing is exported if not given.
         trainer: Options of Lightning's Trainer.
-        options: Of ``SparseLayerTuning``, such as ``lora``, ``prune`` and ``dtype``.
+        options: Of ``SparseLayerTuning``, such as ``lora``, ``prune`` and ``loading``.
 
     Returns:
         The module; ``module.model`` is transformers' model.
@@ -117,6 +118,7 @@ def evaluate(
     """
     if split not in ("val", "test"):
         raise ValueError(f"split is {split!r}; allowed: val, test")
+    quieten()
     module = LVLMEvaluation(model, **options) if isinstance(model, str) else model
     made = SparsightTrainer(**{"logger": False, "enable_checkpointing": False} | dict(trainer or {}))
     run = made.validate if split == "val" else made.test
@@ -128,6 +130,7 @@ def _train(
 ) -> None:
     if output is not None:
         check_destination(output, overwrite=False)
+    quieten()
     options: dict[str, Any] = {"max_epochs": -1, "default_root_dir": "runs"} | dict(trainer or {})
     SparsightTrainer(**options).fit(module, datamodule=data)
     if output is not None:

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from sparsight.command.options import close_options
+from sparsight.command.parsing.groups import value_for_group
 from sparsight.common.names import named
 from sparsight.common.near import closest, did_you_mean, suggestion
 
@@ -95,6 +96,8 @@ def in_one_line(message: str, known: Iterable[str] = ()) -> str:
         message: What it says.
         known: Names that the parser knows, such as ``--trainer.max_steps`` and ``fit``.
     """
+    if group := value_for_group(message):
+        return group
     complaints = _meant(message)
     if not complaints or not complaints[0].keys:
         unknown = UNKNOWN.search(message)

@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from sparsight.common.checkpoint.run_record import same_value
-from sparsight.common.datamodule import Follower
+from sparsight.common.datamodule import Follower, check_wings
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.names import named
 
@@ -18,9 +18,13 @@ def hand_over(config: Any) -> None:
 
     Args:
         config: Of a verb, as parsed; it is changed.
+
+    Raises:
+        ConfigurationError: The data are for another kind of model.
     """
     data, module = config.get("data"), config.model.get("init_args") or {}
     kind = _kind(data)
+    check_wings(named(config.model.class_path), kind)
     for option, source in kind.follows.items():
         if data.init_args.get(option) is None and module.get(source) is not None:
             data.init_args[option] = module[source]

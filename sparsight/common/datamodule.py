@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
 
+from sparsight.common.errors import ConfigurationError
 
-class Follower:
+Wing = Literal["diffusion", "image-text"]
+DATA_OF = {  # what serves models of a wing
+    "diffusion": "ImageDataModule or TeacherSamplesDataModule",
+    "image-text": "InstructionDataModule or ReformEvalDataModule",
+}
+
+
+class OfWing:
+    """Base of modules and data that serve models of one wing.
+
+    Attributes:
+        wing: Which; unknown of users' own.
+    """
+
+    wing: ClassVar[Wing | None] = None
+
+
+class Follower(OfWing):
     """Base of data that need to know what the module of their run knows: it is written once, at the module.
 
     Attributes:
@@ -20,6 +38,26 @@ class Follower:
     follows: ClassVar[Mapping[str, str]] = {}
     names: ClassVar[Sequence[str]] = ()
     agrees: ClassVar[Sequence[str]] = ()
+
+
+def check_wings(module: Any, data: Any) -> None:
+    """Refuse data of one wing for a module of the other.
+
+    Args:
+        module: Its class.
+        data: Class of the data.
+
+    Raises:
+        ConfigurationError: They do not go together.
+    """
+    ours, theirs = (
+        each.wing if isinstance(each, type) and issubclass(each, OfWing) else None for each in (module, data)
+    )
+    if ours and theirs and ours != theirs:
+        raise ConfigurationError(
+            f"data: {data.__name__} serves {theirs} models, and {module.__name__} has one of {ours}: give --data "
+            f"{DATA_OF[ours]}, or a module of the other kind"
+        )
 
 
 def datamodule_of(trainer: Trainer | None) -> Any:

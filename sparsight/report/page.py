@@ -80,8 +80,9 @@ def _what(run: RunFolder) -> str:
     options = model.get("init_args") or {}
     base = options.get("teacher") or options.get("base")
     named = str(model.get("class_path", "run")).rpartition(".")[2]
-    steps = f", {run.steps} steps" if run.steps else ""  # a run that was shorter than its logging interval tells none
-    return f"{named}{f' of {Path(str(base)).name}' if base else ''}{steps}"
+    steps = run.steps if run.trained else 0  # that was shorter than its logging interval tells none
+    told = f", {steps} steps" if steps else ""
+    return f"{named}{f' of {Path(str(base)).name}' if base else ''}{told}"
 
 
 def _described(run: RunFolder) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _described(run: RunFolder) -> dict[str, Any]:
     config = run.folder / CONFIG
     if run.scores and run.config:
         commands.append(["sparsight", "test", "--config", str(config)])
-    elif run.config:
+    elif run.config and run.trained:  # a measurement's configuration does not say of which checkpoint
         commands.append(["sparsight", "fit", "--config", str(config)])
         for verb in ("validate", "export") if run.checkpoint else ():
             commands.append(["sparsight", verb, "--config", str(config), "--ckpt_path", str(run.checkpoint)])

@@ -57,6 +57,11 @@ class RunFolder:
     scores: Sequence[Mapping[str, str]] = ()
 
     @property
+    def trained(self) -> bool:
+        """Whether something was trained, not only measured."""
+        return trained_here(self.folder) or any(name.startswith("train/") for name in self.curves)
+
+    @property
     def last(self) -> dict[str, float]:
         """The last value of every curve."""
         return {name: curve[-1][1] for name, curve in self.curves.items()}
@@ -71,7 +76,7 @@ def read_run(place: str | Path, *, name: str | None = None) -> RunFolder:
     """Read the log folder of a run.
 
     Args:
-        place: The folder of a run, or one above it, of which the newest run is taken.
+        place: The folder of a run, or one above it: ``find_run``.
         name: What the run is called; the folder's own name, with those above it that say more, if not given.
 
     Raises:
@@ -98,7 +103,7 @@ def read_run(place: str | Path, *, name: str | None = None) -> RunFolder:
 
 
 def find_run(place: Path) -> Path:
-    """The log folder that is meant.
+    """The log folder that is meant: of several below it the newest that trained or asked a suite, else the newest.
 
     Raises:
         ConfigurationError: There is no such folder, or no run in it.
@@ -107,14 +112,26 @@ def find_run(place: Path) -> Path:
         raise ConfigurationError(f"report: {str(place)!r} is no folder; name a run's log folder, which holds {CONFIG}")
     if _is_run(place):
         return place
-    below = {path.parent for name in _LEFT for path in place.rglob(name)}
-    found = sorted(below, key=lambda folder: folder.stat().st_mtime)
+    found = runs_below(place)
     if not found:
         raise ConfigurationError(
             f"report: {str(place)!r} holds no run: there is no {CONFIG}, nothing of a logger and no {FILE} of an "
             "evaluation in it or below it"
         )
-    return found[-1]
+    return next((folder for folder in reversed(found) if trained_here(folder) or (folder / FILE).is_file()), found[-1])
+
+
+def runs_below(place: Path) -> list[Path]:
+    """Log folders below one, the newest last; writing a page into one makes it no newer."""
+    times: dict[Path, float] = {}
+    for path in (path for name in _LEFT for path in place.rglob(name)):
+        times[path.parent] = max(times.get(path.parent, 0.0), path.stat().st_mtime)
+    return sorted(times, key=lambda folder: times[folder])
+
+
+def trained_here(folder: Path) -> bool:
+    """Whether a log folder holds what only training leaves."""
+    return any((folder / name).is_file() for name in (COSTS, CONVERSATIONS)) or any(folder.rglob("*.ckpt"))
 
 
 def _is_run(folder: Path) -> bool:

@@ -44,7 +44,10 @@ def test_benchmarks_are_asked_by_name(tmp_path: Path) -> None:
         (["--tasks", "popee"], "tasks: 'popee' is none of those that are asked here; did you mean pope?"),
         (["--tasks", "refcoco"], "give --python an interpreter that has it"),
         (["--tasks", " , "], "tasks is empty"),
-        (["--tasks", "pope", "--data", "."], "data: . has neither a folder pope nor a file pope.parquet"),
+        (
+            ["--tasks", "pope", "--data", "."],
+            "data: '.' has neither a folder pope nor a file pope.parquet: put the published files there",
+        ),
         (["--tasks", "any", "--python", "none/python"], "python: 'none/python' does not exist"),
     ],
 )

@@ -172,6 +172,26 @@ def test_verbs_that_would_do_nothing_are_refused(tmp_path: Path, verb: str) -> N
         main([verb, "--config", str(distillation_config(tmp_path)), f"--trainer.{option}", "0"])
 
 
+@pytest.mark.parametrize(
+    ("verb", "message"),
+    [
+        ("test", "data.test: there are no records .* --data.test FolderRecords .* by `sparsight validate`"),
+        ("validate", "data.val: there are no records .* --data.val_share 0.1"),
+    ],
+)
+def test_records_that_no_one_gave_are_missed_before_weights_are_loaded(tmp_path: Path, verb: str, message: str) -> None:
+    (tmp_path / "images").mkdir()
+    source = {"class_path": "FolderRecords", "init_args": {"root": str(tmp_path / "images")}}
+    data = {"class_path": "ImageDataModule", "init_args": {"train": source, "image_size": 8, "batch_size": 2}}
+    path = distillation_config(tmp_path)
+    config = yaml.safe_load(path.read_text()) | {"data": data}
+    path.write_text(yaml.safe_dump(config))
+    for weights in (tmp_path / "teacher").rglob("*.safetensors"):
+        weights.write_bytes(b"")
+    with pytest.raises(SystemExit, match=f"^sparsight: {message}"):
+        main([verb, "--config", str(path)])
+
+
 def test_empty_keys_on_the_command_line_are_refused_and_valid_ones_are_not(tmp_path: Path) -> None:
     path = distillation_config(tmp_path)
     with pytest.raises(SystemExit, match=r"--model\.mixer: model\.mixer\.scale: .* did you mean scales"):

@@ -51,6 +51,14 @@ QUICK = ["fit", "--config", "experiment/quickstart"]
             [*QUICK, "--model.mixer.init_args.kernle_size=3"],
             r"^model\.mixer\.kernle_size: DeltaConvBlock has no such option; did you mean kernel_size\?",
         ),
+        (
+            [*QUICK, "--model.stages.0.lr", "1e-3"],
+            r"^fit: --model\.stages\.0\.lr: an entry of a list .* its number: give --model\.stages '\[\.\.\.\]'",
+        ),
+        (
+            [*QUICK, "--trainer.callbacks.3.every_n_steps=2"],
+            r"give --trainer\.callbacks '\[\.\.\.\]' as a whole, or write",
+        ),
         (["fit", "--model", "SparseLayerTunning"], r"^model: there is no class .* did you mean SparseLayerTuning\?"),
         (["fit", "--data", "datamodules.ImagDataModule"], r"did you mean datamodules\.ImageDataModule or"),
     ],

@@ -44,6 +44,20 @@ TUNING = "lightning_modules.SparseLayerTuning"
             "model.sampling.stepz: there is no .* did you mean steps?",
             None,
         ),
+        (
+            ["fit", *QUICK, "--model.sampling", "20"],
+            "model.sampling: 20 is given, where options are asked for: --model.sampling.steps, ",
+            None,
+        ),
+        *(
+            (
+                ["fit", *QUICK, "--model.sites", given],
+                f"model.sites: {re.escape(given)} is given, where options are asked for: --model.sites.include, .*, "
+                "--model.sites.min_tokens",
+                None,
+            )
+            for given in ("*.attn2", "1024", "['mid_block*']")
+        ),
         (["fit", *DEMO, "--model.stages", "[{steps: x}]"], "model.stages.0.steps: expected int, got 'x'", None),
         (
             ["fit", *DEMO, "--trainer.callbacks+=callbacks.Foo"],

@@ -133,3 +133,19 @@ def test_the_command_fills_in_before_anything_is_built(tmp_path: Path) -> None:
         match=r"sparsight: data\.sampling\.guidance_scale is 2\.0, but model\.sampling\.guidance_scale is 1\.5",
     ):
         main([*arguments, "--data.sampling.guidance_scale", "2.0"])
+
+
+@pytest.mark.parametrize(
+    ("module", "kind", "remedy"),
+    [
+        ("AttentionDistillation", "InstructionDataModule", "serves image-text models.* give --data ImageDataModule"),
+        ("SparseLayerTuning", "ImageDataModule", "serves diffusion models.* give --data InstructionDataModule"),
+        ("LVLMEvaluation", "TeacherSamplesDataModule", "serves diffusion models"),
+    ],
+)
+def test_data_of_the_other_wing_are_refused(module: str, kind: str, remedy: str) -> None:
+    whole = config(kind)
+    whole.model.class_path = f"lightning_modules.{module}"
+    with pytest.raises(ConfigurationError, match=f"^data: {kind} {remedy}"):
+        hand_over(whole)
+    hand_over(config(kind))  # of a module that does not say

@@ -83,6 +83,14 @@ def test_training_leaves_the_teacher_bitwise_and_lowers_the_error(teacher: str, 
     assert all(after[path] < 0.5 * start[path] for path in start), (start, after)
 
 
+def test_a_warm_up_that_outlasts_its_stage_is_told(teacher: str) -> None:
+    module = distillation(teacher, [Stage("layerwise", 11, warmup_steps=100)])
+    with pytest.warns(
+        UserWarning, match="warmup_steps is 100 and stage 1 of 1 .* no higher than 10% of lr: give fewer"
+    ):
+        module.configure_optimizers()
+
+
 def test_layerwise_loss_vanishes_when_the_student_can_be_the_teacher(teacher: str) -> None:
     whole_grid = partial(NeighborhoodAttention, kernel_size=4)
     for mixer in (SoftmaxAttention, whole_grid):

@@ -44,3 +44,14 @@ def test_a_reference_of_other_items_is_refused(tmp_path: Path, caplog: pytest.Lo
         re.search("; 0 there, so without a share: .*likelihood/naming", caplog.text)
         and "val/kept/likelihood/naming" not in cli.trainer.callback_metrics
     )
+
+
+def test_a_reference_that_is_none_is_told_by_its_key(tmp_path: Path) -> None:
+    config = str(tuning_config(tmp_path))
+    (tmp_path / "layers.json").write_text('{"scores": {}}')
+    for name, said in (
+        ("layers", "holds no scores of `sparsight validate` or `test`"),
+        ("none", "there are no scores"),
+    ):
+        with pytest.raises(SystemExit, match=f"^sparsight: model.evaluation.reference: .*{said}"):
+            main(["fit", "--config", config, f"--model.evaluation.reference={tmp_path / name}.json"])

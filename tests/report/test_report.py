@@ -176,6 +176,16 @@ def test_the_verb_finds_the_newest_run_and_writes_beside_it(tmp_path: Path, caps
     main(["report", str(tmp_path / "runs")])
     assert capsys.readouterr().out == f"Report: {newest / 'report.html'}\n"
     Reader((newest / "report.html").read_text())
+    (newest / "last.ckpt").touch()
+    measured = tmp_path / "runs" / "version_2"
+    with SummaryWriter(str(measured)) as writer:
+        writer.add_scalar("test/output_relative_l2", 0.25, 0)
+    (measured / "config.yaml").write_text((newest / "config.yaml").read_text())
+    main(["report", str(tmp_path / "runs")])
+    said = f"Report: {newest / 'report.html'}\nLater runs there trained nothing; name one for its page: {measured}\n"
+    assert capsys.readouterr().out == said, "a measurement hides the run that it measured"
+    text = Reader(page([read_run(measured)])).text
+    assert "0.25" in text and "1 steps" not in text and "sparsight fit" not in text
     for arguments, message in (
         (["report", str(tmp_path / "no")], "report: .*no' does not exist"),
         (["report", str(tmp_path / "runs" / "version_0" / "samples")], "holds no run"),

@@ -177,7 +177,10 @@ def named_task(name: str, data: str | None) -> dict[str, Any]:
     if data is not None:
         places = [place for place in (Path(data, plain), Path(data, f"{plain}.parquet")) if place.exists()]
         if not places:
-            raise ConfigurationError(f"data: {data} has neither a folder {plain} nor a file {plain}.parquet")
+            raise ConfigurationError(
+                f"data: {str(data)!r} has neither a folder {plain} nor a file {plain}.parquet: put the "
+                "published files there, or leave --data out to read them from the hub"
+            )
         options["path"] = str(places[0])
     task = {"class_path": f"datamodules.{TASKS[plain]}", "init_args": options}
     return task if name == plain else {"class_path": "datamodules.PixelsTask", "init_args": {"task": task}}

@@ -80,6 +80,7 @@ def check_early(config: Any, verb: str) -> None:
         if part.key.split(".")[0] == "data":
             if verb not in WITHOUT_DATA:
                 _check_inputs(part)
+                _check_records(part, verb)
         else:
             _check_outputs(part)
     output = config.get("output")
@@ -126,6 +127,24 @@ def _check_outputs(part: Place) -> None:
         if isinstance(value, (str, Path)):
             check_given(f"{part.key}.{name}", str(value))
             _check_writable(f"{part.key}.{name}", str(value))
+
+
+def _check_records(part: Place, verb: str) -> None:
+    """Refuse a measurement of data of ours that hold out nothing for it, before any weights are loaded."""
+    options = part.options
+    if part.key != "data" or not part.kind.startswith(f"{WHERE}.") or not {"test", "val_share"} <= options.keys():
+        return
+    source = str(options["train"].class_path).rpartition(".")[2] if options["train"] else "SOURCE"
+    if verb == "test" and options["test"] is None:
+        raise ConfigurationError(
+            f"data.test: there are no records to test on: give them, such as --data.test {source} with options of its "
+            f"own (--data.test.help {source} lists them), or measure on validation records by `sparsight validate`"
+        )
+    if verb == "validate" and options["val"] is None and not options["val_share"]:
+        raise ConfigurationError(
+            f"data.val: there are no records to validate on: give them, such as --data.val {source} with options of "
+            "its own, or hold some out by --data.val_share 0.1"
+        )
 
 
 def _check_inputs(part: Place) -> None:

@@ -114,6 +114,12 @@ def _check_model(verb: str, rest: Sequence[str]) -> None:
 def _check_option(verb: str, option: str) -> None:
     name, known = option.lstrip("-").rstrip("+"), [*options_of_verb(verb), INCLUDE]
     group, dot, inner = name.partition(".")
+    if position := next((part for part in inner.split(".") if part.isdecimal()), None):
+        place = f"{group}.{inner.partition(f'.{position}')[0]}"
+        raise ConfigurationError(
+            f"{verb}: {option}: an entry of a list is not set by its number: give --{place} '[...]' as a whole, or "
+            "write it in a config"
+        )
     dashes = len(option) - len(option.lstrip("-"))
     if dashes == 1 and (option in SHORT or name not in known):
         return  # may be a short option with its value

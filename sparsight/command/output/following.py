@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from sparsight.command.arguments import FILE_OPTIONS, read_config
 from sparsight.common.text import read_json
 
 BUDGET = 0.8  # that pages speak of
+CANDIDATES = "analyze/candidates"  # a config
 _SHARED = (*FILE_OPTIONS, "--model", "--data", "--trainer")  # options that all verbs have
 
 
@@ -61,7 +63,7 @@ def _after_export(folder: Path) -> list[str]:
 def _after_analysis(arguments: Sequence[str], options: Mapping[str, Any], folder: Path, *, denoiser: bool) -> str:
     typed = kept(arguments)
     if denoiser and options.get("budget") is None:
-        return shlex.join(["sparsight", *arguments, "--budget", str(BUDGET)])
+        return _planning(arguments, float(read_json(folder / "analysis.json")["least_flops"]))
     if denoiser:
         return _line("fit", _of_a_run(typed), "--config", str(folder / "plan.yaml"))
     tunes = str(options["model"].class_path).endswith("SparseLayerTuning")
@@ -69,6 +71,15 @@ def _after_analysis(arguments: Sequence[str], options: Mapping[str, Any], folder
         return ""
     scores = folder / "scores.json"
     return _line("fit", typed, *_best_layers(scores, next(iter(read_json(scores)["scores"]))))
+
+
+def _planning(arguments: Sequence[str], least: float) -> str:
+    """The analysis with a budget that its mixers can keep; with candidates, if none of its own costs less."""
+    budget = BUDGET if least < BUDGET else math.ceil((least + 1) / 2 * 1000) / 1000
+    if budget >= 1:
+        return "" if CANDIDATES in arguments else shlex.join(["sparsight", *arguments, "--config", CANDIDATES])
+    without = (group for group in _options(arguments) if _name(group) != "--prediction_batches" or int(_value(group)))
+    return shlex.join(["sparsight", *(word for group in without for word in group), "--budget", f"{budget:g}"])
 
 
 def _best_layers(scores: Path, score: str) -> list[str]:
@@ -80,7 +91,7 @@ def _best_layers(scores: Path, score: str) -> list[str]:
 
 def _after_benchmark(typed: Sequence[str], *, averaged: bool) -> str:
     """The export of a run, the training of what is none yet, the test of what cannot be trained."""
-    configs = [Path(group[-1].rpartition("=")[2]) for group in _options(typed) if _name(group) in FILE_OPTIONS]
+    configs = [Path(_value(group)) for group in _options(typed) if _name(group) in FILE_OPTIONS]
     trained = [each.parent / "checkpoints" / "last.ckpt" for each in configs]
     if found := next((each for each in trained if each.is_file()), None):
         return exporting(typed, str(found), averaged=averaged)
@@ -97,7 +108,7 @@ def _of_a_run(typed: Sequence[str]) -> list[str]:
 def _is_of_a_run(group: Sequence[str]) -> bool:
     if _name(group) not in FILE_OPTIONS:
         return True
-    return not {"model", "data", "trainer"}.isdisjoint(read_config(group[-1].rpartition("=")[2]))
+    return not {"model", "data", "trainer"}.isdisjoint(read_config(_value(group)))
 
 
 def _options(arguments: Sequence[str]) -> Iterator[list[str]]:
@@ -115,6 +126,11 @@ def _options(arguments: Sequence[str]) -> Iterator[list[str]]:
 def _name(group: Sequence[str]) -> str:
     """The option without its value and what lies below it."""
     return group[0].partition("=")[0].partition(".")[0]
+
+
+def _value(group: Sequence[str]) -> str:
+    """The last word of an option, without its name."""
+    return group[-1].rpartition("=")[2]
 
 
 def _line(verb: str, typed: Sequence[str], *more: str) -> str:

@@ -45,6 +45,11 @@ class Costs:
         """Of all but the self-attentions."""
         return max(0.0, self.whole - sum(site[ATTENTION] for site in self.sites.values()))
 
+    @property
+    def least(self) -> float:
+        """Of the denoiser with the cheapest choice at every site, over that of the untouched one."""
+        return (self.around + sum(min(site.values()) for site in self.sites.values())) / self.whole
+
     def of(self, chosen: Mapping[str, str]) -> float:
         """Of the denoiser with these candidates at their sites, over that of the untouched one."""
         sites = sum(site[chosen.get(path, ATTENTION)] for path, site in self.sites.items())

@@ -76,11 +76,10 @@ def check_share(costs: Costs, share: float, *, of: BudgetOf) -> None:
     Raises:
         ConfigurationError: None does.
     """
-    least = (costs.around + sum(min(site.values()) for site in costs.sites.values())) / costs.whole
-    if least > share * (1 + 1e-9):
+    if costs.least > share * (1 + 1e-9):
         raise ConfigurationError(
-            f"budget is {share:g}, but the cheapest choice of these mixers costs {least:.3f} of the denoiser's "
-            f"{CALLED[of]}: give at least {math.ceil(least * 1000) / 1000:g}, or cheaper mixers"
+            f"budget is {share:g}, but the cheapest choice of these mixers costs {costs.least:.3f} of the denoiser's "
+            f"{CALLED[of]}: give at least {math.ceil(costs.least * 1000) / 1000:g}, or cheaper mixers"
         )
 
 

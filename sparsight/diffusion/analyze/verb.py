@@ -123,7 +123,8 @@ def analyze_denoiser(
             settings=settings,
             on_batch=after_batch,
         )
-        facts = {"model": _name(module), "split": split, "checkpoint": checkpoint, "environment": environment(device)}
+        facts: dict[str, Any] = {"model": _name(module), "split": split, "checkpoint": checkpoint}
+        facts |= {"environment": environment(device), "least_flops": flops_costs(denoiser, found).least}
         analysis = Analysis(found, facts)
         analysis.write(folder)
         report = None

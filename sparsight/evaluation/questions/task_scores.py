@@ -204,5 +204,7 @@ class TaskScores:
                 raise ValueError(f"version {content['version']}")
             scores.add(Item(**item) for item in content["items"])
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds no scores of version {VERSION}: {error!r}") from error
+            raise ValueError(
+                f"{path} holds no scores of `sparsight validate` or `test` in version {VERSION}: {error!r}"
+            ) from error
         return scores

@@ -33,7 +33,17 @@ def test_a_checkpoint_that_was_looked_at_is_exported(verb: str, tmp_path: Path) 
 
 def test_an_analysis_of_a_denoiser_leads_to_a_budget_and_its_plan_to_a_run(tmp_path: Path) -> None:
     typed = "analyze --config experiment/quickstart --config analyze/candidates --batches 2"
-    assert next_of(typed, tmp_path, denoiser=True) == ["Next:", f"  sparsight {typed} --budget 0.8"]
+    folder = tmp_path / "analysis"
+    folder.mkdir()
+    for least, budget in ((0.3, "0.8"), (0.849, "0.925")):
+        (folder / "analysis.json").write_text(json.dumps({"least_flops": least}))
+        assert next_of(typed, tmp_path, denoiser=True) == ["Next:", f"  sparsight {typed} --budget {budget}"]
+    more = next_of(f"{typed} --prediction_batches 0", tmp_path, denoiser=True)
+    assert more == ["Next:", f"  sparsight {typed} --budget 0.925"], "a budget asks for errors of the prediction"
+    (folder / "analysis.json").write_text(json.dumps({"least_flops": 1.0}))
+    assert next_of(typed, tmp_path, denoiser=True) == [], "no candidate costs less"
+    _, candidates = next_of("analyze --config a", tmp_path, denoiser=True)
+    assert candidates == "  sparsight analyze --config a --config analyze/candidates"
     plan = tmp_path / "analysis" / "plan.yaml"
     assert next_of(f"{typed} --budget 0.7", tmp_path, denoiser=True, budget=0.7) == [
         "Next:",

@@ -37,6 +37,7 @@ def test_a_distillation_is_analysed_into_a_folder(tmp_path: Path, capsys: pytest
     assert content["sites"][1]["errors"]["NoMixing"]["all"]["after"] == pytest.approx(
         float(next(r["after"] for r in mixers if r["site"].endswith("1.attn1") and r["mixer"] == "NoMixing"))
     )
+    assert 0 < content["least_flops"] < 1, "of which the next command's budget is made"
     table = said.partition("site ")[2].partition("analysis.json")[0]
     assert "transformer 1 " in table and "mean of v" in table and str(folder) in said
     assert max(map(len, table.splitlines())) <= 80
