@@ -133,7 +133,8 @@ def _ask_here(given: argparse.Namespace, model: str, tasks: list[dict[str, Any]]
     }
     file = output / "evaluate.yaml"
     write_text(file, yaml.safe_dump(config, sort_keys=False))
-    run(["test", "--config", str(file), "--report", "false"], alone=False)  # the callback tells what it wrote
+    quiet = ["--report", "false", "--verbose", "false"]  # the callback tells what was found and written
+    run(["test", "--config", str(file), *quiet], alone=False)
 
 
 def _ask_there(given: argparse.Namespace, model: str, names: Sequence[str], output: Path) -> None:
