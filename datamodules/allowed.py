@@ -9,7 +9,7 @@ from sparsight.common.errors import require
 
 @dataclass(frozen=True, kw_only=True)
 class AllowedSamples:
-    """How many samples may be unusable.
+    """How many samples of an evaluation's task may be unusable: they are left out, and each is named.
 
     Args:
         corrupt_share: Share of them, 0 to 1; above it the run fails.
@@ -18,7 +18,7 @@ class AllowedSamples:
         ValueError: The share is out of range.
     """
 
-    corrupt_share: float = 0.01
+    corrupt_share: float = 0.1
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
@@ -37,6 +37,7 @@ class AllowedRecords(AllowedSamples):
         ValueError: A share is out of range.
     """
 
+    corrupt_share: float = 0.01
     unused_share: float = 0.1
 
     def __post_init__(self) -> None:
