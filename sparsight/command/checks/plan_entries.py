@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule
 
 from sparsight.command.arguments import CONFIG_OPTIONS, given_options
 from sparsight.common.disk.yaml_files import yaml_value
+from sparsight.common.errors import ConfigurationError
 from sparsight.common.names import named
 from sparsight.diffusion.surgery.plan import PlanEntry, check_entry
 
@@ -29,8 +30,14 @@ def check_plans(arguments: Sequence[str]) -> None:
         arguments: Of the command, with config files resolved.
 
     Raises:
-        ConfigurationError: There is one; the message names its position, its file and the remedy.
+        ConfigurationError: There is one, and the message names its position, its file and the remedy; or a plan's
+            option names a config.
     """
+    for _, option, value in given_options(arguments, OPTIONS):
+        if "model" in _mapping(_content(value)):  # as `analyze` and exports write it
+            raise ConfigurationError(
+                f"{option}: {value} is a config and no list of entries: give it as --config {value}"
+            )
     found = list(_models(arguments))
     if not _takes_plan(found):
         return

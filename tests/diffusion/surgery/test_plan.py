@@ -277,6 +277,15 @@ def test_a_written_plan_is_taken_by_fit(form: str, tmp_path: Path, capsys: pytes
         assert entry["mixer"]["class_path"].rpartition(".")[2] == wanted["mixer"]["class_path"].rpartition(".")[2]
 
 
+def test_a_plan_that_is_a_config_is_told_to_be_given_as_one(tmp_path: Path) -> None:
+    denoiser = tiny.dit()
+    replace(denoiser, [PlanEntry("*", DELTA)])
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(plan_config(record_of(denoiser)))
+    with pytest.raises(SystemExit, match=rf"--model\.plan: {plan} is a config .*: give it as --config {plan}"):
+        main(["fit", "--config", str(distillation_config(tmp_path)), "--model.plan", str(plan)])
+
+
 MIXER = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3}}
 WRONG: dict[str, tuple[Any, str]] = {
     "class": (
