@@ -1,6 +1,7 @@
 """Tables of the methods study from its rows, of whatever was run.
 
     python -m benchmarks.methods_report                                    # Markdown, on standard output
+    python -m benchmarks.methods_report --plot docs/methods_study.png      # score against time, of what was timed
 
 Scores are means over tasks; kept is the share of the untouched model's score above chance, differences are in points,
 with intervals of a paired bootstrap over items. Times are processor time of reading a prompt, beside the untouched
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from benchmarks.methods_arms import PLAIN, RANDOM, SHARES, Arm, arms
@@ -31,7 +33,12 @@ def main() -> None:
     """Print the tables of what was run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=Path, default=FOLDER, help="folder of rows")
-    print("\n\n".join(tables(Rows(parser.parse_args().rows))))
+    parser.add_argument("--plot", type=Path, help="image to draw")
+    options = parser.parse_args()
+    rows = Rows(options.rows)
+    print("\n\n".join(tables(rows)))
+    if options.plot is not None:
+        plot(rows.read("judge"), rows.read("time"), options.plot)
 
 
 def tables(rows: Rows) -> list[str]:
@@ -52,6 +59,29 @@ def tables(rows: Rows) -> list[str]:
         found.append([line(arm, judged, timed) for arm in known if arm.share == share and "+" not in arm.name])
     found.append([line(arm, judged, timed) for arm in known if arm.share is None or "+" in arm.name])
     return [markdown_table(lines) for lines in found if lines]
+
+
+def plot(judged: Mapping[str, Row], timed: Mapping[str, Row], path: Path) -> None:
+    """Draw what methods that drop tokens keep against the time that they leave, a line through the shares of each."""
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.subplots()
+    names = dict.fromkeys(arm.name for arm in arms() if arm.share is not None and "+" not in arm.name)
+    for number, name in enumerate(names):
+        keys = [f"{name} {share:.0%}" for share in SHARES]
+        found = [key for key in keys if key in judged and key in timed]
+        times = [timed[key]["seconds_arm"] / timed[key]["seconds_plain"] for key in found]
+        kept = [100 * above(judged[key]) / above(judged[PLAIN]) for key in found]
+        random = name == RANDOM
+        style = {"color": "black", "linewidth": 2.5} if random else {"color": f"C{number - 1}", "linewidth": 1}
+        axes.plot(
+            times, kept, marker="oosv^D"[number % 6], markersize=5, label=name, zorder=3 if random else 2, **style
+        )
+    axes.plot([1], [100], "k*", markersize=11, label="untouched")
+    axes.set_xlabel("processor time of reading a prompt, share of the untouched model's")
+    axes.set_ylabel("score above chance that is kept, in %")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, ncols=2, frameon=False)
+    figure.savefig(path, dpi=130)
 
 
 def model_line(row: Row, name: str) -> dict[str, str]:

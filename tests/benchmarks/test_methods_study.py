@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks import methods_arms, methods_data, methods_start
 from benchmarks.methods_arms import PLAIN, RANDOM, SHARES, arms
 from benchmarks.methods_data import CHANCE, CORNERS, EMOJI, NAMES, SIDE, SIZE, TASKS, Sheets
-from benchmarks.methods_report import above, tables
+from benchmarks.methods_report import above, plot, tables
 from benchmarks.methods_study import image_tokens
 from benchmarks.region_rows import Rows
 from sparsight.lvlm.methods.recipe import Recipe
@@ -150,6 +150,8 @@ def test_tables_compare_with_the_untouched_model_and_with_random(tmp_path: Path)
     low, high = (float(part) for part in fast.split("|")[6].split("to"))
     assert 30 < low < 50 < high < 70
     assert above({"right": {"where": "1" + "0" * 3}}) == 0
+    plot(rows.read("judge"), rows.read("time"), tmp_path / "kept.png")
+    assert Image.open(tmp_path / "kept.png").width > 600
     rows.add("judge", "VAR", arm="VAR", share=None, weights="b", right=right)
     with pytest.raises(SystemExit, match="models with other weights"):
         tables(rows)
