@@ -72,7 +72,9 @@ def plot(judged: Mapping[str, Row], timed: Mapping[str, Row], path: Path) -> Non
         times = [timed[key]["seconds_arm"] / timed[key]["seconds_plain"] for key in found]
         kept = [100 * above(judged[key]) / above(judged[PLAIN]) for key in found]
         random = name == RANDOM
-        style = {"color": "black", "linewidth": 2.5} if random else {"color": f"C{number - 1}", "linewidth": 1}
+        style: dict[str, Any] = (
+            {"color": "black", "linewidth": 2.5} if random else {"color": f"C{number - 1}", "linewidth": 1}
+        )
         axes.plot(
             times, kept, marker="oosv^D"[number % 6], markersize=5, label=name, zorder=3 if random else 2, **style
         )
@@ -100,11 +102,9 @@ def line(arm: Arm, judged: Mapping[str, Row], timed: Mapping[str, Row]) -> dict[
         "kept above chance": f"{above(row) / above(plain):.0%}" if above(plain) > 0 else "",
         "points from untouched (95 %)": spanned(compare(mine, theirs).difference),
     }
-    random = judged.get(f"{RANDOM} {arm.share:.0%}") if arm.share is not None else None
-    if random is not None:
-        found["points from random (95 %)"] = (
-            "" if arm.name == RANDOM else spanned(compare(mine, draws(random)).difference)
-        )
+    random = judged.get(f"{RANDOM} {arm.share:.0%}") if arm.share is not None and arm.name != RANDOM else None
+    beside = "" if random is None else spanned(compare(mine, draws(random)).difference)
+    found["points from random (95 %)"] = beside
     return found | cost(timed.get(arm.key))
 
 
