@@ -98,7 +98,11 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("data", "message"), MISSING, ids=[each[1] for each in MISSING])
 def test_what_is_missing_is_named_before_weights_are_loaded(config: Path, data: Config, message: str) -> None:
-    config.write_text(yaml.safe_dump(yaml.safe_load(config.read_text()) | {"data": data}))
+    content = yaml.safe_load(config.read_text()) | {"data": data}
+    if data["class_path"].endswith(("InstructionDataModule", "ReformEvalDataModule")):
+        tuning = {"base": "some/model", "stages": [{"steps": 1}]}
+        content["model"] = {"class_path": "lightning_modules.SparseLayerTuning", "init_args": tuning}
+    config.write_text(yaml.safe_dump(content))
     with pytest.raises(SystemExit, match=f"^sparsight: {message}") as stop:
         main(["fit", "--config", str(config)])
     assert len(str(stop.value).splitlines()) == 1
