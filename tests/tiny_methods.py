@@ -47,7 +47,10 @@ def stirred(method: Weighted, size: float = 0.3, leaning: float = 0.0) -> Edit:
     fresh = method.make
 
     def make(shape: Shape) -> nn.Module:
-        held, drawn = fresh(shape), torch.Generator().manual_seed(0)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)  # or the weights, and with them what rounding does, would hang on what ran before
+            held = fresh(shape)
+        drawn = torch.Generator().manual_seed(0)
         for parameter in held.parameters():
             parameter.data += size * torch.randn(parameter.shape, generator=drawn)
             if parameter.ndim == 1:
