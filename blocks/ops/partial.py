@@ -59,6 +59,7 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor | None) -
         mask = mask.to(torch.float64 if q.dtype == torch.float64 else torch.float32)
         mask = mask.flatten(0, 1) if mask.dim() == 5 else mask[(None,) * (4 - mask.dim())]
     flat = [x.flatten(0, x.dim() - 4) for x in (q, k, v)]
+    flat = [x if x.stride(-1) == 1 else x.contiguous() for x in flat]  # torch 2.11 reads others wrongly
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     output, lse = fused(*flat, 0.0, False, attn_mask=mask, scale=scale)
     lse = lse[..., None].float()
