@@ -111,6 +111,22 @@ class RecordsDataModule(ProcessDataModule):
             if source is not None:
                 source.check_paths()
 
+    def open_early(self, stage: str) -> None:
+        """Open the sources on this machine that a stage needs, and see that training has a batch.
+
+        Raises:
+            FileNotFoundError: Files are missing.
+            ValueError: The stage has no source, a source is not what its options say, or records do not fill a batch.
+        """
+        for name, source in self._needed(stage).items():
+            if source.is_local:
+                self._open(name, source)
+                if name == "train" and stage == "fit":
+                    held_out = self._held_out(len(source)) if self.val_share > 0 else 0
+                    records = min(len(source) - held_out, self.limit or len(source))
+                    if records < self.batch_size:
+                        raise ValueError(self._too_few(records))
+
     def prepare_data(self) -> None:
         """Download what the sources need, in one process a machine."""
         for source in self.sources.values():
@@ -127,11 +143,7 @@ class RecordsDataModule(ProcessDataModule):
         """
         opened = self._needed(stage)
         for name, source in opened.items():
-            source.open()
-            for part in source.parts:
-                self._check_unused(part)
-            if len(source) == 0:
-                raise ValueError(f"the {name} source {type(source).__name__} has no records; check its path and split")
+            self._open(name, source)
         self._check_sources(opened)
         for name, source in opened.items():
             order = torch.randperm(len(source), generator=torch.Generator().manual_seed(derive_seed(self.seed)))
@@ -144,6 +156,13 @@ class RecordsDataModule(ProcessDataModule):
     @abstractmethod
     def _make_dataset(self, name: str, source: RecordSource, indices: np.ndarray, *, max_corrupt: int) -> Any:
         """Data set of one split: chosen records of an opened source."""
+
+    def _open(self, name: str, source: RecordSource) -> None:
+        source.open()
+        for part in source.parts:
+            self._check_unused(part)
+        if len(source) == 0:
+            raise ValueError(f"the {name} source {type(source).__name__} has no records; check its path and split")
 
     def _check_sources(self, opened: Mapping[str, RecordSource]) -> None:
         """Refuse opened sources that do not go together."""
@@ -200,13 +219,16 @@ class RecordsDataModule(ProcessDataModule):
         )
         loader.receive = partial(self._receive, "train")
         if len(loader) == 0:
-            alike = self.alike and f" of {self.alike}"
-            raise ValueError(
-                f"{len(dataset)} training records do not fill one batch of {self.batch_size}{alike} on each of "
-                f"{self._world} processes; lower batch_size or give more data"
-            )
+            raise ValueError(self._too_few(len(dataset)))
         self._limit_epochs(loader)
         return loader
+
+    def _too_few(self, records: int) -> str:
+        alike = self.alike and f" of {self.alike}"
+        return (
+            f"{records} training records do not fill one batch of {self.batch_size}{alike} on each of {self._world} "
+            "processes; lower batch_size or give more data"
+        )
 
     def _train_sampler(self, dataset: Any) -> ResumableSampler:
         if not self.alike:

@@ -51,6 +51,16 @@ class ProcessDataModule(Follower, LightningDataModule):
             FileNotFoundError: One is not.
         """
 
+    def open_early(self, stage: str) -> None:
+        """Open what lies on this machine and a stage needs, as far as no model is needed for it.
+
+        Args:
+            stage: ``fit``, ``validate``, ``test`` or ``predict``.
+
+        Raises:
+            ConfigurationError: The data is not what the options say; ``FileNotFoundError`` or ``ValueError``, too.
+        """
+
     @property
     def _world(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size

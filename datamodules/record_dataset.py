@@ -12,6 +12,8 @@ from torch.utils.data import Dataset
 from datamodules.sources.records import CorruptRecord, RecordSource
 from sparsight.common.errors import Told
 
+_COUNTED = 100  # in a row, so that whoever reads the message knows whether it is one record or all of them
+
 
 class TooManyCorruptRecords(Told, RuntimeError):
     """More records are unreadable than ``allowed.corrupt_share`` allows."""
@@ -49,15 +51,19 @@ class RecordDataset(Dataset):
             TooManyCorruptRecords: If more records in a row are unreadable than are tolerated.
         """
         corrupt: dict[int, str] = {}
+        sample: dict[str, Any] | None = None
         for step in range(len(self.indices)):
             index = int(self.indices[(position + step) % len(self.indices)])
             try:
-                return {**self.sample(index, group=self.groups[position]), "index": index, "corrupt": corrupt}
+                sample = self.sample(index, group=self.groups[position])
+                break
             except CorruptRecord as error:
                 where, reason = self.source.where(index), str(error)
                 corrupt[index] = reason if where in reason else f"{where}: {reason}"
-            if len(corrupt) > self.max_corrupt:
+            if len(corrupt) > max(self.max_corrupt, _COUNTED):
                 break
+        if sample is not None and len(corrupt) <= self.max_corrupt:
+            return {**sample, "index": index, "corrupt": corrupt}
         raise TooManyCorruptRecords(corrupt_message(corrupt, total=len(self), allowed=self.max_corrupt))
 
     @abstractmethod

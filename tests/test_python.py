@@ -33,7 +33,9 @@ def test_every_name_is_there_and_documented_and_none_is_imported_before() -> Non
 
 
 @pytest.mark.usefixtures("reload_here")
-def test_a_student_is_distilled_evaluated_exported_and_loaded(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_student_is_distilled_evaluated_exported_and_loaded(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder, caplog: pytest.LogCaptureFixture
+) -> None:
     teacher = str(tiny.save_pixel_pipeline(tmp_path / "teacher"))
     data = tiny.image_data(tmp_path)
     stages = [sparsight.Stage("layerwise", 2, warmup_steps=1), sparsight.Stage("end_to_end", 2, warmup_steps=1)]
@@ -52,6 +54,7 @@ def test_a_student_is_distilled_evaluated_exported_and_loaded(tmp_path: Path, re
         sparsight.distill(teacher, mixer, data, output=tmp_path, **options)
     module = sparsight.distill(teacher, mixer, data, output=tmp_path / "student", **options)
     assert module.trainer.global_step == 4
+    assert f"Exported to {tmp_path / 'student'}" in caplog.text
     found = sparsight.evaluate(module, data, trainer=QUIET)
     assert 0 < found["val/output_relative_l2"] < 10
     noise = ("in eval mode at the start of training", "You have overridden `transfer_batch_to_device`")

@@ -61,6 +61,11 @@ class LabelledQuestions(RecordSource):
         """See that the files of the source are there."""
         self.source.check_paths()
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the source is."""
+        return self.source.is_local
+
     def prepare(self) -> None:
         """Download what the source needs."""
         self.source.prepare()

@@ -124,6 +124,12 @@ class StreamingImageDataModule(ProcessDataModule):
         self.stream.check_paths()
         self.evaluated.check_paths()
 
+    def open_early(self, stage: str) -> None:
+        """Open the stream, where training needs it, and the sources on this machine."""
+        if stage == "fit" and self.stream.is_local:
+            self.stream.open()
+        self.evaluated.open_early(stage)
+
     def prepare_data(self) -> None:
         """Download what the sources need, in one process a machine."""
         self.stream.prepare()

@@ -70,6 +70,11 @@ class HuggingFaceRecords(RecordSource):
         """See that a path which cannot be an id of the hub is there."""
         need_local(self.path, what="path")
 
+    @property
+    def is_local(self) -> bool:
+        """Whether the path is a folder here, and no id of the hub."""
+        return Path(self.path).exists()
+
     def prepare(self) -> None:
         """Download the data set into the cache, if it is not there."""
         self._load()

@@ -56,6 +56,11 @@ class MixedRecords(RecordSource):
         for source in self.sources:
             source.check_paths()
 
+    @property
+    def is_local(self) -> bool:
+        """Whether all sources are."""
+        return all(source.is_local for source in self.sources)
+
     def prepare(self) -> None:
         """Download what the sources need."""
         for source in self.sources:

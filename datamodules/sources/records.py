@@ -94,6 +94,11 @@ class Records(ABC):
             FileNotFoundError: One is not; the message begins with the option.
         """
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it can be opened without ``prepare``; sources that know it of their data override this."""
+        return type(self).prepare is Records.prepare
+
     def open(self) -> None:
         """Find the data and check it; later calls do nothing.
 

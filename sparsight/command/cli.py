@@ -66,6 +66,7 @@ class SparsightCLI(LightningCLI):
         """Parse, build and run; what the configuration or the machine is to blame for ends as one line."""
         self.config: Any = None
         self.trainer: Any = None
+        self.opened: Any = None  # data that were opened before the module was built
         try:
             self._run()
         except Exception as error:
@@ -163,13 +164,19 @@ class SparsightCLI(LightningCLI):
         if self.subcommand in WITHOUT_WEIGHTS:
             self._do_without_weights(config)
         if config.get("data") and self.subcommand not in WITHOUT_DATA and names_files(config.data.class_path):
-            # otherwise the module is built first, and loads weights
-            parser = self._subcommand_parsers[str(self.subcommand)]
-            data = parser.instantiate(Namespace(data=config.data)).data
-            assert isinstance(data, FromFiles)
-            data.check_paths()
+            self._open_data(config)
         if self.subcommand == "fit":
             check_agreement(config)
+
+    def _open_data(self, config: Namespace) -> None:
+        """Build and open the data before the module, which loads weights when it is built."""
+        parser = self._subcommand_parsers[str(self.subcommand)]
+        data = parser.instantiate(Namespace(data=config.data)).data
+        assert isinstance(data, FromFiles)
+        data.check_paths()
+        if self.subcommand in LightningCLI.subcommands():
+            data.open_early(str(self.subcommand))
+            self.opened = data
 
     @staticmethod
     def _do_without_weights(config: Namespace) -> None:
@@ -184,6 +191,8 @@ class SparsightCLI(LightningCLI):
         """Build datamodule, module and trainer, which is told how to be called again."""
         self.asked = self.config[self.subcommand].clone()  # from what is saved with a run, the verb's options are taken
         super().instantiate_classes()
+        if self.opened is not None:
+            self.datamodule = self.opened
         if isinstance(self.trainer, SparsightTrainer):
             self.trainer.command = sys.argv[1:]
 

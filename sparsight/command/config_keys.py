@@ -51,10 +51,11 @@ def place_of(trace: TracebackType | None, config: Any) -> Place | None:
         worker = frame.f_locals.get("self")
         if isinstance(worker, Trainer) or "accelerator_connector" in frame.f_code.co_filename:
             return Place("trainer", "Trainer", _plain(config.get("trainer", {})))
-        found = [part for part in parts if _is_of(part, worker)]
-        if found:
-            known = {**frame.f_locals, **_own(worker)}
-            return max(found, key=lambda part: _agreement(part, known))
+        for each in (worker, _own(worker).get("source")):  # what reads a source is in no configuration, the source is
+            found = [part for part in parts if _is_of(part, each)]
+            if found:
+                known = {**frame.f_locals, **_own(each)}
+                return max(found, key=lambda part: _agreement(part, known))
     return None
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 
 from blocks import Site, TokenMixer
 from lightning_modules import AttentionDistillation, LVLMEvaluation, SparseLayerTuning
@@ -135,3 +136,4 @@ def _train(
     SparsightTrainer(**options).fit(module, datamodule=data)
     if output is not None:
         export(module, output, processor=processor_of(data))
+        rank_zero_info(f"Exported to {output}")

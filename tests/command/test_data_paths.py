@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from datasets import Dataset, Features, Image, Value
 
 from datamodules import (
     ConversationRecords,
@@ -25,7 +26,7 @@ from datamodules import (
 )
 from sparsight.command.cli import main
 from tests.tiny_distillation import distillation_config
-from tests.tiny_files import png, write_files
+from tests.tiny_files import png, write_files, write_shard
 
 Config = dict[str, Any]
 
@@ -67,6 +68,33 @@ MISSING: list[tuple[Config, str]] = [
     ),
     (images() | {"init_args": images()["init_args"] | {"batch_size": -1}}, r"data\.batch_size is -1"),
 ]
+FACES = of("HuggingFaceRecords", path="saved", caption_column="captoin")
+WRONG: list[tuple[str, Config, str]] = [
+    ("fit", images(train=FACES), r"data\.train\.caption_column is 'captoin', which.*'text'"),
+    ("validate", images(val=FACES), r"data\.val\.caption_column is 'captoin'"),
+    (
+        "fit",
+        of("StreamingImageDataModule", train=of("TarStream", files="a.tar"), val=FACES, **STREAM),
+        r"data\.val\.caption_column",
+    ),
+    ("fit", images() | {"init_args": images()["init_args"] | {"batch_size": 3}}, r"data.*: 2 training records do not"),
+    (
+        "fit",
+        images() | {"init_args": images()["init_args"] | {"batch_size": 2, "val_share": 0.5}},
+        r"data.*: 1 training records do not fill one batch of 2",
+    ),
+    (
+        "fit",
+        images() | {"init_args": images()["init_args"] | {"val_share": 0.1}},
+        r"data\.val_share=0.1 holds out 0 of 2",
+    ),
+    ("fit", talks(train=of("ConversationRecords", file="bad.json")), r"data\.train.*: .*bad\.json"),
+    (
+        "fit",
+        talks(train=of("ConversationRecords", file="talks.json"), val=of("ConversationRecords", file="bad.json")),
+        r"data\.val.*: .*bad\.json",
+    ),
+]
 SOURCES: list[tuple[Any, str]] = [
     (TarRecords(["a.tar", "gone.tar"]), "files: there is no file gone.tar"),
     (TarRecords("a-{0..2}.tar"), "files: there is no file a-0.tar"),
@@ -90,7 +118,17 @@ SOURCES: list[tuple[Any, str]] = [
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A configuration whose model cannot be loaded."""
     path = distillation_config(tmp_path)
-    write_files(tmp_path, {"there/a/0.png": png(), "a.tar": b"x"})
+    files: dict[str, bytes | str] = {
+        "there/a/0.png": png(),
+        "there/a/1.png": png(1),
+        "bad.json": "{",
+        "talks.json": "[{}, {}, {}, {}, {}, {}, {}, {}]",
+    }
+    write_files(tmp_path, files)
+    write_shard(tmp_path / "a.tar", 0, 2)
+    Dataset.from_dict(
+        {"image": [{"bytes": png()}], "text": ["b"]}, features=Features(image=Image(), text=Value("string"))
+    ).save_to_disk(str(tmp_path / "saved"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sparsight.diffusion.model.diffusion_model.DiffusionModel.from_pretrained", None)
     return path
@@ -98,14 +136,24 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize(("data", "message"), MISSING, ids=[each[1] for each in MISSING])
 def test_what_is_missing_is_named_before_weights_are_loaded(config: Path, data: Config, message: str) -> None:
+    assert len(told("fit", config, data, message).splitlines()) == 1
+
+
+@pytest.mark.parametrize(("verb", "data", "message"), WRONG, ids=[each[2] for each in WRONG])
+def test_what_data_hold_is_seen_before_weights_are_loaded(config: Path, verb: str, data: Config, message: str) -> None:
+    assert len(told(verb, config, data, message).splitlines()) == 1
+
+
+def told(verb: str, config: Path, data: Config, message: str) -> str:
+    """What a verb says of other data, as it begins."""
     content = yaml.safe_load(config.read_text()) | {"data": data}
     if data["class_path"].endswith(("InstructionDataModule", "ReformEvalDataModule")):
         tuning = {"base": "some/model", "stages": [{"steps": 1}]}
         content["model"] = {"class_path": "lightning_modules.SparseLayerTuning", "init_args": tuning}
     config.write_text(yaml.safe_dump(content))
     with pytest.raises(SystemExit, match=f"^sparsight: {message}") as stop:
-        main(["fit", "--config", str(config)])
-    assert len(str(stop.value).splitlines()) == 1
+        main([verb, "--config", str(config)])
+    return str(stop.value)
 
 
 def test_every_source_names_the_option(config: Path) -> None:

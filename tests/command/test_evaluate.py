@@ -12,9 +12,10 @@ from transformers import AutoModelForImageTextToText
 
 from datamodules import POPETask
 from sparsight.command.arguments import check_arguments, resolve_configs
-from sparsight.command.benchmarks.evaluate import MADE, TASKS, main, named_task
+from sparsight.command.benchmarks.evaluate import MADE, TASKS, check, main, named_task
 from sparsight.command.checks.input_paths import check_inputs
 from sparsight.command.cli import main as command
+from sparsight.common.errors import ConfigurationError
 from sparsight.evaluation.compare import compare_reports
 from sparsight.evaluation.reform_eval.report import read_report
 from sparsight.lvlm.export.merge import merge_adapters
@@ -58,6 +59,12 @@ def test_mistakes_are_told_before_anything_is_loaded(
     with pytest.raises(SystemExit) as stop:
         main(["model", *arguments])
     assert message in str(stop.value)
+
+
+def test_a_diffusion_student_is_no_model_to_ask(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match=r"is a diffusion pipeline, .*`sparsight validate` and `test` measure"):
+        check([str(tmp_path), "--tasks", "pope", "--data", "not/there"])
 
 
 def test_a_checkpoint_of_no_run_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

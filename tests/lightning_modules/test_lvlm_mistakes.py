@@ -70,7 +70,10 @@ MISTAKES: list[tuple[Any, str]] = [
     (lambda f: ({"healing": {"hidden": -1.0}}, {}), r"model\.healing\.hidden is -1.0; allowed: 0 or more"),
     (lambda f: ({"evaluation": {"reference": str(f / "gone.json")}}, {}), "no scores at .*gone.json; `sparsight"),
     (lambda f: ({}, talks(f, "talks.json", "gone")), r"data\.train\.images: .*gone' does not exist"),
-    (lambda f: ({}, talks(f, "talks.json", ".")), r"records are unreadable.*gone\.png.*Repair or remove them"),
+    (
+        lambda f: ({}, talks(f, "talks.json", ".")),
+        r"data\.train \(.*8 of 8 records are unreadable.*gone\.png.*Repair or remove them",
+    ),
     (lambda f: ({}, talks(f, "empty.json", ".")), "the train source ConversationRecords has no records"),
     (
         lambda f: ({}, {"batching": {"max_length": 8}, "val": None}),

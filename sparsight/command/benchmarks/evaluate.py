@@ -47,6 +47,11 @@ def check(arguments: Sequence[str]) -> None:
             neither there nor a name of the hub.
     """
     given = _parser().parse_args(arguments)
+    if Path(given.model, "model_index.json").is_file():
+        raise ConfigurationError(
+            f"model: {given.model} is a diffusion pipeline, and benchmarks ask image-text models: `sparsight validate` "
+            "and `test` measure pipelines, with the config of a run"
+        )
     _named_tasks(given)
     if not may_be_hub_id(given.model):
         check_there("model", given.model)

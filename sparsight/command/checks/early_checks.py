@@ -43,13 +43,20 @@ WRITTEN = ("default_root_dir", "dirpath", "save_dir", "output", "folder")  # fol
 
 @runtime_checkable
 class FromFiles(Protocol):
-    """Data that can tell whether the files that they name are there, without reading them."""
+    """Data that can be looked at before the model is built, which loads weights."""
 
     def check_paths(self) -> None:
-        """See that they are.
+        """See that the files that they name are there, without reading them.
 
         Raises:
             FileNotFoundError: One is not.
+        """
+
+    def open_early(self, stage: str) -> None:
+        """Open what lies on this machine and a stage needs.
+
+        Raises:
+            ValueError: It is not what the options say.
         """
 
 

@@ -39,6 +39,8 @@ def following(
         command = _after_benchmark(typed, averaged=averaged)
     elif verb in ("validate", "test", "predict", "analyze") and checkpoint is not None:
         command = exporting(typed, str(checkpoint), averaged=averaged)
+    elif verb in ("validate", "test") and _trains(options):
+        command = _line("fit", typed)
     return ["Next:", f"  {command}"] if command else []
 
 
@@ -50,6 +52,13 @@ def kept(arguments: Sequence[str]) -> list[str]:
 def exporting(typed: Sequence[str], checkpoint: str, *, averaged: bool) -> str:
     """The command that exports a checkpoint: its last weights where there is no average of them."""
     return _line("export", typed, "--ckpt_path", checkpoint, *([] if averaged else ["--weights", "raw"]))
+
+
+def _trains(options: Mapping[str, Any]) -> bool:
+    """Whether module and data are of a training."""
+    module, data = options.get("model"), options.get("data")
+    told = module is not None and str(module.class_path).endswith(("AttentionDistillation", "SparseLayerTuning"))
+    return bool(told and data and data.init_args.get("train"))
 
 
 def _after_export(folder: Path) -> list[str]:

@@ -14,6 +14,7 @@ HARMLESS_WARNINGS = (
     r".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",  # as is meant
     r".*will save all extracted features in buffer.*",
 )
+TOLD_OF_EVERY_LOADER = r"This DataLoader will create .* worker processes"  # once is enough
 OF_VERBS_THAT_SAVE_NOTHING = (r"The dirpath has changed from .*",)  # of the checkpoints that a run before them wrote
 ADVERTISEMENTS = ("For seamless cloud",)
 
@@ -26,6 +27,7 @@ def quieten(*, trains: bool = True) -> None:
     """
     for message in (*HARMLESS_WARNINGS, *(() if trains else OF_VERBS_THAT_SAVE_NOTHING)):
         warnings.filterwarnings("ignore", message=message)
+    warnings.filterwarnings("once", message=TOLD_OF_EVERY_LOADER)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
 
 

@@ -31,6 +31,17 @@ def test_a_checkpoint_that_was_looked_at_is_exported(verb: str, tmp_path: Path) 
     assert next_of("test --config a", tmp_path) == [], "an untrained model"
 
 
+@pytest.mark.parametrize("verb", ["validate", "test"])
+def test_what_was_measured_untrained_is_trained(verb: str, tmp_path: Path) -> None:
+    module = SimpleNamespace(class_path="lightning_modules.SparseLayerTuning")
+    data = SimpleNamespace(init_args={"train": object()})
+    typed = f"{verb} --config a --model.lr 1"
+    assert next_of(typed, tmp_path, model=module, data=data) == ["Next:", "  sparsight fit --config a --model.lr 1"]
+    assert next_of(typed, tmp_path, model=module, data=SimpleNamespace(init_args={"train": None})) == []
+    asked = SimpleNamespace(class_path="lightning_modules.LVLMEvaluation")
+    assert next_of(typed, tmp_path, model=asked, data=data) == []
+
+
 def test_an_analysis_of_a_denoiser_leads_to_a_budget_and_its_plan_to_a_run(tmp_path: Path) -> None:
     typed = "analyze --config experiment/quickstart --config analyze/candidates --batches 2"
     folder = tmp_path / "analysis"
