@@ -45,7 +45,14 @@ from sparsight.diffusion.train.compute import DistillationCompute
 from sparsight.diffusion.train.distiller import Distiller
 from sparsight.diffusion.train.former_names import follow_names, former_names
 from sparsight.diffusion.train.relative_errors import RecentErrors
-from sparsight.diffusion.train.stages import Stage, check_learners, check_trajectories, check_weights, site_weight
+from sparsight.diffusion.train.stages import (
+    Stage,
+    check_guided,
+    check_learners,
+    check_trajectories,
+    check_weights,
+    site_weight,
+)
 from sparsight.diffusion.train.start import start_alike, start_from_teacher
 from sparsight.diffusion.train.trained_parts import TrainedParts
 
@@ -114,7 +121,11 @@ class AttentionDistillation(BesideMixers, HandsOver, StoredBase):
             check_learners(self.site_weights, self._learners())
         self.free_rest(trained.rest, trained.lora)
         self.quantise_base()
-        self.distiller = Distiller(self.denoiser, self.shells, self.site_weights, self.diffusion.process)
+        scale = sampling.guidance_scale
+        check_guided(self.clock.stages, scale=scale, is_input=self.diffusion.takes_guidance)
+        self.distiller = Distiller(
+            self.denoiser, self.shells, self.site_weights, self.diffusion.process, guidance=scale
+        )
         self.optimizer = optimizer
         self.init_samples = trained.init_samples
         self.condition_dropout = condition_dropout
@@ -231,7 +242,10 @@ class AttentionDistillation(BesideMixers, HandsOver, StoredBase):
     def estimated_memory(self) -> MemoryEstimate:
         """Of the stage that needs most."""
         with self.all_learning():
-            return run_memory(self, objectives=[s.objective for s in self.clock.stages], optimizer=self.optimizer)
+            stages = self.clock.stages
+            twice = {stage.objective for stage in stages if stage.is_guided}
+            objectives = [stage.objective for stage in stages]
+            return run_memory(self, objectives=objectives, optimizer=self.optimizer, twice=twice)
 
     def on_fit_start(self) -> None:
         """Say what is replaced, and what that saves."""
@@ -273,9 +287,8 @@ class AttentionDistillation(BesideMixers, HandsOver, StoredBase):
             start_from_teacher(shell.mixer, shell.attention, [gathered(sample) for sample in samples])
 
     def _noised_in_stage(self, batch: Mapping[str, Any], *, step: int) -> dict[str, Any]:
-        return self.noised(
-            batch, step=step, condition_dropout=self.condition_dropout, timesteps=self.stage.timesteps or Timesteps()
-        )
+        dropout = 0.0 if self.stage.is_guided else self.condition_dropout
+        return self.noised(batch, step=step, condition_dropout=dropout, timesteps=self.stage.timesteps or Timesteps())
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         """The stage's loss; logs every term and every site's relative L2 error."""

@@ -16,8 +16,11 @@ from blocks import DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention
 from callbacks import TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.common.errors import ConfigurationError
+from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.model.timesteps import Timesteps
-from sparsight.diffusion.train.stages import LOSS_PRESETS, LossTerms, Stage
+from sparsight.diffusion.surgery.shell import Mode
+from sparsight.diffusion.train.stages import LOSS_PRESETS, LossTerms, Stage, check_guided
+from sparsight.diffusion.train.timestep_weights import min_snr_weight
 from tests import tiny
 from tests.tiny_distillation import distillation, trainer
 from tests.tiny_rows import few
@@ -33,7 +36,10 @@ def noised_batch(module: AttentionDistillation, **extra: Any) -> dict[str, Any]:
     return module.noised(batch, step=0, condition_dropout=0.0) | extra
 
 
-@pytest.mark.parametrize("term", ["layerwise", "to_teacher", "to_target", "site_output", "site_residual", "site_plain"])
+TERMS = ["layerwise", "to_teacher", "to_target", "guided", "site_output", "site_residual", "site_plain"]
+
+
+@pytest.mark.parametrize("term", TERMS)
 @pytest.mark.parametrize("timestep_weight", ["none", "min_snr", "paper"])
 def test_every_loss_term_reaches_every_mixer_and_nothing_else(teacher: str, term: str, timestep_weight: str) -> None:
     off = {"to_teacher": 0.0, "to_target": 0.0, "site": 0.0, "timestep_weight": timestep_weight}
@@ -41,6 +47,7 @@ def test_every_loss_term_reaches_every_mixer_and_nothing_else(teacher: str, term
         "layerwise": {},
         "to_teacher": {"to_teacher": 1.0},
         "to_target": {"to_target": 1.0},
+        "guided": {"guided": 1.0},
         "site_output": {"site": 1.0},
         "site_residual": {"site": 1.0, "site_on": "residual"},
         "site_plain": {"site": 1.0, "site_normalised": False},
@@ -58,6 +65,34 @@ def test_every_loss_term_reaches_every_mixer_and_nothing_else(teacher: str, term
         inside = ".student." in name
         assert parameter.requires_grad == inside
         assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == inside, name
+
+
+@pytest.mark.parametrize("timestep_weight", ["none", "min_snr"])
+def test_a_guided_loss_is_of_what_samples_are_drawn_with(teacher: str, timestep_weight: Any) -> None:
+    terms = LossTerms(to_teacher=0.0, guided=2.0, site=0.0, timestep_weight=timestep_weight)
+    sampling = Sampling(2, guidance_scale=3.0)
+    module = distillation(teacher, [Stage("end_to_end", 1, loss=terms)], sampling=sampling, condition_dropout=1.0)
+    batch = {"image": torch.randn(4, 1, 8, 8), "label": torch.arange(4), "index": torch.arange(4)}
+    noised = module._noised_in_stage(batch, step=0)
+    assert torch.equal(noised["cond"]["class_labels"], torch.arange(4)), "no sample loses its condition"
+    without = noised | {"cond": noised["uncond"]}
+    predict = module.distiller.predict
+    error, lost = (predict(each, Mode.STUDENT) - predict(each, Mode.TEACHER) for each in (noised, without))
+    process = module.diffusion.process
+    weight = min_snr_weight(process.snr(noised["level"]), terms.gamma, process.prediction_type)
+    weight = weight if timestep_weight == "min_snr" else torch.ones(4)
+    expected = (weight * (lost + 3.0 * (error - lost)).square().flatten(1).mean(1)).mean()
+    losses = module.distiller.end_to_end(noised, terms)
+    torch.testing.assert_close(losses, {"guided": 2.0 * expected})
+
+
+def test_a_guided_loss_without_guidance_of_two_passes_is_refused(teacher: str) -> None:
+    stages = [Stage("end_to_end", 1, loss=LossTerms(guided=1.0))]
+    with pytest.raises(ConfigurationError, match=r"at sampling\.guidance_scale 1 is what to_teacher is"):
+        distillation(teacher, stages, sampling=Sampling(2, guidance_scale=1.0))
+    with pytest.raises(ConfigurationError, match="takes guidance as an input"):
+        check_guided(stages, scale=2.0, is_input=True)
+    check_guided([Stage("layerwise", 1, loss=LossTerms(guided=1.0))], scale=1.0, is_input=True)
 
 
 def test_presets_hold_what_was_published() -> None:

@@ -9,7 +9,7 @@ Shape legend: B batch, C channels, H and W height and width in model space.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -74,6 +74,7 @@ def estimate_memory(
     others: Mapping[str, nn.Module] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     device: torch.device | None = None,
+    twice: Collection[str] = (),
 ) -> MemoryEstimate:
     """Estimate what training takes: of the mixers in a denoiser with shells, or of a denoiser itself.
 
@@ -87,6 +88,7 @@ def estimate_memory(
         others: Modules beside the denoiser by name, such as text encoders and VAE.
         autocast: Makes the context in which training runs the denoiser.
         device: Where training runs; the denoiser's own device if not given.
+        twice: Objectives that see every sample twice.
     """
     device = device or next(denoiser.parameters()).device
     rest = rest_of(denoiser)
@@ -102,9 +104,11 @@ def estimate_memory(
     standing |= {"what the teacher keeps of what is trained": kept} if kept else {}
     standing |= {name: tensor_bytes(tensors_of(module)) for name, module in (others or {}).items()}
     wanted = set(objectives)
-    options: dict[str, Any] = {"batch": batch, "size": size, "autocast": autocast, "device": device}
+    options: dict[str, Any] = {"size": size, "autocast": autocast, "device": device}
     stages = {
-        f"activations, batch {batch}, {name}": saved_bytes(denoiser, name, **options).total
+        f"activations, batch {batch}, {name}": saved_bytes(
+            denoiser, name, batch=batch * (2 if name in twice else 1), **options
+        ).total
         for name in OBJECTIVES
         if name in wanted
     }

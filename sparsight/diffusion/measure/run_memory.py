@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -26,7 +26,11 @@ class Shaped(Protocol):
 
 
 def run_memory(
-    module: Any, *, objectives: Iterable[str], optimizer: Callable[..., torch.optim.Optimizer]
+    module: Any,
+    *,
+    objectives: Iterable[str],
+    optimizer: Callable[..., torch.optim.Optimizer],
+    twice: Collection[str] = (),
 ) -> MemoryEstimate:
     """Estimate for a DiffusionModule that has a trainer; needs neither data nor anything on the device.
 
@@ -37,6 +41,7 @@ def run_memory(
         module: Has not begun to train.
         objectives: As for ``estimate_memory``.
         optimizer: Called as ``optimizer(parameters, learning_rate)``.
+        twice: Objectives that see every sample twice.
     """
     trainer, model = module.trainer, module.diffusion
     data = datamodule_of(trainer)
@@ -59,6 +64,7 @@ def run_memory(
         },
         autocast=trainer.precision_plugin.forward_context,
         device=device,
+        twice=twice,
     )
 
 

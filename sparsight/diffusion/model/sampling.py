@@ -82,6 +82,17 @@ def check_steps(model: DiffusionModel, steps: int, *, name: str) -> None:
     require(fits, name, steps, f"1 to {most}, the steps of the model's noise scheduler")
 
 
+def guided(output: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance (Ho and Salimans, arXiv 2207.12598): (B, ...) of predictions (2 B, ...).
+
+    Args:
+        output: Predictions with the condition, then those of the same states without it.
+        scale: 1 leaves the first.
+    """
+    with_condition, without = output.chunk(2)
+    return without + scale * (with_condition - without)
+
+
 @torch.no_grad()
 def sample(
     model: DiffusionModel,
@@ -121,7 +132,6 @@ def sample(
         inputs = torch.cat([state, state]) if twice else state
         output = predict(model.denoiser, inputs, timestep.expand(len(inputs)), cond)
         if twice:
-            with_condition, without = output.chunk(2)
-            output = without + guidance * (with_condition - without)
+            output = guided(output, guidance)
         state = sampler.step(output, timestep, state).prev_sample
     return state

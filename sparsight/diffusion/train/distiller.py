@@ -15,8 +15,10 @@ from blocks.base import TokenMixer
 from sparsight.common.training.dtypes import sent
 from sparsight.common.training.processes import averaged
 from sparsight.common.training.sharding import on_whole
+from sparsight.diffusion.families.conditioning import concatenate_conditions
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.model.process import NoiseProcess
+from sparsight.diffusion.model.sampling import guided
 from sparsight.diffusion.surgery.replace import set_mode
 from sparsight.diffusion.surgery.shell import Mode, Shell
 from sparsight.diffusion.surgery.site_error import TINY
@@ -36,18 +38,26 @@ class Distiller:
         shells: Its shells by path.
         weights: Weight of each site's loss.
         process: The noising process, for loss weights by timestep.
+        guidance: Scale at which the guided loss brings predictions together.
 
     Attributes:
         errors_S: Squared error over the teacher's mean square at each of S sites in the last loss, over all processes.
     """
 
     def __init__(
-        self, denoiser: nn.Module, shells: Mapping[str, Shell], weights: dict[str, float], process: NoiseProcess
+        self,
+        denoiser: nn.Module,
+        shells: Mapping[str, Shell],
+        weights: dict[str, float],
+        process: NoiseProcess,
+        *,
+        guidance: float = 1.0,
     ) -> None:
         self.denoiser = denoiser
         self.shells = shells
         self.weights = weights
         self.process = process
+        self.guidance = guidance
         self.taps = ResidualTaps(denoiser, shells)
         self.errors_S = torch.zeros(len(shells))
         # most mixers add nothing to the loss, and need not be walked in every step
@@ -73,6 +83,9 @@ class Distiller:
 
     def end_to_end(self, noised: Mapping[str, Any], terms: LossTerms) -> dict[str, Tensor]:
         """The terms of the end-to-end loss; sites that were not handed over yet keep their layer-wise loss (idle)."""
+        if terms.guided:
+            noised = with_and_without(noised)
+        level_B = noised["level"]
         with torch.no_grad():
             teacher_output, teacher_sites = self._observe(noised, Mode.TEACHER, terms)
         student_output, student_sites = self._observe(noised, Mode.STUDENT, terms)
@@ -85,10 +98,13 @@ class Distiller:
         losses = {}
         if terms.to_teacher:
             wanted = teacher_output
-            losses["to_teacher"] = terms.to_teacher * self._output_loss(student_output, wanted, noised, terms)
+            losses["to_teacher"] = terms.to_teacher * self._output_loss(student_output, wanted, level_B, terms)
         if terms.to_target:
             wanted = noised["target"].float()
-            losses["to_target"] = terms.to_target * self._output_loss(student_output, wanted, noised, terms)
+            losses["to_target"] = terms.to_target * self._output_loss(student_output, wanted, level_B, terms)
+        if terms.guided:
+            given, wanted = (guided(output, self.guidance) for output in (student_output, teacher_output))
+            losses["guided"] = terms.guided * self._output_loss(given, wanted, level_B[: len(given)], terms)
         handed_over = {path for path, shell in self.shells.items() if shell.handed_over}
         if terms.site and handed_over:
             errors = normalised if terms.site_normalised else plain
@@ -116,11 +132,11 @@ class Distiller:
         computing = {path: shell for path, shell in self.shells.items() if shell.mode is not Mode.LAYERWISE}
         return output, {path: shell.take_output() for path, shell in computing.items()}
 
-    def _output_loss(self, student: Tensor, wanted: Tensor, noised: Mapping[str, Any], terms: LossTerms) -> Tensor:
+    def _output_loss(self, student: Tensor, wanted: Tensor, level_B: Tensor, terms: LossTerms) -> Tensor:
         error_B = (student - wanted).square().flatten(1).mean(1)
         if terms.timestep_weight == "none":
             return error_B.mean()
-        snr_B = sent(self.process.snr(noised["level"]), error_B.device)
+        snr_B = sent(self.process.snr(level_B), error_B.device)
         weight = paper_weight if terms.timestep_weight == "paper" else min_snr_weight
         return (weight(snr_B, terms.gamma, self.process.prediction_type) * error_B).mean()
 
@@ -135,6 +151,12 @@ class Distiller:
     def _weighted(self, errors: Mapping[str, Tensor], *, mean: bool) -> Tensor:
         total = torch.stack([self.weights[path] * error for path, error in errors.items()]).sum()
         return total / sum(self.weights.values()) if mean else total
+
+
+def with_and_without(noised: Mapping[str, Any]) -> dict[str, Any]:
+    """Every sample of a batch twice: with its condition, then without."""
+    twice = {name: torch.cat([noised[name]] * 2) for name in ("xt", "timestep", "level", "target") if name in noised}
+    return {**noised, **twice, "cond": concatenate_conditions(noised["cond"], noised["uncond"])}
 
 
 def _auxiliary_losses(mixer: nn.Module) -> list[Tensor]:

@@ -20,6 +20,9 @@ class LossTerms:
     Args:
         to_teacher: Weight of the squared error to the teacher's output.
         to_target: Weight of the squared error to the noising process's target; needs clean samples in the data.
+        guided: Weight of the squared error of what samples are drawn with: predictions with and without the condition,
+            brought together by ``sampling.guidance_scale``, which multiplies what they do not have in common. Every
+            sample then passes twice, and ``condition_dropout`` counts for nothing.
         site: Weight of the site loss, "beta" in the paper.
         site_on: Compare what the attention and the mixer give (``output``), or the residual stream after it was
             added (``residual``).
@@ -32,6 +35,7 @@ class LossTerms:
 
     to_teacher: float = 1.0
     to_target: float = 0.0
+    guided: float = 0.0
     site: float = 0.1
     site_on: Literal["output", "residual"] = "output"
     site_normalised: bool = True
@@ -83,7 +87,7 @@ class Stage:
         if isinstance(self.loss, str) and self.loss not in LOSS_PRESETS:
             raise ValueError(f"unknown loss preset {self.loss!r}; known are {', '.join(LOSS_PRESETS)}")
         terms = self.terms
-        weights = {"to_teacher": terms.to_teacher, "to_target": terms.to_target, "site": terms.site}
+        weights = {name: getattr(terms, name) for name in ("to_teacher", "to_target", "guided", "site")}
         for name, weight in {**weights, "gamma": terms.gamma}.items():
             require(0 <= weight < math.inf, f"loss.{name}", weight, "0 or more")
         require(self.objective != "end_to_end" or any(weights.values()), "loss", weights, "a weight above 0 among them")
@@ -92,6 +96,11 @@ class Stage:
     def terms(self) -> LossTerms:
         """The loss terms, with a preset resolved."""
         return LOSS_PRESETS[self.loss] if isinstance(self.loss, str) else self.loss
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether samples pass with and without their condition."""
+        return self.objective == "end_to_end" and self.terms.guided > 0
 
     @property
     def rates(self) -> str:
@@ -134,6 +143,31 @@ def check_learners(weights: Mapping[str, float], learners: Sequence[str]) -> Non
         raise ConfigurationError(
             f"site_weights is 0 for all sites that have something to train ({', '.join(learners)}), so the layer-wise "
             "stage would train nothing: give one a weight above 0"
+        )
+
+
+def check_guided(stages: Sequence[Stage], *, scale: float, is_input: bool) -> None:
+    """Refuse a guided loss where there is no guidance of two passes.
+
+    Args:
+        stages: Of the run.
+        scale: Guidance scale that samples are drawn with.
+        is_input: Whether the denoiser takes guidance as an input.
+
+    Raises:
+        ConfigurationError: A stage has one.
+    """
+    if not any(stage.is_guided for stage in stages):
+        return
+    if is_input:
+        raise ConfigurationError(
+            "loss.guided is about predictions with and without a condition, but this denoiser takes guidance as an "
+            "input and is trained at sampling.guidance_scale already: set it to 0"
+        )
+    if scale == 1:
+        raise ConfigurationError(
+            "loss.guided at sampling.guidance_scale 1 is what to_teacher is, at twice the cost: give the scale that "
+            "samples are drawn with, or set it to 0"
         )
 
 

@@ -25,7 +25,7 @@ from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
-from sparsight.diffusion.train.stages import Stage
+from sparsight.diffusion.train.stages import LossTerms, Stage
 from tests import tiny
 
 
@@ -45,8 +45,8 @@ class Samples(TeacherSamplesDataModule):
         raise StoppedError
 
 
-def distillation(teacher: str) -> AttentionDistillation:
-    stages = [Stage("layerwise", 1), Stage("end_to_end", 1)]
+def distillation(teacher: str, loss: Any = "default") -> AttentionDistillation:
+    stages = [Stage("layerwise", 1), Stage("end_to_end", 1, loss=loss)]
     mixer = partial(DeltaConvBlock, kernel_size=3)
     return AttentionDistillation(teacher, mixer, stages, loading={"dtype": "bfloat16"})
 
@@ -89,6 +89,16 @@ def test_a_distillation_says_it_before_the_teacher_draws(
     frozen = "frozen part of the denoiser, bfloat16"
     assert frozen in text and found.standing[frozen] > 0
     assert all(f"\n{name}" in text for name in ("text_encoder", "vae", "moving average", "their gradients"))
+
+
+def test_samples_that_pass_twice_count_twice(teacher: str, tmp_path: Path) -> None:
+    counts = []
+    for guided in (0.0, 1.0):
+        module = distillation(teacher, LossTerms(guided=guided))
+        module.trainer = trainer(tmp_path)
+        counts.append(list(module.estimated_memory().stages.values()))
+    (layerwise, end_to_end), (same, more) = counts
+    assert same == layerwise and more == pytest.approx(2 * end_to_end, rel=0.05)
 
 
 @pytest.mark.parametrize("make", [half_trained, wholly_trained])
