@@ -31,6 +31,7 @@ from sparsight.command.output.quiet import quieten
 from sparsight.command.parser import Parser
 from sparsight.command.parsing.former import follow_former_options
 from sparsight.command.parsing.lists import replace_lists
+from sparsight.command.parsing.nested import keep_nulls
 from sparsight.command.trainer import SparsightTrainer
 from sparsight.command.written_once import check_agreement, hand_over, hand_over_source
 from sparsight.common.checkpoint.file import local
@@ -79,6 +80,7 @@ class SparsightCLI(LightningCLI):
     def _run(self) -> None:
         replace_lists()
         follow_former_options()
+        keep_nulls()
         super().__init__(
             LightningModule,
             LightningDataModule,

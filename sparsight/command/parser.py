@@ -178,7 +178,10 @@ def _meant(message: str) -> list[_Complaint]:
     """The deepest complaints; several if several types were possible."""
     found = list(_complaints(message))
     deepest = max((complaint.depth for complaint in found), default=0.0)
-    chosen = {complaint.text: complaint for complaint in found if complaint.depth == deepest}
+    chosen: dict[str, _Complaint] = {}
+    for complaint in found:
+        if complaint.depth == deepest:
+            chosen.setdefault(complaint.text, complaint)  # the class that was named comes before its base
     return list(chosen.values())
 
 
@@ -247,6 +250,8 @@ def _no_option(name: str, complaint: _Complaint) -> str:
         which = complaint.keys[0]
         return f"no {which} is given that could have it; give a --config that names one before this, or --{which} CLASS"
     options = _options(path)
+    if name in options:  # an argument that whoever makes the object fills in
+        return f"{kind} gets {name} from the model, where stages or schedule have it"
     close = close_options(kind, name, options)
     listed = f"; it has {', '.join(options)}" if options and len(options) <= _MOST_OPTIONS else ""
     return f"{kind} has no such option{close or listed}"

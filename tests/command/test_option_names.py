@@ -36,6 +36,10 @@ QUICK = ["fit", "--config", "experiment/quickstart"]
         (["validate", "--ckpt", "x"], r"there is no option --ckpt; did you mean --ckpt_path\?"),
         (["export", "--outputt=x"], r"export: there is no option --outputt; did you mean --output"),
         (["fit", "--output", "x"], r"fit: there is no option --output"),  # of other verbs
+        (
+            ["predict", *QUICK[1:], "--images.count", "4"],
+            r"^predict: there is no option --images\.count; did you mean --images\.folder\?",
+        ),
         ([*QUICK, "--trianer.max_steps", "3"], r"did you mean --trainer\.max_steps\?"),
         ([*QUICK, "--trainer.max_stepz", "3"], r"^trainer\.max_stepz: the trainer has no .* did you mean max_steps"),
         ([*QUICK, "--model.techer", "x"], r"^model\.techer: AttentionDistillation has no .* did you mean teacher"),

@@ -58,6 +58,30 @@ TUNING = "lightning_modules.SparseLayerTuning"
             )
             for given in ("*.attn2", "1024", "['mid_block*']")
         ),
+        (
+            ["fit", *QUICK, "--model.trained.lora", "3"],
+            "model.trained.lora: 3 is given, where options are asked for: --model.trained.lora.rank, ",
+            None,
+        ),
+        *(
+            (
+                ["fit", *DEMO, "--model.layers", given],
+                f"model.layers: {re.escape(given)} is given, where a class is asked for, such as .*Explicit",
+                None,
+            )
+            for given in ("[1, 2]", "0.25")
+        ),
+        (["fit", *DEMO, "--model.layers", "\u2028&"], "model.layers: '' is given, where a class is asked for", None),
+        (
+            ["fit", *QUICK, "--model.optimizer.lr", "3"],
+            "model.optimizer.lr: AdamW gets lr from the model, where stages or schedule have it",
+            None,
+        ),
+        (
+            ["fit", *QUICK, "--trainer.callbacks+", "ExportAtEnd", "--trainer.callbacks.outptu", "x"],
+            "trainer.callbacks.outptu: ExportAtEnd has no such option; did you mean output?",
+            None,
+        ),
         (["fit", *DEMO, "--model.stages", "[{steps: x}]"], "model.stages.0.steps: expected int, got 'x'", None),
         (
             ["fit", *DEMO, "--trainer.callbacks+=callbacks.Foo"],

@@ -1,4 +1,4 @@
-"""A value that was given where a group of options is asked for, such as a number for ``model.sampling``."""
+"""A plain value where a class or a group of options is asked for, such as a number for ``model.sampling``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from dataclasses import is_dataclass
 
 from sparsight.common.names import named
 
-LEVEL = re.compile(r'^( *)Parser key "(\w+)":', re.MULTILINE)
+LEVEL = re.compile(r'^( *)Parser key "([\w.]+)":', re.MULTILINE)
 OWNER = re.compile(r"Problem with given class_path '([\w.]+)'")
 NO_FILE = re.compile(r'Parser key "(\w+)": Unable to load config "(.*)"')
+NAME = re.compile(r"[A-Za-z_][\w.]*")
+_MOST_NAMES = 8
 NO_GROUP = re.compile(
     r"Subtypes: \[<class '([\w.]+)'>, <class 'NoneType'>\]\s+Errors:\s+- (?:Not a valid subclass of|Unexpected import "
     r"path format|Expected a dot import path string).*?Given value: (.*?)$",
@@ -19,7 +21,7 @@ NO_GROUP = re.compile(
 
 
 def value_for_group(message: str) -> str | None:
-    """What to say if a plain value stands where options of a dataclass are asked for; none if something else is wrong.
+    """What to say if a plain value stands where options of a dataclass, or a class, are asked for; none otherwise.
 
     Args:
         message: What jsonargparse says.
@@ -29,11 +31,24 @@ def value_for_group(message: str) -> str | None:
         kind = None if option is None else type(option.default)
     elif found := NO_GROUP.search(message):
         kind = named(found[1])
-    if found is None or not isinstance(kind, type) or not is_dataclass(kind):
+    if found is None or not isinstance(kind, type):
         return None
     key = ".".join(_keys(message[: found.start()]))
+    value = " ".join(found[2].split()) or "''"
+    if not is_dataclass(kind):
+        return None if NAME.fullmatch(value) else _asks_for_class(key, kind, value)
     options = ", ".join(f"--{key}.{name}" for name in inspect.signature(kind).parameters)
-    return f"{key}: {found[2]} is given, where options are asked for: {options}"
+    return f"{key}: {value} is given, where options are asked for: {options}"
+
+
+def _asks_for_class(key: str, kind: type, value: str) -> str:
+    names = ", ".join(list(dict.fromkeys(each.__name__ for each in _last_below(kind)))[:_MOST_NAMES])
+    return f"{key}: {value} is given, where a class is asked for, such as {names}: --{key} CLASS, --{key}.OPTION VALUE"
+
+
+def _last_below(kind: type) -> list[type]:
+    """Subclasses that have none themselves."""
+    return [last for each in kind.__subclasses__() for last in _last_below(each) or [each]]
 
 
 def _keys(text: str) -> list[str]:
