@@ -80,7 +80,7 @@ def in_one_line(error: BaseException, *, begun: bool, config: Any = None) -> str
     if not (is_mistake(error) if begun else is_refusal(error) or of_parser):
         return None
     text = named_key(_with_file(error), place_of(error.__traceback__, config), error)
-    if raised_by_us(error):
+    if raised_by_us(error) or isinstance(error, Told):
         return text
     return f"{' '.join(text.split())} (from {_library(error)}; {TRACEBACK}=1 shows where)"
 
@@ -139,6 +139,8 @@ def _machine_fault(error: BaseException) -> str | None:
 def _number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
+    if isinstance(error, Told):  # also where a loader process raised it, which raises it here from torch's code
+        return None
     if isinstance(error, (OSError, RuntimeError, SafetensorError)) and not raised_by_us(error):
         told = NUMBER.search(_last_line(error))  # libraries in other languages keep no more than the text
         return int(told[1] or told[2]) if told else None
@@ -162,7 +164,10 @@ def _last_line(error: BaseException) -> str:
     """The message; of an error in a loader process, which comes as a whole traceback, its last line."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines and "Original Traceback" in text else text.strip()
+    if not lines or "Original Traceback" not in text:
+        return text.strip()
+    kind = type(error)
+    return lines[-1].removeprefix(f"{kind.__module__}.{kind.__qualname__}: ") if isinstance(error, Told) else lines[-1]
 
 
 def _file_of(error: BaseException) -> str | None:

@@ -20,7 +20,9 @@ import yaml
 from huggingface_hub.errors import OfflineModeIsEnabled
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch._utils import ExceptionWrapper
 
+from datamodules.record_dataset import TooManyCorruptRecords
 from sparsight import __main__
 from sparsight.command.cli import main
 from sparsight.command.mistakes import TRACEBACK, in_one_line, raised_by_us
@@ -301,6 +303,18 @@ def test_a_fault_behind_another_error_is_the_one_that_is_told() -> None:
 
     line = in_one_line(raised(write), begun=True)
     assert line == "last.ckpt: No space left on device: free some space, or write to another disk"
+
+
+def test_what_a_loader_process_says_of_missing_images_is_told_whole() -> None:
+    said = "2 of 2 records are unreadable: talks.json entry 4: FileNotFoundError: [Errno 2] No such file: 'a.png'"
+    try:
+        raise TooManyCorruptRecords(said)
+    except TooManyCorruptRecords:
+        carried = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(TooManyCorruptRecords) as stop:
+        carried.reraise()
+    told = in_one_line(stop.value, begun=True)
+    assert told == said
 
 
 def test_a_hub_that_cannot_be_reached_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

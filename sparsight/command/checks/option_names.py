@@ -129,8 +129,8 @@ def _check_option(verb: str, option: str) -> None:
         raise ConfigurationError(f"{verb}: there is no option {option}{suggestion(close)}; see sparsight {verb} --help")
     below = [each for each in known if each.startswith(f"{group}.")]  # all that this verb has there
     if dot and below and name not in below:
-        close = suggestion([f"--{each}" for each in below])
-        raise ConfigurationError(f"{verb}: there is no option {option}{close}; see sparsight {verb} --help")
+        meant = suggestion([f"--{each}" for each in below])
+        raise ConfigurationError(f"{verb}: there is no option {option}{meant}; see sparsight {verb} --help")
     if group == "trainer" and dot:
         _check_trainer(inner.removeprefix("init_args.").partition(".")[0], "")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import is_dataclass
+from typing import Any
 
 from sparsight.common.names import named
 
@@ -41,12 +42,12 @@ def value_for_group(message: str) -> str | None:
     return f"{key}: {value} is given, where options are asked for: {options}"
 
 
-def _asks_for_class(key: str, kind: type, value: str) -> str:
+def _asks_for_class(key: str, kind: type[Any], value: str) -> str:
     names = ", ".join(list(dict.fromkeys(each.__name__ for each in _last_below(kind)))[:_MOST_NAMES])
     return f"{key}: {value} is given, where a class is asked for, such as {names}: --{key} CLASS, --{key}.OPTION VALUE"
 
 
-def _last_below(kind: type) -> list[type]:
+def _last_below(kind: type[Any]) -> list[type[Any]]:
     """Subclasses that have none themselves."""
     return [last for each in kind.__subclasses__() for last in _last_below(each) or [each]]
 
