@@ -19,12 +19,14 @@ from callbacks.measured import (
     drawing_protocol,
     measured_on,
     preparation,
+    run_folder,
     share_extractors,
     write_values,
 )
 from sparsight.common.captions import read_captions
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.training.processes import refuse_together
+from sparsight.common.training.processes import everywhere, refuse_together
+from sparsight.evaluation.drawn_scores import BEGINS, DrawnScores, SampleValues
 from sparsight.evaluation.images import GenerationMetric, Samples
 from sparsight.evaluation.images.draws import Draw, OwnDraws
 from sparsight.evaluation.images.images import resized
@@ -40,7 +42,8 @@ class GenerationMetrics(Callback):
 
     Names tell what and how many: ``test/fid_inception_clean_256px_30k`` are 30 000 samples compared at 256 pixels.
     Values and protocols are also written to ``metrics/<stage>_step_<step>.json`` in the run's log folder, a file that
-    ``sparsight export --metrics`` puts on the model card.
+    ``sparsight export --metrics`` puts on the model card. What metrics say of every sample by itself is written to
+    ``drawn_<stage>_step_<step>.json``, which ``sparsight compare`` takes.
 
     Args:
         metrics: What is measured.
@@ -247,8 +250,11 @@ class GenerationMetrics(Callback):
                 rank_zero_info(f"generation metrics: drew {done} of {len(draws)} samples a process")
         end = measured_on(self.num_samples, self.compare_size)
         values: dict[str, tuple[float, str]] = {}
+        of_samples: dict[str, SampleValues] = {}
         for metric in self.metrics:
             computed = metric.compute()
+            if metric.of_samples is not None:
+                of_samples[f"{next(iter(computed))}{end}"] = metric.of_samples
             values |= {
                 f"{self._stage}/{name}{end}": (float(value), metric.protocol) for name, value in computed.items()
             }
@@ -257,6 +263,18 @@ class GenerationMetrics(Callback):
         against = "the teacher's samples of the same ids" if self.references == "teacher" else None
         protocol = drawing_protocol(trainer, module, self.num_samples, size=self.compare_size, against=against)
         write_values(trainer, self._stage, values, protocol=protocol)
+        self._write_samples(trainer, module, of_samples)
+
+    def _write_samples(self, trainer: Trainer, module: Any, found: Mapping[str, SampleValues]) -> None:
+        """Keep the values of every sample, by which runs are compared in pairs."""
+        parts = everywhere({draw.id: draw.condition for draw in self._draws.all() if draw.counted})
+        folder = run_folder(trainer)
+        if not found or not trainer.is_global_zero:
+            return
+        conditions = {number: condition for part in parts for number, condition in part.items()}
+        drawn = {"seed": module.seed, "samples": self.num_samples, "compare_size": self.compare_size}
+        name = f"{BEGINS}{self._stage}_step_{trainer.global_step:07d}.json"
+        DrawnScores.of(found, drawn=drawn, conditions=conditions).save(folder / name)
 
     def _draw(self, trainer: Trainer, module: Any, draws: Sequence[Draw]) -> None:
         column = self.column or module.diffusion.conditioner.column

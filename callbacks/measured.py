@@ -93,6 +93,11 @@ def drawing_protocol(trainer: Trainer, module: Any, samples: int, *, size: int |
     return drawn + compared + ("" if against is None else f", {against} as reference")
 
 
+def run_folder(trainer: Trainer) -> Path:
+    """Where a run keeps what it measures; all processes must call it."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
 def write_values(trainer: Trainer, stage: str, values: Mapping[str, tuple[float, str]], *, protocol: str) -> None:
     """Write ``metrics/<stage>_step_<step>.json`` in the run's log folder; all processes must call it.
 
@@ -103,7 +108,7 @@ def write_values(trainer: Trainer, stage: str, values: Mapping[str, tuple[float,
         protocol: What all have in common.
     """
     measured = [asdict(Metric(name, value, f"{protocol}; {own}")) for name, (value, own) in values.items()]
-    folder = Path(trainer.log_dir or trainer.default_root_dir) / "metrics"
+    folder = run_folder(trainer) / "metrics"
     if trainer.is_global_zero:
         write_text(folder / f"{stage}_step_{trainer.global_step:07d}.json", json_text(measured))
 

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 
 from sparsight.common.disk.files import write_text
 from sparsight.common.tables import WIDTH, format_table, json_text, markdown_table
+from sparsight.evaluation.drawn_scores import BEGINS, DrawnScores
 from sparsight.evaluation.questions.scores import Estimate, ScoreKey, paired
 from sparsight.evaluation.questions.task_scores import TaskScores
 from sparsight.evaluation.reform_eval.report import (
     FILE,
     LEVELS,
     Scores,
+    is_share,
     numbers,
     plot_scores,
     read_report,
@@ -25,6 +27,8 @@ from sparsight.evaluation.reform_eval.report import (
     with_interval,
 )
 from sparsight.evaluation.reform_eval.scores import scores_of
+
+PLOT = "comparison.png"
 
 
 class Evaluation(NamedTuple):
@@ -44,17 +48,22 @@ class Evaluation(NamedTuple):
 
 
 def read_evaluation(path: str | Path) -> Evaluation:
-    """A report of ReForm-Eval or the ``scores_*.json`` of a validation, from its file or a folder with one of them.
+    """A report of ReForm-Eval, ``scores_*.json`` of a validation or ``drawn_*.json``, or a folder with one of them.
 
     Raises:
         FileNotFoundError: There is none.
         ValueError: It holds something else, there are several, or it is not finished.
     """
     path = Path(path)
-    of_items = sorted(path.glob("scores_*.json")) if path.is_dir() and not (path / FILE).is_file() else []
-    if len(of_items) > 1:
-        raise ValueError(f"{path} holds {' and '.join(each.name for each in of_items)}: give one of these files")
-    file = of_items[0] if of_items else path
+    kinds = ("scores_*.json", f"{BEGINS}*.json") if path.is_dir() and not (path / FILE).is_file() else ()
+    found = [file for kind in kinds for file in sorted(path.glob(kind))]
+    if len(found) > 1:
+        raise ValueError(f"{path} holds {' and '.join(each.name for each in found)}: give one of these files")
+    file = found[0] if found else path
+    if file.name.startswith(BEGINS) and file.suffix == ".json":
+        drawn = DrawnScores.load(file)
+        name = _run_name(file)
+        return Evaluation(file, name, drawn.asked(), lambda draws: drawn.estimates(resamples=draws))
     if file.name.startswith("scores_") and file.suffix == ".json":
         scores = TaskScores.load(file)
         if not scores.items:
@@ -70,6 +79,12 @@ def read_evaluation(path: str | Path) -> Evaluation:
     asked = {"tasks": about["tasks"], "protocol": about["protocol"]}
     name = str(about["model"]["name"])
     return Evaluation(path, name, asked, lambda draws: scores_of(answers, about["tasks"], resamples=draws))
+
+
+def _run_name(file: Path) -> str:
+    """The folder of a run, or what is above the folders that loggers make in it."""
+    parents = (each.name for each in file.absolute().parents)
+    return next((name for name in parents if name != "lightning_logs" and not name.startswith("version_")), file.name)
 
 
 def compare_reports(
@@ -113,7 +128,8 @@ def _compared(
     folder = Path(output)
     write_text(folder / "comparison.md", f"{about}\n\n{markdown_table(lines)}\n")
     write_text(folder / "comparison.json", json_text(_plain(runs)))
-    plot_scores(runs, folder / "comparison.png")
+    if any(is_share(key) for key in next(iter(runs.values()))):
+        plot_scores(runs, folder / PLOT)
     return about, lines
 
 
@@ -128,7 +144,8 @@ def _check(ours: Evaluation, first: Evaluation) -> None:
     for name in {**first.asked, **ours.asked}:
         if ours.asked.get(name) != first.asked.get(name):
             raise ValueError(
-                f"{ours.path} and {first.path} differ in {name}: only answers to the same questions can be compared"
+                f"{ours.path} and {first.path} differ in {name}: only answers to the same questions can be compared, "
+                "or images of the same noise and conditions"
             )
 
 
@@ -188,11 +205,14 @@ def main(arguments: Sequence[str]) -> None:
     """The ``compare`` verb."""
     parser = argparse.ArgumentParser(
         prog="sparsight compare",
-        description="Compare evaluations of the same questions with the first of them: differences with paired "
-        "bootstrap intervals, as a table, JSON and a plot.",
+        description="Compare evaluations of the same questions, or of the same draws, with the first of them: "
+        "differences with paired bootstrap intervals, as a table, JSON and a plot.",
     )
     parser.add_argument(
-        "reports", nargs="+", help="two or more report.json, or scores_*.json of validations; or their folders"
+        "reports",
+        nargs="+",
+        help="two or more report.json, scores_*.json of validations or drawn_*.json of GenerationMetrics; or folders "
+        "with one of them",
     )
     parser.add_argument("--output", required=True, help="folder for the comparison")
     parser.add_argument("--names", nargs="+", help="what the runs are called; their models or folders if not given")
@@ -201,7 +221,8 @@ def main(arguments: Sequence[str]) -> None:
     try:
         about, lines = _compared(given.reports, output=given.output, names=given.names, resamples=given.resamples)
         print(f"{fill(about, WIDTH)}\n\n{_for_a_terminal(lines)}\n")
-        print(f"Written to {given.output}: comparison.json, comparison.md, comparison.png")
+        plot = f", {PLOT}" if Path(given.output, PLOT).is_file() else ""
+        print(f"Written to {given.output}: comparison.json, comparison.md{plot}")
         for line in _following(given.reports, given.output):
             print(line)
     except (FileNotFoundError, ValueError) as error:

@@ -25,6 +25,7 @@ from sparsight.common.disk.cache_options import CacheOptions
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.train.stages import Stage
+from sparsight.evaluation.drawn_scores import DrawnScores
 from sparsight.evaluation.images import (
     CLIPScore,
     FrechetDistance,
@@ -121,6 +122,9 @@ def test_the_teacher_as_reference(teacher: str, tmp_path: Path) -> None:
     (again,) = trainer(tmp_path, [callback]).validate(module, datamodule=data, verbose=False)
     assert again["val/fd_quarters_6"] > 1e-4
     assert again["val/fidelity_pixel_rmse_6"] == pytest.approx(0, abs=1e-5)
+    kept = [DrawnScores.load(file) for file in sorted(tmp_path.rglob("drawn_val_step_0000000.json"))]
+    assert [each.conditions for each in kept] == [{0: 3, 1: 4, 2: 3, 3: 4, 4: 3, 5: 4}] * len(kept)
+    assert {key.metric for each in kept for key in each.estimates(resamples=0)} == {"fidelity_pixel_rmse_6"}
     (tested,) = trainer(tmp_path, [callback]).test(module, datamodule=data, verbose=False)
     assert tested["test/fd_quarters_6"] == pytest.approx(0, abs=1e-7), "another stage has its own reference"
 
@@ -307,6 +311,12 @@ def test_two_processes_of_the_command_measure_what_one_does(tmp_path: Path) -> N
         "val/fidelity_pixel_psnr_7",
         "val/fidelity_cosine_test_vit_7",
     }
+    one, two = (DrawnScores.load(next((tmp_path / name).rglob("drawn_val_*.json"))) for name in ("one", "two"))
+    assert one.asked() == two.asked() and len(one.conditions) == 7
+    for name, (_, of_samples) in one.values.items():
+        assert two.values[name][1] == pytest.approx(of_samples, rel=1e-4, abs=1e-6)
+    found = {f"val/{key.metric}": each.value for key, each in one.estimates(resamples=0).items()}
+    assert found == {name: pytest.approx(values[0][name], rel=1e-6) for name in found} and len(found) == 2
     assert values[0]["val/fd_test_vit_7"] > 0 and values[0]["val/fidelity_pixel_rmse_7"] > 0
     assert values[1] == {name: pytest.approx(value, rel=1e-4, abs=1e-6) for name, value in values[0].items()}
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
 
 from sparsight.evaluation.compare import compare_reports, main
+from sparsight.evaluation.drawn_scores import DrawnScores
 from sparsight.evaluation.questions.task_scores import Item, TaskScores
 from tests.tiny_evaluation import report
 
@@ -111,3 +112,44 @@ def test_only_validations_of_the_same_items_are_compared(tmp_path: Path) -> None
     (first / "scores_test.json").write_bytes((first / "scores_val.json").read_bytes())
     with pytest.raises(ValueError, match=r"holds scores_test\.json and scores_val\.json: give one of these files"):
         compare_reports([first, others[0]], output=tmp_path / "out")
+
+
+def drawn(folder: Path, values: Sequence[float], *, first: object = "a bag", seed: int = 0) -> Path:
+    """A run's file of five samples."""
+    folder.mkdir(parents=True)
+    conditions = {number: first if number == 0 else number for number in range(len(values))}
+    scores = {"clip_score_5": ("mean", list(values)), "rmse_5": ("root mean", [value**2 for value in values])}
+    how = {"seed": seed, "samples": len(values), "compare_size": None}
+    DrawnScores(how, conditions, cast(Any, scores)).save(folder / "drawn_test_step_0000004.json")
+    return folder
+
+
+def test_draws_of_two_runs_are_compared_in_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Samples differ by far more than the runs do; only pairs can tell."""
+    base = [0.1, 4.0, 9.0, 2.0, 7.0]
+    folders = [drawn(tmp_path / "base" / "lightning_logs" / "version_0", base)]
+    folders.append(drawn(tmp_path / "student" / "version_3", [value + 0.25 for value in base]))
+    main([*map(str, folders), "--output", str(tmp_path / "out"), "--resamples", "300"])
+    said = capsys.readouterr().out
+    assert "clip_score_5 by drawing" in said and "0.2500 (+0.2500 to +0.2500)" in said and "comparison.png" not in said
+    entries = read_strictly(tmp_path / "out" / "comparison.json")
+    assert [(entry["run"], entry["metric"]) for entry in entries] == [
+        (run, metric) for run in ("base", "student") for metric in ("clip_score_5", "rmse_5")
+    ]
+    score, rmse = entries[2:]
+    assert score["value"] == pytest.approx(np.mean(base) + 0.25) and score["difference"] == pytest.approx(0.25)
+    assert score["low"] < score["value"] - 1 and score["share_of_draws_above"] == 1
+    assert rmse["value"] == pytest.approx(np.sqrt(np.mean(np.square(base) + 0.5 * np.array(base) + 0.0625)))
+
+
+def test_only_draws_of_the_same_noise_and_conditions_are_compared(tmp_path: Path) -> None:
+    first = drawn(tmp_path / "first", [1.0, 2.0])
+    for name, options in (("word", {"first": "a coat"}), ("seed", {"seed": 1})):
+        other = drawn(tmp_path / name, [1.0, 2.0], **cast(Any, options))
+        with pytest.raises(ValueError, match="or images of the same noise and conditions"):
+            compare_reports([first, other], output=tmp_path / "out")
+    damaged = tmp_path / "drawn_x.json"
+    for text in ("{", '{"version": 1}', '{"version": 2, "samples": [], "values": {}, "drawn": {}}'):
+        damaged.write_text(text)
+        with pytest.raises(ValueError, match=r"drawn_x\.json"):
+            compare_reports([first, damaged], output=tmp_path / "out")

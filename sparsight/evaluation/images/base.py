@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from torch import Tensor
 from torchmetrics import Metric
 
+from sparsight.evaluation.drawn_scores import SampleValues
 from sparsight.evaluation.images.extractor import FeatureExtractor
 from sparsight.evaluation.images.samples import Samples
 
@@ -26,6 +27,8 @@ class GenerationMetric(Metric, ABC):
     """Whether the teacher's images and latents must be drawn beside the student's."""
     least_samples = 1
     """Samples below which there is no value."""
+    of_samples: SampleValues | None = None
+    """What the first value of the last ``compute`` was made of, where it is made of one value for each sample."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -8,13 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsight.evaluation.images.base import GenerationMetric
 from sparsight.evaluation.images.extractor import FeatureExtractor
-from sparsight.evaluation.images.mean import SampleMean
+from sparsight.evaluation.images.mean import SampleMean, SampleWise
 from sparsight.evaluation.images.samples import Samples, of_teacher
 
 
-class TeacherError(GenerationMetric):
+class TeacherError(SampleWise):
     """Root mean square error to the teacher over all samples, and the peak signal-to-noise ratio in dB.
 
     Args:
@@ -29,8 +28,6 @@ class TeacherError(GenerationMetric):
     """
 
     needs_teacher = True
-    square_sum: Tensor
-    count: Tensor
     low: Tensor
     high: Tensor
 
@@ -39,8 +36,6 @@ class TeacherError(GenerationMetric):
             raise ValueError(f"space is {space!r}; allowed: pixels, latents")
         super().__init__()
         self.space = space
-        self.add_state("square_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("low", torch.tensor(torch.inf), dist_reduce_fx="min")
         self.add_state("high", torch.tensor(-torch.inf), dist_reduce_fx="max")
 
@@ -59,14 +54,13 @@ class TeacherError(GenerationMetric):
             student, teacher = samples.images, of_teacher(samples.teacher_images)
         else:
             student, teacher = of_teacher(samples.latents), of_teacher(samples.teacher_latents)
-        self.square_sum += (student.double() - teacher.double()).square().sum()
-        self.count += student.numel()
+        self.add((student.double() - teacher.double()).square().flatten(1).mean(1), samples.index)
         self.low = torch.minimum(self.low, teacher.float().min())
         self.high = torch.maximum(self.high, teacher.float().max())
 
     def compute(self) -> dict[str, Tensor]:
         """``fidelity_pixel_rmse`` and ``fidelity_pixel_psnr``, or ``latent`` in the place of ``pixel``."""
-        rmse = (self.square_sum / self.count).sqrt()
+        rmse = self.mean("root mean")
         peak = 1.0 if self.space == "pixels" else (self.high - self.low).double()
         name = f"fidelity_{self.space[:-1]}"
         return {f"{name}_rmse": rmse, f"{name}_psnr": 20 * torch.log10(peak / rmse)}

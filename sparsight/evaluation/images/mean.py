@@ -1,4 +1,4 @@
-"""Metrics that are a mean over samples, each of which is measured by itself."""
+"""Metrics that are made of one value for each sample, most of them a mean."""
 
 from __future__ import annotations
 
@@ -8,23 +8,32 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
+from torchmetrics.utilities.data import dim_zero_cat
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_rows
+from sparsight.evaluation.drawn_scores import Combined, SampleValues
 from sparsight.evaluation.images.base import GenerationMetric
 from sparsight.evaluation.images.samples import Samples
 
 
-class SampleMean(GenerationMetric):
-    """Sum and number of values, one of a sample; equal for any split into batches and processes."""
+class SampleWise(GenerationMetric):
+    """Keeps a value of every sample; equal for any split into batches and processes."""
 
-    score_sum: Tensor
-    count: Tensor
+    scores: list[Tensor]
+    ids: list[Tensor]
 
     def __init__(self) -> None:
         super().__init__()
-        self.add_state("score_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("count", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("ids", [], dist_reduce_fx="cat")
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all samples; a process without any still knows the shape that the others gather."""
+        super().reset()
+        self.scores.append(torch.empty(0, dtype=torch.float64, device=self.device))
+        self.ids.append(torch.empty(0, dtype=torch.int64, device=self.device))
 
     def add(self, scores_B: Tensor, index_B: Tensor) -> None:
         """Add the values of samples.
@@ -33,12 +42,24 @@ class SampleMean(GenerationMetric):
             NonFiniteError: One is not finite; the message gives the ids.
         """
         check_rows({type(self).__name__: scores_B}, index_B, "samples")
-        self.score_sum += scores_B.double().sum()
-        self.count += len(scores_B)
+        self.scores.append(scores_B.double())
+        self.ids.append(index_B.to(scores_B.device))
 
-    def mean(self) -> Tensor:
-        """The mean over all processes."""
-        return self.score_sum / self.count
+    def mean(self, combined: Combined = "mean") -> Tensor:
+        """The mean over all processes, or its root.
+
+        Args:
+            combined: Which of them.
+        """
+        scores_N, ids_N = dim_zero_cat(self.scores), dim_zero_cat(self.ids)
+        order_N = ids_N.argsort(stable=True)
+        self.of_samples = SampleValues(ids_N[order_N].cpu(), scores_N[order_N].cpu(), combined)
+        mean = self.of_samples.values_N.mean().to(scores_N.device)
+        return mean.sqrt() if combined == "root mean" else mean
+
+
+class SampleMean(SampleWise):
+    """The mean over samples of one value for each."""
 
 
 class CaptionScore(SampleMean):
@@ -78,11 +99,11 @@ class CaptionScore(SampleMean):
         self.add(scores_B, samples.index)
         self.truncated += truncated
 
-    def mean(self) -> Tensor:
+    def mean(self, combined: Combined = "mean") -> Tensor:
         """The mean over all processes; warns of captions that were cut."""
         if self.truncated:
             rank_zero_warn(
-                f"{self.title}: {int(self.truncated)} of {int(self.count)} captions have more than the "
+                f"{self.title}: {int(self.truncated)} of {len(dim_zero_cat(self.ids))} captions have more than the "
                 f"{self.max_tokens} tokens that the model reads; they were cut"
             )
-        return super().mean()
+        return super().mean(combined)

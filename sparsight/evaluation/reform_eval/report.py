@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from sparsight.common.disk.files import write_text, write_whole
 from sparsight.common.tables import WIDTH, format_table, json_text, markdown_table
 from sparsight.common.text import read_json
+from sparsight.evaluation.drawn_scores import METHOD
 from sparsight.evaluation.questions.rules import POINTS
 from sparsight.evaluation.questions.scores import Estimate, ScoreKey
 from sparsight.evaluation.reform_eval.scores import headline
@@ -139,7 +140,12 @@ def _shown_metric(key: ScoreKey, tasks: Sequence[Mapping[str, Any]]) -> str:
 
 def is_share(key: ScoreKey) -> bool:
     """Whether a score lies between 0 and 1, to be shown in per cent."""
-    return key.metric not in NO_SHARES and not key.metric.endswith(POINTS) and key.name != CAPTIONS
+    return (
+        key.method != METHOD
+        and key.metric not in NO_SHARES
+        and not key.metric.endswith(POINTS)
+        and key.name != CAPTIONS
+    )
 
 
 def shown(estimate: Estimate, key: ScoreKey) -> str:
@@ -158,7 +164,7 @@ def with_interval(value: float | None, ends: Sequence[float] | None, key: ScoreK
     """
     if value is None or ends is None or np.isnan([value, *ends]).any():
         return "-"
-    unit, digits = (100, 1) if is_share(key) else (1, 2)
+    unit, digits = (100, 1) if is_share(key) else (1, 4 if key.method == METHOD else 2)
     middle, low, high = (f"{unit * number:{sign}.{digits}f}" for number in (value, *ends))
     return f"{middle} ({low} to {high})"
 
