@@ -26,10 +26,11 @@ from callbacks.measured import (
 from sparsight.common.captions import read_captions
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.training.processes import everywhere, refuse_together
-from sparsight.evaluation.drawn_scores import BEGINS, DrawnScores, SampleValues
+from sparsight.evaluation.drawn_scores import BEGINS, DrawnScores
 from sparsight.evaluation.images import GenerationMetric, Samples
 from sparsight.evaluation.images.draws import Draw, OwnDraws
 from sparsight.evaluation.images.images import resized
+from sparsight.evaluation.images.samples import SampleValues
 from sparsight.evaluation.images.set_distance import SetDistance
 
 

@@ -52,6 +52,7 @@ ROOMS = (  # of sparsight and datamodules, each of which may import those before
         "evaluation.images",
         "evaluation.texts",
         "evaluation.questions",
+        "evaluation.drawn_scores",
         "evaluation.reform_eval",
         "evaluation.harness",
         "evaluation.compare",

@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from sparsight.common.bootstrap import resampled_means, seed_of
 from sparsight.common.disk.files import write_text
@@ -20,25 +19,12 @@ from sparsight.common.tables import json_text
 from sparsight.common.text import read_json
 from sparsight.evaluation.questions.scores import Estimate, ScoreKey
 
+if TYPE_CHECKING:  # the package of metrics takes long to import
+    from sparsight.evaluation.images.samples import Combined, SampleValues
+
 BEGINS = "drawn_"  # names of these files do
 METHOD = "drawing"  # in the keys of scores
 VERSION = 1
-Combined = Literal["mean", "root mean"]
-
-
-@dataclass(frozen=True)
-class SampleValues:
-    """A value of every sample, in the order of their ids.
-
-    Args:
-        ids_N: Ids of the samples, int64.
-        values_N: Their values, float64.
-        combined: How a run's value is made of them.
-    """
-
-    ids_N: Tensor
-    values_N: Tensor
-    combined: Combined = "mean"
 
 
 @dataclass(frozen=True)

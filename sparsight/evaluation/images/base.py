@@ -8,9 +8,8 @@ from collections.abc import Iterable
 from torch import Tensor
 from torchmetrics import Metric
 
-from sparsight.evaluation.drawn_scores import SampleValues
 from sparsight.evaluation.images.extractor import FeatureExtractor
-from sparsight.evaluation.images.samples import Samples
+from sparsight.evaluation.images.samples import Samples, SampleValues
 
 
 class GenerationMetric(Metric, ABC):

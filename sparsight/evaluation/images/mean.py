@@ -12,9 +12,8 @@ from torchmetrics.utilities.data import dim_zero_cat
 
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.finite import check_rows
-from sparsight.evaluation.drawn_scores import Combined, SampleValues
 from sparsight.evaluation.images.base import GenerationMetric
-from sparsight.evaluation.images.samples import Samples
+from sparsight.evaluation.images.samples import Combined, Samples, SampleValues
 
 
 class SampleWise(GenerationMetric):

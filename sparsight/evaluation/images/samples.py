@@ -1,10 +1,11 @@
-"""What was drawn, as metrics are fed with it."""
+"""What was drawn, as metrics are fed with it, and what they say of every sample by itself."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from torch import Tensor
 from sparsight.common.finite import check_rows
 from sparsight.evaluation.images.extractor import FeatureExtractor
 from sparsight.evaluation.images.images import to_uint8
+
+Combined = Literal["mean", "root mean"]
+"""How a value of all samples is made of one for each."""
 
 
 @dataclass(frozen=True)
@@ -92,3 +96,18 @@ def of_teacher(drawn: Tensor | None) -> Tensor:
 def in_batches(images: Tensor, size: int = 100) -> list[Samples]:
     """Images (N, C, H, W) in [0, 1] as batches of samples 0 to N - 1."""
     return [Samples(images[ids], ids) for ids in torch.arange(len(images)).split(size)]
+
+
+@dataclass(frozen=True)
+class SampleValues:
+    """A value of every sample, in the order of their ids.
+
+    Args:
+        ids_N: Ids of the samples, int64.
+        values_N: Their values, float64.
+        combined: How a run's value is made of them.
+    """
+
+    ids_N: Tensor
+    values_N: Tensor
+    combined: Combined = "mean"
