@@ -14,10 +14,11 @@ LONG = "delta_conv_default_long"
 ATTENTION_LONG = "neighborhood_attention_9_long"
 TRAJECTORY = "delta_conv_default_trajectory"
 HYBRID = "delta_conv_default_hybrid"
-SAME_COST = (LONG, TRAJECTORY, HYBRID)  # built of what other arms are timed with
+GUIDED = "focal_cells_guided"
+SAME_COST = (LONG, TRAJECTORY, HYBRID, GUIDED)  # built of what other arms are timed with
 
-BUDGETS = {"screen": (200, 200), "leader": (400, 1200), "finalist": (600, 3000)}
-"""Layer-wise and end-to-end steps, at batch 32."""
+BUDGETS = {"screen": (200, 200), "leader": (400, 1200), "finalist": (600, 3000), "pairs": (800, 2600)}
+"""Layer-wise and end-to-end steps, at batch 32; those of ``pairs`` at 16, of which the guided loss sees each twice."""
 
 
 def plain(class_path: str, **options: object) -> dict[str, Any]:
@@ -47,6 +48,7 @@ def mixer(class_path: str, **options: object) -> list[str]:
 
 
 NEAR = plain("NeighborhoodAttention", kernel_size=7)
+FOCAL_CELLS = mixer("Adapted", part=plain("FocalAttention", tile=8, halo=0, cells=8), value_kernel=5)
 FOCAL = plain("FocalAttention", tile=8, halo=1, cell=8)
 
 PUBLISHED: dict[str, list[str]] = {
@@ -82,7 +84,8 @@ ALL_MIXERS: dict[str, list[str]] = {
     "near_and_pooled": mixer("Merge", parts=[NEAR, plain("PooledAttention", tile=4, without=NEAR)]),
     "focal": mixer("FocalAttention", tile=8, halo=1, cell=8),
     "focal_convolved": mixer("Adapted", part=FOCAL, value_kernel=5),
-    "focal_cells": mixer("Adapted", part=plain("FocalAttention", tile=8, halo=0, cells=8), value_kernel=5),
+    "focal_cells": FOCAL_CELLS,
+    GUIDED: [*FOCAL_CELLS, "--data.batch_size", "16"],
     "focal_small": mixer("Adapted", part=plain("FocalAttention", tile=4, halo=2, cell=4), value_kernel=5),
     "linear_elu": mixer("KernelAttention", feature_map="elu"),
     "linear_sana": mixer("KernelAttention", feature_map="relu"),
@@ -111,19 +114,24 @@ ALL_MIXERS: dict[str, list[str]] = {
 ARMS = PUBLISHED | ALL_MIXERS
 
 
+LOSSES: dict[str, dict[str, Any]] = {GUIDED: {"loss": {"to_teacher": 0.0, "guided": 1.0}}}
+"""Of arms that are trained with another loss than the configuration's; a layer-wise stage takes no notice."""
+
+
 def name_of(arm: str, budget: str | None, training_seed: int) -> str:
     """What a run of an arm is called: the arm itself with the budget and seed of its configuration."""
     return "_".join([arm, *([budget] if budget else []), *([f"train{training_seed}"] if training_seed else [])])
 
 
-def training_options(budget: str | None, training_seed: int) -> list[str]:
-    """Command-line options of a budget (``None`` for that of the configuration) and a training seed."""
+def training_options(arm: str, budget: str | None, training_seed: int) -> list[str]:
+    """Command-line options of an arm under a budget (``None`` for that of the configuration), with a training seed."""
     options = ["--seed_everything", str(training_seed)]
     if budget is None:
         return options
     rounds = zip(("layerwise", "end_to_end"), BUDGETS[budget], strict=True)
     stages = [
         {"objective": objective, "steps": steps, "lr": 1e-3, "lr_schedule": "cosine", "warmup_steps": 20}
+        | LOSSES.get(arm, {})
         for objective, steps in rounds
     ]
     return [*options, "--model.stages", json.dumps(stages)]

@@ -77,7 +77,7 @@ def train(
         return
     arguments = ["fit", "--config", subject.config, *subject.arms[arm], "--trainer.default_root_dir", str(folder)]
     arguments += ["--model.teacher", subject.teacher]
-    arguments += ["--trainer.precision", precision, *training_options(budget, training_seed), *options]
+    arguments += ["--trainer.precision", precision, *training_options(arm, budget, training_seed), *options]
     checkpoints = sorted(folder.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
     if checkpoints:
         arguments += ["--ckpt_path", str(checkpoints[-1])]

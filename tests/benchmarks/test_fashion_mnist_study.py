@@ -67,6 +67,9 @@ def test_an_arm_stands_at_the_sites_of_the_shipped_teacher(arm: str) -> None:
 
 def test_a_run_is_named_by_what_differs_from_the_configuration() -> None:
     assert name_of("focal", None, 0) == "focal" and name_of("focal", "screen", 2) == "focal_screen_train2"
-    options = training_options("screen", 2)
+    options = training_options("focal", "screen", 2)
     stages = json.loads(options[options.index("--model.stages") + 1])
     assert [(each["objective"], each["steps"]) for each in stages] == [("layerwise", 200), ("end_to_end", 200)]
+    guided = training_options("focal_cells_guided", "pairs", 0)
+    assert [each["loss"]["guided"] for each in json.loads(guided[-1])] == [1.0, 1.0]
+    assert not any("loss" in each for each in stages)
