@@ -121,6 +121,9 @@ def find_config(name: str) -> str:
     ends = {each.rpartition("/")[2]: each for each in known}
     if meant := closest(name, list(ends), cutoff=_NEAR):
         raise FileNotFoundError(f"no config {name!r}{suggestion([ends[each] for each in meant])}")
+    if Path(name).suffix in (".yaml", ".yml"):  # a path, not a name
+        missing = next(each for each in (*reversed(Path(name).parents), Path(name)) if not each.exists())
+        raise FileNotFoundError(f"no config {name!r}: there is no {missing}")
     raise FileNotFoundError(f"no config {name!r}; shipped are: {', '.join(known)}")
 
 

@@ -13,6 +13,8 @@ from sparsight.common.text import read_json
 
 BUDGET = 0.8  # that pages speak of
 CANDIDATES = "analyze/candidates"  # a config
+_ROOT = "--trainer.default_root_dir"
+_OF_A_MEASUREMENT = (_ROOT, "--trainer.logger")  # options that keep what is measured before a run apart from it
 _SHARED = (*FILE_OPTIONS, "--model", "--data", "--trainer")  # options that all verbs have
 
 
@@ -32,7 +34,7 @@ def following(
     command = ""
     if verb == "export":
         return _after_export(Path(options.get("output") or root / "export"))
-    if verb == "analyze" and checkpoint is None:
+    if verb == "analyze" and (checkpoint is None or options.get("budget") is not None):
         folder = Path(options.get("output") or root / ("analysis" if denoiser else "scores"))
         command = _after_analysis(arguments, options, folder, denoiser=denoiser)
     elif verb == "benchmark":
@@ -40,7 +42,7 @@ def following(
     elif verb in ("validate", "test", "predict", "analyze") and checkpoint is not None:
         command = exporting(typed, str(checkpoint), averaged=averaged)
     elif verb in ("validate", "test") and _trains(options):
-        command = _line("fit", typed)
+        command = _line("fit", _without(typed, *_OF_A_MEASUREMENT))
     return ["Next:", f"  {command}"] if command else []
 
 
@@ -74,7 +76,8 @@ def _after_analysis(arguments: Sequence[str], options: Mapping[str, Any], folder
     if denoiser and options.get("budget") is None:
         return _planning(arguments, float(read_json(folder / "analysis.json")["least_flops"]))
     if denoiser:
-        return _line("fit", _of_a_run(typed), "--config", str(folder / "plan.yaml"))
+        more = [] if options.get("ckpt_path") is None else [_ROOT, str(folder / "run")]  # the old run stays as it is
+        return _line("fit", _of_a_run(typed), "--config", str(folder / "plan.yaml"), *more)
     tunes = str(options["model"].class_path).endswith("SparseLayerTuning")
     if not tunes or (options.get("maps") is not None and options.get("scores") is None):
         return ""
@@ -130,6 +133,11 @@ def _options(arguments: Sequence[str]) -> Iterator[list[str]]:
         group.append(word)
     if group:
         yield group
+
+
+def _without(typed: Sequence[str], *names: str) -> list[str]:
+    """What was typed but for these options."""
+    return [word for group in _options(typed) if group[0].partition("=")[0] not in names for word in group]
 
 
 def _name(group: Sequence[str]) -> str:

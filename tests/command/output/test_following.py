@@ -38,6 +38,11 @@ def test_what_was_measured_untrained_is_trained(verb: str, tmp_path: Path) -> No
     typed = f"{verb} --config a --model.lr 1"
     assert next_of(typed, tmp_path, model=module, data=data) == ["Next:", "  sparsight fit --config a --model.lr 1"]
     assert next_of(typed, tmp_path, model=module, data=SimpleNamespace(init_args={"train": None})) == []
+    before = f"{typed} --trainer.default_root_dir runs/before --trainer.logger=false --trainer.devices 2"
+    _, said = next_of(before, tmp_path, model=module, data=data)
+    assert said == "  sparsight fit --config a --model.lr 1 --trainer.devices 2", (
+        "what was measured before keeps its folder"
+    )
     asked = SimpleNamespace(class_path="lightning_modules.LVLMEvaluation")
     assert next_of(typed, tmp_path, model=asked, data=data) == []
 
@@ -56,6 +61,11 @@ def test_an_analysis_of_a_denoiser_leads_to_a_budget_and_its_plan_to_a_run(tmp_p
     _, candidates = next_of("analyze --config a", tmp_path, denoiser=True)
     assert candidates == "  sparsight analyze --config a --config analyze/candidates"
     plan = tmp_path / "analysis" / "plan.yaml"
+    _, of_a_run = next_of("analyze --config experiment/quickstart", tmp_path, denoiser=True, budget=0.7, ckpt_path="b")
+    assert (
+        of_a_run
+        == f"  sparsight fit --config experiment/quickstart --config {plan} --trainer.default_root_dir {folder / 'run'}"
+    )
     assert next_of(f"{typed} --budget 0.7", tmp_path, denoiser=True, budget=0.7) == [
         "Next:",
         f"  sparsight fit --config experiment/quickstart --config {plan}",
