@@ -53,6 +53,11 @@ class TrainedPartsModule(OfWing, TellsUntrained):
     waits_for_steps = True
     estimated_bytes: int | None = None  # that training was said to need of its device
 
+    @classmethod
+    def export_name_for(cls, options: Mapping[str, Any]) -> str:
+        """What ``export_name`` is of a module with these options, before it is made."""
+        return cls.export_name
+
     def __init__(self, *, max_skipped_steps: int = 0) -> None:
         super().__init__()
         if max_skipped_steps < 0:

@@ -108,10 +108,15 @@ class LVLMModule(LosesLayers):
                 self.method_weights = torch.nn.ModuleDict(held)
         self.tuned_layers: list[int] = []
         self.prune = prune
-        self.export_name = "tuned" if prune is None else "pruned"
+        self.export_name = self.export_name_for({"prune": prune})
         self.retired = RetiredLayers(self.model, self.parts)
         self.removals: list[dict[str, Any]] = []
         self._images_fit = False
+
+    @classmethod
+    def export_name_for(cls, options: Mapping[str, Any]) -> str:
+        """What ``export_name`` is of a module with these options, before it is made."""
+        return "tuned" if options.get("prune") is None else "pruned"
 
     def was_base(self, recorded: str) -> bool:
         """Whether a hash of another kind, of an earlier version, is that of the base as it is loaded."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -55,6 +56,15 @@ class Named(Protocol):
     """A module that says how the folder of its export is called unless the user does."""
 
     export_name: str
+
+
+@runtime_checkable
+class NamesExport(Protocol):
+    """A class of modules that says so before one is made."""
+
+    def export_name_for(self, options: Mapping[str, Any]) -> str:
+        """What the folder is called, by the module's options."""
+        ...
 
 
 def export(

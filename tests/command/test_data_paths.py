@@ -68,6 +68,7 @@ MISSING: list[tuple[Config, str]] = [
     ),
     (images() | {"init_args": images()["init_args"] | {"batch_size": -1}}, r"data\.batch_size is -1"),
 ]
+PRUNE = {"score": {"class_path": "sparsight.lvlm.scores.AngularDistance"}}
 FACES = of("HuggingFaceRecords", path="saved", caption_column="captoin")
 WRONG: list[tuple[str, Config, str]] = [
     ("fit", images(train=FACES), r"data\.train\.caption_column is 'captoin', which.*'text'"),
@@ -142,6 +143,28 @@ def test_what_is_missing_is_named_before_weights_are_loaded(config: Path, data: 
 @pytest.mark.parametrize(("verb", "data", "message"), WRONG, ids=[each[2] for each in WRONG])
 def test_what_data_hold_is_seen_before_weights_are_loaded(config: Path, verb: str, data: Config, message: str) -> None:
     assert len(told(verb, config, data, message).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "folder"),
+    [({}, "student"), ({"base": "some/model", "prune": None}, "tuned"), ({"base": "x", "prune": PRUNE}, "pruned")],
+    ids=["student", "tuned", "pruned"],
+)
+def test_an_export_that_is_there_is_seen_before_weights_are_loaded(
+    config: Path, model: Config, folder: str, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(config.read_text())
+    if model:
+        options = {name: value for name, value in model.items() if value is not None} | {"stages": [{"steps": 1}]}
+        content["model"] = {"class_path": "lightning_modules.SparseLayerTuning", "init_args": options}
+        content["data"] = talks(train=of("ConversationRecords", file="talks.json"))
+    content["trainer"]["callbacks"] = [{"class_path": "callbacks.ExportAtEnd"}]
+    config.write_text(yaml.safe_dump(content))
+    write_files(tmp_path / "runs" / folder, {"README.md": "an earlier one"})
+    with pytest.raises(SystemExit, match=rf"callbacks\.ExportAtEnd\.output .*/{folder} exists already"):
+        main(["fit", "--config", str(config)])
+    with pytest.raises(SystemExit, match=r"callbacks\.ExportAtEnd\.output there exists already"):
+        main(["fit", "--config", str(config), "--trainer.callbacks.output", "there"])
 
 
 def told(verb: str, config: Path, data: Config, message: str) -> str:

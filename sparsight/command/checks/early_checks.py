@@ -17,7 +17,7 @@ from sparsight.command.checks.input_paths import WHERE, check_need, needs_of
 from sparsight.command.config_keys import Place, parts_of
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.names import named
-from sparsight.publish.export import check_destination
+from sparsight.publish.export import NamesExport, check_destination
 
 RANGES: dict[str, tuple[int, float]] = {  # options that libraries take without a look at it, or name no key
     "seed_everything": (0, 2**32 - 1),
@@ -37,6 +37,7 @@ NOTHING = {  # options whose zero leaves a verb nothing to do, and what to do in
     "test": {"limit_test_batches": "leave it out"},
     "predict": {"limit_predict_batches": "leave it out"},
 }
+EXPORT = "ExportAtEnd"  # a callback
 MOST_ON_CORES = 8  # processes, on a machine of fewer cores
 WRITTEN = ("default_root_dir", "dirpath", "save_dir", "output", "folder")  # folders that a run makes
 
@@ -90,6 +91,8 @@ def check_early(config: Any, verb: str) -> None:
                 _check_records(part, verb)
         else:
             _check_outputs(part)
+    if verb == "fit":
+        _check_exports(config)
     output = config.get("output")
     if output is not None:
         check_given("output", str(output))
@@ -134,6 +137,20 @@ def _check_outputs(part: Place) -> None:
         if isinstance(value, (str, Path)):
             check_given(f"{part.key}.{name}", str(value))
             _check_writable(f"{part.key}.{name}", str(value))
+
+
+def _check_exports(config: Any) -> None:
+    """Refuse a folder that is there already where a run is to export its model when it ends."""
+    for part in parts_of(config):
+        if part.kind.rpartition(".")[2] != EXPORT:
+            continue
+        output, module = part.options.get("output"), named(config.model.class_path)
+        if output is None and isinstance(module, NamesExport):
+            name = module.export_name_for(config.model.get("init_args", {}))
+            output = os.path.join(config.trainer.default_root_dir, name)
+        if output is not None:
+            overwrite = bool(part.options.get("overwrite"))
+            check_destination(output, overwrite=overwrite, option=f"callbacks.{EXPORT}.output")
 
 
 def _check_records(part: Place, verb: str) -> None:
