@@ -53,11 +53,6 @@ class TrainedPartsModule(OfWing, TellsUntrained):
     waits_for_steps = True
     estimated_bytes: int | None = None  # that training was said to need of its device
 
-    @classmethod
-    def export_name_for(cls, options: Mapping[str, Any]) -> str:
-        """What ``export_name`` is of a module with these options, before it is made."""
-        return cls.export_name
-
     def __init__(self, *, max_skipped_steps: int = 0) -> None:
         super().__init__()
         if max_skipped_steps < 0:
@@ -68,6 +63,11 @@ class TrainedPartsModule(OfWing, TellsUntrained):
         self.has_learned = False
         self._steps_before = 0
         self.strict_loading = False  # checkpoints hold what was trained; load_state_dict checks it exactly
+
+    @classmethod
+    def export_name_for(cls, options: Mapping[str, Any]) -> str:
+        """What ``export_name`` is of a module with these options, before it is made."""
+        return cls.export_name
 
     def keep_hyperparameters(self, *, ignore: Sequence[str] = ()) -> None:
         """Save the constructor's arguments that are plain data; see ``keep_plain``."""

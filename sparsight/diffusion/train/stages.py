@@ -87,8 +87,8 @@ class Stage:
         if isinstance(self.loss, str) and self.loss not in LOSS_PRESETS:
             raise ValueError(f"unknown loss preset {self.loss!r}; known are {', '.join(LOSS_PRESETS)}")
         terms = self.terms
-        weights = {"to_teacher": terms.to_teacher, "to_target": terms.to_target, "site": terms.site}
-        weights["guided"] = terms.guided
+        weights = {"to_teacher": terms.to_teacher, "to_target": terms.to_target}
+        weights |= {"guided": terms.guided, "site": terms.site}
         for name, weight in {**weights, "gamma": terms.gamma}.items():
             require(0 <= weight < math.inf, f"loss.{name}", weight, "0 or more")
         require(self.objective != "end_to_end" or any(weights.values()), "loss", weights, "a weight above 0 among them")

@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsight.evaluation.images.extractor import FeatureExtractor
-from sparsight.evaluation.images.mean import SampleMean, SampleWise
+from sparsight.evaluation.images.mean import SampleMean
 from sparsight.evaluation.images.samples import Samples, of_teacher
 
 
-class TeacherError(SampleWise):
+class TeacherError(SampleMean):
     """Root mean square error to the teacher over all samples, and the peak signal-to-noise ratio in dB.
 
     Args:

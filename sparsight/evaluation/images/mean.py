@@ -16,8 +16,8 @@ from sparsight.evaluation.images.base import GenerationMetric
 from sparsight.evaluation.images.samples import Combined, Samples, SampleValues
 
 
-class SampleWise(GenerationMetric):
-    """Keeps a value of every sample; equal for any split into batches and processes."""
+class SampleMean(GenerationMetric):
+    """A value of every sample, and their mean or its root; equal for any split into batches and processes."""
 
     scores: list[Tensor]
     ids: list[Tensor]
@@ -55,10 +55,6 @@ class SampleWise(GenerationMetric):
         self.of_samples = SampleValues(ids_N[order_N].cpu(), scores_N[order_N].cpu(), combined)
         mean = self.of_samples.values_N.mean().to(scores_N.device)
         return mean.sqrt() if combined == "root mean" else mean
-
-
-class SampleMean(SampleWise):
-    """The mean over samples of one value for each."""
 
 
 class CaptionScore(SampleMean):
