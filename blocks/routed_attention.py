@@ -182,7 +182,7 @@ class RoutedAttention(SoftmaxMixer):
             k_tiles, absent = k_tiles.detach().float(), ~there_Tt[..., None]
             highest = k_tiles.masked_fill(absent, -math.inf).amax(3)
             lowest = k_tiles.masked_fill(absent, math.inf).amin(3)
-            with torch.enable_grad(), without_autocast(q):
+            with torch.set_grad_enabled(self.training), without_autocast(q):  # beside a frozen network, too
                 keys = torch.cat([highest, lowest, k_mean], -1) @ self.key_gate.float()
                 logits = (q_mean @ self.query_gate.float()) @ keys.mT * scale
             if self.training and self.gate_loss:

@@ -40,7 +40,6 @@ from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import SiteSelection
 from sparsight.diffusion.surgery.training_free import is_training_free
 from sparsight.diffusion.train.capture import capture_site
-from sparsight.diffusion.train.compiled import compile_blocks
 from sparsight.diffusion.train.compute import DistillationCompute
 from sparsight.diffusion.train.distiller import Distiller
 from sparsight.diffusion.train.former_names import follow_names, former_names
@@ -132,8 +131,6 @@ class AttentionDistillation(BesideMixers, HandsOver, StoredBase):
         if compute.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.compiles = compute.compile
-        if compute.compile:
-            compile_blocks(self.denoiser)
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
         self.require_gradients()
         self._restored = False

@@ -28,7 +28,6 @@ from sparsight.diffusion.model.load import load_polished
 from sparsight.diffusion.model.loading import PipelineLoading
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.model.timesteps import Timesteps
-from sparsight.diffusion.train.compiled import compile_blocks
 from sparsight.diffusion.train.compute import DenoiserCompute
 from sparsight.diffusion.train.noise_levels import NoiseLevels
 from sparsight.diffusion.train.timestep_weights import min_snr_weight
@@ -128,8 +127,6 @@ class DenoiserTraining(DiffusionModule):
         if compute.gradient_checkpointing:
             self.denoiser.enable_gradient_checkpointing()
         self.compiles = compute.compile
-        if compute.compile:
-            compile_blocks(self.denoiser)
         self._schedule_before: int | None = None  # steps of the schedule that a checkpoint was made with
         self._trained = {f"denoiser.{n}" for n, p in self.denoiser.named_parameters() if p.requires_grad}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback
@@ -29,7 +29,7 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.draws import AheadOfTime, key_of
 from sparsight.diffusion.model.sampling import Sampling, check_steps, sample, starting_noise
 from sparsight.diffusion.model.timesteps import EVEN, Timesteps
-from sparsight.diffusion.train.compiled import check_compiler
+from sparsight.diffusion.train.compiled import compile_blocks, compiles_on
 from sparsight.diffusion.train.sharding import shard
 
 STREAM_OFFSET_EVAL = 1_000_003  # evaluation draws must not repeat those of training
@@ -48,7 +48,7 @@ class DiffusionModule(TrainedPartsModule):
     diffusion: DiffusionModel
     waits_for_steps = False
     quantised: Quantisation | None = None  # see StoredBase
-    compiles = False  # whether the denoiser's blocks are compiled
+    compiles: bool | Literal["auto"] = False  # whether the denoiser's blocks are compiled: see DenoiserCompute
     _ahead: AheadOfTime | None = None
 
     def __init__(self, *, seed: int, sampling: Sampling, max_skipped_steps: int) -> None:
@@ -68,14 +68,14 @@ class DiffusionModule(TrainedPartsModule):
         return []
 
     def setup(self, stage: str) -> None:
-        """Embed captions that are known, and move the VAE to where the denoiser will be, which is not there yet.
+        """Compile blocks, embed captions that are known, and move the VAE to where the denoiser will be later.
 
         Raises:
             ConfigurationError: The noise scheduler cannot take as many steps as ``sampling`` says, or blocks are to be
                 compiled and torch cannot.
         """
-        if self.compiles and self._trainer is not None:
-            check_compiler(self.trainer.strategy.root_device)
+        if self._trainer is not None and compiles_on(self.trainer.strategy.root_device, self.compiles):
+            compile_blocks(self.diffusion.denoiser)
         check_steps(self.diffusion, self.sample_steps, name="sampling.steps")
         self.diffusion.to(self.device, encoders=False)
         data = datamodule_of(self._trainer)

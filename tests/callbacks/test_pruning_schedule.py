@@ -19,6 +19,7 @@ from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.surgery.record import record_of
 from sparsight.diffusion.surgery.replace import without_idle
+from sparsight.diffusion.train.compiled import compile_blocks
 from sparsight.diffusion.train.stages import LossTerms, Stage
 from sparsight.publish.export import export
 from tests import tiny
@@ -261,7 +262,8 @@ def test_more_than_eight_hand_overs_stay_compiled(tmp_path: Path, monkeypatch: p
     else:  # two kinds of blocks, each compiled for itself
         folder = tiny.save_sd_pipeline(tmp_path, layers_per_block=3)
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=8):
-        module = distillation(str(folder), compute={"compile": True})
+        module = distillation(str(folder))
+        compile_blocks(module.denoiser)
         sample = torch.randn(2, *module.diffusion.sample_shape())
         noised = module.noised(batch | {"sample": sample}, step=0, condition_dropout=0.0)
         paths = module.sites()

@@ -34,10 +34,15 @@ RECIPES: dict[str, tuple[Callable[[Path], Path], dict[str, Any], list[int], dict
 }
 
 
+COMPILED = ["flux_dev_80gb", "sd35_medium_24gb", "wan_1_3b_24gb"]  # as on a GPU; one of each kind of block
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize(
+    ("name", "compiled"), [*((name, "auto") for name in RECIPES), *((name, True) for name in COMPILED)]
+)
 @pytest.mark.usefixtures("reload_here")
-def test_fit_test_and_export(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_test_and_export(name: str, compiled: bool | str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save, mixer, size, sides = RECIPES[name]
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
@@ -46,6 +51,7 @@ def test_fit_test_and_export(name: str, tmp_path: Path, monkeypatch: pytest.Monk
     in_8_bits = recipe["model"]["init_args"].get("loading", {}).get("quantization") == "int8"
     if in_8_bits and importlib.util.find_spec("torchao") is None:
         pytest.skip("needs torchao")
+    assert recipe["model"]["init_args"]["compute"]["compile"] == "auto"
     (stage,) = recipe["model"]["init_args"]["stages"]
     small = {
         "trainer": {
@@ -63,6 +69,7 @@ def test_fit_test_and_export(name: str, tmp_path: Path, monkeypatch: pytest.Monk
                 "mixer": {"init_args": mixer},
                 "stages": [stage | {"steps": 4, "warmup_steps": 1}],
                 "sampling": {"steps": 2, "size": size},
+                "compute": {"compile": compiled},
             }
         },
         "data": {

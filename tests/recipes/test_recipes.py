@@ -94,9 +94,13 @@ def shrunk(name: str, teacher: Path, folder: Path) -> Path:
     return path
 
 
-def walk(name: str, folder: Path) -> Path:
+def walk(name: str, folder: Path, *, compiled: bool = False) -> Path:
     """Fit, resume and test; the recipe's own export is the answer."""
     small = shrunk(name, FAMILIES[name.rpartition("_")[0]](folder / "teacher"), folder)
+    if compiled:
+        settings = yaml.safe_load(small.read_text())
+        settings["model"]["init_args"]["compute"] = {"compile": True}
+        small.write_text(yaml.safe_dump(settings))
     command("fit", name, small, "--config", without_export(small), "--trainer.max_steps", "2")
     first = folder / "run" / "lightning_logs" / "version_0"
     half = torch.load(first / "checkpoints" / "last.ckpt", weights_only=True)
@@ -139,6 +143,13 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in RECIPES])
 def test_fit_resume_test_and_export(name: str, exported: Callable[[str], Path]) -> None:
     assert (exported(name) / "model_index.json").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sd15_24gb", "sdxl_24gb", "pixart_sigma_paper"])
+def test_with_compiled_blocks_as_on_a_gpu(name: str, tmp_path: Path) -> None:
+    assert read_config(f"experiment/{name}")["model"]["init_args"]["compute"]["compile"] == "auto"
+    walk(name, tmp_path, compiled=True)
 
 
 @pytest.mark.slow

@@ -27,6 +27,12 @@ class Mode(IntEnum):
     STUDENT = 1
     LAYERWISE = 2
     """The teacher computes, and the student is compared with it on the same input, which gets no gradient from that."""
+    MEASURED = 3
+    """As layer-wise, without gradients: a mode of its own, as compiled code is not guarded against inference mode."""
+
+
+BESIDE = (Mode.LAYERWISE, Mode.MEASURED)
+"""Those in which the student computes beside the teacher."""
 
 
 class Shell(OnGrid):
@@ -96,15 +102,15 @@ class Shell(OnGrid):
         """
         one_pass = self.student_pass if self.mode is Mode.STUDENT else self.teacher_pass
         output = one_pass(hidden_states, *args, **kwargs)
-        if self.mode is Mode.LAYERWISE:
-            with torch.enable_grad():
+        if self.mode in BESIDE:
+            with torch.set_grad_enabled(self.mode is Mode.LAYERWISE):
                 student = self.student_pass(hidden_states.detach(), *_detached(args), **_detached(kwargs))
                 self.squares = self.compare(self.compared(student), self.compared(output))
         image, *text = output if isinstance(output, tuple) else (output,)
         if torch.is_grad_enabled() and image.requires_grad:
             image = stamped(image, int(self.mode), *self._layout(hidden_states).grid.sizes)
             output = (image, *text) if isinstance(output, tuple) else image
-        self.output = None if self.mode is Mode.LAYERWISE else self.compared(output)
+        self.output = None if self.mode in BESIDE else self.compared(output)
         return output
 
     def take_output(self) -> Tensor:

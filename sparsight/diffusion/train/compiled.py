@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from sparsight.common.errors import ConfigurationError
@@ -17,30 +18,38 @@ def compile_blocks(denoiser: nn.Module) -> None:
     """Compile every transformer block in place, which keeps parameter names and shares one compilation."""
     blocks = [module for module in denoiser.modules() if type(module).__name__ in family_of(denoiser).blocks]
     for block in blocks:
-        block.compile()
+        if block._compiled_call_impl is None:  # each stage of a run asks anew
+            block.compile()
     # all blocks are one piece of code to the compiler, and each may be of another shape
     config: Any = torch._dynamo.config
     config.recompile_limit = max(config.recompile_limit, VARIANTS * len(blocks))
 
 
-def check_compiler(device: torch.device) -> None:
-    """Compile a function of one line and call it.
+def compiles_on(device: torch.device, wanted: bool | Literal["auto"]) -> bool:
+    """Whether blocks are to be compiled where they will be called.
 
     Args:
-        device: Where blocks will be called.
+        device: Where that is.
+        wanted: ``model.compute.compile``; ``auto`` where a GPU is, and says why torch cannot where it cannot.
 
     Raises:
-        ConfigurationError: torch cannot; it would say so at the first step only, in hundreds of lines.
+        ConfigurationError: They have to be compiled and torch cannot; it would say so at the first step only, in
+            hundreds of lines.
     """
+    if wanted is False or (wanted == "auto" and device.type != "cuda"):
+        return False
     try:
         torch.compile(_twice)(torch.ones(2, device=device))
     except Exception as error:  # of a compiler, a driver or a graph, of any kind
-        wanted = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
+        missing = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
         reason = str(error).strip().partition("\n")[0]
-        raise ConfigurationError(
-            f"model.compute.compile is true, and torch cannot compile for {device.type} here ({reason}): install "
-            f"{wanted}, or set it to false"
-        ) from error
+        cannot = f"torch cannot compile for {device.type} here ({reason})"
+        if wanted == "auto":
+            rank_zero_info(f"model.compute.compile auto is false: {cannot}; {missing} would let it")
+            return False
+        told = f"model.compute.compile is true, and {cannot}: install {missing}, or set it to false"
+        raise ConfigurationError(told) from error
+    return True
 
 
 def _twice(x: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,11 +12,11 @@ class DenoiserCompute:
 
     Args:
         gradient_checkpointing: Recompute blocks in the backward pass to save memory.
-        compile: Compile every transformer block.
+        compile: Compile every transformer block; ``auto`` does so on a GPU where torch can, and says why where not.
     """
 
     gradient_checkpointing: bool = False
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class DistillationCompute(DenoiserCompute):
 
     Args:
         gradient_checkpointing: Recompute blocks in the end-to-end backward pass to save memory.
-        compile: Compile every transformer block.
+        compile: Compile every transformer block; ``auto`` does so on a GPU where torch can, and says why where not.
         replicate_trained: Under ModelParallelStrategy (FSDP2), hold what trains whole in every process, and split what
             is frozen alone.
     """

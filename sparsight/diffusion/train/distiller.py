@@ -71,10 +71,11 @@ class Distiller:
     def compare_sites(self, noised: Mapping[str, Any]) -> Squares:
         """Every mixer's error on the teacher's own input.
 
-        One forward pass through the frozen network; gradients reach the mixers alone.
+        One forward pass through the frozen network; gradients, where they are on, reach the mixers alone.
         """
+        mode = Mode.LAYERWISE if torch.is_grad_enabled() else Mode.MEASURED
         with torch.no_grad():
-            self.predict(noised, Mode.LAYERWISE)
+            self.predict(noised, mode)
         return {path: shell.take_squares() for path, shell in self.shells.items()}
 
     def layerwise(self, noised: Mapping[str, Any]) -> dict[str, Tensor]:
