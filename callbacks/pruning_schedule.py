@@ -10,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.training.schedule import Prunable, Schedule, Shape, in_order, spaced
+from sparsight.common.training.schedule import Prunable, Schedule, Shape, in_order, room, spaced
 
 ORDERS = ("score", "first", "last")
 
@@ -83,13 +83,15 @@ class PruningSchedule(Callback):
             raise ConfigurationError(f"order names {wrong[0]!r}, unknown or twice; sites are: {', '.join(sites)}")
         if self.order == "score" and self.schedule.begin == 0 and not pl_module.scores_before_training:
             raise ConfigurationError("order: score knows nothing at step 0: set begin to a later step")
-        if self._total(pl_module) > len(sites if isinstance(self.order, str) else self.order):
-            named = sites if isinstance(self.order, str) else self.order
+        may_go = sites if isinstance(self.order, str) else self.order
+        if self._total(pl_module) > len(may_go):
+            most = room(may_go, spacing=self.spacing, module=pl_module)
+            apart = "" if self.spacing == 1 else f", {most} of them {self.spacing} apart"
             raise ConfigurationError(
-                f"amount is {self.amount}, but only {len(named)} sites may be retired ({', '.join(named)}): give "
-                f"{len(named)} or less"
+                f"amount is {self.amount}, but only {len(may_go)} sites may be retired ({', '.join(may_go)}){apart}: "
+                f"give {most} or less"
             )
-        left = [name for name in (sites if isinstance(self.order, str) else self.order) if name not in self.retired]
+        left = [name for name in may_go if name not in self.retired]
         missing = self._total(pl_module) - len(self.retired)
         spaced(left, missing, taken=self.retired, spacing=self.spacing, module=pl_module)
         pl_module.retire(self.retired)

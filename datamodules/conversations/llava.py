@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ ROLES: Mapping[str, Role] = {
 }
 REASONING_FIELDS = ("reasoning", "reasoning_content", "thinking")
 EVALUATION_FIELDS = ("candidates", "answer", "task")
+LOOKED_AT = 100  # entries whose images are looked for when a file is opened
 _FIELDS = {"image", "images", "conversations", *EVALUATION_FIELDS}
 
 
@@ -66,6 +67,20 @@ class ConversationRecords(RecordSource):
         else:
             lines = list(enumerate(_encoded_entries(read_text(self.file), file=self.file)))
         self._places, self._entries = [number for number, _ in lines], [line for _, line in lines]
+        self._check_images()
+
+    def _check_images(self) -> None:
+        """Refuse a folder that holds none of the first images; single ones are told when they are read.
+
+        Raises:
+            FileNotFoundError: It holds none.
+        """
+        names = _names(self._entries[:LOOKED_AT])
+        if self.images is not None and names and not any(existing(self.images / name).is_file() for name in names):
+            raise FileNotFoundError(
+                f"images: {self.images} has none of the images that the first conversations of {self.file.name} name, "
+                f"such as {min(names)}: give the folder that these names start from"
+            )
 
     @property
     def classes(self) -> None:
@@ -113,10 +128,7 @@ class ConversationRecords(RecordSource):
         return f"{self.file.name} {'line' if self._is_lines else 'entry'} {self._places[index]}"
 
     def _images(self) -> list[Path]:
-        names: set[str] = set()
-        for index in range(len(self._entries)):
-            with suppress(ValueError):  # what is wrong is said when the entry is read
-                names |= set(_image_names(self._entry(index)))
+        names = _names(self._entries)
         return [] if self.images is None else [self.images / name for name in sorted(names)]
 
     @property
@@ -125,13 +137,7 @@ class ConversationRecords(RecordSource):
 
     def _entry(self, index: int) -> dict[str, Any]:
         self.open()
-        entry = parse_json(self._entries[index])
-        if not isinstance(entry, dict):
-            raise ValueError("not a JSON object")
-        for name in entry:
-            if name not in _FIELDS and name.strip().casefold() in _FIELDS:
-                raise ValueError(f"{name!r} is not read: name it {name.strip().casefold()!r}")
-        return entry
+        return _parsed(self._entries[index])
 
     def _image(self, name: str) -> Image.Image:
         if self.images is None:
@@ -144,6 +150,25 @@ class ConversationRecords(RecordSource):
             return decode_image(path, max_pixels=self.max_pixels)
         except CorruptRecord as error:
             raise ValueError(f"image {name!r}: {error}") from error
+
+
+def _parsed(encoded: str) -> dict[str, Any]:
+    entry = parse_json(encoded)
+    if not isinstance(entry, dict):
+        raise ValueError("not a JSON object")
+    for name in entry:
+        if name not in _FIELDS and name.strip().casefold() in _FIELDS:
+            raise ValueError(f"{name!r} is not read: name it {name.strip().casefold()!r}")
+    return entry
+
+
+def _names(entries: Iterable[str]) -> set[str]:
+    """Images that some entries name."""
+    names: set[str] = set()
+    for encoded in entries:
+        with suppress(ValueError):  # what is wrong is said when the entry is read
+            names |= set(_image_names(_parsed(encoded)))
+    return names
 
 
 def _encoded_entries(text: str, *, file: Path) -> Iterator[str]:

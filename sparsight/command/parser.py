@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 from sparsight.command.options import close_options
-from sparsight.command.parsing.groups import value_for_group
+from sparsight.command.parsing.groups import asks_for_class, value_for_group
 from sparsight.common.names import named
 from sparsight.common.near import closest, did_you_mean, suggestion
 
@@ -28,7 +28,10 @@ VALUE = re.compile(r"Given value: (.+)")
 OPTION = re.compile(r"Option '(.+)' is not accepted")
 INNER_OPTION = re.compile(r"unrecognized arguments: --(\w+)\.(\w+)")  # of an option that has options itself
 NO_CLASS = re.compile(r"Expected a dot import path string: (.+)")
-NOT_IN_MODULE = re.compile(r"module '.+' has no attribute '\w+'|No module named '([\w.]+)'")
+NOT_IN_MODULE = re.compile(
+    r"(?:module '(.+)' has no attribute '(\w+)'|No module named '([\w.]+)')(?:\. Got value: ([\w.]+)$)?"
+)
+NO_SPEC = re.compile(r"Expected an import path or a subclass spec, but got (.*)")
 OTHER_KIND = re.compile(r"Expected '(.+)' to be a subclass of <class '([\w.]+)'>")
 EXPECTED = re.compile(r"Expected an? (.+?)(?:\. Got value: (.*))?$")
 CHOICE = re.compile(r"'([^']+)'")
@@ -117,10 +120,15 @@ def in_one_line(message: str, known: Iterable[str] = ()) -> str:
         return f"{key}: {found[1]} is no {found[2]}"
     if found := NO_CLASS.match(first.text):
         return f"{key}: there is no class {found[1]!r}{_close_class(found[1], first)}"
-    if (found := NOT_IN_MODULE.match(first.text)) and first.kinds:
-        given = first.kinds[-1]
-        if found[1] is None or f"{given}.".startswith(f"{found[1]}."):
+    if found := NOT_IN_MODULE.match(first.text):
+        missing = found[3] or f"{found[1]}.{found[2]}"
+        names = [found[4], first.value, *reversed(first.kinds), None if found[3] else missing]
+        given = next((name for name in names if name and f"{name}.".startswith(f"{missing}.")), None)
+        if given is not None:  # else it is a package that the class itself asks for
             return f"{key}: there is no class {given!r}{_close_class(given, first)}"
+    if found := NO_SPEC.match(first.text):
+        kinds = [named(base) for base in first.bases]
+        return asks_for_class(key, next((kind for kind in reversed(kinds) if inspect.isclass(kind)), object), found[1])
     expected = [EXPECTED.match(complaint.text) for complaint in complaints]
     if all(expected):
         types = " or ".join(_plain(match[1]) for match in expected if match and not NO_CLASS.match(match[0]))
@@ -273,8 +281,8 @@ def _wanted(complaint: _Complaint) -> list[type]:
     if not inspect.isclass(owner) or not complaint.keys:
         return []
     option = inspect.signature(owner).parameters.get(complaint.keys[-1])
-    names = re.findall(r"\w+", str(option.annotation)) if option is not None else []
-    found = [named(f"{owner.__module__}.{name}") for name in names]
+    names = re.findall(r"[\w.]+", str(option.annotation)) if option is not None else []
+    found = [named(f"{owner.__module__}.{name}") or named(name) for name in names]
     return [each for each in found if inspect.isclass(each)]
 
 

@@ -9,13 +9,13 @@ from typing import Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 
 from blocks import Site, TokenMixer
+from sparsight.command.checks.analyze_options import analysis_settings, check_analysis
 from sparsight.command.checks.whole_run import check_run
 from sparsight.command.store import store_tasks
 from sparsight.common.checkpoint.connector import CheckpointConnector
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.datamodule import Wing
 from sparsight.common.training.calibration import Split
 from sparsight.diffusion.analyze.costs import BudgetOf
-from sparsight.diffusion.analyze.run import Settings as AnalysisSettings
 from sparsight.diffusion.analyze.verb import Analysed, analyze_denoiser
 from sparsight.diffusion.measure.benchmark import TOKENS, Settings, benchmark_model
 from sparsight.lvlm.chat.show import show_records
@@ -189,15 +189,11 @@ class Verbs(Trainer):
                 most this share of the untouched one, such as 0.7. A further batch tells what it does to the prediction.
             budget_of: What the budget counts: FLOPs, or measured for one sample: latency, or processor time on a CPU.
         """
+        wing: Wing = "diffusion" if isinstance(model, Analysed) else "image-text"
         numbers = {"buckets": buckets, "queries": queries, "prediction_batches": prediction_batches}
-        given = {name: value for name, value in numbers.items() if value is not None}
+        given = {**numbers, "scores": scores, "maps": maps, "batches": batches, "mixers": mixers, "budget": budget}
+        check_analysis(given, wing=wing, module=type(model).__name__)
         if isinstance(model, Analysed):
-            if scores is not None:
-                raise ConfigurationError("scores are of decoder layers, and this module has a denoiser: leave them out")
-            if maps is not None:
-                raise ConfigurationError(
-                    "maps are of image-text models, and this module has a denoiser: leave them out"
-                )
             analyze_denoiser(
                 self,
                 model,
@@ -206,15 +202,12 @@ class Verbs(Trainer):
                 batches=batches,
                 split=split,
                 checkpoint=self._found(ckpt_path),
-                settings=AnalysisSettings(**given),
+                settings=analysis_settings(numbers),
                 budget=budget,
                 budget_of=budget_of,
                 folder=Path(self.default_root_dir, "analysis") if output is None else Path(output),
             )
             return
-        others = [name for name, value in {**given, "mixers": mixers, "budget": budget}.items() if value is not None]
-        if others:
-            raise ConfigurationError(f"{others[0]} is for denoisers, and {type(model).__name__} has none: leave it out")
         analyze_module(
             self,
             model,

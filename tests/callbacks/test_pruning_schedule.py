@@ -184,7 +184,8 @@ def test_a_hybrid_keeps_its_attention_in_checkpoints_and_exports(teacher: str, t
         ({"order": "score"}, "knows nothing at step 0"),
         ({"order": ["nowhere"]}, "nowhere"),
         ({"order": [SITES[0], SITES[0]]}, "twice"),
-        ({"order": "first", "amount": 9}, "only 4 sites"),
+        ({"order": "first", "amount": 9}, r"only 4 sites may be retired \(.*\): give 4 or less"),
+        ({"order": "first", "amount": 9, "spacing": 2}, r"\), 2 of them 2 apart: give 2 or less"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_the_first_step(

@@ -71,6 +71,19 @@ TUNING = "lightning_modules.SparseLayerTuning"
             )
             for given in ("[1, 2]", "0.25")
         ),
+        (
+            ["fit", *QUICK, "--model.mixer", "[1, 2]"],
+            r"model.mixer: \[1, 2\] is given, where a class is asked for",
+            None,
+        ),
+        *(
+            (["fit", *QUICK, option, given], f"{option[2:]}: there is no class '{given}'; did you mean {meant}", None)
+            for option, given, meant in (
+                ("--model.optimizer", "AdamX", "Adamax or Adam?"),
+                ("--model.optimizer", "torch.optim.AdamX", "torch.optim.Adamax or torch.optim.Adam?"),
+                ("--model.mixer", "blockss.DeltaConvBlock", "blocks.DeltaConvBlock?"),
+            )
+        ),
         (["fit", *DEMO, "--model.layers", "\u2028&"], "model.layers: '' is given, where a class is asked for", None),
         (
             ["fit", *QUICK, "--model.optimizer.lr", "3"],

@@ -13,8 +13,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from sparsight.command.arguments import WITHOUT_DATA, check_checkpoint, check_given, check_there
+from sparsight.command.checks.analyze_options import check_analysis
 from sparsight.command.checks.input_paths import WHERE, check_need, needs_of
 from sparsight.command.config_keys import Place, parts_of
+from sparsight.common.datamodule import OfWing
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.names import named
 from sparsight.publish.export import NamesExport, check_destination
@@ -93,6 +95,11 @@ def check_early(config: Any, verb: str) -> None:
             _check_outputs(part)
     if verb == "fit":
         _check_exports(config)
+    module = named(config.model.class_path) if verb == "analyze" else None
+    if (
+        isinstance(module, type) and issubclass(module, OfWing) and module.wing is not None
+    ):  # else unknown until it is built
+        check_analysis(vars(config), wing=module.wing, module=module.__name__)
     output = config.get("output")
     if output is not None:
         check_given("output", str(output))

@@ -20,6 +20,7 @@ from sparsight.common.names import named
 from sparsight.diffusion.surgery.plan import PlanEntry, check_entry
 
 PLAN = "plan"
+FIGURES = "plan.json"  # as `analyze` writes them
 OPTIONS = ("--model.plan", "--model.plan+", "--model.init_args.plan", "--model.init_args.plan+")
 
 
@@ -33,7 +34,15 @@ def check_plans(arguments: Sequence[str]) -> None:
         ConfigurationError: There is one, and the message names its position, its file and the remedy; or a plan's
             option names a config.
     """
-    for _, option, value in given_options(arguments, OPTIONS):
+    for _, option, value in given_options(arguments, (*CONFIG_OPTIONS, *OPTIONS)):
+        configuration = Path(value).with_suffix(".yaml")
+        if Path(value).name == FIGURES and configuration.is_file():
+            raise ConfigurationError(
+                f"{option}: {value} holds the figures of a plan: give the configuration beside it, --config "
+                f"{configuration}"
+            )
+        if option in CONFIG_OPTIONS:
+            continue
         if "model" in _mapping(_content(value)):  # as `analyze` and exports write it
             raise ConfigurationError(
                 f"{option}: {value} is a config and no list of entries: give it as --config {value}"

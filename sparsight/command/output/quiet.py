@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import warnings
 
+from diffusers.utils import logging as of_diffusers
+
 HARMLESS_WARNINGS = (
     r".*module\(s\) in eval mode at the start of training.*",  # the frozen teacher is meant to be
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6.6 with torch 2.15
@@ -17,6 +19,8 @@ HARMLESS_WARNINGS = (
 TOLD_OF_EVERY_LOADER = r"This DataLoader will create .* worker processes"  # once is enough
 OF_VERBS_THAT_SAVE_NOTHING = (r"The dirpath has changed from .*",)  # of the checkpoints that a run before them wrote
 ADVERTISEMENTS = ("For seamless cloud",)
+CUT_SHORT = "The following part of your input was truncated"  # by diffusers, of every caption that is too long
+FURTHER = "Further captions that are too long are cut in the same way, and not shown"
 
 
 def quieten(*, trains: bool = True) -> None:
@@ -29,7 +33,28 @@ def quieten(*, trains: bool = True) -> None:
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("once", message=TOLD_OF_EVERY_LOADER)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    of_diffusers.get_logger()  # makes its handlers
+    for handler in logging.getLogger("diffusers").handlers:
+        if not any(isinstance(each, FirstCut) for each in handler.filters):
+            handler.addFilter(FirstCut())
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in ADVERTISEMENTS)
+
+
+class FirstCut(logging.Filter):
+    """Shows the first caption that was cut, and says that there may be more."""
+
+    shown = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to show a message."""
+        text = record.getMessage()
+        if not text.startswith(CUT_SHORT):
+            return True
+        if self.shown:
+            return False
+        self.shown = True
+        record.msg, record.args = f"{text}. {FURTHER}", ()
+        return True

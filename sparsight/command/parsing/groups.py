@@ -37,12 +37,13 @@ def value_for_group(message: str) -> str | None:
     key = ".".join(_keys(message[: found.start()]))
     value = " ".join(found[2].split()) or "''"
     if not is_dataclass(kind):
-        return None if NAME.fullmatch(value) else _asks_for_class(key, kind, value)
+        return None if NAME.fullmatch(value) else asks_for_class(key, kind, value)
     options = ", ".join(f"--{key}.{name}" for name in inspect.signature(kind).parameters)
     return f"{key}: {value} is given, where options are asked for: {options}"
 
 
-def _asks_for_class(key: str, kind: type[Any], value: str) -> str:
+def asks_for_class(key: str, kind: type[Any], value: str) -> str:
+    """What to say if a plain value stands where a class of a kind is asked for."""
     names = ", ".join(list(dict.fromkeys(each.__name__ for each in _last_below(kind)))[:_MOST_NAMES])
     return f"{key}: {value} is given, where a class is asked for, such as {names}: --{key} CLASS, --{key}.OPTION VALUE"
 

@@ -105,6 +105,15 @@ def in_order(sites: Sequence[str], order: str | Sequence[str], scores: Mapping[s
     return list(order)
 
 
+def room(names: Sequence[str], *, spacing: int, module: Placed) -> int:
+    """How many of some sites can go if these keep their distance; arguments as those of ``spaced``."""
+    found: list[str] = []
+    for name in module.sites():  # on a line, taking whatever comes first leaves most
+        if name in names and (not found or module.distance(found[-1], name) >= spacing):
+            found.append(name)
+    return len(found)
+
+
 def spaced(
     order: Sequence[str], count: int, *, rest: int = 0, taken: Sequence[str], spacing: int, module: Placed
 ) -> list[str]:
@@ -125,25 +134,23 @@ def spaced(
     def apart(names: Sequence[str], other: str) -> list[str]:
         return [name for name in names if module.distance(name, other) >= spacing]
 
-    def room(names: Sequence[str]) -> int:  # on a line, taking whatever comes first leaves most
-        found: list[str] = []
-        for name in names:
-            if not found or module.distance(found[-1], name) >= spacing:
-                found.append(name)
-        return len(found)
-
     free = [name for name in module.sites() if name in order]
     for name in taken:
         free = apart(free, name)
-    if room(free) < count + rest:
+    most = room(free, spacing=spacing, module=module)
+    if most < count + rest:
         raise ConfigurationError(
-            f"spacing {spacing} leaves room for {len(taken) + room(free)} of {len(taken) + count + rest} sites: lower "
+            f"spacing {spacing} leaves room for {len(taken) + most} of {len(taken) + count + rest} sites: lower "
             "one of spacing and amount"
         )
     chosen: list[str] = []
     for name in order:
         left = apart(free, name)
-        if len(chosen) < count and name in free and room(left) >= count + rest - len(chosen) - 1:
+        if (
+            len(chosen) < count
+            and name in free
+            and room(left, spacing=spacing, module=module) >= count + rest - len(chosen) - 1
+        ):
             chosen.append(name)
             free = left
     return chosen

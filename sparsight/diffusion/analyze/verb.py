@@ -47,6 +47,17 @@ class Analysed(Protocol):
         ...
 
 
+def check_numbers(settings: Settings, *, batches: int, budget: float | None) -> None:
+    """Refuse numbers of an analysis that are out of range.
+
+    Raises:
+        ConfigurationError: One is.
+    """
+    require(batches >= 1, "batches", batches, "1 or more")
+    require(budget is None or 0 < budget < 1, "budget", budget, "above 0 and below 1, the untouched denoiser's cost")
+    require(budget is None or settings.prediction_batches > 0, "prediction_batches", 0, "1 or more, for a budget")
+
+
 def analyze_denoiser(
     trainer: Trainer,
     module: Any,
@@ -81,9 +92,7 @@ def analyze_denoiser(
         FileNotFoundError: There is no such checkpoint.
     """
     refuse_processes(trainer)
-    require(batches >= 1, "batches", batches, "1 or more")
-    require(budget is None or 0 < budget < 1, "budget", budget, "above 0 and below 1, the untouched denoiser's cost")
-    require(budget is None or settings.prediction_batches > 0, "prediction_batches", 0, "1 or more, for a budget")
+    check_numbers(settings, batches=batches, budget=budget)
     if checkpoint is not None:
         load_weights(module, checkpoint, weights="raw")
     denoiser, device = module.diffusion.denoiser, trainer.strategy.root_device

@@ -137,10 +137,16 @@ def test_file_that_is_no_list_is_refused_when_it_is_opened(tmp_path: Path) -> No
         source.file.write_text(text)
         with pytest.raises(ValueError, match=message):
             len(source)
+    source = write(tmp_path, GOOD)
     with pytest.raises(FileNotFoundError, match=r"file: .*none.json does not exist; give a file of conv"):
         len(ConversationRecords(tmp_path / "none.json"))
     with pytest.raises(FileNotFoundError, match=r"images: .*nowhere does not exist; give a folder"):
         len(ConversationRecords(source.file, images=tmp_path / "nowhere"))
+    (tmp_path / "others").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"images: .*others has none of .* talks.json name, such as a.png: give"
+    ):
+        len(ConversationRecords(source.file, images=tmp_path / "others"))
     lonely = ConversationRecords(write(tmp_path, GOOD).file)
     with pytest.raises(CorruptRecord, match=r"names image 'a.png', but no folder `images` is given"):
         lonely[0]

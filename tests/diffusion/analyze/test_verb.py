@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
+from lightning_modules import AttentionDistillation
 from sparsight.command.cli import main
 from sparsight.diffusion.analyze.verb import PLOTS
 from tests.tiny_distillation import distillation_config
@@ -83,9 +85,13 @@ def test_a_teacher_draws_in_its_own_precision_whatever_the_analysis_takes(tmp_pa
     assert (tmp_path / "runs" / "analysis" / "analysis.json").exists()
 
 
-SCORES = (["--scores+=BlockInfluence"], "scores are of decoder layers, and this module has a denoiser")
+SCORES = (
+    ["--scores+=BlockInfluence"],
+    "scores looks at the decoder layers of image-text models, and AttentionDistillation has none",
+)
 MISTAKES = [
     SCORES,
+    (["--maps", "ImageMaps"], "maps looks at the decoder layers of image-text models"),
     (["--buckets", "0"], "buckets is 0; allowed: 1 or more"),
     (["--batches", "0"], "batches is 0; allowed: 1 or more"),
     (["--mixers+=NoMixin"], "did you mean NoMixing"),
@@ -108,3 +114,15 @@ def test_mistakes_end_in_one_readable_message(
         main(["analyze", "--config", str(distillation_config(tmp_path)), *arguments])
     assert message in capsys.readouterr().err + str(stop.value)
     assert not (tmp_path / "runs" / "analysis").exists()
+
+
+@pytest.mark.parametrize(("arguments", "message"), [SCORES, (["--budget", "1.5"], "budget is 1.5; allowed: above 0")])
+def test_options_alone_are_looked_at_before_weights_are_loaded(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(*args: Any, **options: Any) -> None:
+        pytest.fail("weights were loaded")
+
+    monkeypatch.setattr(AttentionDistillation, "load_base", load)
+    with pytest.raises(SystemExit, match=message):
+        main(["analyze", "--config", str(distillation_config(tmp_path)), *arguments])

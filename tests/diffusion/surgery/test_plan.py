@@ -284,6 +284,11 @@ def test_a_plan_that_is_a_config_is_told_to_be_given_as_one(tmp_path: Path) -> N
     plan.write_text(plan_config(record_of(denoiser)))
     with pytest.raises(SystemExit, match=rf"--model\.plan: {plan} is a config .*: give it as --config {plan}"):
         main(["fit", "--config", str(distillation_config(tmp_path)), "--model.plan", str(plan)])
+    figures = tmp_path / "plan.json"
+    figures.write_text("{}")
+    for option in ("--model.plan", "--config"):
+        with pytest.raises(SystemExit, match=rf"{option}: {figures} holds the figures .* beside it, --config {plan}$"):
+            main(["fit", "--config", str(distillation_config(tmp_path)), option, str(figures)])
 
 
 MIXER = {"class_path": "DeltaConvBlock", "init_args": {"kernel_size": 3}}

@@ -121,7 +121,7 @@ def test_too_few_batches_are_said(config: str, caplog: pytest.LogCaptureFixture)
     ("arguments", "message"),
     [
         (["--model", f"{__name__}.Unanalysable"], "Unanalysable has no decoder layers to analyse"),
-        (["--mixers+=NoMixing"], "mixers is for denoisers, and TinyTuning has none"),
+        (["--mixers+=NoMixing"], "mixers looks at the attentions of denoisers, and TinyTuning has none"),
         (["--batches", "0"], "the train split has no batches to calibrate on, or batches is 0"),
         (["--trainer.devices", "2"], "analyze runs in one process, not 2"),
         (["--ckpt_path", "nowhere.ckpt"], "ckpt_path: 'nowhere.ckpt' does not exist"),

@@ -89,7 +89,8 @@ def add_adapters(
         if not any(fnmatch(path, pattern) for path in left):
             raise ConfigurationError(
                 f"model.trained.lora.targets: {pattern!r} matches no linear layer that does not train already; there "
-                f"are {len(left)}{': ' if left else ''}{', '.join(left[:3])}{', ...' if len(left) > 3 else ''}"
+                f"are {len(left)}{': ' if left else ''}{', '.join(left[:3])}{', ...' if len(left) > 3 else ''}. Leave "
+                "it out; model.trained.lora null trains none"
             )
     chosen = [path for path in left if any(fnmatch(path, pattern) for pattern in lora.targets)]
     learning = [(p, p.requires_grad) for p in denoiser.parameters()]
