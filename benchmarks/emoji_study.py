@@ -4,6 +4,9 @@
     python -m benchmarks.emoji_study --only draw judge report --arms teacher
     python -m benchmarks.emoji_study --training_seeds 0 1 --arms focal_cells no_mixing
 
+Runs whose rows are in benchmarks/emoji_rows are not made again, unless samples are drawn otherwise; a new folder begins
+with those rows.
+
 Steps: ``train`` (config experiment/emoji_study with another mixer for each arm), ``draw`` (samples of every arm from
 the same noise and captions), ``judge`` (distances to other emoji, and whether captions are found again), ``cost`` (time
 and FLOPs over sizes) and ``report`` (a table and a grid). Each can be broken off and started again. Needs Debian's
@@ -17,6 +20,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
+import shutil
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -30,6 +35,8 @@ from benchmarks.emoji import SIZE, CaptionJudge, Emoji, emoji, retrieval
 from benchmarks.fashion_mnist_report import mean
 from benchmarks.study_arms import ARMS, BUDGETS, name_of
 from benchmarks.study_runs import (
+    PROTOCOL_FILE,
+    ROWS,
     Subject,
     add_row,
     cost,
@@ -49,6 +56,7 @@ from sparsight.common.tables import markdown_table, short
 from sparsight.evaluation.images.set_distance import SetDistance
 
 LEADERS = ("focal_cells", "neighborhood_9", "delta_conv_default", "linear_sana", "no_mixing")
+COMMITTED = Path(__file__).parent / "emoji_rows"  # rows, and how their samples were drawn
 STEPS = ("train", "draw", "judge", "cost", "report")
 SHOWN = 10  # columns of the grid
 LABELS = {
@@ -100,6 +108,13 @@ def found(judge: CaptionJudge, images: Tensor) -> dict[str, float]:
         own = torch.tensor([candidates.index(shown[number]) for number in rows])
         shares[name] = retrieval(judge.fit(images[rows], candidates), own)
     return shares
+
+
+def take_up(root: Path, protocol: argparse.Namespace) -> None:
+    """Begin a folder with the committed rows, if samples will be drawn as theirs were."""
+    kept = json.loads((COMMITTED / PROTOCOL_FILE).read_text(encoding="utf-8"))
+    if not (root / ROWS).exists() and all(getattr(protocol, name) == value for name, value in kept.items()):
+        shutil.copyfile(COMMITTED / ROWS, root / ROWS)
 
 
 def judge(runs: Sequence[str], root: Path, seeds: Sequence[int], *, judges: Any) -> None:
@@ -166,11 +181,15 @@ def main() -> None:
     root, only = arguments.root, arguments.only
     root.mkdir(parents=True, exist_ok=True)
     arguments.size_samples = arguments.samples  # one size alone
+    take_up(root, arguments)
+    judged = {(row["arm"], row["seed"]) for row in read_rows(root)}
     if {"draw", "judge", "report"} & set(only):
         keep_protocol(root, arguments)
     judges = cache(lambda: (distances(root), CaptionJudge(known()[0])))  # made once, and only where there is need
     for arm, training_seed in itertools.product(arguments.arms, arguments.training_seeds):
         run = arm if arm == "teacher" else name_of(arm, arguments.budget, training_seed)
+        if arm != "teacher" and all((run, seed) in judged for seed in arguments.seeds):
+            continue
         if "train" in only and arm != "teacher":
             how = {"budget": arguments.budget, "training_seed": training_seed, "precision": arguments.precision}
             train(SUBJECT, arm, root, **how)

@@ -38,6 +38,8 @@ from sparsight.evaluation.images.set_distance import SetDistance
 
 PROTOCOL = ("samples", "size_samples", "steps", "guidance", "dtype")  # what all samples of a folder share
 
+ROWS, PROTOCOL_FILE = "rows.jsonl", "protocol.json"
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -113,7 +115,7 @@ def keep_protocol(root: Path, protocol: argparse.Namespace) -> None:
     Raises:
         SystemExit: The folder's samples were drawn otherwise.
     """
-    path = root / "protocol.json"
+    path = root / PROTOCOL_FILE
     wanted = {name: getattr(protocol, name) for name in PROTOCOL}
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else wanted
     other = [f"{name} {kept[name]} (now {value})" for name, value in wanted.items() if kept[name] != value]
@@ -200,7 +202,7 @@ def read_rows(root: Path) -> list[dict[str, Any]]:
     Raises:
         ConfigurationError: A line is damaged; the message says which.
     """
-    path = root / "rows.jsonl"
+    path = root / ROWS
     rows = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
         try:
@@ -213,7 +215,7 @@ def read_rows(root: Path) -> list[dict[str, Any]]:
 def add_row(root: Path, **row: object) -> None:
     """Append a row and show it."""
     line = json.dumps(row)
-    with (root / "rows.jsonl").open("a") as file:
+    with (root / ROWS).open("a") as file:
         file.write(line + "\n")
     print(line, flush=True)
 

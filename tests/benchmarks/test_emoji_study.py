@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,8 @@ from torch import Tensor
 
 from benchmarks import emoji_study
 from benchmarks.emoji import SIZE, Emoji
-from benchmarks.emoji_study import captions, judge, write_report
-from benchmarks.study_runs import read_rows, sample_file
+from benchmarks.emoji_study import COMMITTED, captions, judge, take_up, write_report
+from benchmarks.study_runs import PROTOCOL_FILE, add_row, read_rows, sample_file
 
 
 class ByBrightness:
@@ -75,3 +77,16 @@ def test_captions_are_found_among_others_of_their_kind_and_judged_once(
     assert (drawn / "report" / "samples.png").is_file()
     table = (drawn / "report" / "tables.md").read_text()
     assert table.count("\n| ") == 4 and " 1000 |" in table  # of the kernel distance
+
+
+def test_a_folder_begins_with_the_committed_rows_of_the_same_way_of_drawing(tmp_path: Path) -> None:
+    known = json.loads((COMMITTED / PROTOCOL_FILE).read_text())
+    for name, samples in (("same", known["samples"]), ("fewer", 10)):
+        (tmp_path / name).mkdir()
+        take_up(tmp_path / name, argparse.Namespace(**known | {"samples": samples}))
+    rows = read_rows(tmp_path / "same")
+    assert rows == read_rows(COMMITTED) and {"real", "teacher"} < {row["arm"] for row in rows}
+    assert read_rows(tmp_path / "fewer") == []
+    add_row(tmp_path / "same", arm="another")
+    take_up(tmp_path / "same", argparse.Namespace(**known))
+    assert len(read_rows(tmp_path / "same")) == len(rows) + 1, "what a folder has of its own stays"

@@ -127,15 +127,14 @@ def distinct_sites(denoiser: nn.Module) -> dict[str, Any]:
 def benchmark_denoiser(denoiser: nn.Module, settings: Settings, device: torch.device) -> Iterator[Row]:
     """Rows of the whole denoiser: the untouched one against the student, at the sizes that give so many tokens."""
     teacher, student = candidates.teacher_and_student(denoiser)
-    twin, size = meta_twin(denoiser), own_size(denoiser)
-    own_tokens = max(grid.tokens for grid in probe_grids(denoiser).values())
+    twin, refused = meta_twin(denoiser), refused_sizes(denoiser, settings.tokens)
     mixers = [module.mixer for module in distinct_sites(denoiser).values()]
     for dtype in settings.dtypes:
         verdicts = [verify(mixer, dtype=DTYPES[dtype], device=device) for mixer in mixers]
         modules = [candidates.ready(module, device, DTYPES[dtype]) for module in (teacher, student)]
         contests = _contests(settings, device)
-        for wanted in sorted(settings.tokens):
-            shape = candidates.size_for(denoiser, own_tokens, size, wanted)
+        for wanted in sorted(set(settings.tokens) - set(refused)):
+            shape = _shape(denoiser, wanted)
             tokens = max(grid.tokens for grid in probe_grids(denoiser, shape).values())
             flops = [count_flops(module, size=shape, batch=settings.batch) for module in (twin, student)]
             calls = [candidates.denoiser_calls(module, shape, batch=settings.batch) for module in modules]
@@ -159,6 +158,23 @@ def benchmark_denoiser(denoiser: nn.Module, settings: Settings, device: torch.de
                     attention=measured["attention"],
                     mixed=measured["mixer"],
                 )
+
+
+def refused_sizes(denoiser: nn.Module, tokens: Sequence[int]) -> dict[int, str]:
+    """Why a denoiser is not measured at some of these sizes: models with a table of positions have a largest one."""
+    twin, refused = meta_twin(denoiser), {}
+    for wanted in tokens:
+        try:
+            count_flops(twin, size=_shape(denoiser, wanted), batch=1)
+        except ValueError as error:
+            refused[wanted] = f"The whole denoiser is not measured at {wanted} tokens, which it does not take: {error}"
+    return refused
+
+
+def _shape(denoiser: nn.Module, tokens: int) -> tuple[int, ...]:
+    """Height and width in model space that give the largest site so many tokens, or about."""
+    own = max(grid.tokens for grid in probe_grids(denoiser).values())
+    return candidates.size_for(denoiser, own, own_size(denoiser), tokens)
 
 
 def _contests(settings: Settings, device: torch.device) -> dict[str, Contest]:
@@ -203,7 +219,7 @@ def run_benchmark(
             rows.append(row)
             on_row(row)
     around = environment(device)
-    notes = [COUNTED, METHOD, candidates.BACKWARD, TIMES, WEIGHTS]
+    notes = [COUNTED, METHOD, candidates.BACKWARD, TIMES, WEIGHTS, *refused_sizes(denoiser, settings.tokens).values()]
     everything = {
         "environment": around,
         "settings": asdict(settings),
@@ -230,7 +246,8 @@ def benchmark_model(model: nn.Module, settings: Settings, *, device: torch.devic
         raise ConfigurationError(
             f"{type(model).__name__} has no mixers to measure: benchmark lightning_modules.AttentionDistillation"
         )
-    print(_longest(denoiser, settings), flush=True)
+    for note in (_longest(denoiser, settings), *refused_sizes(denoiser, settings.tokens).values()):
+        print(fill(note, WIDTH, break_on_hyphens=False), flush=True)
     rows = run_benchmark(denoiser, settings, device=device, folder=folder, on_row=_announce)
     print("\n" + table(rows))
     print(f"\n{fill(TIMES, WIDTH)}\n{fill(WEIGHTS, WIDTH)}")
@@ -241,11 +258,9 @@ def _longest(denoiser: nn.Module, settings: Settings) -> str:
     """What is going to be measured and how long that takes at most: attention over many tokens needs most of it."""
     passes = 2 if settings.backward else 1
     rows = (len(distinct_sites(denoiser)) + 1) * len(settings.dtypes) * len(settings.tokens) * passes
-    return fill(
+    return (
         f"measuring {rows} pairs, each of the two for at most {settings.max_seconds:g} s: fewer or smaller --tokens, "
-        "fewer --runs, a lower --max_seconds, or --backward false take less",
-        WIDTH,
-        break_on_hyphens=False,
+        "fewer --runs, a lower --max_seconds, or --backward false take less"
     )
 
 

@@ -68,6 +68,16 @@ def test_files_hold_the_table_the_numbers_and_where_they_come_from(tmp_path: Pat
     assert all(torch.equal(value, before[name]) for name, value in denoiser.state_dict().items())
 
 
+def test_sizes_that_the_denoiser_does_not_take_are_told_and_left_out(tmp_path: Path) -> None:
+    denoiser = tiny.sd3()  # its table of positions has 8x8 places
+    replace(denoiser, partial(NeighborhoodAttention, kernel_size=3))
+    settings = Settings(tokens=(16, 256), backward=False, runs=1, max_seconds=60)
+    rows = run_benchmark(denoiser, settings, device=CPU, folder=tmp_path)
+    assert [(row.level, row.tokens) for row in rows] == [("site", 16), ("site", 256), ("denoiser", 16)]
+    told = "The whole denoiser is not measured at 256 tokens, which it does not take: Height (16) cannot be greater"
+    assert told in (tmp_path / "benchmark.txt").read_text()
+
+
 def test_rows_of_sites() -> None:
     rows = list(benchmark_sites(student(), QUICK, CPU))
     site = students(student())["transformer_blocks.0.attn1"].mixer.site
