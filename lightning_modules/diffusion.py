@@ -74,7 +74,8 @@ class DiffusionModule(TrainedPartsModule):
             ConfigurationError: The noise scheduler cannot take as many steps as ``sampling`` says, or blocks are to be
                 compiled and torch cannot.
         """
-        if self._trainer is not None and compiles_on(self.trainer.strategy.root_device, self.compiles):
+        wanted = False if self.compiles == "auto" and stage != "fit" else self.compiles  # to compile takes minutes
+        if self._trainer is not None and compiles_on(self.trainer.strategy.root_device, wanted):
             compile_blocks(self.diffusion.denoiser)
         check_steps(self.diffusion, self.sample_steps, name="sampling.steps")
         self.diffusion.to(self.device, encoders=False)

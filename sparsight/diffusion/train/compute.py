@@ -12,7 +12,7 @@ class DenoiserCompute:
 
     Args:
         gradient_checkpointing: Recompute blocks in the backward pass to save memory.
-        compile: Compile every transformer block; ``auto`` does so on a GPU where torch can, and says why where not.
+        compile: Compile every transformer block; ``auto`` does so to train on a GPU where torch can, else says why.
     """
 
     gradient_checkpointing: bool = False
@@ -25,7 +25,7 @@ class DistillationCompute(DenoiserCompute):
 
     Args:
         gradient_checkpointing: Recompute blocks in the end-to-end backward pass to save memory.
-        compile: Compile every transformer block; ``auto`` does so on a GPU where torch can, and says why where not.
+        compile: Compile every transformer block; ``auto`` does so to train on a GPU where torch can, else says why.
         replicate_trained: Under ModelParallelStrategy (FSDP2), hold what trains whole in every process, and split what
             is frozen alone.
     """

@@ -71,6 +71,18 @@ def test_a_run_asks_before_anything_is_moved(tmp_path: Path, monkeypatch: pytest
         trainer(tmp_path, max_steps=1).fit(module, tiny.image_data(tmp_path, count=8))
 
 
+def test_auto_is_about_training_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("lightning_modules.diffusion.compiles_on", lambda device, wanted: asked.append(wanted))
+    teacher, data = str(tiny.save_pixel_pipeline(tmp_path / "teacher")), tiny.image_data(tmp_path, count=8)
+    for wanted in ("auto", True):
+        module = distillation(teacher, compute={"compile": wanted})
+        run = trainer(tmp_path, max_steps=1, limit_val_batches=1, enable_checkpointing=False)
+        run.fit(module, data)
+        run.validate(module, data)
+    assert asked == ["auto", False, True, True]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_blocks_learn_what_others_do(checkpointing: bool, tmp_path: Path) -> None:
