@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,11 @@ import torch
 import datamodules
 import sparsight
 from blocks import DeltaConvBlock, SoftmaxAttention
+from datamodules import ImageDataModule
+from sparsight import Stage, TuningStage
+from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model.sampling import Sampling
+from sparsight.diffusion.train.stages import LossTerms
 from tests import tiny
 from tests.tiny_lvlm import tiny_lvlm
 
@@ -89,3 +94,43 @@ def test_layers_are_selected_and_removed() -> None:
     assert chosen == sparsight.select_layers(depth) and 0 < len(chosen) < depth
     left = sparsight.remove_layers(model, [depth - 1])
     assert model.config.text_config.num_hidden_layers == depth - 1 == len(left)
+
+
+def layers_of_a_name() -> Any:
+    return sparsight.select_layers(8, "Uniform")  # type: ignore[arg-type]
+
+
+DATA = ImageDataModule(datamodules.IdxRecords("images", "labels"), image_size=8)
+NO_FUNCTION: dict[str, tuple[Callable[[], Any], str]] = {
+    "objective": (lambda: Stage("layer_wise", 2), "objective is 'layer_wise'; allowed: 'layerwise', .*mean layerwise"),
+    "rate": (lambda: Stage("layerwise", 2, lr="1e-3"), "lr is '1e-3': give a number"),
+    "terms": (
+        lambda: LossTerms(site_on="outputs"),
+        "loss.site_on is 'outputs'; allowed: 'output', 'residual'; did you",
+    ),
+    "tuning": (lambda: TuningStage(["layers"], 2), r"steps is \['layers'\]: give a number"),
+    "part": (lambda: TuningStage(2, "layers"), r"train is 'layers': give a list, \['layers'\]"),
+    "rule": (layers_of_a_name, "layers is 'Uniform': give a rule of .* such as Uniform"),
+    "model": (lambda: sparsight.select_layers("my-vlm"), "model is 'my-vlm': give an image-text model"),
+    "data": (lambda: sparsight.distill("t", DeltaConvBlock, "pictures"), "data is 'pictures': give a datamodule"),
+    "stages": (
+        lambda: sparsight.distill("t", DeltaConvBlock, DATA, stages=Stage("layerwise", 2)),
+        "give a list of Stage",
+    ),
+    "teacher": (lambda: sparsight.distill(3, DeltaConvBlock, DATA), "teacher is 3: give a folder"),
+    "mixer": (lambda: sparsight.distill("t", "DeltaConv", DATA), "mixer is 'DeltaConv': give a class"),
+    "option": (lambda: sparsight.distill("t", DeltaConvBlock, DATA, sitess=1), "no option sitess; did you mean sites?"),
+    "trainer": (
+        lambda: sparsight.distill("t", DeltaConvBlock, DATA, trainer={"max_epoch": 1}),
+        "no option trainer.max_epoch; did you mean max_epochs",
+    ),
+    "layers": (lambda: sparsight.tune("m", DATA, layers="All"), "layers is 'All': give a rule"),
+    "numbers": (lambda: sparsight.tune("m", DATA, layers=[0, 9]), r"layers is \[0, 9\]: give a rule"),
+}
+
+
+@pytest.mark.parametrize("name", NO_FUNCTION)
+def test_what_is_given_in_python_is_looked_at_before_anything_is_loaded(name: str) -> None:
+    function, message = NO_FUNCTION[name]
+    with pytest.raises(ConfigurationError, match=message):
+        function()

@@ -216,7 +216,12 @@ def read_turn(role: Any, text: Any, *, reasoning: Any = None) -> Turn:
         ValueError: The role is unknown, or a text is none.
     """
     if not isinstance(role, str) or role not in ROLES:
-        raise ValueError(f"unknown role {role!r}; known: {', '.join(ROLES)}")
+        told = (
+            "a turn has no speaker: name it `from`, and what is said `value`"
+            if role is None
+            else f"unknown role {role!r}"
+        )
+        raise ValueError(f"{told}; known: {', '.join(ROLES)}")
     if not isinstance(text, str):
         raise ValueError(f"a turn of {role!r} holds {repr(text)[:80]}, not a text")
     if not isinstance(reasoning, str | None):

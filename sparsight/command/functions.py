@@ -5,6 +5,7 @@ They build the modules that the command builds, train them with the command's tr
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,15 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from blocks import Site, TokenMixer
 from lightning_modules import AttentionDistillation, LVLMEvaluation, SparseLayerTuning
+from sparsight.command.options import options_of_trainer
 from sparsight.command.output.quiet import quieten
 from sparsight.command.trainer import SparsightTrainer
+from sparsight.common.errors import ConfigurationError
+from sparsight.common.given import need_kind, need_list, need_options
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Stage
 from sparsight.lvlm.export.write import processor_of
-from sparsight.lvlm.surgery.selection import QUARTER, LayerSelection, Uniform
+from sparsight.lvlm.surgery.selection import QUARTER, LayerSelection, Uniform, need_rule
 from sparsight.lvlm.train.stages import TuningStage
 from sparsight.publish.export import check_destination, export
 
@@ -27,7 +31,7 @@ TrainerOptions = Mapping[str, Any]
 
 
 def distill(
-    teacher: str,
+    teacher: str | Path,
     mixer: Callable[[Site], TokenMixer] | Sequence[PlanEntry],
     data: LightningDataModule,
     *,
@@ -55,14 +59,21 @@ def distill(
         ConfigurationError: Teacher, mixer and data do not fit each other.
         ValueError: ``output`` exists already, or an option is out of range.
     """
-    factory = {"plan": mixer} if isinstance(mixer, Sequence) else {"mixer": mixer}
-    module = AttentionDistillation(teacher, stages=stages, **factory, **options)
+    need_kind("teacher", teacher, (str, Path), "a folder, a shipped model's name or a hub id")
+    need_list("stages", stages, Stage)
+    if isinstance(mixer, str) or not (callable(mixer) or isinstance(mixer, Sequence)):
+        raise ConfigurationError(
+            f"mixer is {mixer!r}: give a class, such as blocks.DeltaConvBlock, or a list of PlanEntry"
+        )
+    _check(AttentionDistillation, data, trainer=trainer, options=options)
+    factory = {"mixer": mixer} if callable(mixer) else {"plan": mixer}
+    module = AttentionDistillation(str(teacher), stages=stages, **factory, **options)
     _train(module, data, output=output, trainer=trainer)
     return module
 
 
 def tune(
-    base: str,
+    base: str | Path,
     data: LightningDataModule,
     *,
     layers: LayerSelection | None = None,
@@ -89,7 +100,11 @@ def tune(
         ConfigurationError: Model, layers and data do not fit each other.
         ValueError: ``output`` exists already, or an option is out of range.
     """
-    module = SparseLayerTuning(base, stages=stages, layers=layers or Uniform(ratio=QUARTER), **options)
+    need_kind("base", base, (str, Path), "a folder or a hub id")
+    need_list("stages", stages, TuningStage)
+    layers = need_rule(layers or Uniform(ratio=QUARTER))
+    _check(SparseLayerTuning, data, trainer=trainer, options=options)
+    module = SparseLayerTuning(str(base), stages=stages, layers=layers, **options)
     _train(module, data, output=output, trainer=trainer)
     return module
 
@@ -124,6 +139,14 @@ def evaluate(
     made = SparsightTrainer(**{"logger": False, "enable_checkpointing": False} | dict(trainer or {}))
     run = made.validate if split == "val" else made.test
     return {name: float(value) for result in run(module, data, verbose=False) for name, value in result.items()}
+
+
+def _check(kind: type, data: Any, *, trainer: TrainerOptions | None, options: Mapping[str, Any]) -> None:
+    """Refuse what the parser of the command would refuse, before weights are loaded."""
+    need_kind("data", data, LightningDataModule, "a datamodule, such as datamodules.ImageDataModule(...)")
+    need_kind("trainer", trainer or {}, Mapping, 'a dict of options, such as {"devices": 2}')
+    need_options(list(inspect.signature(kind).parameters), options)
+    need_options(options_of_trainer(), trainer or {}, where="trainer.")
 
 
 def _train(

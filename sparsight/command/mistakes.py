@@ -127,6 +127,8 @@ def _machine_fault(error: BaseException) -> str | None:
     text = _last_line(error)
     if isinstance(error, MemoryError) or is_out_of_memory(error):
         return f"out of memory: {text or 'main memory'}: lower batch_size, or use gradient checkpointing or offloading"
+    if LOADER_DIED.search(text) and "signal: Terminated" in text:
+        return f"{text.rstrip('.')}: the run was stopped from outside, as by a time limit"
     if LOADER_DIED.search(text):
         return f"{text}: most likely memory ran out: lower num_workers or batch_size"
     if any(kind.__module__.partition(".")[0].rstrip("0123456789") in NETWORK for kind in type(error).__mro__):

@@ -133,7 +133,8 @@ def in_one_line(message: str, known: Iterable[str] = ()) -> str:
     if all(expected):
         types = " or ".join(_plain(match[1]) for match in expected if match and not NO_CLASS.match(match[0]))
         value = next((match[2] for match in expected if match and match[2]), first.value)
-        return f"{key}: expected {types}, got {value!r}{did_you_mean(value, CHOICE.findall(types))}"
+        listed = f"; write '[{value}]'" if types == "a list" and re.fullmatch(r"[\w.]+", value) else ""
+        return f"{key}: expected {types}, got {value!r}{did_you_mean(value, CHOICE.findall(types))}{listed}"
     return f"{key}: {'; '.join(complaint.text for complaint in complaints)}"
 
 

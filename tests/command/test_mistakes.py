@@ -442,3 +442,12 @@ def test_more_sampler_steps_than_the_scheduler_has_are_refused_before_anything_i
         main(["predict", "--config", config, "--untrained", "true"])
     with pytest.raises(ConfigurationError, match=r"^steps is 5000; allowed: 1 to"):
         sample(DiffusionModel.from_pretrained(str(tmp_path / "teacher")), {}, torch.zeros(1), steps=5000, guidance=1.0)
+
+
+@pytest.mark.parametrize(
+    ("ended", "told"),
+    [("Terminated", "the run was stopped from outside, as by a time limit"), ("Killed", "most likely memory ran out")],
+)
+def test_a_loader_process_that_was_ended_is_told_with_its_reason(ended: str, told: str) -> None:
+    line = in_one_line(RuntimeError(f"DataLoader worker (pid 19429) is killed by signal: {ended}."), begun=True)
+    assert line is not None and told in line

@@ -103,6 +103,7 @@ TUNING = "lightning_modules.SparseLayerTuning"
         ),
         (["fit", *QUICK, "--model.mixer.kernel_siz", "3"], "kernel_siz: DeltaConvBlock has no .* kernel_size", None),
         (["analyze", *DEMO, "--scores+=BlockInfluenc"], "scores: there is no class .* did you mean BlockInflu", None),
+        (["analyze", *QUICK, "--mixers", "NoMix"], r"mixers: expected a list, got 'NoMix'; write '\[NoMix\]'", None),
         (["inspect", *DEMO, "--split", "trian"], r"split: expected Literal\['train', 'val', 'test'\], got", None),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",
@@ -177,7 +178,7 @@ class Containers:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("--m.tokens=5", "m.tokens: expected a list, got '5'"),
+        ("--m.tokens=5", "m.tokens: expected a list, got '5'; write '[5]'"),
         ("--m.names=5", "m.names: expected a list, got '5'"),
         ("--m.pair=[1, 2, 3]", "m.pair: expected a list with 2 elements, got '[1, 2, 3]'"),
         ("--m.sizes=5", "m.sizes: expected a mapping, got '5'"),

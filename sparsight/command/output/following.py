@@ -14,6 +14,7 @@ from sparsight.common.text import read_json
 BUDGET = 0.8  # that pages speak of
 CANDIDATES = "analyze/candidates"  # a config
 _ROOT = "--trainer.default_root_dir"
+STUDENT = "student"  # what ExportAtEnd makes of a distillation in the folder of a run
 _OF_A_MEASUREMENT = (_ROOT, "--trainer.logger")  # options that keep what is measured before a run apart from it
 _SHARED = (*FILE_OPTIONS, "--model", "--data", "--trainer")  # options that all verbs have
 
@@ -76,10 +77,13 @@ def _after_analysis(arguments: Sequence[str], options: Mapping[str, Any], folder
     if denoiser and options.get("budget") is None:
         return _planning(arguments, float(read_json(folder / "analysis.json")["least_flops"]))
     if denoiser:
-        more = [] if options.get("ckpt_path") is None else [_ROOT, str(folder / "run")]  # the old run stays as it is
+        trained = options.get("ckpt_path") is not None or (folder.parent / STUDENT).exists()
+        more = [_ROOT, str(folder / "run")] if trained else []  # the old run stays as it is
         return _line("fit", _of_a_run(typed), "--config", str(folder / "plan.yaml"), *more)
     tunes = str(options["model"].class_path).endswith("SparseLayerTuning")
     if not tunes or (options.get("maps") is not None and options.get("scores") is None):
+        return ""
+    if options["model"].init_args.get("prune") is not None:  # which asks its score itself
         return ""
     scores = folder / "scores.json"
     return _line("fit", typed, *_best_layers(scores, next(iter(read_json(scores)["scores"]))))

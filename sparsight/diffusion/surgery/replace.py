@@ -51,7 +51,9 @@ def replace(
             has an entry without effect.
     """
     if any(isinstance(module, OnGrid) for module in denoiser.modules()):
-        raise ValueError("this denoiser has mixers already: restore it first")
+        raise ValueError(
+            "this denoiser has mixers already, as an exported student has: name the base instead, or restore it first"
+        )
     if isinstance(mixer, Sequence):
         plan = plan_from(mixer=None, sites=sites, plan=mixer)
     else:

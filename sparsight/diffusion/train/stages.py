@@ -9,8 +9,14 @@ from fnmatch import fnmatch
 from typing import Literal
 
 from sparsight.common.errors import ConfigurationError, require
+from sparsight.common.given import need_choice, need_kind, need_numbers
 from sparsight.common.training.lr_schedules import SCHEDULES
 from sparsight.diffusion.model.timesteps import Timesteps
+
+Objective = Literal["layerwise", "end_to_end"]
+Preset = Literal["default", "paper", "released"]
+Compared = Literal["output", "residual"]
+TimestepWeight = Literal["none", "min_snr", "paper"]
 
 
 @dataclass
@@ -31,16 +37,23 @@ class LossTerms:
         timestep_weight: ``none``; ``min_snr`` (Hang et al., arXiv 2303.09556): min(SNR, gamma) of the error of the
             sample; ``paper``: min(gamma * SNR, 1) of the error of the noise; both whatever the denoiser predicts.
         gamma: Of the timestep weight.
+
+    Raises:
+        ConfigurationError: A choice is unknown.
     """
 
     to_teacher: float = 1.0
     to_target: float = 0.0
     guided: float = 0.0
     site: float = 0.1
-    site_on: Literal["output", "residual"] = "output"
+    site_on: Compared = "output"
     site_normalised: bool = True
-    timestep_weight: Literal["none", "min_snr", "paper"] = "none"
+    timestep_weight: TimestepWeight = "none"
     gamma: float = 5.0
+
+    def __post_init__(self) -> None:
+        need_choice("loss.site_on", self.site_on, Compared)
+        need_choice("loss.timestep_weight", self.timestep_weight, TimestepWeight)
 
 
 LOSS_PRESETS = {
@@ -71,21 +84,24 @@ class Stage:
         ValueError: A number is out of range, or the schedule or the preset is unknown.
     """
 
-    objective: Literal["layerwise", "end_to_end"]
+    objective: Objective
     steps: int
-    loss: Literal["default", "paper", "released"] | LossTerms = "default"
+    loss: Preset | LossTerms = "default"
     lr: float = 3e-4
     lr_schedule: str = "constant_with_warmup"
     warmup_steps: int = 100
     timesteps: Timesteps | None = None
 
     def __post_init__(self) -> None:
+        need_choice("objective", self.objective, Objective)
+        need_numbers(steps=self.steps, lr=self.lr, warmup_steps=self.warmup_steps)
         require(self.steps >= 1, "steps", self.steps, "1 or more")
         require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
         require(self.lr_schedule in SCHEDULES, "lr_schedule", repr(self.lr_schedule), ", ".join(SCHEDULES))
         require(self.warmup_steps >= 0, "warmup_steps", self.warmup_steps, "0 or more")
-        if isinstance(self.loss, str) and self.loss not in LOSS_PRESETS:
-            raise ValueError(f"unknown loss preset {self.loss!r}; known are {', '.join(LOSS_PRESETS)}")
+        if isinstance(self.loss, str):
+            need_choice("loss", self.loss, Preset)
+        need_kind("loss", self.loss, (str, LossTerms), "a preset's name or LossTerms")
         terms = self.terms
         weights = {"to_teacher": terms.to_teacher, "to_target": terms.to_target}
         weights |= {"guided": terms.guided, "site": terms.site}

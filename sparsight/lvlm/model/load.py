@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 
 from sparsight.common.disk.folders import put_back
 from sparsight.common.errors import ConfigurationError
@@ -37,6 +38,18 @@ class ModelLoading(FrozenLoading):
     def options(self) -> dict[str, Any]:
         """Those of ``load_lvlm``, which reads weights as they are stored."""
         return {"dtype": self.dtype, "attn_implementation": self.attn_implementation, **self.source}
+
+
+def _damaged(folder: str) -> list[str]:
+    """Files of weights in a folder that cannot be opened."""
+    damaged = []
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except SafetensorError:
+            damaged.append(str(path))
+    return damaged
 
 
 def load_lvlm(
@@ -74,6 +87,9 @@ def load_lvlm(
         )
     except (ImportError, MemoryError, torch.OutOfMemoryError):
         raise
+    except SafetensorError as error:
+        told = ", ".join(_damaged(source)) or f"a file of weights of {source}"
+        raise ConfigurationError(f"{told} is cut off or damaged ({first_line(error)}): copy it again") from error
     except Exception as error:  # of any kind, depending on which value of its files is wrong
         raise ConfigurationError(
             f"transformers loads no image-text model from {source}, see its config.json: {first_line(error)}"

@@ -14,6 +14,9 @@ from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from torch import nn
+
+from sparsight.common.given import need_kind
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores.table import ScoreTable
 
@@ -295,5 +298,17 @@ def select_layers(model: PreTrainedModel | int, rule: LayerSelection | None = No
     Raises:
         ValueError: The rule does not fit this depth, or the model's decoder cannot be found.
     """
+    need_kind("model", model, (nn.Module, int), "an image-text model, as sparsight.load_lvlm gives it, or a number")
     depth = model if isinstance(model, int) else len(find_parts(model).layers)
-    return (rule or Uniform(ratio=QUARTER)).select(depth)
+    return need_rule(rule or Uniform(ratio=QUARTER)).select(depth)
+
+
+def need_rule(rule: LayerSelection) -> LayerSelection:
+    """The rule, if it is one.
+
+    Raises:
+        ConfigurationError: It is something else, such as a name or numbers.
+    """
+    asked = "a rule of sparsight.lvlm.surgery.selection, such as Uniform(ratio=0.25) or Explicit([0, 4])"
+    need_kind("layers", rule, LayerSelection, asked)
+    return rule

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sparsight.common.errors import require
+from sparsight.common.errors import ConfigurationError, require
+from sparsight.common.given import need_numbers
 from sparsight.common.training.lr_schedules import SCHEDULES
 from sparsight.lvlm.train.trained import LAYERS, METHODS, PROJECTOR, Part
 
@@ -41,6 +42,10 @@ class TuningStage:
     methods_lr: float | None = None
 
     def __post_init__(self) -> None:
+        need_numbers(steps=self.steps, lr=self.lr, projector_lr=self.projector_lr, methods_lr=self.methods_lr)
+        need_numbers(warmup_share=self.warmup_share)
+        if isinstance(self.train, str):
+            raise ConfigurationError(f"train is {self.train!r}: give a list, [{self.train!r}]")
         require(self.steps >= 1, "steps", self.steps, "1 or more")
         if not self.train or not set(self.train) <= {LAYERS, PROJECTOR, METHODS}:
             raise ValueError(f"a stage trains {LAYERS}, {PROJECTOR}, {METHODS} or several, got {list(self.train)}")

@@ -70,15 +70,22 @@ def test_an_analysis_of_a_denoiser_leads_to_a_budget_and_its_plan_to_a_run(tmp_p
         "Next:",
         f"  sparsight fit --config experiment/quickstart --config {plan}",
     ]
+    (tmp_path / "student").mkdir()
+    _, said = next_of("analyze --config experiment/quickstart --budget 0.7", tmp_path, denoiser=True, budget=0.7)
+    assert said.endswith(f"--trainer.default_root_dir {folder / 'run'}"), "a student is there already"
 
 
 def test_scores_of_layers_lead_to_a_run_that_tunes_the_best(tmp_path: Path) -> None:
     (tmp_path / "scores.json").write_text(json.dumps({"scores": {"block_influence": {}}}))
-    model = SimpleNamespace(class_path="lightning_modules.SparseLayerTuning")
+    model = SimpleNamespace(class_path="lightning_modules.SparseLayerTuning", init_args={})
     _, said = next_of("analyze --config a", tmp_path, model=model, output=str(tmp_path))
     assert said.startswith("  sparsight fit --config a --model.layers ") and "block_influence" in said
     assert next_of("analyze --config a", tmp_path, model=model, output=str(tmp_path), maps=object()) == []
     assert next_of("analyze --config a", tmp_path, model=SimpleNamespace(class_path="LVLMEvaluation")) == []
+    model.init_args["prune"] = object()
+    assert next_of("analyze --config a", tmp_path, model=model, output=str(tmp_path)) == [], (
+        "it removes, and asks itself"
+    )
 
 
 def test_a_benchmark_leads_to_the_export_of_a_run_or_to_one(tmp_path: Path) -> None:
