@@ -18,8 +18,7 @@ from lightning_modules import AttentionDistillation, LVLMEvaluation, SparseLayer
 from sparsight.command.options import options_of_trainer
 from sparsight.command.output.quiet import quieten
 from sparsight.command.trainer import SparsightTrainer
-from sparsight.common.errors import ConfigurationError
-from sparsight.common.given import need_kind, need_list, need_options
+from sparsight.common.errors import ConfigurationError, need_kind, need_list, need_options
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Stage
 from sparsight.lvlm.export.write import processor_of

@@ -179,7 +179,7 @@ class Containers:
     ("given", "message"),
     [
         ("--m.tokens=5", "m.tokens: expected a list, got '5'; write '[5]'"),
-        ("--m.names=5", "m.names: expected a list, got '5'"),
+        ("--m.names=5", "m.names: expected a list, got '5'; write '[5]'"),
         ("--m.pair=[1, 2, 3]", "m.pair: expected a list with 2 elements, got '[1, 2, 3]'"),
         ("--m.sizes=5", "m.sizes: expected a mapping, got '5'"),
         ("--m.table=[1]", "m.table: expected a mapping, got '[1]'"),

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
 
-from sparsight.common.errors import ConfigurationError, require
-from sparsight.common.given import need_choice, need_kind, need_numbers
+from sparsight.common.errors import ConfigurationError, need_choice, need_kind, need_numbers, require
 from sparsight.common.training.lr_schedules import SCHEDULES
 from sparsight.diffusion.model.timesteps import Timesteps
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
-from sparsight.common.given import need_kind
+from sparsight.common.errors import need_kind
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores.table import ScoreTable
 

@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sparsight.common.errors import ConfigurationError, require
-from sparsight.common.given import need_numbers
+from sparsight.common.errors import ConfigurationError, need_numbers, require
 from sparsight.common.training.lr_schedules import SCHEDULES
 from sparsight.lvlm.train.trained import LAYERS, METHODS, PROJECTOR, Part
 
