@@ -248,7 +248,7 @@ def test_no_stage_and_unknown_sites_are_refused(teacher: str) -> None:
         AttentionDistillation(teacher, DeltaConvBlock, [])
     with pytest.raises(ValueError, match="steps is 0; allowed: 1 or more"):
         Stage("layerwise", 0)
-    with pytest.raises(ValueError, match="unknown loss preset"):
+    with pytest.raises(ValueError, match="loss is 'best'; allowed: 'default', 'paper', 'released'"):
         Stage("end_to_end", 1, loss="best")  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError, match="nowhere"):
         AttentionDistillation("./nowhere", DeltaConvBlock, [Stage("layerwise", 1)])
