@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datamodules.allowed import AllowedRecords
 from datamodules.process import ProcessDataModule
-from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message
+from datamodules.record_dataset import TooManyCorruptRecords, corrupt_message, told_record
 from datamodules.sampler import (
     GroupSampler,
     ReportingLoader,
@@ -295,5 +295,5 @@ def note_corrupt(found: dict[int, str], new: Mapping[int, str], *, split: str) -
     """Add unusable records to those that were found, and log the first of them."""
     for index, reason in new.items():
         if index not in found and len(found) < _LOGGED_RECORDS:
-            _log.warning("skipped %s record %d: %s", split, index, reason)
+            _log.warning("skipped in %s: %s", split, told_record(index, reason))
         found[index] = reason

@@ -84,9 +84,14 @@ def join_corrupt(samples: Sequence[dict[str, Any]]) -> dict[int, str]:
     return {index: reason for sample in samples for index, reason in sample["corrupt"].items()}
 
 
+def told_record(index: int, reason: str) -> str:
+    """Name a record before its reason, unless that begins with it."""
+    return reason if reason.startswith(f"record {index} ") else f"record {index}: {reason}"
+
+
 def corrupt_message(corrupt: dict[int, str], *, total: int, allowed: int) -> str:
     """Say how many records are unreadable, show the first three and what to do."""
-    shown = "; ".join(f"record {index}: {reason}" for index, reason in list(corrupt.items())[:3])
+    shown = "; ".join(told_record(index, reason) for index, reason in list(corrupt.items())[:3])
     return (
         f"{len(corrupt)} of {total} records are unreadable, {allowed} are allowed: {shown}. "
         "Repair or remove them, or raise allowed.corrupt_share"

@@ -19,7 +19,7 @@ from lightning_modules.hands_over import HandsOver
 from lightning_modules.in_stages import SAVED
 from lightning_modules.stored_base import StoredBase
 from sparsight.common.datamodule import datamodule_of
-from sparsight.common.errors import ConfigurationError, require
+from sparsight.common.errors import require
 from sparsight.common.hashes import short_hash
 from sparsight.common.measure.memory_table import MemoryEstimate
 from sparsight.common.moved import takes_former_options
@@ -38,7 +38,7 @@ from sparsight.diffusion.surgery.record import differing, record_of
 from sparsight.diffusion.surgery.replace import replace
 from sparsight.diffusion.surgery.shell import Mode
 from sparsight.diffusion.surgery.sites import SiteSelection
-from sparsight.diffusion.surgery.training_free import is_training_free
+from sparsight.diffusion.surgery.training_free import check_learns, is_training_free
 from sparsight.diffusion.train.capture import capture_site
 from sparsight.diffusion.train.compute import DistillationCompute
 from sparsight.diffusion.train.distiller import Distiller
@@ -216,13 +216,9 @@ class AttentionDistillation(BesideMixers, HandsOver, StoredBase):
         Raises:
             ConfigurationError: No mixer has anything to train.
         """
-        if self.trainer.state.fn == TrainerFn.FITTING and not self._trained:
-            kinds = ", ".join(sorted({own_class(shell.mixer).__name__ for shell in self.shells.values()}))
-            raise ConfigurationError(
-                f"{kinds} has no parameters, so nothing is trained: set model.trained.projections to true to train "
-                "copies of the projections around it, or use it as it is (validate, predict, benchmark, export)"
-            )
         if self.trainer.state.fn == TrainerFn.FITTING:
+            learnt = sum(p.numel() for name, p in self.named_parameters() if name in self._trained)
+            check_learns([shell.mixer for shell in self.shells.values()], learnt)
             self.refuse_rest(checkpointing=self.denoiser.is_gradient_checkpointing)
         return super().configure_callbacks()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from sparsight.common.disk.yaml_files import read_yaml, yaml_value
 from sparsight.common.errors import ConfigurationError
-from sparsight.common.near import closest, did_you_mean, suggestion
+from sparsight.common.near import beside, closest, did_you_mean, suggestion
 
 OURS = ("check", "export", "benchmark", "analyze", "inspect", "reformulate")  # verbs beside Lightning's
 VERBS = ("fit", "validate", "test", "predict", *OURS, "evaluate", "compare", "report", "schema", "list", "completion")
@@ -79,11 +79,9 @@ def check_there(key: str, value: str) -> None:
     try:
         if path.exists():
             return
-        beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
     except OSError as error:
         raise ConfigurationError(f"{key}: {value!r} cannot be read: {error.strerror}") from error
-    close = [str(path.with_name(name)) for name in closest(path.name, beside)]
-    raise ConfigurationError(f"{key}: {value!r} does not exist{suggestion(close)}")
+    raise ConfigurationError(f"{key}: {value!r} does not exist{suggestion(beside(path))}")
 
 
 def check_given(key: str, value: str) -> None:

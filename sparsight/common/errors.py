@@ -21,6 +21,11 @@ class ConfigurationError(Told, ValueError):
     """The configuration cannot be run; the message says why and what to do."""
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says before it goes into details."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def require(holds: bool, name: str, value: object, allowed: str) -> None:
     """Raise a ConfigurationError that names an option, its value and what is allowed, unless a condition holds."""
     if not holds:

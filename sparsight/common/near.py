@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
 
 def did_you_mean(name: str, known: Sequence[str], *, cutoff: float = 0.6) -> str:
@@ -22,3 +23,12 @@ def closest(name: str, known: Sequence[str], *, cutoff: float = 0.6) -> list[str
 def suggestion(names: Sequence[str]) -> str:
     """An addition to a message that names what may have been meant; empty if there is nothing."""
     return f"; did you mean {' or '.join(names)}?" if names else ""
+
+
+def beside(path: Path) -> list[str]:
+    """Paths of what stands beside one that is not there and is nearly called so; none where that cannot be read."""
+    try:
+        names = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    except OSError:
+        return []
+    return [str(path.with_name(name)) for name in closest(path.name, names)]

@@ -210,7 +210,9 @@ def check_destination(output: str | Path, *, overwrite: bool, option: str = "out
     path = Path(os.path.abspath(output))
     put_back(path)
     if path.exists() and not overwrite:
-        raise ValueError(f"{option} {output} exists already: name another folder, or set overwrite to true")
+        other = "name another folder" if option == "output" else "give this run another --trainer.default_root_dir"
+        switch = f"{option.removesuffix('output')}overwrite"
+        raise ValueError(f"{option} {output} exists already: {other}, or set {switch} to true")
     ours = any((path / name).is_file() for name in ("model_index.json", "sparsight.json"))
     if path.exists() and not ours and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{option} {output} is no earlier export, so it is not overwritten: name another folder")

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from blocks import DeltaConvBlock, NeighborhoodAttention, SoftmaxAttention
+from blocks import DeltaConvBlock, Merge, NeighborhoodAttention, SoftmaxAttention
 from callbacks import TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from sparsight.common.errors import ConfigurationError
@@ -266,6 +266,15 @@ def test_all_weights_in_half_precision_are_refused_with_the_remedy(
     training = DenoiserTraining(teacher, schedule={"warmup_steps": 1})
     with pytest.raises(ConfigurationError, match=f"set it to {mixed}$"):
         trainer(tmp_path, precision=precision).validate(training, tiny.image_data(tmp_path), verbose=False)
+
+
+def test_mixers_that_hardly_learn_are_told(teacher: str, tmp_path: Path) -> None:
+    data = tiny.image_data(tmp_path)
+    module = distillation(teacher, [Stage("layerwise", 1)], mixer=Merge)
+    with pytest.warns(
+        UserWarning, match=r"only \d+ numbers are trained at 2 sites, as Merge .*model.trained.projections"
+    ):
+        trainer(tmp_path).fit(module, data)
 
 
 def test_mixers_without_parameters_say_what_they_lack(teacher: str, tmp_path: Path) -> None:

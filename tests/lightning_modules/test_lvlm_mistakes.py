@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sparsight.command.cli import main
@@ -37,7 +38,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny_lvlm(folder / "llava", "llava")
     tiny_lvlm("qwen2_5_vl").save_pretrained(folder / "qwen")
     family_processor("qwen2_5_vl").save_pretrained(folder / "qwen")
-    (folder / "talks.json").write_text(json.dumps([{"image": "gone.png"} | TALK] * 8))
+    Image.new("RGB", (32, 32)).save(folder / "here.png")
+    talks = [{"image": name} | TALK for name in ("here.png", *["gone.png"] * 8)]
+    (folder / "talks.json").write_text(json.dumps(talks))
     (folder / "empty.json").write_text("[]")
     return folder
 
@@ -72,7 +75,7 @@ MISTAKES: list[tuple[Any, str]] = [
     (lambda f: ({}, talks(f, "talks.json", "gone")), r"data\.train\.images: .*gone' does not exist"),
     (
         lambda f: ({}, talks(f, "talks.json", ".")),
-        r"data\.train \(.*8 of 8 records are unreadable.*gone\.png.*Repair or remove them",
+        r"data\.train \(.*[0-9] of 9 records are unreadable.*gone\.png.*Repair or remove them",
     ),
     (lambda f: ({}, talks(f, "empty.json", ".")), "the train source ConversationRecords has no records"),
     (

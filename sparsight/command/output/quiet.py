@@ -20,6 +20,7 @@ TOLD_OF_EVERY_LOADER = r"This DataLoader will create .* worker processes"  # onc
 OF_VERBS_THAT_SAVE_NOTHING = (r"The dirpath has changed from .*",)  # of the checkpoints that a run before them wrote
 ADVERTISEMENTS = ("For seamless cloud",)
 CUT_SHORT = "The following part of your input was truncated"  # by diffusers, of every caption that is too long
+KEPT_NOTHING = "should be kept in float32: []"  # by diffusers, of every cast of a model that keeps nothing so
 FURTHER = "Further captions that are too long are cut in the same way, and not shown"
 
 
@@ -37,10 +38,15 @@ def quieten(*, trains: bool = True) -> None:
     for handler in logging.getLogger("diffusers").handlers:
         if not any(isinstance(each, FirstCut) for each in handler.filters):
             handler.addFilter(FirstCut())
+            handler.addFilter(_keeps_something)
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
     return not any(text in record.getMessage() for text in ADVERTISEMENTS)
+
+
+def _keeps_something(record: logging.LogRecord) -> bool:
+    return KEPT_NOTHING not in record.getMessage()
 
 
 class FirstCut(logging.Filter):

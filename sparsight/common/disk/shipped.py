@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from sparsight.common.disk.folders import put_back
+from sparsight.common.near import beside, closest, suggestion
 
 ASSETS = Path(__file__).parents[2] / "assets"
 
@@ -15,3 +16,9 @@ def resolve(name: str) -> str:
     if not Path(name).exists() and (ASSETS / name).is_dir():
         return str(ASSETS / name)
     return name
+
+
+def meant_model(name: str) -> str:
+    """An addition to a message that names folders and shipped models that are nearly called so."""
+    shipped = [each.name for each in ASSETS.iterdir() if each.is_dir()]
+    return suggestion([*beside(Path(name).expanduser()), *closest(name, shipped)])

@@ -24,6 +24,7 @@ from sparsight.diffusion.analyze.run import Noised, Recording, standing_in
 from sparsight.diffusion.analyze.watched import WatchedSite
 from sparsight.diffusion.model.diffusion_model import predict
 from sparsight.diffusion.surgery.record import plan_config, record_of_mixers
+from sparsight.diffusion.surgery.training_free import learns_little
 
 ERRORS = (
     "Errors are relative L2 errors of the prediction before training: by single sites, and measured with all of a plan "
@@ -185,8 +186,8 @@ class PlanReport:
             "sparsight fit --config EXPERIMENT --config THIS_FILE",
         ]
         others: dict[str, Any] = {}
-        if not any(True for mixer in mixers.values() for _ in mixer.parameters()):
-            lines.append("These mixers have no parameters: the projections around them are trained.")
+        if all(learns_little(mixer) for mixer in mixers.values()):
+            lines.append("These mixers have hardly any parameters: the projections around them are trained.")
             others["trained"] = {"projections": True}
         return "".join(f"# {line}\n" for line in lines) + plan_config(record_of_mixers(mixers), **others)
 

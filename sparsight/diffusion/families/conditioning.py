@@ -73,6 +73,8 @@ class Conditioner(ABC):
 
     column: str
     """Key of the batch that it reads."""
+    told_by: str = "docs/data.md"
+    """What says how records are given it, or how a folder's are, in words."""
 
     @abstractmethod
     def __call__(self, batch: Mapping[str, Any], size: tuple[int, int]) -> Condition:
@@ -86,7 +88,7 @@ class Conditioner(ABC):
         if self.column not in batch:
             raise ValueError(
                 f"the denoiser is conditioned on {self.column!r}, but the data has only {sorted(batch)}: choose a data "
-                f"source with a {self.column}"
+                f"source with a {self.column} ({self.told_by})"
             )
         return batch[self.column]
 
@@ -95,6 +97,7 @@ class ClassLabels(Conditioner):
     """Class labels of a DiT; the label after the last one means "no class" (Peebles and Xie, arXiv 2212.09748)."""
 
     column = "label"
+    told_by = "in a folder the first subfolder names the class, or the column label of a metadata.csv"
 
     def __init__(self, num_classes: int, device: torch.device) -> None:
         self.num_classes = num_classes
@@ -127,6 +130,7 @@ class Captions(Conditioner):
     """
 
     column = "caption"
+    told_by = "in a folder a.txt beside a.png holds it, or the column text of a metadata.csv"
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from blocks.base import Grid, TokenMixer
+from sparsight.common.errors import first_line
 from sparsight.testing import Referenced, apply_mixer, apply_reference, at_exact_limit, random_inputs, relative_l2
 
 GRIDS = (Grid(16, 16), Grid(9, 7))
@@ -73,7 +74,7 @@ def _attempt(call: Callable[[], Tensor]) -> Tensor | str:
     try:
         return call()
     except (RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-        return str(error).splitlines()[0]
+        return first_line(error)
 
 
 def _error_at_exact_limit(mixer: TokenMixer, grid: Grid, dtype: torch.dtype, device: torch.device) -> float | None:

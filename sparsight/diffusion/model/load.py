@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sparsight.common.disk.shipped import resolve
+from sparsight.common.disk.shipped import meant_model, resolve
+from sparsight.common.errors import first_line
 from sparsight.common.text import read_json
 from sparsight.diffusion.pipelines.pipeline_files import check_names, check_pipeline_files, reading_pipeline
 from sparsight.diffusion.pipelines.text_encoders import left_to_package
@@ -84,10 +85,19 @@ def _load(
         if pipeline is not None:
             return pipeline
     elif source.startswith((".", "/")) or source.count("/") > 1:
-        raise FileNotFoundError(f"no model at {source!r}")
+        raise FileNotFoundError(f"there is no pipeline folder {source}{meant_model(name)}")
     try:
-        if not trust_remote_code:
-            check_index(DiffusionPipeline.load_config(source, revision=revision), source)
+        index = DiffusionPipeline.load_config(source, revision=revision)
+    except OSError as error:
+        if Path(source).is_dir():
+            raise
+        raise FileNotFoundError(
+            f"{name!r} is neither a local pipeline folder, nor a model shipped with Sparsight, nor reachable on the "
+            f"hub ({first_line(error)}){meant_model(name)}"
+        ) from error
+    if not trust_remote_code:
+        check_index(index, source)
+    try:
         return DiffusionPipeline.from_pretrained(
             source, revision=revision, variant=variant, trust_remote_code=trust_remote_code, dtype=_by_part(dtype)
         )
@@ -95,8 +105,8 @@ def _load(
         if Path(source).is_dir():
             raise
         raise FileNotFoundError(
-            f"{name!r} is neither a local pipeline folder, nor a model shipped with Sparsight, nor reachable on the "
-            f"hub ({error}); if it holds weights of a variant alone, name that, e.g. variant: fp16"
+            f"{name!r} cannot be fetched from the hub ({error}); if it holds weights of a variant alone, name that, "
+            "e.g. variant: fp16"
         ) from error
 
 

@@ -11,11 +11,13 @@ from types import TracebackType
 from typing import Any
 
 from safetensors import safe_open
+from torch import nn
 
 from sparsight.common.errors import ConfigurationError, Told
 from sparsight.common.names import named
 from sparsight.common.text import read_json, read_options
 from sparsight.diffusion.pipelines.trust import LIBRARIES
+from sparsight.diffusion.pipelines.variants import variants_of
 
 INDEX = "model_index.json"
 
@@ -57,10 +59,18 @@ def _check_part(part: Path, address: Any, index: Path) -> None:
     library, name = address[0], address[-1]
     if len(address) == 2 and library in LIBRARIES:
         _check_class(index, library, name, what=f"its {part.name}")
+        _check_weights(part, f"{library}.{name}")
     for file, config in configs.items():
         made_by = config.get("_class_name", name)
         if library == "diffusers" and len(address) == 2 and made_by != name and name != "AutoModel":
             _check_class(part / file, library, made_by, what="it")
+
+
+def _check_weights(part: Path, kind: str) -> None:
+    found = named(kind)
+    if isinstance(found, type) and issubclass(found, nn.Module) and not variants_of(part):
+        name = "diffusion_pytorch_model" if kind.startswith("diffusers.") else "model"
+        raise ConfigurationError(f"{part} holds no weights, such as {name}.safetensors: copy the folder again")
 
 
 def _check_class(path: Path, library: str, name: Any, *, what: str) -> None:

@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.errors import ConfigurationError, first_line
 from sparsight.diffusion.families.known import family_of
 
 VARIANTS = 8  # of a block: teacher and student, with and without gradients, before and after its hand-over
@@ -42,8 +42,7 @@ def compiles_on(device: torch.device, wanted: bool | Literal["auto"]) -> bool:
         torch.compile(_twice)(torch.ones(2, device=device))
     except Exception as error:  # of a compiler, a driver or a graph, of any kind
         missing = "Triton and a C compiler" if device.type == "cuda" else "a C++ compiler such as g++"
-        reason = str(error).strip().partition("\n")[0]
-        cannot = f"torch cannot compile for {device.type} here ({reason})"
+        cannot = f"torch cannot compile for {device.type} here ({first_line(error)})"
         if wanted == "auto":
             rank_zero_info(f"model.compute.compile auto is false: {cannot}; {missing} would let it")
             return False

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.errors import ConfigurationError, first_line
 from sparsight.common.plain import setting
 from sparsight.lvlm.export.adapters import adapter_config, kept_names, tensors_beside
 from sparsight.lvlm.export.reload import answers, example_inputs
@@ -124,7 +124,6 @@ def _step(what: str, try_it: Callable[[], Any]) -> None:
     try:
         try_it()
     except Exception as error:  # libraries raise what they like; none of it may come after hours of training
-        first = str(error).partition("\n")[0]
         raise ConfigurationError(
-            f"the export at the end of this run would fail to {what}: {type(error).__name__}: {first}"
+            f"the export at the end of this run would fail to {what}: {type(error).__name__}: {first_line(error)}"
         ) from error

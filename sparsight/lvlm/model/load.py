@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from sparsight.common.disk.folders import put_back
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.errors import ConfigurationError, first_line
 from sparsight.common.finite import check_finite
+from sparsight.common.near import beside, suggestion
 from sparsight.common.quantised.loading import DTYPES, Dtype, FrozenLoading
 from sparsight.common.text import read_options
 
@@ -70,7 +71,7 @@ def load_lvlm(
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        FileNotFoundError: ``source`` looks like a folder and is none.
+        FileNotFoundError: ``source`` is no folder, and the hub does not know it or is not reached.
         ValueError: It is no image-text model, or weights are missing, left over or of other shapes; transformers would
             only log that.
         NonFiniteError: A weight is not finite.
@@ -91,6 +92,8 @@ def load_lvlm(
         told = ", ".join(_damaged(source)) or f"a file of weights of {source}"
         raise ConfigurationError(f"{told} is cut off or damaged ({first_line(error)}): copy it again") from error
     except Exception as error:  # of any kind, depending on which value of its files is wrong
+        if isinstance(error, OSError) and not Path(source).exists():
+            raise not_reached(source, error) from error
         raise ConfigurationError(
             f"transformers loads no image-text model from {source}, see its config.json: {first_line(error)}"
         ) from error
@@ -105,9 +108,12 @@ def load_lvlm(
     return model.eval()
 
 
-def first_line(error: Exception) -> str:
-    """What an error says before it goes into details."""
-    return str(error).partition("\n")[0]
+def not_reached(source: str, error: OSError) -> FileNotFoundError:
+    """The refusal of a name that is no folder, and that the hub did not give."""
+    return FileNotFoundError(
+        f"{source!r} is neither a model folder nor reachable on the hub ({first_line(error)})"
+        f"{suggestion(beside(Path(source).expanduser()))}"
+    )
 
 
 def check_folder(source: str) -> None:
@@ -121,4 +127,7 @@ def check_folder(source: str) -> None:
     put_back(path)
     read_options(path)
     if not path.exists() and (source.count("/") != 1 or source.startswith((".", "/", "~", "runs/"))):
-        raise FileNotFoundError(f"there is no model folder {source}; give a folder or a hub id such as owner/name")
+        near = suggestion(beside(path))
+        raise FileNotFoundError(
+            f"there is no model folder {source}; give a folder or a hub id such as owner/name{near}"
+        )

@@ -41,7 +41,8 @@ class LoRA:
     least_share: float = 0.5
 
     def __post_init__(self) -> None:
-        require(self.rank >= 1 and self.alpha >= 1, "rank and alpha", (self.rank, self.alpha), "1 or more")
+        require(self.rank >= 1, "rank", self.rank, "1 or more")
+        require(self.alpha >= 1, "alpha", self.alpha, "1 or more")
         require(0 <= self.dropout < 1, "dropout", self.dropout, "0 up to, not including, 1")
         require(0 <= self.least_share <= 1, "least_share", self.least_share, "0 to 1")
 

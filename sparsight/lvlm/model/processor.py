@@ -8,8 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from sparsight.common.errors import first_line
 from sparsight.common.plain import setting
-from sparsight.lvlm.model.load import check_folder, first_line
+from sparsight.lvlm.model.load import check_folder, not_reached
 
 
 @runtime_checkable
@@ -40,7 +41,8 @@ def load_processor(
         trust_remote_code: Run code that comes with the model.
 
     Raises:
-        FileNotFoundError: ``source`` looks like a folder and is none, or there is no such file of a chat template.
+        FileNotFoundError: ``source`` is no folder, and not reachable on the hub, or there is no such file of a chat
+            template.
         ValueError: It holds no processor, or an option is unknown or has a value that it cannot have.
     """
     from transformers import AutoProcessor
@@ -56,6 +58,8 @@ def load_processor(
     except (ImportError, MemoryError):
         raise
     except Exception as error:  # of any kind, depending on which value of its files is wrong
+        if isinstance(error, OSError) and not Path(source).exists():
+            raise not_reached(source, error) from error
         remedy = "save the base model's there with AutoProcessor.save_pretrained"
         if options:
             remedy += f", or correct chat.processor_options {options}"

@@ -148,7 +148,7 @@ def test_unusable_conversation_is_skipped_counted_and_named(model: str, caplog: 
     assert len(seen) == 22 and 3 not in seen and 21 not in seen and 20 in seen
     assert datamodule.corrupt["train"][3] == "record 3 of Odd: torn"
     assert "odd 21: of" in datamodule.corrupt["train"][21] and "none of the answers" in datamodule.corrupt["train"][21]
-    assert "skipped train record 21: record 21 of Odd: odd 21: of" in caplog.text
+    assert "skipped in train: record 21 of Odd: odd 21: of" in caplog.text
     assert "2 of 22 train records are unreadable and were skipped" in caplog.text
     with pytest.raises(TooManyCorruptRecords, match="2 of 22 records are unreadable, 1 are allowed"):
         options = {"allowed": {"corrupt_share": 0.05}, "batching": {"max_length": 150}, "batch_size": 2}

@@ -162,7 +162,7 @@ def test_corrupt_record_is_replaced_counted_and_reported(workers: int, caplog: p
     assert seen == again == sorted([*range(3), 4, *range(4, 19), 0])
     assert datamodule.corrupt["train"] == {n: f"record {n} of MemoryRecords: torn" for n in (3, 19)}
     lines = [record.getMessage() for record in caplog.records]
-    assert lines.count("skipped train record 3: record 3 of MemoryRecords: torn") == 1
+    assert lines.count("skipped in train: record 3 of MemoryRecords: torn") == 1
     assert lines.count("2 of 20 train records are unreadable and were skipped") == 2
 
 

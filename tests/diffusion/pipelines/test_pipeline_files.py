@@ -64,6 +64,7 @@ DAMAGE: list[tuple[str, str | dict[str, Any] | None, str]] = [
     (PART, {"num_layers": 7}, rf"{PART} does not describe the weights beside it: missing"),
     (PART, {"num_layers": 1}, rf"{PART} does not describe the weights beside it: .*left over"),
     (SCHEDULER, {"num_train_timesteps": "many"}, rf"{SCHEDULER}: scheduler cannot be built from it: TypeError"),
+    (WEIGHTS, None, "transformer holds no weights, such as diffusion_pytorch_model.safetensors: copy the folder again"),
     (WEIGHTS, "x" * 500, rf"{WEIGHTS}.*: copy it again"),
 ]
 
