@@ -125,6 +125,11 @@ NO_FUNCTION: dict[str, tuple[Callable[[], Any], str]] = {
         "no option trainer.max_epoch; did you mean max_epochs",
     ),
     "layers": (lambda: sparsight.tune("m", DATA, layers="All"), "layers is 'All': give a rule"),
+    "pipeline": (lambda: sparsight.replace(DATA, DeltaConvBlock), "denoiser is .*: give the denoiser of a pipeline"),
+    "restored": (lambda: sparsight.restore(DATA), "denoiser is .*: give the denoiser of a pipeline"),
+    "searched": (lambda: sparsight.find_sites(DATA), "denoiser is .*: give the denoiser of a pipeline"),
+    "mode": (lambda: sparsight.set_mode([], "student"), "mode is 'student': give one of sparsight.Mode"),
+    "shells": (lambda: sparsight.set_mode(tiny.dit(), sparsight.Mode.STUDENT), r"shells is .*: give the values\(\)"),
     "numbers": (lambda: sparsight.tune("m", DATA, layers=[0, 9]), r"layers is \[0, 9\]: give a rule"),
 }
 

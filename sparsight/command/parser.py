@@ -115,7 +115,7 @@ def in_one_line(message: str, known: Iterable[str] = ()) -> str:
         close = did_you_mean(found[2], _inner_options(next(iter(first.kinds[-1:]), ""), found[1]))
         return f"{key}.{found[1]}.{found[2]}: there is no such option{close}"
     if found := MISSING.match(first.text):
-        return f"{key}.{found[1]} is missing"
+        return f"{key}.{found[1]} is missing: give it beside what is given of {key}"
     if found := OTHER_KIND.match(first.text):
         return f"{key}: {found[1]} is no {found[2]}"
     if found := NO_CLASS.match(first.text):

@@ -144,7 +144,8 @@ def rehearse(module: Any, *, processor: Any = None) -> None:
 def _check_exportable(module: Any) -> None:
     if not isinstance(module, Exportable):
         raise ValueError(
-            f"{type(module).__name__} has neither a diffusion nor an image-text model to export that it trains"
+            f"{type(module).__name__} has neither a diffusion nor an image-text model to export that it trains: give a "
+            "LightningModule of this project, such as what sparsight.distill returns"
         )
 
 

@@ -8,8 +8,23 @@ from typing import Any
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from sparsight.common.errors import ConfigurationError
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file.
+
+    Raises:
+        ConfigurationError: It is cut off or damaged.
+    """
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ConfigurationError(f"{path} is cut off or damaged ({error}): copy it again") from error
 
 
 def load_weights(path: str) -> dict[str, Tensor]:
@@ -17,11 +32,12 @@ def load_weights(path: str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: There is no such file.
+        ConfigurationError: It is cut off or damaged.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no weights file {path}")
     if path.endswith(".safetensors"):
-        return load_file(path)
+        return read_tensors(Path(path))
     return torch.load(path, weights_only=True, map_location="cpu")
 
 

@@ -6,13 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sparsight import __version__
 from sparsight.common.disk.files import write_text, write_whole
+from sparsight.common.disk.weights import read_tensors
 from sparsight.common.formats import check_format
 from sparsight.common.hashes import is_state, short_hash
+from sparsight.common.near import suggestion
 from sparsight.diffusion.export.standalone import student_state
 from sparsight.diffusion.surgery.record import apply_record, record_of
 from sparsight.diffusion.surgery.replace import shells_of
@@ -100,7 +102,8 @@ def mount(target: Any, folder: str | Path, *, trust_remote_code: bool = False) -
     folder = Path(folder)
     for name in (PLAN, TENSORS):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder} is no delta folder: it has no {name}")
+            meant = [str(folder / "delta")] if (folder / "delta" / name).is_file() else []
+            raise FileNotFoundError(f"{folder} is no delta folder: it has no {name}{suggestion(meant)}")
     plan = _read_plan(folder / PLAN)
     denoiser = _denoiser_of(target)
     state = denoiser.state_dict()
@@ -110,7 +113,7 @@ def mount(target: Any, folder: str | Path, *, trust_remote_code: bool = False) -
             f"variant {plan['variant']}) in full precision and without adapters, and mount before converting it; its "
             f"weights must hash to {short_hash(plan['teacher_hash'])}"
         )
-    tensors = load_file(folder / TENSORS)
+    tensors = read_tensors(folder / TENSORS)
     twin = meta_twin(denoiser)
     apply_record(twin, plan["record"], trust_remote_code=trust_remote_code)
     _check(tensors, wanted=twin.state_dict(), kept=set(state), source=folder / TENSORS)

@@ -56,6 +56,8 @@ def _check_part(part: Path, address: Any, index: Path) -> None:
             '["diffusers", "DDPMScheduler"]'
         )
     configs = read_options(part)
+    if variants_of(part) and not (part / "config.json").is_file():
+        raise ConfigurationError(f"{part} holds weights, but no config.json: copy the folder again")
     library, name = address[0], address[-1]
     if len(address) == 2 and library in LIBRARIES:
         _check_class(index, library, name, what=f"its {part.name}")

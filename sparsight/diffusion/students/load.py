@@ -8,8 +8,9 @@ from pkgutil import resolve_name
 from typing import Any
 
 from diffusers.models.modeling_utils import no_init_weights
-from safetensors.torch import load_file
 
+from sparsight.common.disk.weights import read_tensors
+from sparsight.common.errors import ConfigurationError
 from sparsight.common.text import read_json
 from sparsight.diffusion.families.known import FAMILIES
 from sparsight.diffusion.pipelines.variants import weights_of
@@ -67,7 +68,12 @@ def load_student(folder: Path, *, variant: str | None = None, trust_remote_code:
             "if its answers look wrong, load it with trust_remote_code to run its own",
             stacklevel=2,
         )
-    state = {name: tensor for file in weights_of(folder, variant) for name, tensor in load_file(file).items()}
+    files = weights_of(folder, variant)
+    if not files:
+        raise ConfigurationError(
+            f"{folder} holds no weights, such as diffusion_pytorch_model.safetensors: copy it again"
+        )
+    state = {name: tensor for file in files for name, tensor in read_tensors(file).items()}
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from blocks.base import AttentionWeights, Site, TokenMixer
+from sparsight.common.errors import need_kind
 from sparsight.common.quantised.weights import is_coded
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.common.training.sharding import whole
@@ -21,8 +22,10 @@ from sparsight.diffusion.surgery.place import make_student, put
 from sparsight.diffusion.surgery.plan import MixerFactory, PlanEntry, assign, plan_from
 from sparsight.diffusion.surgery.rest.rest import settle_rest
 from sparsight.diffusion.surgery.shell import AttentionShell, Mode, Shell
-from sparsight.diffusion.surgery.sites import SiteSelection, find_sites, refuse_unsupported
+from sparsight.diffusion.surgery.sites import DENOISER, SiteSelection, find_sites, refuse_unsupported
 from sparsight.diffusion.surgery.student import OnGrid, deliver_grid, install_grid_hooks, keep_grid, transformer_stacks
+
+_SHELLS = "the values() of what sparsight.replace returned"
 
 
 def replace(
@@ -50,6 +53,7 @@ def replace(
         ValueError: The denoiser is not supported, a site cannot be replaced, something is replaced already, or the plan
             has an entry without effect.
     """
+    need_kind("denoiser", denoiser, nn.Module, DENOISER)
     if any(isinstance(module, OnGrid) for module in denoiser.modules()):
         raise ValueError(
             "this denoiser has mixers already, as an exported student has: name the base instead, or restore it first"
@@ -142,13 +146,24 @@ def set_mode(shells: Iterable[Shell], mode: Mode, *, idle: Mode = Mode.TEACHER) 
         shells: The sites.
         mode: Who computes.
         idle: Who computes instead of the student at sites that have not been handed over to it.
+
+    Raises:
+        ConfigurationError: What is given is none of these.
     """
+    need_kind("mode", mode, Mode, "one of sparsight.Mode, such as sparsight.Mode.STUDENT")
+    need_kind("shells", shells, Iterable, _SHELLS)
     for shell in shells:
+        need_kind("shells", shell, Shell, _SHELLS)
         shell.mode = idle if mode is Mode.STUDENT and not shell.handed_over else mode
 
 
 def restore(denoiser: nn.Module) -> None:
-    """Put the teachers back and take the hooks away: the denoiser as it was, still frozen."""
+    """Put the teachers back and take the hooks away: the denoiser as it was, still frozen.
+
+    Raises:
+        ConfigurationError: It is no module, but a pipeline, say.
+    """
+    need_kind("denoiser", denoiser, nn.Module, DENOISER)
     settle_rest(denoiser, student=False)
     for path, shell in shells_of(denoiser).items():
         put(denoiser, path, shell.as_teacher())

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from blocks.base import FeatureMixer, Grid, Site, TokenMixer
+from sparsight.common.errors import need_kind
 from sparsight.diffusion.families.grids import grid_from
 from sparsight.diffusion.families.known import example_inputs, facts_of, family_of, plain_class
 from sparsight.diffusion.surgery.core_site import NO_CORE, CoreSite
@@ -19,6 +20,8 @@ from sparsight.diffusion.surgery.joint import is_core
 from sparsight.diffusion.surgery.rehearsal import rehearsed
 from sparsight.diffusion.surgery.shell import Shell
 from sparsight.diffusion.surgery.student import StudentAttention, transformer_stacks
+
+DENOISER = "the denoiser of a pipeline, its unet or transformer"
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,9 @@ def find_sites(denoiser: nn.Module) -> list[Site]:
     A site is an attention in which image tokens mix with each other: alone, or, at a joint site, with text among them.
 
     Raises:
-        ValueError: The denoiser's class is not supported.
+        ValueError: The denoiser's class is not supported, or it is a pipeline.
     """
+    need_kind("denoiser", denoiser, nn.Module, DENOISER)
     grids, text = probe_grids(denoiser), family_of(denoiser).text
     found = [(path, facts_of(attention)) for path, attention in self_attentions(denoiser)]
     return [

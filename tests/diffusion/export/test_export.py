@@ -24,6 +24,7 @@ from callbacks import ExportAtEnd, SampleGrid, TrainableEMA
 from lightning_modules import AttentionDistillation, DenoiserTraining
 from lightning_modules.denoiser_training import Conditions
 from sparsight.command.trainer import SparsightTrainer
+from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.export import write as exporting
 from sparsight.diffusion.export.delta import mount
 from sparsight.diffusion.export.folder import write_pipeline
@@ -39,6 +40,7 @@ from sparsight.publish.export import export
 from tests import tiny
 from tests.tiny_sd3 import save_sd3_pipeline
 
+WEIGHTS = "diffusion_pytorch_model.safetensors"
 WAVE = '''
 """A user's own mixer."""
 
@@ -255,6 +257,39 @@ def test_a_student_of_other_code_is_loaded_with_a_warning_and_one_of_other_weigh
     save_file({"other": torch.zeros(1)}, copied / "diffusion_pytorch_model.safetensors")
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="do not fit the installed mixers"):
         load_student(copied)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: cut(f / "transformer" / WEIGHTS), f"transformer/{WEIGHTS} is cut off or damaged .*: copy it again"),
+        (lambda f: (f / "transformer" / WEIGHTS).unlink(), "transformer holds no weights, such as"),
+        (lambda f: (f / "transformer/config.json").unlink(), "transformer holds weights, but no config.json"),
+    ],
+)
+def test_files_of_a_student_that_are_cut_off_or_missing_are_named(
+    folder: Any, tmp_path: Path, damage: Any, message: str
+) -> None:
+    copied = Path(shutil.copytree(folder[0] / "student", tmp_path / "copy"))
+    for half in copied.glob("transformer/*.fp16.*"):
+        half.unlink()
+    damage(copied)
+    with pytest.raises(ConfigurationError, match=message):
+        load_pipeline(str(copied))
+
+
+def test_a_delta_that_is_cut_off_is_named_and_the_folder_around_it_too(folder: Any, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(folder[0] / "student", tmp_path / "copy"))
+    with pytest.raises(FileNotFoundError, match=r"no delta folder: .*; did you mean .*copy/delta"):
+        mount(tiny.dit(), copied)
+    cut(copied / "delta" / "mixers.safetensors")
+    teacher = load_pipeline(str(folder[0] / "base"))
+    with pytest.raises(ConfigurationError, match=r"delta/mixers.safetensors is cut off or damaged .*: copy it again"):
+        mount(teacher, copied / "delta")
+
+
+def cut(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:500])
 
 
 def test_checkpoints_that_do_not_fit_are_refused(folder: Any, tmp_path: Path) -> None:
