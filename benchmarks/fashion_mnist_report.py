@@ -58,6 +58,7 @@ def quality_line(entry: dict[str, Any], teacher: dict[str, Any]) -> dict[str, st
     """A row of the main table; ranges are over sampling seeds."""
     ratio = mean(entry["frechet"]) / mean(teacher["frechet"])
     known = "flops" in entry
+    error = entry["training"]["validation"].get("val/site_relative_l2") if known else None
     kernel = [1000 * value for value in entry["kernel"]]
     return {
         "arm": entry["arm"],
@@ -69,7 +70,7 @@ def quality_line(entry: dict[str, Any], teacher: dict[str, Any]) -> dict[str, st
         "against the teacher's": f"{ratio:.3f}",
         "kernel distance x 1000": ranged(kernel, ".1f"),
         "distance to the teacher's samples": f"{mean(entry['rmse_to_teacher']):.4f}",
-        "site error": f"{entry['training']['validation']['val/site_relative_l2']:.3f}" if known else "",
+        "site error": "" if error is None else f"{error:.3f}",
     }
 
 

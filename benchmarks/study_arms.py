@@ -111,7 +111,13 @@ ALL_MIXERS: dict[str, list[str]] = {
 }
 """One arm or a few of every mixer in docs/mixers.md."""
 
-ARMS = PUBLISHED | ALL_MIXERS
+UNTRAINED: dict[str, list[str]] = {
+    "focal_tile_16": mixer("FocalAttention", tile=16, halo=0, cells=8, learned_balance=False),
+    "focal_halo_4": mixer("FocalAttention", tile=8, halo=4, cells=8, learned_balance=False),
+}
+"""Arms without parameters, exported as they are."""
+
+ARMS = PUBLISHED | ALL_MIXERS | UNTRAINED
 
 
 LOSSES: dict[str, dict[str, Any]] = {GUIDED: {"loss": {"to_teacher": 0.0, "guided": 1.0}}}

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from benchmarks.study_arms import SAME_COST, name_of, training_options
+from benchmarks.study_arms import SAME_COST, UNTRAINED, name_of, training_options
 from sparsight.command.cli import main as sparsight
 from sparsight.common.disk.files import write_text
 from sparsight.common.errors import ConfigurationError
@@ -73,20 +73,34 @@ def train(
     precision: str,
     options: Sequence[str] = (),
 ) -> None:
-    """Distil one arm, from its last checkpoint if it was broken off; its student appears as ``<run>/student``."""
+    """Distil one arm, from its last checkpoint if it was broken off; its student appears as ``<run>/student``.
+
+    An arm without parameters is exported as it is.
+    """
     folder = root / name_of(arm, budget, training_seed)
     if (folder / "training.json").is_file():
         return
-    arguments = ["fit", "--config", subject.config, *subject.arms[arm], "--trainer.default_root_dir", str(folder)]
+    arguments = ["--config", subject.config, *subject.arms[arm], "--trainer.default_root_dir", str(folder)]
     arguments += ["--model.teacher", subject.teacher]
-    arguments += ["--trainer.precision", precision, *training_options(arm, budget, training_seed), *options]
+    record: dict[str, Any] = {"arm": folder.name, "steps": 0, "validation": {}}
+    if arm in UNTRAINED:
+        sparsight(["export", *arguments, "--output", str(folder / "student")])
+    else:
+        how = ["--trainer.precision", precision, *training_options(arm, budget, training_seed), *options]
+        record |= _distilled(folder, [*arguments, *how])
+    report = replacement_report(DiffusionModel.from_pretrained(str(folder / "student")).denoiser)
+    record |= {"parameters": report.parameters_after, "flops": report.flops_after, "kept": report.kept}
+    record |= {"teacher_parameters": report.parameters_before, "teacher_flops": report.flops_before}
+    write_text(folder / "training.json", json_text(record))
+
+
+def _distilled(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
+    """Train a run, and tell what it took."""
     checkpoints = sorted(folder.rglob("last.ckpt"), key=lambda path: path.stat().st_mtime)
-    if checkpoints:
-        arguments += ["--ckpt_path", str(checkpoints[-1])]
+    resumed = ["--ckpt_path", str(checkpoints[-1])] if checkpoints else []
     begin = time.perf_counter()
-    trainer = sparsight(arguments).trainer
-    record = {
-        "arm": folder.name,
+    trainer = sparsight(["fit", *arguments, *resumed]).trainer
+    return {
         "steps": trainer.global_step,
         "resumed": bool(checkpoints),
         "seconds": round(time.perf_counter() - begin),
@@ -94,10 +108,6 @@ def train(
         "precision": str(trainer.precision),
         "validation": {name: float(value) for name, value in trainer.callback_metrics.items() if "val/" in name},
     }
-    report = replacement_report(DiffusionModel.from_pretrained(str(folder / "student")).denoiser)
-    record |= {"parameters": report.parameters_after, "flops": report.flops_after, "kept": report.kept}
-    record |= {"teacher_parameters": report.parameters_before, "teacher_flops": report.flops_before}
-    write_text(folder / "training.json", json_text(record))
 
 
 def training_of(root: Path, run: str) -> dict[str, Any] | None:

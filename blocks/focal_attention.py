@@ -59,7 +59,7 @@ class FocalAttention(SoftmaxMixer):
         halo: Tokens on either side of a tile that it sees, too. At a border the block moves inwards, and stays whole.
         cell: Side of a cell in tokens, or one for each of the last axes. Mean keys and values stand for its tokens.
         cells: Cut every axis into so many cells instead, at any size, which makes the cost linear; ``cell`` then counts
-            for nothing.
+            for nothing. A grid that a tile covers is full attention, by torch's own kernel.
         learned_balance: Add a learned number per head to the logits of all cells. It starts at zero.
 
     Raises:
@@ -93,6 +93,8 @@ class FocalAttention(SoftmaxMixer):
 
     def flops(self, grid: Grid) -> int:
         """Two products of every query of whole tiles with its block and all cells: 4 * T * a * M * h * d."""
+        if self._covers(grid):
+            return 4 * grid.tokens**2 * self.site.heads * self.site.head_dim
         sides = tile_sides(self.tile, grid)
         block = math.prod(_block(sides, self._halos(grid), grid))
         keys = -(-(block + tile_count(self._cell_sides(grid), grid)) // _BLOCK) * _BLOCK
@@ -100,6 +102,8 @@ class FocalAttention(SoftmaxMixer):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """Mix (B, h, N, d) tensors by torch's fused kernel."""
+        if self._covers(grid) and not self._learns():
+            return F.scaled_dot_product_attention(q, k, v, scale=scale)
         plan = self._plan(grid, q.device)
         q_tiles, k_tiles, v_tiles = self._tiles(q, k, v, plan, grid)
         bias = self._bias(plan, len(q)).to(q.dtype)
@@ -108,6 +112,8 @@ class FocalAttention(SoftmaxMixer):
 
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Mix, and tell the log-sum-exp, balance included."""
+        if self._covers(grid) and not self._learns():
+            return attend(q, k, v, scale)
         plan = self._plan(grid, q.device)
         parts = attend(*self._tiles(q, k, v, plan, grid), scale, self._bias(plan, len(q)))
         output, lse = (self._tokens(part, plan, len(q)) for part in parts)
@@ -136,6 +142,14 @@ class FocalAttention(SoftmaxMixer):
             own = (position >= first) & (position < first + block)
             near = (near[:, None, :, None] & own[:, None]).flatten(2).flatten(0, 1)
         return near
+
+    def _covers(self, grid: Grid) -> bool:
+        """Whether every tile sees the whole grid, so that nothing is left to cells."""
+        return _block(tile_sides(self.tile, grid), self._halos(grid), grid) == grid.sizes
+
+    def _learns(self) -> bool:
+        """Whether a loss must reach the balance, if only by zeros."""
+        return self.balance is not None and self.balance.requires_grad and torch.is_grad_enabled()
 
     def _halos(self, grid: Grid) -> tuple[int, ...]:
         return on_axes(self.halo, grid, 0)

@@ -11,8 +11,19 @@ import torch
 
 from benchmarks.fashion_mnist_study import SUBJECT
 from benchmarks.study_arms import ARMS, factory_of, name_of, plain_of, training_options
-from benchmarks.study_runs import draw, drawn, keep_protocol, read_rows, rmse_to_teacher, sample_file
+from benchmarks.study_runs import (
+    draw,
+    drawn,
+    keep_protocol,
+    read_rows,
+    rmse_to_teacher,
+    sample_file,
+    train,
+    training_of,
+)
 from blocks import Grid, Site
+from sparsight.diffusion.export.standalone import reference_output
+from sparsight.diffusion.model.load import load_pipeline
 from sparsight.testing import apply_mixer, random_inputs
 from tests import tiny
 from tests.tiny_rows import few
@@ -73,3 +84,16 @@ def test_a_run_is_named_by_what_differs_from_the_configuration() -> None:
     guided = training_options("focal_cells_guided", "pairs", 0)
     assert [each["loss"]["guided"] for each in json.loads(guided[-1])] == [1.0, 1.0]
     assert not any("loss" in each for each in stages)
+
+
+@pytest.mark.slow
+def test_an_arm_without_parameters_is_exported_as_it_is(tmp_path: Path) -> None:
+    train(SUBJECT, "focal_halo_4", tmp_path, budget=None, training_seed=0, precision="32-true")
+    training = training_of(tmp_path, "focal_halo_4")
+    assert training is not None and training["steps"] == 0 and training["validation"] == {}
+    assert training["parameters"] == training["teacher_parameters"]
+    student = load_pipeline(str(tmp_path / "focal_halo_4" / "student")).transformer
+    teacher = load_pipeline("fashion_mnist_dit").transformer
+    inputs, expected = reference_output(teacher)
+    with torch.no_grad():
+        torch.testing.assert_close(student(**inputs).sample, expected)

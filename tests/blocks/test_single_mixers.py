@@ -16,6 +16,7 @@ from blocks import (
     DiscAttention,
     EstimatedAttention,
     FactorizedAttention,
+    FocalAttention,
     Gated,
     Grid,
     HeadSplit,
@@ -84,6 +85,21 @@ def test_weights_of_a_tile_serve_grids_with_its_axes_alone() -> None:
     mixer = PooledAttention(SITE, tile=2, pooling="positions")
     with pytest.raises(ValueError, match="learned weights for tiles of 2 axes, and a grid of 3 came"):
         mixer.mix(*random_inputs(mixer, Grid(2, 4, 4)), Grid(2, 4, 4), 0.4)
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 6), Grid(7, 5), Grid(2, 3, 4)])
+def test_a_tile_that_covers_the_grid_is_attention_and_a_loss_still_reaches_the_balance(grid: Grid) -> None:
+    mixer = FocalAttention(SITE, tile=8, halo=0, cells=2)
+    q, k, v = random_inputs(mixer, grid)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.4)
+    learning = mixer.mix(q, k, v, grid, 0.4)
+    torch.testing.assert_close(learning, expected)
+    learning.square().sum().backward()
+    assert mixer.balance is not None and mixer.balance.grad is not None and not mixer.balance.grad.any()
+    with torch.no_grad():
+        assert torch.equal(mixer.mix(q, k, v, grid, 0.4), expected)
+        torch.testing.assert_close(mixer.partial(q, k, v, grid, 0.4), mixer.reference(q, k, v, grid, 0.4))
+    assert mixer.flops(grid) == 4 * grid.tokens**2 * SITE.heads * SITE.head_dim
 
 
 @pytest.mark.parametrize(("radius", "keys"), [(8, 193), (16, 793), (32, 3205)])
