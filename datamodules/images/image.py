@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,7 +13,7 @@ from datamodules.base import RecordsDataModule
 from datamodules.images.buckets import AspectBuckets, trained_model
 from datamodules.images.class_check import check_alike, check_batch, check_classes, number_of_classes
 from datamodules.images.image_dataset import ImageDataset, ImageTransform
-from datamodules.images.size_check import check_size
+from datamodules.images.size_check import UNSCALED, check_scales, check_size
 from datamodules.images.transform_options import TransformOptions
 from datamodules.sources.decoding import MAX_PIXELS
 from datamodules.sources.records import RecordSource
@@ -41,6 +41,8 @@ class ImageDataModule(RecordsDataModule):
         transform: What else is done to them.
         buckets: Bring each training image to the size of this area that is nearest to its own proportions; every batch
             then has one size. Validation and test images have ``image_size``.
+        scales: Multiples of ``image_size``: each training image is brought to one of these sizes, drawn once with the
+            seed, and every batch has one size. With ``fit: pad`` an image that is smaller is only padded further.
         batch_size: Records a batch and process; the global batch is this times the number of processes.
         num_workers: Loader processes; 0 loads in the main process.
         seed: Seed of order, flips, split and ``limit``.
@@ -64,6 +66,7 @@ class ImageDataModule(RecordsDataModule):
         image_size: int | tuple[int, int] = 32,
         transform: TransformOptions = TransformOptions(),
         buckets: AspectBuckets | None = None,
+        scales: Sequence[float] = UNSCALED,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
@@ -87,13 +90,14 @@ class ImageDataModule(RecordsDataModule):
         self.transform = ImageTransform(height, width, transform.channels, transform.fit, transform.background)
         self.horizontal_flip = transform.horizontal_flip
         self.buckets = buckets
+        self.scales = check_scales(scales, height, width, bucketed=buckets is not None)
         self.other_classes = allowed.other_classes
         self._model_classes: int | None = None
-        self.alike = "one size" if buckets is not None else ""
+        self.alike = "one size" if buckets is not None or self.scales != UNSCALED else ""
         self.encoded = False
 
     def batch_shape(self, model: DiffusionModel) -> tuple[int, ...]:
-        """Samples a batch, their sides in a model's space; known before there is any data.
+        """Samples a batch, their sides in a model's space, the largest of its scales; known before there is any data.
 
         To a model of video they have one frame.
 
@@ -101,10 +105,11 @@ class ImageDataModule(RecordsDataModule):
             ValueError: The model does not take such images.
         """
         if not self.encoded:
-            check_size(self.transform, model)
+            self._check_sizes(model)
+        largest = self._transforms()[-1]
         cell = model.pixels_per_cell
         frames = (1,) * (len(model.sample_shape()) - 3)
-        return self.batch_size, *frames, self.transform.height // cell, self.transform.width // cell
+        return self.batch_size, *frames, largest.height // cell, largest.width // cell
 
     def _check_sources(self, opened: Mapping[str, RecordSource]) -> None:
         named = {name: source.classes for name, source in opened.items() if source.classes is not None}
@@ -115,12 +120,22 @@ class ImageDataModule(RecordsDataModule):
         model = trained_model(self.trainer)
         self._model_classes = number_of_classes(model)
         if model is not None and not self.encoded:
-            check_size(self.transform, model)
+            self._check_sizes(model)
         if model is not None and not self.other_classes:
             for name, source in opened.items():
                 check_classes(source, model, split=name)
         if self.buckets is not None and "train" in opened and model is not None:
             self.buckets.check_fits(model)
+
+    def _transforms(self) -> list[ImageTransform]:
+        """Of every scale, the smallest first."""
+        base = self.transform
+        sizes = [(round(scale * base.height), round(scale * base.width)) for scale in sorted(self.scales)]
+        return [replace(base, height=height, width=width) for height, width in sizes]
+
+    def _check_sizes(self, model: DiffusionModel) -> None:
+        for transform in (self.transform, *self._transforms()):
+            check_size(transform, model)
 
     def _receive(self, name: str, batch: dict[str, Any], last: bool) -> dict[str, Any]:
         source = self.datasets[name].source
@@ -129,7 +144,11 @@ class ImageDataModule(RecordsDataModule):
 
     def _make_dataset(self, name: str, source: RecordSource, indices: np.ndarray, *, max_corrupt: int) -> ImageDataset:
         transforms, groups = [self.transform], np.zeros(len(indices), dtype=np.int64)
-        if self.buckets is not None and name == "train":
+        if self.scales != UNSCALED and name == "train":
+            transforms = self._transforms()
+            drawn = np.random.default_rng([self.seed, len(source)]).integers(len(transforms), size=len(source))
+            groups = drawn[indices]
+        elif self.buckets is not None and name == "train":
             sizes = self.buckets.sizes(self.transform.height, self.transform.width)
             groups = self.buckets.assign(self.buckets.measure(source)[indices], sizes)
             transforms = [replace(self.transform, height=height, width=width) for height, width in sizes]

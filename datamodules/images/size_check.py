@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from datamodules.images.image_dataset import ImageTransform
 from sparsight.common.errors import require
 from sparsight.diffusion.families.known import family_of
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
+
+UNSCALED = (1.0,)
 
 
 def check_size(transform: ImageTransform, model: DiffusionModel) -> None:
@@ -27,3 +31,29 @@ def check_size(transform: ImageTransform, model: DiffusionModel) -> None:
     require(fits, "image_size", size, f"multiples of {cell}, the pixels of a patch of the model")
     square = not family_of(model.denoiser).square_only or transform.height == transform.width
     require(square, "image_size", size, "a single number, as this model (DiT) takes squares alone")
+
+
+def check_scales(scales: Sequence[float], height: int, width: int, *, bucketed: bool) -> tuple[float, ...]:
+    """The multiples of a size that training images come in, if they make whole pixels.
+
+    Args:
+        scales: The multiples.
+        height: Of the size.
+        width: Of the size.
+        bucketed: Whether images are brought to sizes of one area, too.
+
+    Raises:
+        ConfigurationError: There are none, one is no number above 0 or is named twice, it makes no whole pixels, or
+            images are bucketed besides.
+    """
+    require(len(scales) == len(set(scales)) > 0, "scales", scales, "one or more numbers, each of them once")
+    for scale in scales:
+        whole = scale > 0 and float(scale * height).is_integer() and float(scale * width).is_integer()
+        require(whole, "scales", scale, f"what makes whole pixels of image_size {(height, width)}")
+    require(
+        tuple(scales) == UNSCALED or not bucketed,
+        "scales",
+        scales,
+        "[1] beside buckets, which choose sizes by themselves",
+    )
+    return tuple(scales)

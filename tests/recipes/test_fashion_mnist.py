@@ -78,6 +78,13 @@ def test_quickstart(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_student_of_several_scales(tmp_path: Path) -> None:
+    name, teacher = "fashion_mnist_mixed_sizes", tiny.save_pixel_pipeline(tmp_path / "teacher")
+    small = shrunk(name, tmp_path, model=distillation(name, teacher), data=records(tmp_path))
+    check_student(walk(name, small))
+
+
+@pytest.mark.slow
 def test_the_shipped_teacher_is_trained_from_nothing(tmp_path: Path) -> None:
     model = {"denoiser": {"init_args": TINY}, "schedule": {"warmup_steps": 1}, "sampling": {"steps": 2}}
     small = shrunk("fashion_mnist_teacher", tmp_path, model=model, data=records(tmp_path))

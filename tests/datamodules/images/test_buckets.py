@@ -13,10 +13,11 @@ import pytest
 import torch
 from PIL import Image
 
-from datamodules import AspectBuckets, FolderRecords, ImageDataModule
+from datamodules import AspectBuckets, FolderRecords, IdxRecords, ImageDataModule
 from datamodules.sampler import GroupSampler, ResumableLoader
 from datamodules.sources.decoding import image_size
 from datamodules.sources.records import CorruptRecord
+from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model.diffusion_model import DiffusionModel
 from tests import tiny
 from tests.tiny_records import Numbers
@@ -64,6 +65,38 @@ def test_sizes_have_one_area_and_their_images_the_nearest_proportions() -> None:
     chosen = [sizes[number] for number in buckets.assign(measured, sizes)]
     assert chosen == [(512, 512), (640, 384), (512, 512), (512, 512), (448, 576)]
     assert buckets.sizes(512, 1536) and (512, 1536) in buckets.sizes(512, 1536)  # what is asked for is always there
+
+
+def test_batches_come_in_several_scales_and_validation_in_one(tmp_path: Path) -> None:
+    records = IdxRecords(*map(str, tiny.save_idx(tmp_path)))
+    how: dict[str, Any] = {"scales": [1, 1.5, 2], "image_size": 8, "batch_size": 2, "transform": {"channels": 1}}
+    images, again = (ImageDataModule(records, val=records, **how) for _ in range(2))
+    images.setup("fit")
+    seen: dict[int, set[int]] = {}
+    for batch in images.train_dataloader():
+        assert batch["image"].shape[-1] == batch["image"].shape[-2]
+        seen.setdefault(batch["image"].shape[-1], set()).update(batch["index"].tolist())
+    assert set(seen) == {8, 12, 16} and sum(map(len, seen.values())) == len(set.union(*seen.values()))
+    again.setup("fit")
+    assert again.datasets["train"].groups.tolist() == images.datasets["train"].groups.tolist()
+    assert {batch["image"].shape[-1] for batch in images.val_dataloader()} == {8}
+    model = DiffusionModel.from_pretrained(str(tiny.save_pixel_pipeline(tmp_path / "teacher")))
+    assert images.batch_shape(model) == (2, 16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scales": []}, r"scales is \[\]; allowed: one or more"),
+        ({"scales": [1, 1]}, "each of them once"),
+        ({"scales": [1, 1.3]}, r"scales is .*whole pixels of image_size \(16, 16\)"),
+        ({"scales": [1, -1]}, "whole pixels"),
+        ({"scales": [1, 2], "buckets": AspectBuckets(cell=8)}, r"scales is .*\[1\] beside buckets"),
+    ],
+)
+def test_scales_that_make_no_size_are_refused(folder: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        ImageDataModule(FolderRecords(str(folder)), image_size=16, **options)
 
 
 def test_batches_have_one_size_and_pictures_keep_their_proportions(folder: Path, tmp_path: Path) -> None:
