@@ -15,7 +15,14 @@ from sparsight.common.errors import ConfigurationError
 from sparsight.common.training.averaging import averaging
 from sparsight.lvlm.export.write import processor_of
 from sparsight.publish.checkpoint import stages_of
-from sparsight.publish.export import Named, check_destination, export_and_push, rehearse
+from sparsight.publish.export import (
+    OUTPUT_OF_EXPORT,
+    ROOT_OF_EXPORT,
+    Named,
+    check_destination,
+    export_and_push,
+    rehearse,
+)
 from sparsight.publish.facts import Metric, Run, hardware, newest_grid
 from sparsight.publish.hub import check_repo
 
@@ -67,7 +74,8 @@ class ExportAtEnd(Callback):
         """
         if stage == "fit":
             folder = self._folder(trainer, pl_module)
-            check_destination(folder, overwrite=self.overwrite, option="callbacks.ExportAtEnd.output")
+            option = ROOT_OF_EXPORT if self.output is None else OUTPUT_OF_EXPORT
+            check_destination(folder, overwrite=self.overwrite, option=option)
             check_repo(self.options["repo"])
             if 0 in (trainer.max_steps, trainer.max_epochs):
                 raise ConfigurationError(

@@ -27,7 +27,7 @@ from datamodules.sampler import (
 )
 from datamodules.sources.identity import identity_of
 from datamodules.sources.records import RecordSource, unused_message
-from sparsight.common.errors import require
+from sparsight.common.errors import need_kind, need_whole, require
 
 _log = logging.getLogger(__name__)
 _LOGGED_RECORDS = 20
@@ -83,6 +83,8 @@ class RecordsDataModule(ProcessDataModule):
         self.corrupt: dict[str, dict[int, str]] = {name: {} for name in self.sources}
         self.alike = ""
         self._identity: dict[str, Any] | None = None
+        need_whole(batch_size=batch_size, num_workers=num_workers, seed=seed)
+        need_kind("val_share", val_share, (int, float), "a number")
         require(0.0 <= val_share < 1.0, "val_share", val_share, "0 up to, not including, 1")
         require(batch_size >= 1, "batch_size", batch_size, "1 or more")
         require(limit is None or limit >= 1, "limit", limit, "1 or more, or null")
@@ -162,7 +164,7 @@ class RecordsDataModule(ProcessDataModule):
         for part in source.parts:
             self._check_unused(part)
         if len(source) == 0:
-            raise ValueError(f"the {name} source {type(source).__name__} has no records; check its path and split")
+            raise ValueError(f"data.{name}: {described(source)} has no records; check its path and split")
 
     def _check_sources(self, opened: Mapping[str, RecordSource]) -> None:
         """Refuse opened sources that do not go together."""
@@ -281,6 +283,13 @@ class RecordsDataModule(ProcessDataModule):
         if last and found:
             _log.warning("%d of %d %s records are unreadable and were skipped", len(found), len(dataset), name)
         return batch
+
+
+def described(source: RecordSource) -> str:
+    """The class of a source, and the path or the files that it was given."""
+    given = {name: value for name, value in vars(source).items() if name in ("root", "path", "file", "files", "images")}
+    listed = ", ".join(f"{name} {value}" for name, value in given.items())
+    return f"{type(source).__name__}{listed and f' of {listed}'}"
 
 
 def too_many_unused(kind: str, records: int, unused: Sequence[str], *, share: float) -> str:

@@ -8,13 +8,17 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from blocks import Merge
 from sparsight.diffusion.export.standalone import standalone
 from sparsight.diffusion.surgery.replace import finalize, replace, set_mode
 from sparsight.diffusion.surgery.shell import Mode
+from sparsight.lvlm.scores import score_layers
 from tests import tiny
 from tests.tiny import run
+from tests.tiny_batches import batch_of, one_by_one
+from tests.tiny_lvlm import tiny_lvlm
 from tests.tiny_pages import DOCS, code_blocks
 
 
@@ -86,6 +90,27 @@ def test_the_block_of_the_tutorial_works(tmp_path: Path, monkeypatch: pytest.Mon
     finally:
         for name in ("ripple", "rows_nearby", "test_ripple"):
             sys.modules.pop(name)
+
+
+def test_the_score_of_the_page_measures_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = next(code for code in code_blocks("lvlm.md", "python") if code.startswith("# my_scores.py"))
+    (tmp_path / "my_scores.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_scores  # type: ignore[import-not-found]
+
+    try:
+        model = tiny_lvlm("llava")
+        batch = batch_of("llava", model)
+        growth = score_layers(model, [batch], [my_scores.Growth()]).values["growth"]
+        single = one_by_one(batch)
+        with torch.no_grad():
+            states = [
+                model(**each["inputs"], output_hidden_states=True, use_cache=False).hidden_states for each in single
+            ]
+        expected = [(of[1][0].norm(dim=-1) / of[0][0].norm(dim=-1)).mean() for of in states]
+        assert growth[0] == pytest.approx(float(torch.stack(expected).mean()), rel=1e-5)
+    finally:
+        sys.modules.pop("my_scores")
 
 
 def test_docstrings_say_what_their_own_function_does() -> None:

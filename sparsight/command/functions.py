@@ -12,13 +12,14 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from blocks import Site, TokenMixer
 from lightning_modules import AttentionDistillation, LVLMEvaluation, SparseLayerTuning
 from sparsight.command.options import options_of_trainer
 from sparsight.command.output.quiet import quieten
 from sparsight.command.trainer import SparsightTrainer
-from sparsight.common.errors import ConfigurationError, need_kind, need_list, need_options
+from sparsight.common.errors import ConfigurationError, need_kind, need_list, need_options, need_whole
 from sparsight.diffusion.surgery.plan import PlanEntry
 from sparsight.diffusion.train.stages import Stage
 from sparsight.lvlm.export.write import processor_of
@@ -60,7 +61,8 @@ def distill(
     """
     need_kind("teacher", teacher, (str, Path), "a folder, a shipped model's name or a hub id")
     need_list("stages", stages, Stage)
-    if isinstance(mixer, str) or not (callable(mixer) or isinstance(mixer, Sequence)):
+    other = isinstance(mixer, nn.Module) or (isinstance(mixer, type) and not issubclass(mixer, TokenMixer))
+    if other or isinstance(mixer, str) or not (callable(mixer) or isinstance(mixer, Sequence)):
         raise ConfigurationError(
             f"mixer is {mixer!r}: give a class, such as blocks.DeltaConvBlock, or a list of PlanEntry"
         )
@@ -145,6 +147,7 @@ def _check(kind: type, data: Any, *, trainer: TrainerOptions | None, options: Ma
     need_kind("data", data, LightningDataModule, "a datamodule, such as datamodules.ImageDataModule(...)")
     need_kind("trainer", trainer or {}, Mapping, 'a dict of options, such as {"devices": 2}')
     need_options(list(inspect.signature(kind).parameters), options)
+    need_whole(seed=options.get("seed", 0))
     need_options(options_of_trainer(), trainer or {}, where="trainer.")
 
 

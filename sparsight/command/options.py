@@ -39,6 +39,8 @@ OTHERS = {  # verbs that take no config
     "list": ["json"],
     "completion": [],
 }
+BELOW_CLASS = ("class_path", "init_args", "dict_kwargs")  # what a class in a config has; flags may leave them out
+_FEW = 4  # classes that a message names at most
 _CLASS = re.compile(r"^class (\w+)", re.MULTILINE)
 _TRAINER_FILES = (HOME / "sparsight" / "command" / "trainer.py", HOME / "sparsight" / "command" / "verbs.py")
 _LIGHTNING_FILES = ("__init__.py", "trainer/__init__.py", "trainer/trainer.py")
@@ -134,15 +136,29 @@ def _names(sources: Sources, path: str) -> list[str]:
 
 
 def close_options(kind: str, name: str, known: Iterable[str]) -> str:
-    """An addition to a message that names options which are nearly called so, by their names of today.
+    """An addition to a message that names options which are nearly called so, by their names of today, or who has it.
 
     Args:
         kind: Name of the class.
         name: What was given.
         known: Options of the class.
     """
+    if name in BELOW_CLASS:
+        return ": indent class_path and init_args below the option that they are for"
     former = FORMER.get(kind, {})
-    return suggestion(list(dict.fromkeys(former.get(each, each) for each in closest(name, [*known, *former]))))
+    close = list(dict.fromkeys(former.get(each, each) for each in closest(name, [*known, *former])))
+    return suggestion(close) or _those_with(name, beside=kind)
+
+
+def _those_with(option: str, *, beside: str) -> str:
+    """An addition that names classes with an option, of the package that a class is offered by."""
+    files = plugin_classes().get(beside, [])
+    package = HOME / files[0].relative_to(HOME).parts[0] if files else None
+    if package is None:
+        return ""
+    offered = re.findall(r"\w+", (package / "__init__.py").read_text(encoding="utf-8"))
+    others = [each for each in plugin_classes() if each in offered and option in (options_of_plugin(each) or ())]
+    return f"; {' and '.join(others)} {'has' if len(others) == 1 else 'have'} it" if 0 < len(others) < _FEW else ""
 
 
 @cache

@@ -133,9 +133,16 @@ def in_one_line(message: str, known: Iterable[str] = ()) -> str:
     if all(expected):
         types = " or ".join(_plain(match[1]) for match in expected if match and not NO_CLASS.match(match[0]))
         value = next((match[2] for match in expected if match and match[2]), first.value)
-        listed = f"; write '[{value}]'" if types == "a list" and re.fullmatch(r"[\w.]+", value) else ""
+        listed = f"; write {_as_list(value)}" if types == "a list" else ""
         return f"{key}: expected {types}, got {value!r}{did_you_mean(value, CHOICE.findall(types))}{listed}"
     return f"{key}: {'; '.join(complaint.text for complaint in complaints)}"
+
+
+def _as_list(value: str) -> str:
+    """How what was given is written as the only entry of a list, or its entries as one."""
+    if value.startswith("{"):
+        return "a dash before its first key, as each entry of a list has"
+    return f"'[{value}]'"
 
 
 def _with_position(message: str, complaint: _Complaint) -> list[str]:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Any, get_args
 
 from sparsight.common.near import did_you_mean
@@ -78,6 +79,17 @@ def need_numbers(**given: object) -> None:
     for name, value in given.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float))):
             raise ConfigurationError(f"{name} is {_shown(value)}: give a number")
+
+
+def need_whole(**given: object) -> None:
+    """Refuse what is no whole number.
+
+    Raises:
+        ConfigurationError: One is not.
+    """
+    for name, value in given.items():
+        if isinstance(value, bool) or not isinstance(value, Integral):
+            raise ConfigurationError(f"{name} is {_shown(value)}: give a whole number")
 
 
 def need_options(known: Sequence[str], names: Iterable[str], *, where: str = "") -> None:

@@ -197,6 +197,16 @@ def export_and_push(
     return folder
 
 
+ROOT_OF_EXPORT, OUTPUT_OF_EXPORT = "trainer.default_root_dir: ExportAtEnd's", "callbacks.ExportAtEnd.output"
+NAME_ANOTHER = "name another folder, or set overwrite to true"
+IN_CONFIG = "remove that one, or write `overwrite: true` at ExportAtEnd in the config"
+OTHER_FOLDER = {
+    ROOT_OF_EXPORT: f"give this run another --trainer.default_root_dir, {IN_CONFIG}",
+    OUTPUT_OF_EXPORT: f"name another folder, {IN_CONFIG}",
+}
+"""What helps where an export is there already, by the option that names its folder."""
+
+
 def check_destination(output: str | Path, *, overwrite: bool, option: str = "output") -> Path:
     """The absolute path of ``output``, if an export may be written there.
 
@@ -211,9 +221,7 @@ def check_destination(output: str | Path, *, overwrite: bool, option: str = "out
     path = Path(os.path.abspath(output))
     put_back(path)
     if path.exists() and not overwrite:
-        other = "name another folder" if option == "output" else "give this run another --trainer.default_root_dir"
-        switch = f"{option.removesuffix('output')}overwrite"
-        raise ValueError(f"{option} {output} exists already: {other}, or set {switch} to true")
+        raise ValueError(f"{option} {output} exists already: {OTHER_FOLDER.get(option, NAME_ANOTHER)}")
     ours = any((path / name).is_file() for name in ("model_index.json", "sparsight.json"))
     if path.exists() and not ours and not (path.is_dir() and not any(path.iterdir())):
         raise ValueError(f"{option} {output} is no earlier export, so it is not overwritten: name another folder")

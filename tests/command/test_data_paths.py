@@ -161,7 +161,7 @@ def test_an_export_that_is_there_is_seen_before_weights_are_loaded(
     content["trainer"]["callbacks"] = [{"class_path": "callbacks.ExportAtEnd"}]
     config.write_text(yaml.safe_dump(content))
     write_files(tmp_path / "runs" / folder, {"README.md": "an earlier one"})
-    with pytest.raises(SystemExit, match=rf"callbacks\.ExportAtEnd\.output .*/{folder} exists already"):
+    with pytest.raises(SystemExit, match=rf"default_root_dir: ExportAtEnd's .*/{folder} exists already: give"):
         main(["fit", "--config", str(config)])
     with pytest.raises(SystemExit, match=r"callbacks\.ExportAtEnd\.output there exists already"):
         main(["fit", "--config", str(config), "--trainer.callbacks.output", "there"])

@@ -142,6 +142,19 @@ MISTAKES = [
             ("imagez", "folder"): r"imagez: there is no such option; did you mean images\?",
         }.items()
     ],
+    *[
+        (
+            with_option(*keys, value=None),
+            rf"{'.'.join(k for k in keys if k != 'init_args')} is null, .* leave it out{more}$",
+        )
+        for keys, more in {
+            ("data", "init_args", "batch_size"): ", which means 64",
+            ("data", "init_args", "transform"): "",
+            ("model", "init_args", "sampling"): "",
+            ("model", "init_args", "trained"): "",
+        }.items()
+    ],
+    (stage(lr=None), r"model\.stages\.0\.lr is null, which it cannot be: leave it out, which means 0\.0003$"),
     (stage(step={}), r"model\.stages\.step: there is no such option; did you mean steps or timesteps\?"),
 ]
 

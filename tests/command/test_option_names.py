@@ -42,6 +42,7 @@ QUICK = ["fit", "--config", "experiment/quickstart"]
         ),
         ([*QUICK, "--trianer.max_steps", "3"], r"did you mean --trainer\.max_steps\?"),
         ([*QUICK, "--trainer.max_stepz", "3"], r"^trainer\.max_stepz: the trainer has no .* did you mean max_steps"),
+        ([*QUICK, "--model.layers", "All"], r"^model\.layers: Att.* has no such option; SparseLayerTuning has it$"),
         ([*QUICK, "--model.techer", "x"], r"^model\.techer: AttentionDistillation has no .* did you mean teacher"),
         ([*QUICK, "--model.init_args.techer", "x"], r"^model\.techer: AttentionDistillation has no such option"),
         (

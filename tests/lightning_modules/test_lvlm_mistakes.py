@@ -77,7 +77,10 @@ MISTAKES: list[tuple[Any, str]] = [
         lambda f: ({}, talks(f, "talks.json", ".")),
         r"data\.train \(.*[0-9] of 9 records are unreadable.*gone\.png.*Repair or remove them",
     ),
-    (lambda f: ({}, talks(f, "empty.json", ".")), "the train source ConversationRecords has no records"),
+    (
+        lambda f: ({}, talks(f, "empty.json", ".")),
+        r"data\.train: ConversationRecords of file .*empty\.json, images .* has no records",
+    ),
     (
         lambda f: ({}, {"batching": {"max_length": 8}, "val": None}),
         r"its images reach to token \d+, beyond max_length=8",

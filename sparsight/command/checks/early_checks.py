@@ -15,11 +15,12 @@ import torch
 from sparsight.command.arguments import WITHOUT_DATA, check_checkpoint, check_given, check_there
 from sparsight.command.checks.analyze_options import check_analysis
 from sparsight.command.checks.input_paths import WHERE, check_need, needs_of
+from sparsight.command.checks.nulls import check_nulls
 from sparsight.command.config_keys import Place, parts_of
 from sparsight.common.datamodule import OfWing
 from sparsight.common.errors import ConfigurationError, require
 from sparsight.common.names import named
-from sparsight.publish.export import NamesExport, check_destination
+from sparsight.publish.export import OUTPUT_OF_EXPORT, ROOT_OF_EXPORT, NamesExport, check_destination
 
 RANGES: dict[str, tuple[int, float]] = {  # options that libraries take without a look at it, or name no key
     "seed_everything": (0, 2**32 - 1),
@@ -87,6 +88,7 @@ def check_early(config: Any, verb: str) -> None:
     if checkpoint is not None:
         check_checkpoint(str(checkpoint))
     for part in parts_of(config):
+        check_nulls(part)
         if part.key.split(".")[0] == "data":
             if verb not in WITHOUT_DATA:
                 _check_inputs(part)
@@ -152,12 +154,13 @@ def _check_exports(config: Any) -> None:
         if part.kind.rpartition(".")[2] != EXPORT:
             continue
         output, module = part.options.get("output"), named(config.model.class_path)
+        option = ROOT_OF_EXPORT if output is None else OUTPUT_OF_EXPORT
         if output is None and isinstance(module, NamesExport):
             name = module.export_name_for(config.model.get("init_args", {}))
             output = os.path.join(config.trainer.default_root_dir, name)
         if output is not None:
             overwrite = bool(part.options.get("overwrite"))
-            check_destination(output, overwrite=overwrite, option=f"callbacks.{EXPORT}.output")
+            check_destination(output, overwrite=overwrite, option=option)
 
 
 def _check_records(part: Place, verb: str) -> None:

@@ -9,11 +9,10 @@ from typing import Any
 from jsonargparse import Namespace
 
 from sparsight.command.arguments import FILE_OPTIONS
+from sparsight.command.options import BELOW_CLASS
 from sparsight.common.disk.yaml_files import read_yaml, yaml_value
 from sparsight.common.errors import ConfigurationError
 from sparsight.common.near import did_you_mean
-
-BELOW_CLASS = ("class_path", "init_args", "dict_kwargs")
 
 
 def check_empty_keys(arguments: Sequence[str], config: Any) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from sparsight.command.arguments import FILE_OPTIONS, INCLUDE, VERBS, given_options, resolve_configs
 from sparsight.command.checks.input_paths import ASKS_ONLY, classes_in
 from sparsight.command.options import (
+    BELOW_CLASS,
     OTHERS,
     close_options,
     options_in_group,
@@ -30,7 +31,6 @@ from sparsight.common.near import closest, did_you_mean, suggestion
 
 BASES = {"model": "lightning_modules", "data": "datamodules"}  # packages whose classes may be given by bare name
 GROUPS = (*BASES, "trainer")  # options with options of their own
-LEFT_OUT = ("init_args", "class_path", "dict_kwargs")  # users may write them on the command line
 SHORT = ("-c", "-h")
 _NEAR, _VERY_NEAR = 0.6, 0.8  # of 1: a bare name may also be Lightning's
 
@@ -137,7 +137,7 @@ def _check_option(verb: str, option: str) -> None:
 
 def _check_trainer(name: str, where: str) -> None:
     known = options_of_trainer()
-    if name not in (*known, *LEFT_OUT):
+    if name not in (*known, *BELOW_CLASS):
         raise ConfigurationError(f"{where}trainer.{name}: the trainer has no such option{did_you_mean(name, known)}")
 
 
@@ -229,7 +229,7 @@ def _classes_by_place(
             found.setdefault(keys, set()).add(kind)
     for argument, follower in zip(arguments, [*arguments, ""][1:], strict=True):
         option, equals, value = argument.partition("=")
-        keys = tuple(_name(each) for each in option.removeprefix("--").split(".") if each not in LEFT_OUT)
+        keys = tuple(_name(each) for each in option.removeprefix("--").split(".") if each not in BELOW_CLASS)
         found.setdefault(keys, set()).add(value if equals else follower)
     return found
 
@@ -238,7 +238,7 @@ def _below(group: str, arguments: Sequence[str]) -> list[list[str]]:
     """Options of a class on the command line: the keys behind ``--model.``, but for those that may be left out."""
     start = f"--{group}."
     given = (each.partition("=")[0].removeprefix(start) for each in arguments if each.startswith(start))
-    ways = ([_name(key) for key in each.split(".") if key not in LEFT_OUT] for each in given)
+    ways = ([_name(key) for key in each.split(".") if key not in BELOW_CLASS] for each in given)
     return [keys for keys in ways if keys and "help" not in keys]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsight.common.errors import require
+from sparsight.common.errors import need_numbers, need_whole, require
 from sparsight.diffusion.families.conditioning import concatenate_conditions
 from sparsight.diffusion.model.diffusion_model import DiffusionModel, predict
 from sparsight.diffusion.model.process import NoiseProcess
@@ -37,6 +37,8 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
+        need_whole(steps=self.steps)
+        need_numbers(guidance_scale=self.guidance_scale)
         require(self.steps >= 1, "steps", self.steps, "1 or more")
         require(math.isfinite(self.guidance_scale), "guidance_scale", self.guidance_scale, "a finite number")
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Literal
 
-from sparsight.common.errors import ConfigurationError, need_choice, need_kind, need_numbers, require
+from sparsight.common.errors import ConfigurationError, need_choice, need_kind, need_numbers, need_whole, require
 from sparsight.common.training.lr_schedules import SCHEDULES
 from sparsight.diffusion.model.timesteps import Timesteps
 
@@ -93,7 +93,8 @@ class Stage:
 
     def __post_init__(self) -> None:
         need_choice("objective", self.objective, Objective)
-        need_numbers(steps=self.steps, lr=self.lr, warmup_steps=self.warmup_steps)
+        need_whole(steps=self.steps, warmup_steps=self.warmup_steps)
+        need_numbers(lr=self.lr)
         require(self.steps >= 1, "steps", self.steps, "1 or more")
         require(0 < self.lr < math.inf, "lr", self.lr, "above 0")
         require(self.lr_schedule in SCHEDULES, "lr_schedule", repr(self.lr_schedule), ", ".join(SCHEDULES))

@@ -9,7 +9,7 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from torch import nn
 
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.errors import ConfigurationError, first_line
 from sparsight.common.measure.memory import is_out_of_memory
 from sparsight.lvlm.model.answer_losses import answer_logits
 from sparsight.lvlm.model.tower import Parts
@@ -48,7 +48,12 @@ def check_images(model: PreTrainedModel, parts: Parts, inputs: Mapping[str, Any]
     except Exception as error:  # models check little of their inputs, so it may be anything
         if begun or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
             raise
-        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if "dtype" in reason and len({p.dtype for p in model.parameters() if p.is_floating_point()}) > 1:
+            raise ConfigurationError(
+                f"the model's weights are in several precisions, which do not meet ({reason}): set trainer.precision "
+                "to bf16-mixed, or model.loading.dtype to float32"
+            ) from error
         raise ConfigurationError(
             f"the model cannot read pictures as the data's processor prepares them ({reason}): {REMEDY}"
         ) from error

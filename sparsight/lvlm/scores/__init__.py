@@ -1,8 +1,8 @@
 """Scores of decoder layers: which ones an image-text model needs most."""
 
 from sparsight.lvlm.scores.attention import ImageAttention
-from sparsight.lvlm.scores.base import LayerScore
-from sparsight.lvlm.scores.change import AngularDistance, BlockInfluence, MultimodalBlockInfluence
+from sparsight.lvlm.scores.base import LayerPass, LayerScore, SeparateScore, StreamingScore, mean_of
+from sparsight.lvlm.scores.change import AngularDistance, BlockInfluence, ChangeScore, MultimodalBlockInfluence
 from sparsight.lvlm.scores.contribution import LayerContribution
 from sparsight.lvlm.scores.loss import GreedyLossIncrease, LossIncrease
 from sparsight.lvlm.scores.parameters import ParameterChange
@@ -16,6 +16,7 @@ __all__ = [
     "AngularDistance",
     "AttentionRank",
     "BlockInfluence",
+    "ChangeScore",
     "EffectiveImageTokens",
     "GreedyLossIncrease",
     "HeadDivergence",
@@ -23,10 +24,14 @@ __all__ = [
     "ImageRedundancy",
     "KnockoutCurve",
     "LayerContribution",
+    "LayerPass",
     "LayerScore",
     "LossIncrease",
     "MultimodalBlockInfluence",
     "ParameterChange",
     "ScoreTable",
+    "SeparateScore",
+    "StreamingScore",
+    "mean_of",
     "score_layers",
 ]

@@ -107,7 +107,7 @@ def check_removable(model: PreTrainedModel, removed: Collection[int], *, depth: 
         ValueError: They cannot; the message names the option of the model's configuration and why.
     """
     if not set(removed) <= set(range(depth)) or len(set(removed)) >= depth:
-        raise ValueError(f"layers to remove must be some, not all, of 0 to {depth - 1}; got {sorted(removed)}")
+        raise ValueError(f"layers to remove must be some, not all, of 0 to {depth - 1}; got {removed!r}")
     config = model.config.get_text_config(decoder=True)
     kind = type(model).__name__
     for option, why in COUPLINGS.items():

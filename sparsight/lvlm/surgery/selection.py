@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
-from sparsight.common.errors import need_kind
+from sparsight.common.errors import need_kind, require
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores.table import ScoreTable
 
@@ -299,6 +299,7 @@ def select_layers(model: PreTrainedModel | int, rule: LayerSelection | None = No
         ValueError: The rule does not fit this depth, or the model's decoder cannot be found.
     """
     need_kind("model", model, (nn.Module, int), "an image-text model, as sparsight.load_lvlm gives it, or a number")
+    require(not isinstance(model, int) or model >= 1, "model", model, "a depth of 1 or more, or an image-text model")
     depth = model if isinstance(model, int) else len(find_parts(model).layers)
     return need_rule(rule or Uniform(ratio=QUARTER)).select(depth)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sparsight.common.errors import ConfigurationError, need_numbers, require
+from sparsight.common.errors import ConfigurationError, need_numbers, need_whole, require
 from sparsight.common.training.lr_schedules import SCHEDULES
 from sparsight.lvlm.train.trained import LAYERS, METHODS, PROJECTOR, Part
 
@@ -41,7 +41,8 @@ class TuningStage:
     methods_lr: float | None = None
 
     def __post_init__(self) -> None:
-        need_numbers(steps=self.steps, lr=self.lr, projector_lr=self.projector_lr, methods_lr=self.methods_lr)
+        need_whole(steps=self.steps)
+        need_numbers(lr=self.lr, projector_lr=self.projector_lr, methods_lr=self.methods_lr)
         need_numbers(warmup_share=self.warmup_share)
         if isinstance(self.train, str):
             raise ConfigurationError(f"train is {self.train!r}: give a list, [{self.train!r}]")

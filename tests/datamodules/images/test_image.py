@@ -139,7 +139,7 @@ def test_what_cannot_work_is_said_before_it_starts(tmp_path: Path) -> None:
         ({"val_share": 0.5, "val": MemoryRecords(3)}, "leave one of them out"),
         ({"stage": "test"}, "no records to test on; set `test`"),
         ({"stage": "validate"}, "no records to validate on; set `val` or val_share"),
-        ({"source": MemoryRecords(0)}, "the train source MemoryRecords has no records"),
+        ({"source": MemoryRecords(0)}, r"data\.train: MemoryRecords has no records"),
         ({"source": MemoryRecords(9, classes=["a"]), "val": MemoryRecords(9, classes=["b"])}, "disagree"),
     ]
     for options, message in cases:
