@@ -21,7 +21,7 @@ from sparsight.report.read import CONFIG, RunFolder
 SITE_ERRORS = "val/relative_l2/"
 OF_SITES = "/relative_l2/"  # in names of what is told of every site
 _MOST_GRIDS = 12  # of a run, evenly chosen: each is an image in the page
-_MOST_CHARTS = 24  # those of sites are a map instead
+_MOST_CHARTS = 24  # those of sites are a map instead; of one task each come last
 _UNET = ("down_blocks", "mid_block", "up_blocks")
 
 
@@ -45,7 +45,7 @@ def page(runs: Sequence[RunFolder]) -> str:
         loader=PackageLoader("sparsight.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["measured"] = measured
-    names = [run.name for run in runs]
+    names, charts = [run.name for run in runs], list(_charts(runs))
     return environment.get_template("page.html").render(
         title=" against ".join(names) if len(runs) <= 3 else f"{len(runs)} runs",
         subtitle="; ".join(dict.fromkeys(_what(run) for run in runs)),
@@ -53,7 +53,8 @@ def page(runs: Sequence[RunFolder]) -> str:
         results=_results(runs),
         grids=[_grids(run) for run in runs if run.grids],
         conversations=[(run.name, run.conversations) for run in runs if run.conversations],
-        charts=list(_charts(runs)),
+        charts=charts[:_MOST_CHARTS],
+        hidden=len(charts[_MOST_CHARTS:]),
         maps=[(run.name, site_map(errors)) for run in runs if (errors := site_errors(run))],
         costs=[row for run in runs if run.costs for row in _costs(run, named=len(runs) > 1)],
         counted=next((run.costs["counted"] for run in runs if run.costs), ""),
@@ -98,6 +99,7 @@ def _described(run: RunFolder) -> dict[str, Any]:
         "name": run.name,
         "metrics": run.metrics,
         "scores": run.scores,
+        "begun_in": str(run.begun_in or ""),
         "commands": [shlex.join(command) for command in commands],
         "config": shared_config(run.text) if run.config else "",
     }
@@ -106,15 +108,19 @@ def _described(run: RunFolder) -> dict[str, Any]:
 def _results(runs: Sequence[RunFolder]) -> list[tuple[str, list[str]]]:
     """The last values of validation and test, without those that the map of sites shows."""
     names = dict.fromkeys(name for run in runs for name in run.last)
-    kept = [name for name in sorted(names) if name.startswith(("val/", "test/")) and OF_SITES not in name]
+    kept = [name for name in sorted(names, key=_rank) if name.startswith(("val/", "test/")) and OF_SITES not in name]
     return [(name, [measured(run.last[name]) if name in run.last else "" for run in runs]) for name in kept]
 
 
 def _charts(runs: Sequence[RunFolder]) -> Iterator[tuple[str, Any]]:
     names = dict.fromkeys(name for run in runs for name in run.curves if OF_SITES not in name)
-    shown = sorted(names, key=lambda name: (not name.startswith("train/loss"), not name.startswith("train/"), name))
-    for name in shown[:_MOST_CHARTS]:
+    for name in sorted(names, key=_rank):
         yield name, line_chart({run.name: run.curves.get(name, []) for run in runs})
+
+
+def _rank(name: str) -> tuple[bool, int, bool, str]:
+    """The loss first, then what sums up, then what is told of single tasks."""
+    return not name.startswith("train/loss"), name.count("/"), not name.startswith("train/"), name
 
 
 def _grids(run: RunFolder) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import csv
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class RunFolder:
         checkpoint: The newest checkpoint.
         conversations: Records as an image-text model saw them, with what carried the loss.
         scores: Lines of a suite's table, with equal columns.
+        begun_in: Folder of the run that it goes on with, whose curves and images come first in its own.
     """
 
     name: str
@@ -55,6 +56,7 @@ class RunFolder:
     checkpoint: Path | None = None
     conversations: Sequence[Mapping[str, Any]] = ()
     scores: Sequence[Mapping[str, str]] = ()
+    begun_in: Path | None = None
 
     @property
     def trained(self) -> bool:
@@ -82,7 +84,12 @@ def read_run(place: str | Path, *, name: str | None = None) -> RunFolder:
     Raises:
         ConfigurationError: There is no such folder, or no run in it.
     """
-    folder = find_run(Path(place))
+    run = _read(find_run(Path(place)), name=name)
+    earlier = _before(run)
+    return run if earlier is None else _joined(read_run(earlier), run)
+
+
+def _read(folder: Path, *, name: str | None) -> RunFolder:
     text = (folder / CONFIG).read_text(encoding="utf-8") if (folder / CONFIG).is_file() else ""
     curves = {key: curve for key, curve in {**_tensorboard(folder), **_csv(folder)}.items() if curve}
     checkpoints = sorted(folder.rglob("*.ckpt"), key=lambda path: path.stat().st_mtime)
@@ -100,6 +107,42 @@ def read_run(place: str | Path, *, name: str | None = None) -> RunFolder:
         conversations=read_json(folder / CONVERSATIONS) if (folder / CONVERSATIONS).is_file() else (),
         scores=_scores(folder),
     )
+
+
+def _before(run: RunFolder) -> Path | None:
+    """The folder that lies beside a resumed run's and holds its first steps: of the same model, and begun earlier."""
+    first = _first_step(run)
+    if first is None or not run.config:
+        return None
+    beside = [each for each in runs_below(run.folder.parent) if each.parent == run.folder.parent and each != run.folder]
+    for folder in reversed([each for each in beside if (each / CONFIG).is_file()]):
+        if _same_run(read_yaml(folder / CONFIG), run.config):
+            begun = _first_step(_read(folder, name=None))
+            if begun is not None and begun < first:
+                return folder
+    return None
+
+
+def _same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    steps = [(config.get("trainer") or {}).get("log_every_n_steps") for config in (one, other)]
+    return one.get("model") == other.get("model") and steps[0] == steps[1]
+
+
+def _first_step(run: RunFolder) -> int | None:
+    return min((curve[0][0] for name, curve in run.curves.items() if name.startswith("train/")), default=None)
+
+
+def _joined(earlier: RunFolder, run: RunFolder) -> RunFolder:
+    """A resumed run with what came before its own first step."""
+    first = _first_step(run) or 0
+    names = dict.fromkeys([*earlier.curves, *run.curves])
+    curves = {
+        name: [point for point in earlier.curves.get(name, []) if point[0] < first] + run.curves.get(name, [])
+        for name in names
+    }
+    grids = {step: path for step, path in earlier.grids.items() if step < first} | dict(run.grids)
+    kept = {name: curve for name, curve in curves.items() if curve}
+    return replace(run, curves=kept, grids=grids, begun_in=earlier.folder)
 
 
 def find_run(place: Path) -> Path:

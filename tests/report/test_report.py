@@ -141,6 +141,31 @@ def test_a_page_shows_what_was_logged_and_needs_nothing_else(tmp_path: Path, boa
     assert list(site_errors(run)) == list(reversed(SITES)), "in the order of the network, not of letters"
 
 
+def test_a_resumed_run_is_shown_from_its_beginning(tmp_path: Path) -> None:
+    first = run_folder(tmp_path / "lightning_logs" / "version_0", board=False)
+    for name, text in {"version_1": "step,train/loss\n20,0.3\n30,0.2\n", "other": "step,train/loss\n30,9.0\n"}.items():
+        folder = tmp_path / "lightning_logs" / name
+        folder.mkdir()
+        (folder / "config.yaml").write_text((first / "config.yaml").read_text())
+        (folder / "metrics.csv").write_text(text)
+    other = yaml.safe_load((first / "config.yaml").read_text()) | {"model": {"class_path": "Another"}}
+    (tmp_path / "lightning_logs" / "other" / "config.yaml").write_text(yaml.safe_dump(other))
+    run = read_run(tmp_path / "lightning_logs" / "version_1")
+    assert run.curves["train/loss"] == [(0, 0.5), (10, pytest.approx(0.5 / 11)), (20, 0.3), (30, 0.2)]
+    assert list(run.grids) == [10] and run.begun_in == first
+    assert f"resumed; its first steps are from {first}" in Reader(page([run])).text
+    assert read_run(first).begun_in is None and read_run(tmp_path / "lightning_logs" / "other").begun_in is None
+
+
+def test_curves_that_sum_up_come_first_and_what_is_left_out_is_counted(tmp_path: Path) -> None:
+    tasks = {f"val/accuracy/likelihood/{n}": [(9, 0.5)] for n in range(30)}
+    curves = {"train/loss": [(9, 1.0)], **tasks, "val/kept/visual": [(9, 1.0)], "val/loss": [(9, 0.2)]}
+    text = page([RunFolder("mine", tmp_path, curves=curves)])
+    headings = re.findall(r"<h3>(.*?)</h3>", text)
+    assert headings[:3] == ["train/loss", "val/loss", "val/kept/visual"] and len(headings) == 24
+    assert "9 more are in the logger" in text
+
+
 def test_sites_of_a_unet_are_in_the_order_of_their_work_and_others_as_they_are_listed() -> None:
     def told(*paths: str) -> list[str]:
         costs = {"sites": [{"path": path} for path in paths]}
