@@ -239,5 +239,5 @@ def cost(subject: Subject, arm: str, root: Path) -> None:
     if arm == "teacher" or arm in SAME_COST or (folder / "benchmark.json").is_file():
         return
     arguments = ["--trainer.logger=false", "--trainer.callbacks=[]", "--tokens=[256,1024,4096]", "--backward=false"]
-    arguments += ["--model.teacher", subject.teacher, "--runs=7", "--output", str(folder)]
+    arguments += ["--model.teacher", subject.teacher, "--runs=7", "--clock=processor", "--output", str(folder)]
     sparsight(["benchmark", "--config", subject.config, *subject.arms[arm], *arguments])
