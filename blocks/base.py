@@ -286,6 +286,10 @@ class TokenMixer(nn.Module, ABC):
         """
         return None
 
+    def is_attention(self, grid: Grid) -> bool:
+        """Whether it is full attention on this grid, whatever comes in; a site does without it where nothing learns."""
+        return False
+
     @torch.no_grad()
     def init_from_teacher(self, weights: AttentionWeights, samples: Sequence[SiteSamples]) -> None:
         """Set the parameters from the teacher's weights and from what it did on real batches (default: nothing)."""

@@ -91,9 +91,13 @@ class FocalAttention(SoftmaxMixer):
         """One tile that covers the grid."""
         return {"tile": list(grid.sizes)}
 
+    def is_attention(self, grid: Grid) -> bool:
+        """Whether every tile sees the whole grid, so that nothing is left to cells."""
+        return _block(tile_sides(self.tile, grid), self._halos(grid), grid) == grid.sizes
+
     def flops(self, grid: Grid) -> int:
         """Two products of every query of whole tiles with its block and all cells: 4 * T * a * M * h * d."""
-        if self._covers(grid):
+        if self.is_attention(grid):
             return 4 * grid.tokens**2 * self.site.heads * self.site.head_dim
         sides = tile_sides(self.tile, grid)
         block = math.prod(_block(sides, self._halos(grid), grid))
@@ -102,7 +106,7 @@ class FocalAttention(SoftmaxMixer):
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Tensor:
         """Mix (B, h, N, d) tensors by torch's fused kernel."""
-        if self._covers(grid) and not self._learns():
+        if self.is_attention(grid) and not self._learns():
             return F.scaled_dot_product_attention(q, k, v, scale=scale)
         plan = self._plan(grid, q.device)
         q_tiles, k_tiles, v_tiles = self._tiles(q, k, v, plan, grid)
@@ -112,7 +116,7 @@ class FocalAttention(SoftmaxMixer):
 
     def partial(self, q: Tensor, k: Tensor, v: Tensor, grid: Grid, scale: float) -> Partial:
         """Mix, and tell the log-sum-exp, balance included."""
-        if self._covers(grid) and not self._learns():
+        if self.is_attention(grid) and not self._learns():
             return attend(q, k, v, scale)
         plan = self._plan(grid, q.device)
         parts = attend(*self._tiles(q, k, v, plan, grid), scale, self._bias(plan, len(q)))
@@ -142,10 +146,6 @@ class FocalAttention(SoftmaxMixer):
             own = (position >= first) & (position < first + block)
             near = (near[:, None, :, None] & own[:, None]).flatten(2).flatten(0, 1)
         return near
-
-    def _covers(self, grid: Grid) -> bool:
-        """Whether every tile sees the whole grid, so that nothing is left to cells."""
-        return _block(tile_sides(self.tile, grid), self._halos(grid), grid) == grid.sizes
 
     def _learns(self) -> bool:
         """Whether a loss must reach the balance, if only by zeros."""

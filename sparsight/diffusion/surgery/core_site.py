@@ -76,12 +76,23 @@ class CoreSite(OnGrid):
         refuse_others(site.path, None if site.text else encoder_hidden_states, attention_mask, others)
         if encoder_hidden_states is not None:
             checked_grid(self.grid, hidden_states.shape[1], site.path)
+        if self._is_attention(hidden_states, joined=encoder_hidden_states is None):
+            return super().forward(hidden_states, encoder_hidden_states, **taken)  # type: ignore[misc]
         led = _Led(self, hidden_states, prompted=IMAGE_PROMPT in taken)
         with led:  # Dynamo loses the attributes of what "as" would name
             output = super().forward(hidden_states, encoder_hidden_states, **taken)  # type: ignore[misc]
         led.check()
         dtype = hidden_states.dtype
         return output.to(dtype) if isinstance(output, Tensor) else tuple(part.to(dtype) for part in output)
+
+    def _is_attention(self, hidden_states: Tensor, *, joined: bool) -> bool:
+        """Whether nothing learns, and the mixer would give what the attention gives, which then does so by itself."""
+        if torch.is_grad_enabled() or self.trained_layers():
+            return False
+        site, grid = self.mixer.site, delivered_grid(self.grid, self.mixer.site.path)
+        if joined:
+            site.layout(grid, hidden_states.shape[1])
+        return bool(self.mixer.is_attention(grid))
 
     def _taken(self, options: Mapping[str, Any]) -> dict[str, Any]:
         """Those options that the attention's processor has names for, such as an image prompt's hidden states."""
