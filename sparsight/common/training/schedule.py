@@ -140,7 +140,7 @@ def spaced(
     most = room(free, spacing=spacing, module=module)
     if most < count + rest:
         raise ConfigurationError(
-            f"spacing {spacing} leaves room for {len(taken) + most} of {len(taken) + count + rest} sites: lower "
+            f"spacing {spacing} leaves room for {len(taken) + most} of {len(taken) + count + rest}: lower "
             "one of spacing and amount"
         )
     chosen: list[str] = []

@@ -72,9 +72,9 @@ def test_a_site_that_would_leave_no_room_for_the_last_ones_stays() -> None:
     assert take("bcdefga", 1, rest=3) == "c"
     assert take("bcdefga", 1, taken="d", rest=1) == "b"
     assert take("abc", 2) == "ac"
-    with pytest.raises(ConfigurationError, match="spacing 2 leaves room for 4 of 5 sites"):
+    with pytest.raises(ConfigurationError, match="spacing 2 leaves room for 4 of 5: lower"):
         take("abcdefg", 5)
-    with pytest.raises(ConfigurationError, match="room for 3 of 4 sites"):
+    with pytest.raises(ConfigurationError, match="room for 3 of 4: lower"):
         take("bcdefga", 1, taken="d", rest=2)
-    with pytest.raises(ConfigurationError, match="room for 1 of 2 sites"):
+    with pytest.raises(ConfigurationError, match="room for 1 of 2: lower"):
         take("ab", 2)
