@@ -131,7 +131,8 @@ def name_of(arm: str, budget: str | None, training_seed: int) -> str:
 
 def training_options(arm: str, budget: str | None, training_seed: int) -> list[str]:
     """Command-line options of an arm under a budget (``None`` for that of the configuration), with a training seed."""
-    options = ["--seed_everything", str(training_seed)]
+    seed = str(training_seed)  # of new weights, noise and noise levels; that of the data decides what is held out, too
+    options = ["--seed_everything", seed, "--model.seed", seed]
     if budget is None:
         return options
     rounds = zip(("layerwise", "end_to_end"), BUDGETS[budget], strict=True)

@@ -81,6 +81,7 @@ def test_a_run_is_named_by_what_differs_from_the_configuration() -> None:
     options = training_options("focal", "screen", 2)
     stages = json.loads(options[options.index("--model.stages") + 1])
     assert [(each["objective"], each["steps"]) for each in stages] == [("layerwise", 200), ("end_to_end", 200)]
+    assert options[options.index("--model.seed") + 1] == "2", "noise is drawn by it, whatever seed_everything says"
     guided = training_options("focal_cells_guided", "pairs", 0)
     assert [each["loss"]["guided"] for each in json.loads(guided[-1])] == [1.0, 1.0]
     assert not any("loss" in each for each in stages)
