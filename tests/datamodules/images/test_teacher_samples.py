@@ -420,7 +420,7 @@ def test_impossible_options_are_refused_before_the_teacher_is_loaded(
 
 
 def test_teacher_captions_and_folder_must_be_there(teacher: str, text_teacher: str, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no model at '/nowhere'"):
+    with pytest.raises(FileNotFoundError, match="there is no pipeline folder /nowhere"):
         data("/nowhere", tmp_path).prepare_data()
     with pytest.raises(FileNotFoundError, match=r"there is no file captions\.txt"):
         data(text_teacher, tmp_path, captions="captions.txt")
