@@ -6,6 +6,7 @@ import os
 import random
 import resource
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -208,20 +209,43 @@ def test_the_word_of_a_clipping_that_earlier_versions_kept_is_read(tmp_path: Pat
     assert read_checkpoint(tmp_path / "a.ckpt")["kept"] == "value"
 
 
+class HeldCheckpointIO(WholeCheckpointIO):
+    """Writes once it is allowed to, so that what is asked for meanwhile stands behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.allowed = threading.Event()
+        self.allowed.set()
+
+    def save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        assert self.allowed.wait(60)
+        super().save_checkpoint(*args, **kwargs)
+
+
 def test_a_thread_removes_the_former_checkpoint_after_it_wrote_the_new_one(
     tmp_path: Path, checkpoint: dict[str, Any]
 ) -> None:
-    io = OrderedCheckpointIO(WholeCheckpointIO())
+    held = HeldCheckpointIO()
+    io = OrderedCheckpointIO(held)
     io.save_checkpoint(checkpoint, tmp_path / "one.ckpt")
     io.teardown()  # it is there
-    with files_up_to(100):  # the second one cannot be written
-        io.save_checkpoint(checkpoint, tmp_path / "two.ckpt")
-        io.remove_checkpoint(tmp_path / "one.ckpt")
-        with pytest.raises(CheckpointError, match=r"one\.ckpt|two\.ckpt"):
-            io.teardown()
-    io._error = None
-    io.save_checkpoint(checkpoint, tmp_path / "one.ckpt")
+    held.allowed.clear()
     io.save_checkpoint(checkpoint, tmp_path / "two.ckpt")
     io.remove_checkpoint(tmp_path / "one.ckpt")
+    with files_up_to(100), pytest.raises(CheckpointError, match=r"two\.ckpt could not be written"):
+        held.allowed.set()
+        io.teardown()
+    assert [path.name for path in tmp_path.iterdir()] == ["one.ckpt"]
+    with pytest.raises(CheckpointError, match=r"two\.ckpt could not be written"):  # told at the next one too
+        io.save_checkpoint(checkpoint, tmp_path / "three.ckpt")
+    with pytest.raises(CheckpointError, match=r"two\.ckpt could not be written"):
+        io.teardown()
+    (tmp_path / "three.ckpt").unlink(missing_ok=True)
+    io._error = None
+    held.allowed.clear()
+    io.save_checkpoint(checkpoint, tmp_path / "two.ckpt")
+    io.remove_checkpoint(tmp_path / "one.ckpt")
+    assert [path.name for path in tmp_path.iterdir()] == ["one.ckpt"]
+    held.allowed.set()
     io.teardown()
     assert [path.name for path in tmp_path.iterdir()] == ["two.ckpt"]
