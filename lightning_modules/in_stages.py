@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Generic
 
 from lightning_modules.base import TrainedPartsModule
+from sparsight.common.checkpoint.run_record import check_stages
+from sparsight.common.plain import is_plain
 from sparsight.common.training.stage_clock import AnyStage, StageClock
 
 SAVED = "sparsight"  # key in checkpoints under which a module keeps what is its own, the stage among it
@@ -54,10 +57,24 @@ class InStages(TrainedPartsModule, Generic[AnyStage]):
         """Prepare the model for ``stage``, which is new; its optimiser is made afterwards."""
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the stage beside what the subclass keeps."""
+        """Keep the stages, and which one it is, beside what the subclass keeps."""
         checkpoint.setdefault(SAVED, {})["stage"] = self._stage_index
+        checkpoint[SAVED]["stages"] = self._stages()
         super().on_save_checkpoint(checkpoint)
 
     def take_stage(self, checkpoint: dict[str, Any]) -> None:
-        """Go on in the stage that a checkpoint was saved in, once it is known to be of this model."""
+        """Go on in the stage that a checkpoint was saved in, once it is known to be of this model.
+
+        Raises:
+            CheckpointError: Stages differ from those that it was trained in; more may follow them.
+        """
+        trainer = self._trainer
+        source = "the checkpoint" if trainer is None or trainer.ckpt_path is None else str(trainer.ckpt_path)
+        check_stages(checkpoint[SAVED].get("stages", []), self._stages(), source=source)
         self._stage_index = checkpoint[SAVED]["stage"]
+
+    def _stages(self) -> list[dict[str, Any]]:
+        """Fields of the stages, as plain data."""
+        return [
+            {name: value for name, value in asdict(stage).items() if is_plain(value)} for stage in self.clock.stages
+        ]

@@ -14,6 +14,7 @@ import torch
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import blocks  # noqa: F401  plug-ins are imported so that class_path may be their bare class name
@@ -24,6 +25,7 @@ from sparsight.command.arguments import INCLUDE, OURS, WITHOUT_DATA, resolve_con
 from sparsight.command.checks.early_checks import FromFiles, check_early, names_files
 from sparsight.command.checks.empty_keys import check_empty_keys
 from sparsight.command.checks.plan_entries import check_plans
+from sparsight.command.checks.seeds import seeds_left
 from sparsight.command.mistakes import in_one_line
 from sparsight.command.output.ending import after_check, ending, log_folder
 from sparsight.command.output.following import following
@@ -169,6 +171,8 @@ class SparsightCLI(LightningCLI):
             self._open_data(config)
         if self.subcommand == "fit":
             check_agreement(config)
+            if told := seeds_left(sys.argv[1:], config):
+                rank_zero_only(print)(f"sparsight: {told}", file=sys.stderr)
 
     def _open_data(self, config: Namespace) -> None:
         """Build and open the data before the module, which loads weights when it is built."""

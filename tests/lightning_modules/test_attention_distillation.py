@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,26 @@ def test_resume_is_bitwise_from_any_step(teacher: str, tmp_path: Path, stop: int
     for step, state in resumed.states.items():
         for name, value in state.items():
             assert torch.equal(value, whole.states[step][name]), (step, name)
+
+
+def test_a_run_that_is_over_goes_on_with_a_stage_behind_its_own(teacher: str, tmp_path: Path) -> None:
+    """As one that was planned so; a longer stage is refused with what to do instead."""
+    first, last = Stage("layerwise", 3, warmup_steps=1), Stage("end_to_end", 3, warmup_steps=1)
+    data = partial(tiny.image_data, tmp_path, batch_size=4, count=20)
+    planned, resumed, saved = Watch(), Watch(), tmp_path / "saved.ckpt"
+    quiet: dict[str, Any] = {"enable_checkpointing": False}
+    trainer(tmp_path, callbacks=[planned], **quiet).fit(distillation(teacher, [first, last, last]), data())
+    trainer(tmp_path, callbacks=[SaveAt(6, saved)], **quiet).fit(distillation(teacher, [first, last]), data())
+    again = trainer(tmp_path, callbacks=[resumed], **quiet)
+    again.fit(distillation(teacher, [first, last, last]), data(), ckpt_path=saved)
+    assert again.global_step == 9
+    for name, value in resumed.states[9].items():
+        assert torch.equal(value, planned.states[9][name]), name
+    longer = distillation(teacher, [first, replace(last, steps=6)])
+    with pytest.raises(ConfigurationError, match=r"stages\.1\.steps: 3 .*, 6 .*\n\(stages: .* add one behind them\)"):
+        trainer(tmp_path, **quiet).fit(longer, data(), ckpt_path=saved)
+    with pytest.raises(ConfigurationError, match=r"has 1 of the 2 stages that .*saved\.ckpt was trained in: give them"):
+        trainer(tmp_path, **quiet).fit(distillation(teacher, [first]), data(), ckpt_path=saved)
 
 
 class SaveAt(Callback):

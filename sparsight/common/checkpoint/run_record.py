@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -65,6 +66,9 @@ PLACES = ("file", "files", "font", "images", "labels", "path", "root")
 """Options of sources that say where data are: they may differ if the records there are the same."""
 
 _OTHER_DATA = "(identity: records were added, removed or reordered, or a file, text or label of them was changed)"
+
+_LONGER = "(stages: to train on after their end, leave those there are as they were and add one behind them)"
+_STAGE = re.compile(r"  stages\.\d+\.steps:")
 
 RUN = "sparsight_run"  # key in checkpoints
 DATA = "datamodule_hyper_parameters"  # Lightning's key for the options of a datamodule
@@ -171,6 +175,29 @@ def check_options(saved: Mapping[str, Any], current: Mapping[str, Any], *, class
     _refuse(source, _differences(known, given, free=FLAG_WINS), free=FLAG_WINS, what="the configuration")
 
 
+def check_stages(saved: Sequence[Mapping[str, Any]], current: Sequence[Mapping[str, Any]], *, source: str) -> None:
+    """Compare the stages of a run that goes on with those that it had; more may follow them.
+
+    Args:
+        saved: Fields of each, as the checkpoint keeps them.
+        current: Fields of each, as configured.
+        source: Where the checkpoint is, for the message.
+
+    Raises:
+        CheckpointError: One differs, or is missing.
+    """
+    if len(current) < len(saved):
+        raise CheckpointError(
+            f"the configuration has {len(current)} of the {len(saved)} stages that {source} was trained in: give them all"
+        )
+    _refuse(
+        source,
+        _differences(flatten({"stages": saved}), flatten({"stages": current}), free=()),
+        free=FLAG_WINS,
+        what="the configuration",
+    )
+
+
 def check_run(checkpoint: Mapping[str, Any], trainer: Trainer, *, source: str) -> None:
     """Compare data, batch, seed and arithmetic of a run that goes on with the checkpoint's; older ones tell less.
 
@@ -236,6 +263,7 @@ def _refuse(source: str, different: Iterable[str], *, free: Iterable[str], what:
             f"{what} differs from {source} in what cannot change after training has begun:\n"
             + "\n".join(lines)
             + ("\n" + _OTHER_DATA if any(line.startswith("  identity.") for line in lines) else "")
+            + ("\n" + _LONGER if any(map(_STAGE.match, lines)) else "")
             + f"\nMake them equal; only {', '.join(free)} may differ."
         )
 
