@@ -75,6 +75,5 @@ class InStages(TrainedPartsModule, Generic[AnyStage]):
 
     def _stages(self) -> list[dict[str, Any]]:
         """Fields of the stages, as plain data."""
-        return [
-            {name: value for name, value in asdict(stage).items() if is_plain(value)} for stage in self.clock.stages
-        ]
+        stages: Any = self.clock.stages  # dataclasses, which no protocol can say
+        return [{name: value for name, value in asdict(stage).items() if is_plain(value)} for stage in stages]

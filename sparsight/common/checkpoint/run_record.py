@@ -188,7 +188,8 @@ def check_stages(saved: Sequence[Mapping[str, Any]], current: Sequence[Mapping[s
     """
     if len(current) < len(saved):
         raise CheckpointError(
-            f"the configuration has {len(current)} of the {len(saved)} stages that {source} was trained in: give them all"
+            f"the configuration has {len(current)} of the {len(saved)} stages that {source} was trained in: "
+            "give them all"
         )
     _refuse(
         source,
