@@ -29,7 +29,7 @@ from sparsight.command.checks.seeds import seeds_left
 from sparsight.command.mistakes import in_one_line
 from sparsight.command.output.ending import after_check, ending, log_folder
 from sparsight.command.output.following import following
-from sparsight.command.output.quiet import quieten
+from sparsight.command.output.quiet import quieten, quieten_diffusers
 from sparsight.command.parser import Parser
 from sparsight.command.parsing.former import follow_former_options
 from sparsight.command.parsing.lists import replace_lists
@@ -65,8 +65,13 @@ class SaveConfig(SaveConfigCallback):
 class SparsightCLI(LightningCLI):
     """One command for all modules: every verb reads the same YAML."""
 
-    def __init__(self) -> None:
-        """Parse, build and run; what the configuration or the machine is to blame for ends as one line."""
+    def __init__(self, typed: Sequence[str]) -> None:
+        """Parse, build and run; what the configuration or the machine is to blame for ends as one line.
+
+        Args:
+            typed: Arguments as they were typed; ``sys.argv`` has those with config files resolved.
+        """
+        self.typed = list(typed)
         self.config: Any = None
         self.trainer: Any = None
         self.opened: Any = None  # data that were opened before the module was built
@@ -110,14 +115,14 @@ class SparsightCLI(LightningCLI):
         except (ConfigurationError, OSError, ValueError) as error:
             print(f"sparsight: no report of {folder} could be written: {error}", file=sys.stderr)
 
-    def closing(self, arguments: Sequence[str]) -> list[str]:
+    def closing(self) -> list[str]:
         """What was written where, and what may be done now, made of what was typed."""
         exports = (isinstance(each, callbacks.ExportAtEnd) for each in self.trainer.callbacks)
         lines = ending(self.trainer, str(self.subcommand), exported=any(exports))
         if self.subcommand == "check":
-            return lines + after_check(arguments)
+            return lines + after_check(self.typed)
         return lines + following(
-            arguments,
+            self.typed,
             self.asked,
             root=Path(self.trainer.default_root_dir),
             averaged=averaging(self.trainer) is not None,
@@ -163,6 +168,7 @@ class SparsightCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Apply what must stand before any module is built."""
+        quieten_diffusers()  # which is loaded by now if the module has anything to do with it
         torch.set_float32_matmul_precision(self._get(self.config, "matmul_precision"))
         config = self.config[self.subcommand]
         if self.subcommand in WITHOUT_WEIGHTS:
@@ -200,7 +206,7 @@ class SparsightCLI(LightningCLI):
         if self.opened is not None:
             self.datamodule = self.opened
         if isinstance(self.trainer, SparsightTrainer):
-            self.trainer.command = sys.argv[1:]
+            self.trainer.command = self.typed
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets a checkpoint's options beat YAML and flags in silence; here they are compared.
@@ -246,9 +252,9 @@ def main(arguments: Sequence[str] | None = None, *, alone: bool = True) -> Any:
         sys.argv[1:] = resolve_configs(arguments)
         for line in set_back(sys.argv[1:]):
             print(f"sparsight: {line}", file=sys.stderr)
-        cli = SparsightCLI()
+        cli = SparsightCLI(arguments)
         if alone and isinstance(cli.trainer, SparsightTrainer) and cli.trainer.is_global_zero:
-            for line in cli.closing(arguments):
+            for line in cli.closing():
                 print(line)
         return cli
     except KeyboardInterrupt:

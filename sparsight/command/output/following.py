@@ -43,7 +43,7 @@ def following(
     elif verb in ("validate", "test", "predict", "analyze") and checkpoint is not None:
         command = exporting(typed, str(checkpoint), averaged=averaged)
     elif verb in ("validate", "test") and _trains(options):
-        command = _line("fit", _without(typed, *_OF_A_MEASUREMENT))
+        command = _line("fit", _without(typed, *_OF_A_MEASUREMENT), *_compared_with(options, root))
     return ["Next:", f"  {command}"] if command else []
 
 
@@ -62,6 +62,14 @@ def _trains(options: Mapping[str, Any]) -> bool:
     module, data = options.get("model"), options.get("data")
     told = module is not None and str(module.class_path).endswith(("AttentionDistillation", "SparseLayerTuning"))
     return bool(told and data and data.init_args.get("train"))
+
+
+def _compared_with(options: Mapping[str, Any], root: Path) -> list[str]:
+    """The option that lets training be compared with what was measured before it, where that wrote scores."""
+    scores, evaluation = root / "scores_val.json", options["model"].init_args.get("evaluation")
+    if evaluation is None or evaluation.get("reference") is not None or not scores.is_file():
+        return []
+    return ["--model.evaluation.reference", str(scores)]
 
 
 def _after_export(folder: Path) -> list[str]:

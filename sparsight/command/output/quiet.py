@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
-
-from diffusers.utils import logging as of_diffusers
 
 HARMLESS_WARNINGS = (
     r".*module\(s\) in eval mode at the start of training.*",  # the frozen teacher is meant to be
@@ -34,7 +33,15 @@ def quieten(*, trains: bool = True) -> None:
         warnings.filterwarnings("ignore", message=message)
     warnings.filterwarnings("once", message=TOLD_OF_EVERY_LOADER)
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-    of_diffusers.get_logger()  # makes its handlers
+    quieten_diffusers()
+
+
+def quieten_diffusers() -> None:
+    """Filter what it says, if it is loaded: a command that does without it is not to wait for it."""
+    loaded = sys.modules.get("diffusers.utils.logging")
+    if loaded is None:
+        return
+    loaded.get_logger()  # makes its handlers
     for handler in logging.getLogger("diffusers").handlers:
         if not any(isinstance(each, FirstCut) for each in handler.filters):
             handler.addFilter(FirstCut())

@@ -33,7 +33,7 @@ def test_a_checkpoint_that_was_looked_at_is_exported(verb: str, tmp_path: Path) 
 
 @pytest.mark.parametrize("verb", ["validate", "test"])
 def test_what_was_measured_untrained_is_trained(verb: str, tmp_path: Path) -> None:
-    module = SimpleNamespace(class_path="lightning_modules.SparseLayerTuning")
+    module = SimpleNamespace(class_path="lightning_modules.SparseLayerTuning", init_args={})
     data = SimpleNamespace(init_args={"train": object()})
     typed = f"{verb} --config a --model.lr 1"
     assert next_of(typed, tmp_path, model=module, data=data) == ["Next:", "  sparsight fit --config a --model.lr 1"]
@@ -43,6 +43,13 @@ def test_what_was_measured_untrained_is_trained(verb: str, tmp_path: Path) -> No
     assert said == "  sparsight fit --config a --model.lr 1 --trainer.devices 2", (
         "what was measured before keeps its folder"
     )
+    scores = tmp_path / "scores_val.json"
+    for reference, there in ((None, False), (None, True), ("other.json", True)):
+        if there:
+            scores.touch()
+        module.init_args = {"evaluation": {"reference": reference}}
+        _, said = next_of(before, tmp_path, model=module, data=data)
+        assert said.endswith(f"--model.evaluation.reference {scores}") == (there and reference is None)
     asked = SimpleNamespace(class_path="lightning_modules.LVLMEvaluation")
     assert next_of(typed, tmp_path, model=asked, data=data) == []
 

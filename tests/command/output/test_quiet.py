@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 
 from sparsight.command.output.quiet import CUT_SHORT, FURTHER, FirstCut, quieten
@@ -17,7 +18,9 @@ def test_of_captions_that_are_cut_one_is_shown() -> None:
 
 
 def test_it_is_set_once_however_many_commands_a_process_runs() -> None:
+    importlib.import_module("diffusers")
     quieten()
     quieten()
+    assert logging.getLogger("diffusers").handlers
     for handler in logging.getLogger("diffusers").handlers:
         assert sum(isinstance(each, FirstCut) for each in handler.filters) == 1
