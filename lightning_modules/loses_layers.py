@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from lightning_modules.answering import Answering
 from sparsight.common.datamodule import datamodule_of
 from sparsight.common.training.processes import averaged, everywhere
 from sparsight.lvlm.scores import score_layers
+from sparsight.lvlm.surgery.layer_record import write_layers
 from sparsight.lvlm.surgery.retire import LayerPruning, RetiredLayers, measurement, removable_layers
 
 SITE = "layers."  # names of decoder layers as sites of a schedule
@@ -75,7 +77,20 @@ class LosesLayers(Answering):
         if leaving:
             self.removals.append({"step": self.global_step, "layers": leaving, "measured": self._measured})
             self._measured = None
+            self._keep_layers()
         self.retired.set(layers)
+
+    def on_train_start(self) -> None:
+        """Keep beside the run which layers are tuned, and which have left."""
+        super().on_train_start()
+        self._keep_layers()
+
+    def _keep_layers(self) -> None:
+        """For the page of the run; all processes must ask, and of a dry run nothing is kept."""
+        trainer = self.trainer
+        folder = trainer.log_dir  # a broadcast
+        if folder and trainer.logger and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            write_layers(Path(folder), depth=self.depth, tuned=self.tuned_layers, removals=self.removals)
 
 
 def layer_of(site: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from markupsafe import Markup, escape
 
@@ -14,6 +15,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 10, 10, 26  # pixels around the plot
 _RATIO = 50  # of largest to smallest value, above which the axis is logarithmic
 _MOST_TICKS = 4.01  # and not a rounding less
 _CLOSE = 0.05  # of the largest tick, which three digits no longer show
+WORDS = {"tuned": "tuned", "kept": "as it was", "left": "removed"}  # of decoder layers
 _MOST_POINTS = 400  # of a curve, which is thinned out
 
 
@@ -70,6 +72,20 @@ def site_map(errors: Mapping[str, float]) -> Markup:
             f'<span class="value">{measured(value) if math.isfinite(value) else "not finite"}</span></div>'
         )
     return Markup(f'<div class="sites">{"".join(rows)}</div>')
+
+
+def layer_map(layers: Mapping[str, Any]) -> Markup:
+    """One cell for each decoder layer: whether it was tuned, stayed as it was, or left.
+
+    Args:
+        layers: As ``RunFolder.layers``.
+    """
+    left = {layer for removal in layers["removals"] for layer in removal["layers"]}
+    cells = []
+    for layer in range(layers["depth"]):
+        kind = "left" if layer in left else "tuned" if layer in layers["tuned"] else "kept"
+        cells.append(f'<span class="{kind}" title="layer {layer}: {WORDS[kind]}">{layer}</span>')
+    return Markup(f'<div class="layers">{"".join(cells)}</div>')
 
 
 def _log(value: float, logarithmic: bool) -> float:

@@ -15,7 +15,7 @@ from sparsight import __version__
 from sparsight.common.disk.files import write_text
 from sparsight.common.tables import measured, short
 from sparsight.publish.shared_config import shared_config
-from sparsight.report.charts import line_chart, site_map
+from sparsight.report.charts import WORDS, layer_map, line_chart, site_map
 from sparsight.report.read import CONFIG, RunFolder
 
 SITE_ERRORS = "val/relative_l2/"
@@ -56,6 +56,8 @@ def page(runs: Sequence[RunFolder]) -> str:
         charts=charts[:_MOST_CHARTS],
         hidden=len(charts[_MOST_CHARTS:]),
         maps=[(run.name, site_map(errors)) for run in runs if (errors := site_errors(run))],
+        layers=[(run.name, layer_map(run.layers), _removals(run.layers)) for run in runs if run.layers],
+        words=WORDS,
         costs=[row for run in runs if run.costs for row in _costs(run, named=len(runs) > 1)],
         counted=next((run.costs["counted"] for run in runs if run.costs), ""),
         made=f"Made by sparsight {__version__} on {date.today().isoformat()}.",
@@ -68,6 +70,18 @@ def site_errors(run: RunFolder) -> dict[str, float]:
     order = [site["path"] for site in run.costs.get("sites", ())]
     order.sort(key=_part)  # which keeps the order inside a part
     return dict(sorted(errors.items(), key=lambda item: order.index(item[0]) if item[0] in order else len(order)))
+
+
+def _removals(layers: Mapping[str, Any]) -> list[str]:
+    """When which layers left, and by what they were chosen, in words."""
+    lines = []
+    for removal in layers["removals"]:
+        numbers = ", ".join(map(str, removal["layers"]))
+        by = f", the least by {removal['score']}" if removal["score"] else ""
+        lines.append(
+            f"{'layers' if len(removal['layers']) > 1 else 'layer'} {numbers} left at step {removal['step']}{by}"
+        )
+    return lines
 
 
 def _part(path: str) -> int:

@@ -16,6 +16,7 @@ from sparsight.common.text import read_json
 from sparsight.diffusion.measure.report import COSTS
 from sparsight.evaluation.reform_eval.report import FILE, read_report, score_lines
 from sparsight.lvlm.chat.show import CONVERSATIONS
+from sparsight.lvlm.surgery.layer_record import LAYERS
 from sparsight.publish.facts import Metric, read_metrics
 from sparsight.publish.geneval import FOLDER, RESULTS
 
@@ -41,6 +42,7 @@ class RunFolder:
         costs: Parameters and FLOPs of sites and whole, as ``ReplacementReport.as_dict`` gives them.
         checkpoint: The newest checkpoint.
         conversations: Records as an image-text model saw them, with what carried the loss.
+        layers: Decoder layers of an image-text model: ``depth``, those ``tuned``, and ``removals`` in order.
         scores: Lines of a suite's table, with equal columns.
         begun_in: Folder of the run that it goes on with, whose curves and images come first in its own.
     """
@@ -55,6 +57,7 @@ class RunFolder:
     costs: Mapping[str, Any] = field(default_factory=dict)
     checkpoint: Path | None = None
     conversations: Sequence[Mapping[str, Any]] = ()
+    layers: Mapping[str, Any] = field(default_factory=dict)
     scores: Sequence[Mapping[str, str]] = ()
     begun_in: Path | None = None
 
@@ -105,6 +108,7 @@ def _read(folder: Path, *, name: str | None) -> RunFolder:
         costs=read_json(folder / COSTS) if (folder / COSTS).is_file() else {},
         checkpoint=checkpoints[-1] if checkpoints else None,
         conversations=read_json(folder / CONVERSATIONS) if (folder / CONVERSATIONS).is_file() else (),
+        layers=read_json(folder / LAYERS) if (folder / LAYERS).is_file() else {},
         scores=_scores(folder),
     )
 
@@ -174,7 +178,7 @@ def runs_below(place: Path) -> list[Path]:
 
 def trained_here(folder: Path) -> bool:
     """Whether a log folder holds what only training leaves."""
-    return any((folder / name).is_file() for name in (COSTS, CONVERSATIONS)) or any(folder.rglob("*.ckpt"))
+    return any((folder / name).is_file() for name in (COSTS, CONVERSATIONS, LAYERS)) or any(folder.rglob("*.ckpt"))
 
 
 def _is_run(folder: Path) -> bool:

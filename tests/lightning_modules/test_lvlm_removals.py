@@ -15,6 +15,7 @@ from sparsight.command.cli import main
 from sparsight.lvlm.model.load import load_lvlm
 from sparsight.lvlm.model.provenance import FILE, provenance
 from sparsight.lvlm.scores import BlockInfluence, score_layers
+from sparsight.lvlm.surgery.layer_record import LAYERS
 from sparsight.lvlm.surgery.retire import LayerPruning
 from sparsight.lvlm.surgery.selection import Explicit, Uniform
 from sparsight.lvlm.train.stages import TuningStage
@@ -67,7 +68,13 @@ def trained_at(folder: Path, step: int) -> dict[str, torch.Tensor]:
 
 def test_checkpoints_of_before_this_was_remembered_still_load(tmp_path: Path) -> None:
     config = with_callback(tuning_config(tmp_path, prune=SCORE), pruning())
-    main(["fit", "--config", str(config), "--trainer.max_steps=2"])
+    main(["fit", "--config", str(config), "--trainer.max_steps=2", "--trainer.logger=true"])
+    (kept,) = tmp_path.rglob(LAYERS)
+    assert json.loads(kept.read_text()) == {
+        "depth": 6,
+        "tuned": [1, 4],
+        "removals": [{"step": 1, "layers": [2, 3], "score": "block_influence"}],
+    }
     file = checkpoint(tmp_path, 2)
     saved = torch.load(file, weights_only=True)
     del saved["sparsight"]["removals"], saved["sparsight"]["selection"]

@@ -17,6 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sparsight.__main__ import main
 from sparsight.common.errors import ConfigurationError
+from sparsight.lvlm.surgery.layer_record import write_layers
 from sparsight.report.charts import line_chart, site_map
 from sparsight.report.page import page, site_errors
 from sparsight.report.read import RunFolder, read_run
@@ -139,6 +140,26 @@ def test_a_page_shows_what_was_logged_and_needs_nothing_else(tmp_path: Path, boa
     assert "2 replaced sites" in read.text and "5.33x less" in read.text
     assert f"--ckpt_path {run.checkpoint}" in read.text
     assert list(site_errors(run)) == list(reversed(SITES)), "in the order of the network, not of letters"
+
+
+def test_a_page_shows_which_layers_were_tuned_and_which_left(tmp_path: Path) -> None:
+    run_folder(tmp_path / "mine")
+    removals = [
+        {"step": 4, "layers": [1], "measured": {"score": "block_influence", "values": [0.1] * 6}},
+        {"step": 9, "layers": [3, 4], "measured": None},
+    ]
+    write_layers(tmp_path / "mine", depth=6, tuned=[0, 5], removals=removals)
+    text = page([read_run(tmp_path / "mine")])
+    read, kinds = Reader(text).text, re.findall(r'<span class="(\w+)" title="layer (\d): ([^"]+)">\2</span>', text)
+    assert [(kind, int(layer), word) for kind, layer, word in kinds] == [
+        ("tuned", 0, "tuned"),
+        ("left", 1, "removed"),
+        ("kept", 2, "as it was"),
+        ("left", 3, "removed"),
+        ("left", 4, "removed"),
+        ("tuned", 5, "tuned"),
+    ]
+    assert "layer 1 left at step 4, the least by block_influence" in read and "layers 3, 4 left at step 9\n" in read
 
 
 def test_a_resumed_run_is_shown_from_its_beginning(tmp_path: Path) -> None:
