@@ -107,6 +107,12 @@ class ExportAtEnd(Callback):
         folder = trainer.log_dir or trainer.default_root_dir  # a broadcast: all processes must ask
         trainer.strategy.barrier()
         if trainer.is_global_zero:
+            module: Any = pl_module
+            if (lacking := module.untrained()) is not None:
+                raise ConfigurationError(
+                    f"ExportAtEnd exports nothing: {lacking}. Train for more steps: in the first one of a warm-up the "
+                    "learning rate is 0"
+                )
             export_and_push(
                 pl_module,
                 self._folder(trainer, pl_module),

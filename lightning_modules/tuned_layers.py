@@ -108,7 +108,7 @@ class TunedLayers(InStages[TuningStage], LVLMModule):
         """The parts that its stages train, if no optimiser step changed any and no layer has left."""
         if self.learned.parts or self.retired.indices:
             return None
-        return f"{self.base} is untuned: no optimiser step has changed its {' and '.join(self.trained_parts)}"
+        return f"{self.base} is as it was loaded: no optimiser step has changed its {' and '.join(self.trained_parts)}"
 
     def trained_so_far(self) -> list[Part]:
         """Parts that optimiser steps were taken on."""

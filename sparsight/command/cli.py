@@ -65,7 +65,7 @@ class SaveConfig(SaveConfigCallback):
 class SparsightCLI(LightningCLI):
     """One command for all modules: every verb reads the same YAML."""
 
-    def __init__(self, typed: Sequence[str]) -> None:
+    def __init__(self, typed: Sequence[str] = ()) -> None:
         """Parse, build and run; what the configuration or the machine is to blame for ends as one line.
 
         Args:

@@ -139,7 +139,7 @@ class SparsightTrainer(Verbs):
         """Write a checkpoint, whole or not at all; all processes must call it."""
 
         def write(path: Path) -> None:
-            super(SparsightTrainer, self).save_checkpoint(path, weights_only, storage_options)
+            super(SparsightTrainer, self).save_checkpoint(path, bool(weights_only), storage_options)
 
         if writes_parts(self):
             write_in_parts(self, Path(filepath), write)

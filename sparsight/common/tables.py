@@ -82,6 +82,11 @@ def measured(value: float) -> str:
     return short(value) if abs(value) >= 999.5 else f"{value:.3g}"
 
 
+def whole(value: float) -> str:
+    """A number in three digits and without an exponent or a unit before it: 0.123, 71.4, 2,713."""
+    return f"{value:,.0f}" if abs(value) >= 99.95 else f"{value:.3g}"
+
+
 def csv_text(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows of equal keys as CSV with a header."""
     stream = io.StringIO()

@@ -57,6 +57,11 @@ def read_evaluation(path: str | Path) -> Evaluation:
     path = Path(path)
     kinds = ("scores_*.json", f"{BEGINS}*.json") if path.is_dir() and not (path / FILE).is_file() else ()
     found = [file for kind in kinds for file in sorted(path.glob(kind))]
+    if kinds and not found:
+        raise FileNotFoundError(
+            f"{path} holds no evaluation: give a folder with {FILE}, {' or '.join(kinds)}, or such a file (runs of "
+            "training stand side by side in the page of `sparsight report RUN RUN`)"
+        )
     if len(found) > 1:
         raise ValueError(f"{path} holds {' and '.join(each.name for each in found)}: give one of these files")
     file = found[0] if found else path

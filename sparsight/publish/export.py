@@ -199,9 +199,10 @@ def export_and_push(
 
 ROOT_OF_EXPORT, OUTPUT_OF_EXPORT = "trainer.default_root_dir: ExportAtEnd's", "callbacks.ExportAtEnd.output"
 NAME_ANOTHER = "name another folder, or set overwrite to true"
-IN_CONFIG = "remove that one, or write `overwrite: true` at ExportAtEnd in the config"
+IN_CONFIG = "move or remove that one, or write `overwrite: true` at ExportAtEnd in the config"
 OTHER_FOLDER = {
-    ROOT_OF_EXPORT: f"give this run another --trainer.default_root_dir, {IN_CONFIG}",
+    ROOT_OF_EXPORT: f"give this run another --trainer.default_root_dir (one that goes on with another run: that and "
+    f"--resume FOLDER, the root of the other), {IN_CONFIG}",
     OUTPUT_OF_EXPORT: f"name another folder, {IN_CONFIG}",
 }
 """What helps where an export is there already, by the option that names its folder."""

@@ -56,11 +56,12 @@ def line_chart(curves: Mapping[str, Sequence[tuple[int, float]]]) -> Markup:
     return Markup(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>')
 
 
-def site_map(errors: Mapping[str, float]) -> Markup:
+def site_map(errors: Mapping[str, float], *, colour: int = 0) -> Markup:
     """One bar for each site in the order of the network, as long as its error is large.
 
     Args:
         errors: By the site's path, from 0.
+        colour: Number of the page's colour.
     """
     largest = max([value for value in errors.values() if math.isfinite(value)], default=0.0) or 1.0
     rows = []
@@ -68,7 +69,7 @@ def site_map(errors: Mapping[str, float]) -> Markup:
         share = min(value / largest, 1.0) * 100 if math.isfinite(value) else 100.0
         rows.append(
             f'<div class="site"><span class="path">{escape(site)}</span>'
-            f'<span class="bar"><span style="width:{share:.1f}%"></span></span>'
+            f'<span class="bar"><span class="key c{colour % 6}" style="width:{share:.1f}%"></span></span>'
             f'<span class="value">{measured(value) if math.isfinite(value) else "not finite"}</span></div>'
         )
     return Markup(f'<div class="sites">{"".join(rows)}</div>')
@@ -113,7 +114,7 @@ def _ticks(low: float, high: float, logarithmic: bool) -> list[float]:
 
 def _labels(ticks: Sequence[float]) -> list[str]:
     """Ticks in three digits, or in six where they are close to each other."""
-    close = max(ticks) - min(ticks) < _CLOSE * max(map(abs, ticks))
+    close = 0 < max(ticks) - min(ticks) < _CLOSE * max(map(abs, ticks))
     return [f"{tick:.6g}" if close else measured(tick) for tick in ticks]
 
 

@@ -55,7 +55,11 @@ def page(runs: Sequence[RunFolder]) -> str:
         conversations=[(run.name, run.conversations) for run in runs if run.conversations],
         charts=charts[:_MOST_CHARTS],
         hidden=len(charts[_MOST_CHARTS:]),
-        maps=[(run.name, site_map(errors)) for run in runs if (errors := site_errors(run))],
+        maps=[
+            (run.name, site_map(errors, colour=number))
+            for number, run in enumerate(runs)
+            if (errors := site_errors(run))
+        ],
         layers=[(run.name, layer_map(run.layers), _removals(run.layers)) for run in runs if run.layers],
         words=WORDS,
         costs=[row for run in runs if run.costs for row in _costs(run, named=len(runs) > 1)],

@@ -127,9 +127,17 @@ def _before(run: RunFolder) -> Path | None:
     return None
 
 
-def _same_run(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    steps = [(config.get("trainer") or {}).get("log_every_n_steps") for config in (one, other)]
-    return one.get("model") == other.get("model") and steps[0] == steps[1]
+def _same_run(earlier: Mapping[str, Any], run: Mapping[str, Any]) -> bool:
+    """Whether two configurations are of one run, which may have gone on with more stages than it was begun with."""
+    steps = [(config.get("trainer") or {}).get("log_every_n_steps") for config in (earlier, run)]
+    (first, before), (second, now) = (_without_stages(config.get("model") or {}) for config in (earlier, run))
+    return first == second and before == now[: len(before)] and steps[0] == steps[1]
+
+
+def _without_stages(model: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    options = dict(model.get("init_args") or {})
+    stages = options.pop("stages", None) or []
+    return {**model, "init_args": options}, stages
 
 
 def _first_step(run: RunFolder) -> int | None:

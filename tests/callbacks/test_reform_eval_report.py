@@ -145,6 +145,11 @@ def test_unequal_or_unfinished_runs_are_not_compared(model: Path, tmp_path: Path
         compare_reports([tmp_path / "a", tmp_path / "part"], output=tmp_path / "c")
     with pytest.raises(FileNotFoundError, match="no evaluation at"):
         compare_reports([tmp_path / "a", tmp_path / "nothing"], output=tmp_path / "c")
+    (tmp_path / "run").mkdir()
+    with pytest.raises(
+        FileNotFoundError, match=r"run holds no evaluation: .*scores_\*\.json.*sparsight report RUN RUN"
+    ):
+        compare_reports([tmp_path / "a", tmp_path / "run"], output=tmp_path / "c")
     assert not (tmp_path / "c").exists()
 
 

@@ -104,6 +104,15 @@ def test_what_there_is_not_is_refused_on_the_command_line(arguments: list[str], 
             "trainer: {callbacks+: [{class_path: callbacks.SampleGrid, init_args: {every_step: 3}}]}",
             r"trainer\.callbacks\.0\.every_step: SampleGrid has no such option; did you mean every_n_steps\?",
         ),
+        (
+            "trainer: {callbacks+: [{class_path: callbacks.TrainableEMA, init_arg: {decay: 0.9}}]}",
+            r"trainer\.callbacks\.0\.init_arg stands beside class_path; did you mean init_args\?",
+        ),
+        (
+            "data: {class_path: ImageDataModule, batch_size: 4}",
+            r"data\.batch_size stands beside class_path: options of a class stand below init_args",
+        ),
+        ("model: null", r"model is null: name a class"),
     ],
     ids=lambda value: value[:30],
 )

@@ -171,6 +171,14 @@ def test_a_resumed_run_is_shown_from_its_beginning(tmp_path: Path) -> None:
         (folder / "metrics.csv").write_text(text)
     other = yaml.safe_load((first / "config.yaml").read_text()) | {"model": {"class_path": "Another"}}
     (tmp_path / "lightning_logs" / "other" / "config.yaml").write_text(yaml.safe_dump(other))
+    longer = tmp_path / "lightning_logs" / "longer"  # went on with one more stage
+    longer.mkdir()
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    config["model"]["init_args"]["stages"] = [*config["model"]["init_args"].get("stages", []), {"steps": 10}]
+    (longer / "config.yaml").write_text(yaml.safe_dump(config))
+    (longer / "metrics.csv").write_text("step,train/loss\n40,0.1\n")
+    assert read_run(longer).begun_in == tmp_path / "lightning_logs" / "version_1"
+    assert [step for step, _ in read_run(longer).curves["train/loss"]] == [0, 10, 20, 30, 40]
     run = read_run(tmp_path / "lightning_logs" / "version_1")
     assert run.curves["train/loss"] == [(0, 0.5), (10, pytest.approx(0.5 / 11)), (20, 0.3), (30, 0.2)]
     assert list(run.grids) == [10] and run.begun_in == first
@@ -279,8 +287,19 @@ def test_charts_take_any_values() -> None:
     assert numbers[0] - numbers[1] == pytest.approx(numbers[1] - numbers[2], abs=0.2), "the axis is not logarithmic"
     near = line_chart({"a": [(0, 0.4401), (1, 0.4409)]})
     assert re.findall(r'text-anchor="end">([\d.]+)<', near) == ["0.4402", "0.4404", "0.4406", "0.4408"]
+    assert 'text-anchor="end">0.00178<' in line_chart({"a": [(9, 0.00177784)]})
     Reader(site_map({"a": float("inf"), "b": 0.0, HOSTILE: 1.0}))
     Reader(site_map({}))
+
+
+def test_what_one_run_of_two_has_is_its_own(tmp_path: Path) -> None:
+    """By name and colour."""
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "metrics.csv").write_text("step,train/loss\n20,0.3\n")
+    text = page([read_run(bare), read_run(run_folder(tmp_path / "whole"), name="whole")])
+    assert re.findall(r'<span class="bar"><span class="key (c\d)"', text) == ["c1", "c1"]
+    assert "<h3>whole</h3>" in text.partition("<h2>Sites</h2>")[2]
 
 
 @pytest.mark.slow

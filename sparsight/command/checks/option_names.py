@@ -151,7 +151,26 @@ def _check_file(file: str, content: Mapping[str, Any]) -> None:
     if isinstance(trainer, Mapping) and "class_path" not in trainer:
         for key in trainer:
             _check_trainer(_name(key), f"{file}: ")
+    if "model" in content and content["model"] is None:
+        raise ConfigurationError(f"{file}: model is null: name a class and its options, or leave the key out")
+    for group in GROUPS:
+        _check_beside_class(content.get(group), f"{file}: {group}")
     _check_classes(file, {group: content.get(group) for group in GROUPS})
+
+
+def _check_beside_class(node: Any, place: str) -> None:
+    """Refuse what stands beside a class and its options, wherever there is a class."""
+    if isinstance(node, list):
+        for number, each in enumerate(node):
+            _check_beside_class(each, f"{place}.{number}")
+    elif isinstance(node, Mapping):
+        for key, value in node.items():
+            if "class_path" in node and key not in BELOW_CLASS:
+                meant = suggestion(closest(str(key), BELOW_CLASS, cutoff=_VERY_NEAR))
+                raise ConfigurationError(
+                    f"{place}.{key} stands beside class_path{meant or ': options of a class stand below init_args'}"
+                )
+            _check_beside_class(value, f"{place}.{_name(key)}")
 
 
 def _check_classes(file: str, content: Mapping[str, Any]) -> None:

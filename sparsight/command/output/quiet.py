@@ -11,6 +11,7 @@ HARMLESS_WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).*",  # Lightning 2.6.6 with torch 2.15
     r".*was deprecated in v4\.49\.0.*",  # Lightning 2.6.6 with jsonargparse 4.53
     r".*parameter was deprecated in v4.*",
+    r".*is_gradient_checkpointing.* is deprecated.*",  # transformers 5.23, of what peft asks a model
     r".*is not supported by the model summary.*",
     r".*You have overridden `transfer_batch_to_device` in `LightningModule`.*",  # as is meant
     r".*will save all extracted features in buffer.*",

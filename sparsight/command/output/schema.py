@@ -54,7 +54,7 @@ class _FitSchema(SparsightCLI):
     @classmethod
     def made(cls) -> dict[str, Any]:
         with suppress(_Done):
-            cls([])
+            cls()
         return cls.schema
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:

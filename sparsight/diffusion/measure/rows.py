@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from textwrap import fill
 
 from sparsight.common.measure.contest import Measured
-from sparsight.common.tables import WIDTH, format_table, short
+from sparsight.common.tables import WIDTH, format_table, short, whole
 
 MIB = 2**20
 
@@ -136,11 +136,11 @@ def _milliseconds(measured: Measured) -> str:
     timing = measured.timing
     if timing is None:
         return "-"
-    return f"{1e3 * timing.median:.3g} [{1e3 * timing.p10:.3g}, {1e3 * timing.p90:.3g}]"
+    return f"{whole(1e3 * timing.median)} [{whole(1e3 * timing.p10)}, {whole(1e3 * timing.p90)}]"
 
 
 def _mebibytes(measured: Measured) -> str:
-    return "-" if measured.peak is None else f"{measured.peak / MIB:.3g}"
+    return "-" if measured.peak is None else f"{whole(measured.peak / MIB)}"
 
 
 def _times(ratio: float | None) -> str:

@@ -15,7 +15,7 @@ from sparsight.common.measure import latency
 from sparsight.common.measure.contest import Contest, extrapolate
 from sparsight.common.measure.latency import Timing, TooSlow, time_in_turn, timing_of
 from sparsight.common.measure.memory import held_bytes, peak_bytes
-from sparsight.common.tables import format_table, short
+from sparsight.common.tables import format_table, short, whole
 from tests.tiny_clock import Clock
 
 CPU = torch.device("cpu")
@@ -197,3 +197,7 @@ def test_peak_memory_and_time_on_cuda() -> None:
     assert peak_bytes(lambda: x + 1, device) == x.numel() * 4
     timings = time_in_turn({"product": lambda: x @ x @ x, "sum": lambda: x + x}, device=device)
     assert timings["product"].median > timings["sum"].median  # type: ignore[union-attr]
+
+
+def test_times_are_written_without_exponents() -> None:
+    assert [whole(value) for value in (2713.4, 99.96, 99.9, 0.1234, 914.0)] == ["2,713", "100", "99.9", "0.123", "914"]
