@@ -224,8 +224,15 @@ class TokenMixer(nn.Module, ABC):
 
     @property
     def options(self) -> dict[str, Any]:
-        """The keyword options that make an equal mixer for this site."""
+        """The keyword options that make an equal mixer for this site.
+
+        Raises:
+            TypeError: One is kept in no attribute of its name.
+        """
         names = list(inspect.signature(type(self).__init__).parameters)[2:]
+        lost = next((name for name in names if not hasattr(self, name)), None)
+        if lost is not None:  # an AttributeError of a property would be told as one of the property itself
+            raise TypeError(f"{type(self).__name__} does not keep its option {lost}: write self.{lost} = {lost}")
         return {name: getattr(self, name) for name in names}
 
     @property

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from functools import partial
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -74,6 +75,10 @@ class RecordsDataModule(ProcessDataModule):
     ) -> None:
         super().__init__(num_workers=num_workers)
         self.sources = {"train": train, "val": val, "test": test}
+        for name, source in self.sources.items():
+            need_kind(
+                name, source, (RecordSource, NoneType), "a source of records, such as FolderRecords(...), or none"
+            )
         self.val_share = val_share
         self.batch_size = batch_size
         self.seed = seed
@@ -165,6 +170,8 @@ class RecordsDataModule(ProcessDataModule):
             self._check_unused(part)
         if len(source) == 0:
             raise ValueError(f"data.{name}: {described(source)} has no records; check its path and split")
+        for part in source.parts:
+            self._check_bad(part)
 
     def _check_sources(self, opened: Mapping[str, RecordSource]) -> None:
         """Refuse opened sources that do not go together."""
@@ -174,6 +181,11 @@ class RecordsDataModule(ProcessDataModule):
         share = self.allowed.unused_share
         if len(unused) > share * (len(source) + len(unused)):
             raise ValueError(too_many_unused(type(source).__name__, len(source), unused, share=share))
+
+    def _check_bad(self, source: RecordSource) -> None:
+        allowed = int(self.allowed.corrupt_share * len(source))
+        if len(source.bad) > allowed:
+            raise TooManyCorruptRecords(corrupt_message(dict(source.bad), total=len(source), allowed=allowed))
 
     def _held_out(self, records: int) -> int:
         held_out = round(records * self.val_share)

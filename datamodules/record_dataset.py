@@ -94,5 +94,5 @@ def corrupt_message(corrupt: dict[int, str], *, total: int, allowed: int) -> str
     shown = "; ".join(told_record(index, reason) for index, reason in list(corrupt.items())[:3])
     return (
         f"{len(corrupt)} of {total} records are unreadable, {allowed} are allowed: {shown}. "
-        "Repair or remove them, or raise allowed.corrupt_share"
+        "Repair or remove them, change the option that a reason names, or raise allowed.corrupt_share"
     )

@@ -57,6 +57,7 @@ class FiniteGuard:
     def __init__(self, allowed: int) -> None:
         self.allowed = allowed
         self.skipped = 0
+        self._taken = False  # whether any step was
         self._noted: list[Noted] = []
         self._batch: Mapping[str, Any] = {}
         self._look: _Look | None = None
@@ -133,13 +134,14 @@ class FiniteGuard:
         if look.arrived is not None:
             look.arrived.synchronize()
         if not any(look.broken.tolist()):
+            self._taken = True
             return True
         by_name = named()
         found = [finding for process in everywhere(_findings(look, by_name)) for finding in process]
         text = f"{look.where}: {'; '.join(dict.fromkeys(found))}. Nothing was changed by this step"
         spoilt = any(everywhere(bool(not_finite(by_name))))
         if spoilt or self.skipped >= self.allowed:
-            raise NonFiniteError(f"{text}. {_remedy(spoilt, self.allowed)}")
+            raise NonFiniteError(f"{text}. {_remedy(spoilt, self.allowed, begun=self._taken or self.skipped > 0)}")
         self.skipped += 1
         rank_zero_warn(f"{text}: it is left out, number {self.skipped} of at most {self.allowed} (max_skipped_steps)")
         return False
@@ -195,7 +197,11 @@ def _in_data(batch: Mapping[str, Any], index: Tensor) -> str:
     return f" ({', '.join(spoilt)})" if spoilt else ""
 
 
-def _remedy(spoilt: bool, allowed: int) -> str:
+def _remedy(spoilt: bool, allowed: int, *, begun: bool) -> str:
+    if not begun:
+        return (
+            "No step was taken yet, so that model or data are the cause: look at a mixer of your own, and these samples"
+        )
     if spoilt:
         return "Lower the learning rate or clip gradients, and go on from a checkpoint before that"
     more = "raise" if allowed else "set"

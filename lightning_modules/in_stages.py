@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Generic
 
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+
 from lightning_modules.base import TrainedPartsModule
 from sparsight.common.checkpoint.run_record import check_stages
 from sparsight.common.plain import is_plain
@@ -72,6 +75,11 @@ class InStages(TrainedPartsModule, Generic[AnyStage]):
         source = "the checkpoint" if trainer is None or trainer.ckpt_path is None else str(trainer.ckpt_path)
         check_stages(checkpoint[SAVED].get("stages", []), self._stages(), source=source)
         self._stage_index = checkpoint[SAVED]["stage"]
+        if trainer is not None and trainer.state.fn == TrainerFn.FITTING and self._steps_before >= self.clock.total:
+            rank_zero_warn(
+                f"all {len(self.clock.stages)} stages of {source} are over, and nothing is left to train: to train on, "
+                "add a stage behind them"
+            )
 
     def _stages(self) -> list[dict[str, Any]]:
         """Fields of the stages, as plain data."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import NoneType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from blocks.tokens import Edit
 from lightning_modules.answering import Evaluation
 from lightning_modules.tuned_layers import TunedLayers
+from sparsight.common.errors import need_kind
 from sparsight.common.measure.announce_memory import announce_memory
 from sparsight.common.moved import takes_former_options
 from sparsight.common.training.dropout import seed_dropout
@@ -98,6 +100,7 @@ class SparseLayerTuning(TunedLayers):
             raise ValueError(f"compute.fused_loss makes no logits, which {what} needs: set one of them to null or 0")
         check_cached_tower(recipe or [], compute.vision_cache_gib)
         self._fused = None if compute.fused_loss is None else FusedLoss(compute.fused_loss)
+        need_kind("lora", lora, (LoRA, NoneType), "a LoRA of sparsight.lvlm.model.lora, or None")
         rule = layers or Uniform(ratio=0.25)
         rule.record()  # scores of layers that are no numbers are refused before weights are loaded
         super().__init__(

@@ -20,6 +20,7 @@ from sparsight import Stage, TuningStage
 from sparsight.common.errors import ConfigurationError
 from sparsight.diffusion.model.sampling import Sampling
 from sparsight.diffusion.train.stages import LossTerms
+from sparsight.lvlm.surgery.selection import Explicit
 from tests import tiny
 from tests.tiny_lvlm import tiny_lvlm
 
@@ -140,6 +141,19 @@ NO_FUNCTION: dict[str, tuple[Callable[[], Any], str]] = {
     "mode": (lambda: sparsight.set_mode([], "student"), "mode is 'student': give one of sparsight.Mode"),
     "shells": (lambda: sparsight.set_mode(tiny.dit(), sparsight.Mode.STUDENT), r"shells is .*: give the values\(\)"),
     "numbers": (lambda: sparsight.tune("m", DATA, layers=[0, 9]), r"layers is \[0, 9\]: give a rule"),
+    "lora": (lambda: sparsight.tune("m", DATA, stages=[TuningStage(2)], lora=4), "lora is 4: give a LoRA"),
+    "its lora": (lambda: sparsight.TrainedParts(lora={"rank": 4}), "lora is {'rank': 4}: give a LoRA"),
+    "rest": (lambda: sparsight.TrainedParts(rest="norms"), r"rest is 'norms': give a list, \['norms'\]"),
+    "include": (lambda: sparsight.SiteSelection(include="mid*"), r"include is 'mid\*': give a list, \['mid\*'\]"),
+    "tokens": (lambda: sparsight.SiteSelection(min_tokens="64"), "min_tokens is '64': give a whole number"),
+    "few tokens": (lambda: sparsight.SiteSelection(min_tokens=-5), "min_tokens is -5; allowed: 0 or more"),
+    "predicate": (lambda: sparsight.SiteSelection(predicate="x"), "predicate is 'x': give a function"),
+    "one layer": (lambda: Explicit(3), "layers is 3: give a list of int"),
+    "source": (lambda: ImageDataModule("pictures"), "train is 'pictures': give a source of records"),
+    "callbacks": (
+        lambda: sparsight.distill("t", DeltaConvBlock, DATA, trainer={"callbacks": "TrainableEMA"}),
+        "trainer.callbacks is 'TrainableEMA': give a list of Callback",
+    ),
 }
 
 

@@ -75,8 +75,8 @@ class ConversationRecords(RecordSource):
         Raises:
             FileNotFoundError: It holds none.
         """
-        names = _names(self._entries[:LOOKED_AT])
-        if self.images is not None and names and not any(existing(self.images / name).is_file() for name in names):
+        folder, names = self.images, {name for name in _names(self._entries[:LOOKED_AT]) if name.strip()}
+        if folder is not None and names and not any(os.path.isfile(existing(folder / name)) for name in names):
             raise FileNotFoundError(
                 f"images: {self.images} has none of the images that the first conversations of {self.file.name} name, "
                 f"such as {min(names)}: give the folder that these names start from"

@@ -67,6 +67,11 @@ class FolderRecords(RecordSource):
         return max((entry.label for entry in self._entries if entry.label is not None), default=None)
 
     @property
+    def bad(self) -> dict[int, str]:
+        """Rows of the metadata that are none or name no picture, and labels that are no class, once it is open."""
+        return {position: entry.bad for position, entry in enumerate(self._entries) if entry.bad}
+
+    @property
     def unused(self) -> list[str]:
         """Files that are neither a record nor go with one, once the folder is open."""
         return self._unused

@@ -11,7 +11,7 @@ import logging
 import operator
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -178,6 +178,11 @@ class RecordSource(Records):
     def parts(self) -> Sequence[RecordSource]:
         """The sources that this one is made of; it itself where it finds the data."""
         return (self,)
+
+    @property
+    def bad(self) -> Mapping[int, str]:
+        """Records that cannot be used, with the reason, as far as an open source knows before it reads any."""
+        return {}
 
     def where(self, index: int) -> str:
         """Where one record comes from, for messages; sources that can name a file override this."""

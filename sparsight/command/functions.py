@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import nn
 
@@ -149,6 +149,9 @@ def _check(kind: type, data: Any, *, trainer: TrainerOptions | None, options: Ma
     need_options(list(inspect.signature(kind).parameters), options)
     need_whole(seed=options.get("seed", 0))
     need_options(options_of_trainer(), trainer or {}, where="trainer.")
+    callbacks = (trainer or {}).get("callbacks")
+    if callbacks is not None and not isinstance(callbacks, Callback):
+        need_list("trainer.callbacks", callbacks, Callback)
 
 
 def _train(

@@ -33,6 +33,13 @@ def require(holds: bool, name: str, value: object, allowed: str) -> None:
         raise ConfigurationError(f"{name} is {value}; allowed: {allowed}")
 
 
+def reason_of(error: Exception) -> str:
+    """Why data of another program could not be taken, without words of Python's."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error.args[0]!r}"
+    return str(error) if isinstance(error, ValueError) else "it holds something else"
+
+
 def need_kind(name: str, value: object, kinds: type | tuple[type, ...], asked: str) -> None:
     """Refuse a value of another kind.
 
@@ -56,6 +63,18 @@ def need_list(name: str, value: object, kind: type) -> None:
         raise ConfigurationError(f"{name} is {_shown(value)}: give {of}")
     for position, each in enumerate(value):
         need_kind(f"{name}.{position}", each, kind, f"a {kind.__name__}")
+
+
+def need_texts(name: str, value: object) -> None:
+    """Refuse what is no list of texts; a single one would be read letter by letter.
+
+    Raises:
+        ConfigurationError: It is none.
+    """
+    if isinstance(value, str):
+        raise ConfigurationError(f"{name} is {value!r}: give a list, [{value!r}]")
+    if not isinstance(value, Sequence) or not all(isinstance(each, str) for each in value):
+        raise ConfigurationError(f"{name} is {_shown(value)}: give a list of texts")
 
 
 def need_choice(name: str, value: object, choices: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from sparsight.common.bootstrap import resampled_means, seed_of
 from sparsight.common.disk.files import write_text
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.errors import ConfigurationError, reason_of
 from sparsight.common.tables import json_text
 from sparsight.common.text import read_json
 from sparsight.evaluation.questions.scores import Estimate, ScoreKey
@@ -96,4 +96,6 @@ class DrawnScores:
                 raise ValueError(f"{len(conditions)} samples, values of {[len(found) for _, found in values.values()]}")
             return cls(content["drawn"], conditions, values)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} holds no values of drawn samples of version {VERSION}: {error!r}") from error
+            raise ValueError(
+                f"{path} holds no values of drawn samples of version {VERSION}: {reason_of(error)}"
+            ) from error

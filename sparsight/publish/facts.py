@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 
 from sparsight import __version__
 from sparsight.common.disk.shipped import resolve
+from sparsight.common.errors import reason_of
 from sparsight.common.text import read_json
 from sparsight.publish.geneval import geneval_scores
 from sparsight.publish.secrets import without_place
@@ -132,7 +133,7 @@ def read_metrics(path: str | Path) -> list[Metric]:
         return [Metric(str(entry["name"]), float(entry["value"]), str(entry["protocol"])) for entry in entries]
     except (KeyError, TypeError, ValueError) as error:
         wanted = '[{"name": ..., "value": ..., "protocol": ...}, ...]'
-        raise ValueError(f"{path} must hold a JSON list like {wanted}, but: {error!r}") from error
+        raise ValueError(f"{path} must hold a JSON list like {wanted}, but: {reason_of(error)}") from error
 
 
 def versions() -> dict[str, str]:

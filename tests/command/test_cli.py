@@ -98,6 +98,8 @@ def test_fit_validate_and_predict_read_the_same_config(
         f"  sparsight export --config {run.config} --ckpt_path {run.checkpoint} --weights raw",
     ]
     assert not [each for each in recwarn if "dirpath has changed" in str(each.message)], "nothing is saved"
+    with pytest.raises(SystemExit, match=r"images\.folder .*drawn is not empty: name a new folder"):
+        main(["predict", "--config", run.config, "--images.folder", str(tmp_path / "drawn")])
 
 
 def test_the_config_of_a_run_serves_for_every_verb(run: Run, tmp_path: Path) -> None:

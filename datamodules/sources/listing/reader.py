@@ -106,12 +106,23 @@ class FolderReader:
             labels = number_labels(values, classes=self.classes, where=where)
             entries = self._labelled(entries, labels, [f"line {row.line} of {path}" for row in rows])
         files = FolderFiles(self.root, refuse_outside=False)
+        entries = self._without_missing(entries, files, [f"line {row.line} of {path}" for row in rows])
         self.unused, notes = sort_out([*files.names, *files.skipped], [*(entry.name for entry in entries), path.name])
         self.notes += notes
         tops = {top for entry in entries if (top := _top(entry.name)) and not entry.bad}
         if label_column is None and self.class_folders and len(tops) > 1:
             self.notes.append(f"folders such as {min(tops)!r} are no classes, as {path.name} has no column of labels")
         return entries
+
+    def _without_missing(self, entries: Sequence[Entry], files: FolderFiles, where: Sequence[str]) -> list[Entry]:
+        """Mark those whose picture is not there."""
+        there = set(files.names)
+        return [
+            entry
+            if entry.bad or entry.name in there or os.path.isfile(self.root / entry.name)
+            else replace(entry, bad=f"{place}: it names {entry.name!r}, which is not there")
+            for entry, place in zip(entries, where, strict=True)
+        ]
 
     def _tell_columns(self, unread: set[str], label: str | None, caption: str | None, path: Path) -> None:
         options = {"label_column": label, "caption_column": caption}

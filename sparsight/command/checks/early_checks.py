@@ -34,8 +34,10 @@ RANGES: dict[str, tuple[int, float]] = {  # options that libraries take without 
     "trainer.num_nodes": (1, math.inf),
 }
 MEASURES = "to measure alone there are `sparsight validate` and `test`"
+TRIES = "give what the run will have"
 NOTHING = {  # options whose zero leaves a verb nothing to do, and what to do instead
     "fit": {"limit_train_batches": MEASURES, "max_steps": MEASURES, "max_epochs": MEASURES, "max_time": MEASURES},
+    "check": {"limit_train_batches": TRIES, "max_steps": TRIES, "max_epochs": TRIES},
     "validate": {"limit_val_batches": "leave it out"},
     "test": {"limit_test_batches": "leave it out"},
     "predict": {"limit_predict_batches": "leave it out"},
@@ -83,6 +85,7 @@ def check_early(config: Any, verb: str) -> None:
     if isinstance(interval, (int, float)):
         require(interval > 0, "trainer.val_check_interval", interval, "above 0, or null")
     _check_work(config, verb)
+    _check_images(config, verb)
     _check_devices(config.get("trainer.devices"))
     checkpoint = config.get("ckpt_path")
     if checkpoint is not None:
@@ -110,6 +113,13 @@ def check_early(config: Any, verb: str) -> None:
         check_destination(output, overwrite=config.get("overwrite", False))
     if output:
         _check_writable("output", output)
+
+
+def _check_images(config: Any, verb: str) -> None:
+    """Refuse a folder that holds something, among which drawn images would be lost, or in place of it written."""
+    folder = config.get("images.folder")
+    if verb == "predict" and folder and Path(folder).is_dir() and any(Path(folder).iterdir()):
+        raise ConfigurationError(f"images.folder {folder} is not empty: name a new folder for the drawn images")
 
 
 def _check_work(config: Any, verb: str) -> None:

@@ -72,6 +72,9 @@ class SaveWhenStopped(Checkpoint):
         self._number: int | None = None  # the signal that came
         self._requeue: int | None = None  # the signal of SLURM's queue
         self._since = 0.0
+
+    def tried(self, folder: Path) -> None:
+        """A trial is no run that one goes on with."""
         self._alone = True
         self._requeued = False  # SLURM has asked to save and to end
 

@@ -10,7 +10,7 @@ from typing import Any
 from diffusers.models.modeling_utils import no_init_weights
 
 from sparsight.common.disk.weights import read_tensors
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.errors import ConfigurationError, reason_of
 from sparsight.common.text import read_json
 from sparsight.diffusion.families.known import FAMILIES
 from sparsight.diffusion.pipelines.variants import weights_of
@@ -55,7 +55,7 @@ def load_student(folder: Path, *, variant: str | None = None, trust_remote_code:
         base = config["_class_name"].removeprefix(PREFIX)
         record, code = options.pop("student"), options.pop("auto_map")["AutoModel"].partition(".")[0]
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / 'config.json'} is damaged: {error!r}") from error
+        raise ValueError(f"{folder / 'config.json'} is damaged: {reason_of(error)}") from error
     if base not in FAMILIES:
         raise ValueError(f"{folder} holds a {base!r}; students are of {', '.join(FAMILIES)}")
     with no_init_weights():

@@ -27,6 +27,7 @@ from sparsight.diffusion.surgery.stamp import stamped
 from sparsight.diffusion.surgery.student import (
     COMPUTE,
     OnGrid,
+    check_shape,
     checked_grid,
     delivered_grid,
     entering,
@@ -123,6 +124,7 @@ class CoreSite(OnGrid):
             q = entering(q, self.mixer)
             k, v = k.to(q.dtype), v.to(q.dtype)
             mixed: Tensor = self.mixer(q, k, v, grid, scale)
+            check_shape(mixed, q, self.mixer)
         else:
             k, v = k.to(q.dtype), v.to(q.dtype)  # of norms and of projections that are trained in float32
             image_BNC = site.layout(grid, hidden_states.shape[1]).image(hidden_states)

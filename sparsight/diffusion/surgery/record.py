@@ -11,6 +11,7 @@ import yaml
 from torch import nn
 
 from blocks.base import Grid, Site, TokenMixer
+from sparsight.common.errors import reason_of
 from sparsight.common.formats import check_format
 from sparsight.common.training.sharding import own_class
 from sparsight.diffusion.surgery.known_mixers import mixer_class
@@ -160,7 +161,7 @@ def mixer_from(entry: Mapping[str, Any], *, trust_remote_code: bool = False) -> 
         path, options, place = entry["class_path"], dict(entry["options"]), dict(entry["site"])
         site = Site(**{**place, "grid": Grid(**place["grid"])})
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"an entry of the record of mixers is damaged: {error!r}") from error
+        raise ValueError(f"an entry of the record of mixers is damaged: {reason_of(error)}") from error
     found = mixer_class(path, trust_remote_code=trust_remote_code)
     for part in _class_paths(options):
         mixer_class(part, trust_remote_code=trust_remote_code)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from blocks.base import AttentionWeights, Site, TokenMixer
-from sparsight.common.errors import need_kind
+from sparsight.common.errors import ConfigurationError, need_kind
 from sparsight.common.quantised.weights import is_coded
 from sparsight.common.training.dtypes import compute_dtype
 from sparsight.common.training.sharding import whole
@@ -25,6 +25,7 @@ from sparsight.diffusion.surgery.shell import AttentionShell, Mode, Shell
 from sparsight.diffusion.surgery.sites import DENOISER, SiteSelection, find_sites, refuse_unsupported
 from sparsight.diffusion.surgery.student import OnGrid, deliver_grid, install_grid_hooks, keep_grid, transformer_stacks
 
+_CONTRACT = "what a mixer must have is in docs/your_own_block.md"
 _SHELLS = "the values() of what sparsight.replace returned"
 
 
@@ -82,9 +83,16 @@ def replace(
 
 
 def _made(factory: MixerFactory, site: Site) -> TokenMixer:
-    made = factory(site)
+    try:
+        made = factory(site)
+    except TypeError as error:  # a class that lacks a method, or takes no site
+        raise ConfigurationError(f"a mixer for {site.path} cannot be made: {error}; {_CONTRACT}") from error
     if not isinstance(made, TokenMixer):
         raise ValueError(f"{type(made).__name__} is no TokenMixer: derive it from CoreMixer or FeatureMixer")
+    try:
+        _ = made.options
+    except TypeError as error:
+        raise ConfigurationError(f"{error}; {_CONTRACT}") from error
     return made
 
 

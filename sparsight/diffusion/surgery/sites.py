@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from blocks.base import FeatureMixer, Grid, Site, TokenMixer
-from sparsight.common.errors import need_kind
+from sparsight.common.errors import ConfigurationError, need_kind, need_texts, need_whole, require
 from sparsight.diffusion.families.grids import grid_from
 from sparsight.diffusion.families.known import example_inputs, facts_of, family_of, plain_class
 from sparsight.diffusion.surgery.core_site import NO_CORE, CoreSite
@@ -41,6 +41,18 @@ class SiteSelection:
     min_tokens: int = 0
     max_tokens: int | None = None
     predicate: Callable[[Site], bool] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is of another kind, or out of range."""
+        need_texts("include", self.include)
+        need_texts("exclude", self.exclude)
+        need_whole(min_tokens=self.min_tokens)
+        require(self.min_tokens >= 0, "min_tokens", self.min_tokens, "0 or more")
+        if self.max_tokens is not None:
+            need_whole(max_tokens=self.max_tokens)
+            require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "1 or more, or none")
+        if self.predicate is not None and not callable(self.predicate):
+            raise ConfigurationError(f"predicate is {self.predicate!r}: give a function of the site")
 
     def choose(self, sites: Sequence[Site]) -> list[Site]:
         """The chosen sites, in the order of the denoiser.

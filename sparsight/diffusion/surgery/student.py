@@ -77,6 +77,7 @@ class StudentAttention(OnGrid, nn.Module):
         refuse_others(path, encoder_hidden_states, attention_mask, cross_attention_kwargs)
         grid = checked_grid(self.grid, hidden_states.shape[1], path)
         mixed = self.mixer(entered(hidden_states, self.mixer), grid).to(hidden_states.dtype)
+        check_shape(mixed, hidden_states, self.mixer)
         if self.residual_connection:
             mixed = mixed + hidden_states
         return mixed / self.rescale_output_factor if self.rescale_output_factor != 1.0 else mixed
@@ -116,6 +117,19 @@ def entered(hidden_states: Tensor, mixer: FeatureMixer) -> Tensor:
     """The hidden state as a feature mixer takes it: see ``entering``; some cast by themselves under autocast."""
     casts_itself = mixer.autocasts and under_autocast(hidden_states)
     return hidden_states if casts_itself else entering(hidden_states, mixer)
+
+
+def check_shape(mixed: Tensor, given: Tensor, mixer: Any) -> None:
+    """Refuse what a mixer made of its input, or of its queries, if it has another shape.
+
+    Raises:
+        ValueError: It has.
+    """
+    if mixed.shape != given.shape:
+        raise ValueError(
+            f"{type(mixer).__name__} at {mixer.site.path} gives {tuple(mixed.shape)} for {tuple(given.shape)}: a mixer "
+            "keeps the shape"
+        )
 
 
 def checked_grid(grid: Grid | None, tokens: int, path: str) -> Grid:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import NoneType
 
-from sparsight.common.errors import require
+from sparsight.common.errors import need_kind, need_texts, require
 from sparsight.diffusion.surgery.rest.low_rank import LoRA
 
 
@@ -32,4 +33,6 @@ class TrainedParts:
 
     def __post_init__(self) -> None:
         """Refuse what is out of range."""
+        need_texts("rest", self.rest)
+        need_kind("lora", self.lora, (LoRA, NoneType), "a LoRA of sparsight.diffusion.surgery.rest.low_rank, or None")
         require(self.init_samples >= 0, "init_samples", self.init_samples, "0 or more")

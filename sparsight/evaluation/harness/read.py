@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sparsight.common.errors import reason_of
 from sparsight.common.text import read_json
 from sparsight.evaluation.questions.rules import POINTS
 from sparsight.evaluation.reform_eval.report import write_report
@@ -113,7 +114,7 @@ def _answers(task: str, file: Path) -> Iterator[dict[str, Any]]:
                 "hash": [sample.get(name) for name in _ASKED],
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{file}, line {number} is no sample of lmms-eval: {error!r}") from error
+            raise ValueError(f"{file}, line {number} is no sample of lmms-eval: {reason_of(error)}") from error
         scored = scored or bool(found)
         yield answer
     if not scored:

@@ -14,7 +14,7 @@ from typing import Any
 import torch.distributed as dist
 
 from sparsight.common.disk.files import write_text
-from sparsight.common.errors import ConfigurationError
+from sparsight.common.errors import ConfigurationError, reason_of
 from sparsight.common.tables import json_text
 from sparsight.common.text import read_json
 from sparsight.common.training.processes import process_count
@@ -205,6 +205,6 @@ class TaskScores:
             scores.add(Item(**item) for item in content["items"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"{path} holds no scores of `sparsight validate` or `test` in version {VERSION}: {error!r}"
+                f"{path} holds no scores of `sparsight validate` or `test` in version {VERSION}: {reason_of(error)}"
             ) from error
         return scores

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sparsight.common.disk.files import write_text, write_whole
+from sparsight.common.errors import reason_of
 from sparsight.common.tables import WIDTH, format_table, json_text, markdown_table
 from sparsight.common.text import read_json
 from sparsight.evaluation.drawn_scores import METHOD
@@ -85,7 +86,7 @@ def read_report(path: str | Path) -> dict[str, Any]:
             raise ValueError(f"version {content['version']}, {len(content['answers'])} answers")
         _ = content["about"]["tasks"], content["about"]["model"]["name"]
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{file} is no evaluation of version {VERSION}: {error!r}") from error
+        raise ValueError(f"{file} is no evaluation of version {VERSION}: {reason_of(error)}") from error
     return content
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sparsight.common.errors import reason_of
 from sparsight.common.formats import check_format
 
 FILE = "sparsight.json"
@@ -87,7 +88,7 @@ def read_provenance(source: str | Path) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: {error!r}") from error
+        raise ValueError(f"{path} is damaged: {reason_of(error)}") from error
     told = {"format": record.get("version")} | record if isinstance(record, dict) else None
     check_format(told, FORMAT, str(path))
     missing = sorted(NEEDED - record.keys())

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import nn
 
+from sparsight.common.errors import need_kind
 from sparsight.common.plain import setting
 from sparsight.lvlm.model.tower import Parts, find_parts
 
@@ -69,6 +70,7 @@ def remove_layers(model: PreTrainedModel, removed: Collection[int]) -> list[int]
     Raises:
         ValueError: A layer is not there, none would remain, or the architecture ties layers together.
     """
+    need_kind("removed", removed, Collection, "numbers of layers, as sparsight.select_layers(model, rule) gives them")
     parts = find_parts(model)
     depth = len(parts.layers)
     check_removable(model, removed, depth=depth)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
-from sparsight.common.errors import need_kind, require
+from sparsight.common.errors import need_kind, need_list, require
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores.table import ScoreTable
 
@@ -233,6 +233,7 @@ class Explicit(LayerSelection):
     """
 
     def __init__(self, layers: Sequence[int]) -> None:
+        need_list("layers", layers, int)
         self.layers = list(layers)
 
     def choose(self, num_layers: int) -> list[int]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sparsight.common.errors import ConfigurationError, need_numbers, need_whole, require
+from sparsight.common.errors import need_numbers, need_texts, need_whole, require
 from sparsight.common.training.lr_schedules import SCHEDULES
 from sparsight.lvlm.train.trained import LAYERS, METHODS, PROJECTOR, Part
 
@@ -44,8 +44,7 @@ class TuningStage:
         need_whole(steps=self.steps)
         need_numbers(lr=self.lr, projector_lr=self.projector_lr, methods_lr=self.methods_lr)
         need_numbers(warmup_share=self.warmup_share)
-        if isinstance(self.train, str):
-            raise ConfigurationError(f"train is {self.train!r}: give a list, [{self.train!r}]")
+        need_texts("train", self.train)
         require(self.steps >= 1, "steps", self.steps, "1 or more")
         if not self.train or not set(self.train) <= {LAYERS, PROJECTOR, METHODS}:
             raise ValueError(f"a stage trains {LAYERS}, {PROJECTOR}, {METHODS} or several, got {list(self.train)}")

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 
 import sparsight.publish.carry.carried
+from sparsight.common.errors import ConfigurationError
 from sparsight.publish.carry.closure import SourceFile
 
 
@@ -57,7 +58,7 @@ def source_of(kind: type) -> Path:
     except TypeError:
         path = Path()
     if not path.is_file() or "." in kind.__qualname__:
-        raise ValueError(
+        raise ConfigurationError(
             f"{class_path(kind)} cannot travel in an export: define it at the top level of a file of its own, not in "
             "a function, class or notebook"
         )

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from sparsight.common.errors import ConfigurationError
+
 ROOT = Path(__file__).absolute().parents[3]
 NEVER = ("sparsight", "callbacks", "datamodules", "lightning_modules")
 """Packages of this project that mixers cannot take along."""
@@ -88,7 +90,9 @@ def closure(files: Iterable[SourceFile]) -> dict[str, str]:
         file = waiting.pop()
         earlier = known.setdefault(file.module, file)
         if earlier != file:
-            raise ValueError(f"{earlier.path} and {file.path} are both the module {file.module}: rename one of them")
+            raise ConfigurationError(
+                f"{earlier.path} and {file.path} are both the module {file.module}: rename one of them"
+            )
         if file.title in texts:
             continue
         texts[file.title] = file.read()
@@ -113,7 +117,7 @@ def needed_by(file: SourceFile, tree: ast.Module) -> Iterator[SourceFile]:
         if target is not None:
             yield target
         elif top in NEVER or not found.may_fail:
-            raise ValueError(
+            raise ConfigurationError(
                 f"{file.title} imports {found.module} (line {found.line}), so its mixers cannot travel in an export: "
                 "the file may import the standard library, torch, blocks and plain files beside it; import others "
                 "in the functions that use them, or where 'except ImportError' does without them"
@@ -206,7 +210,7 @@ def _refuse_fixed_names(file: SourceFile, tree: ast.Module) -> None:
             continue
         fixed = given[0].value if isinstance(given[0], ast.Constant) else None
         if fixed is None or (isinstance(fixed, str) and REGISTERS[function] in fixed):
-            raise ValueError(
+            raise ConfigurationError(
                 f"{file.title} registers {ast.unparse(given[0])} (line {node.lineno}): another version of the file "
                 "would get this one's operations; name them with op_name(__name__, ...) of blocks.ops.names"
             )

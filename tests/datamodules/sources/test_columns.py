@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from datamodules import ConversationRecords, CorruptRecord, FolderRecords, HuggingFaceRecords, TarRecords
+from datamodules import (
+    ConversationRecords,
+    CorruptRecord,
+    FolderRecords,
+    HuggingFaceRecords,
+    ImageDataModule,
+    TarRecords,
+)
+from datamodules.record_dataset import TooManyCorruptRecords
 from datamodules.sources.huggingface_tables import load_rows
 from tests.tiny_files import png, write_files, write_tar
 
@@ -176,3 +184,16 @@ def test_words_that_datasets_loses_are_refused(tmp_path: Path, option: str, colu
     HuggingFaceRecords(root).open()
     write_files(tmp_path / "set", {"metadata.csv": "file_name,text,label\n0.png,a,b\n1.png,,\n"})
     assert HuggingFaceRecords(root, **options)[0].id == "0"
+
+
+def test_pictures_that_a_table_names_and_that_are_not_there_are_told_before_training(tmp_path: Path) -> None:
+    rows = "\n".join(json.dumps({"file_name": name}) for name in ("0.png", "gone.png", "1.png"))
+    source = FolderRecords(write_files(tmp_path, PICTURES | {"metadata.jsonl": rows}))
+    with pytest.raises(CorruptRecord, match=r"line 2 of .*metadata\.jsonl: it names 'gone\.png', which is not there"):
+        source[1]
+    options: dict[str, Any] = {"image_size": 8, "batch_size": 1}
+    refused = ImageDataModule(FolderRecords(tmp_path), **options)
+    for early in (lambda: refused.open_early("fit"), lambda: refused.setup("fit")):
+        with pytest.raises(TooManyCorruptRecords, match=r"1 of 3 records are unreadable, 0 are allowed: .*gone\.png"):
+            early()
+    ImageDataModule(FolderRecords(tmp_path), allowed={"corrupt_share": 0.4}, **options).setup("fit")

@@ -186,7 +186,8 @@ def test_conversations(tmp_path: Path, count: int) -> None:
         parts = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
         for name, text in (("t.json", f"[{','.join(parts)}]"), ("t.jsonl", "\n".join(parts))):
             (tmp_path / name).write_bytes(changed(text.encode(errors="surrogatepass"), changes))
-            read_all(ConversationRecords(tmp_path / name, images=tmp_path))
+            with suppress(FileNotFoundError):  # a folder that has none of the named images
+                read_all(ConversationRecords(tmp_path / name, images=tmp_path))
 
     try_out(count, check, st.lists(ENTRIES | VALUES | DEEP, max_size=3), CHANGES)
 

@@ -11,12 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from sparsight.common.errors import ConfigurationError
 from sparsight.lvlm.model.bypass import bypassed
 from sparsight.lvlm.model.load import load_lvlm
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores import AngularDistance
 from sparsight.lvlm.surgery.remove import attention_layers, check_removable, remove_layers
 from sparsight.lvlm.surgery.retire import LayerPruning, removable_layers
+from sparsight.lvlm.surgery.selection import Uniform
 from tests.tiny_families import FAMILIES, HYBRIDS, SIDE, SIGLIP, TEXT
 from tests.tiny_lvlm import tiny_inputs, tiny_lvlm
 from tests.tiny_rows import few
@@ -151,6 +153,11 @@ def test_lists_that_nobody_knows_how_to_shorten_are_refused(option: str, value: 
 def test_layers_that_cannot_go_are_refused(removed: list[int]) -> None:
     with pytest.raises(ValueError, match="0 to 5"):
         remove_layers(tiny_lvlm("llava"), removed)
+
+
+def test_a_rule_is_no_list_of_layers() -> None:
+    with pytest.raises(ConfigurationError, match=r"removed is .*: give numbers of layers, as sparsight\.select_layers"):
+        remove_layers(tiny_lvlm("llava"), Uniform(ratio=0.25))  # type: ignore[arg-type]
 
 
 def test_layers_that_take_image_features_are_refused() -> None:
