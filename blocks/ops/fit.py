@@ -90,6 +90,8 @@ def lowered(parameters: Sequence[nn.Parameter], error: Callable[[], Tensor]) -> 
         optimizer = torch.optim.Adam(parameters, lr=_RATE)
         for _ in range(_STEPS):
             loss = error()
+            if not loss.requires_grad:  # of a mixer that learns nothing but its mass beside text
+                break
             if float(loss.detach()) < best:
                 best, kept = float(loss.detach()), [parameter.detach().clone() for parameter in parameters]
             optimizer.zero_grad()

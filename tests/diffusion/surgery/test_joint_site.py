@@ -19,6 +19,7 @@ from blocks import (
     DeltaConvBlock,
     Grid,
     HeadSplit,
+    KernelAttention,
     LinearAttention,
     NeighborhoodAttention,
     NoMixing,
@@ -51,6 +52,7 @@ EXACT: dict[str, Any] = {
     "heads": partial(HeadSplit, parts=[SoftmaxAttention, partial(NeighborhoodAttention, kernel_size=(4, 6))]),
 }
 OTHERS: dict[str, Any] = {"near": NEAR, "blend": Blend, "delta": DELTA, "linear": LinearAttention, "none": NoMixing}
+OTHERS["mass alone"] = partial(KernelAttention, feature_map="relu")  # learns nothing else
 
 
 def student(mixer: Any, denoiser: Any = None, **options: Any) -> Any:
@@ -163,7 +165,7 @@ def test_the_start_is_the_teachers(name: str) -> None:
         with torch.no_grad():
             run(denoiser, SIZE)
         errors.append(sum(float(shell.take_squares()[0].detach()) for shell in shells.values()))
-    assert name in ("near", "blend") or errors[1] < errors[0]
+    assert name in ("near", "blend", "mass alone") or errors[1] < errors[0]
     set_mode(shells.values(), Mode.TEACHER)
     assert torch.equal(run(denoiser, SIZE), before)
 
