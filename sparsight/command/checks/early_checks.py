@@ -6,11 +6,13 @@ import inspect
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from lightning.pytorch import Callback
 
 from sparsight.command.arguments import WITHOUT_DATA, check_checkpoint, check_given, check_there
 from sparsight.command.checks.analyze_options import check_analysis
@@ -43,6 +45,7 @@ NOTHING = {  # options whose zero leaves a verb nothing to do, and what to do in
     "predict": {"limit_predict_batches": "leave it out"},
 }
 EXPORT = "ExportAtEnd"  # a callback
+_OF_CALLBACK = re.compile(r"trainer\.callbacks\.\d+")
 MOST_ON_CORES = 8  # processes, on a machine of fewer cores
 WRITTEN = ("default_root_dir", "dirpath", "save_dir", "output", "folder")  # folders that a run makes
 
@@ -98,6 +101,7 @@ def check_early(config: Any, verb: str) -> None:
                 _check_records(part, verb)
         else:
             _check_outputs(part)
+    _check_twice(config)
     if verb == "fit":
         _check_exports(config)
     module = named(config.model.class_path) if verb == "analyze" else None
@@ -156,6 +160,19 @@ def _check_outputs(part: Place) -> None:
         if isinstance(value, (str, Path)):
             check_given(f"{part.key}.{name}", str(value))
             _check_writable(f"{part.key}.{name}", str(value))
+
+
+def _check_twice(config: Any) -> None:
+    """Refuse a callback that keeps a state in checkpoints twice, as Lightning would once everything is built."""
+    places = [part for part in parts_of(config) if _OF_CALLBACK.fullmatch(part.key)]
+    for kind, count in Counter(part.kind for part in places).items():
+        callback = named(kind)
+        stateful = callback.state_dict is not Callback.state_dict and callback.state_key is Callback.state_key
+        if count > 1 and stateful:
+            numbers = " and ".join(part.key.rpartition(".")[2] for part in places if part.kind == kind)
+            raise ConfigurationError(
+                f"trainer.callbacks has {kind.rpartition('.')[2]} {count} times, as entries {numbers}: leave one"
+            )
 
 
 def _check_exports(config: Any) -> None:
