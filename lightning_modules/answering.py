@@ -90,6 +90,7 @@ class Answering(TrainedPartsModule):
         self.evaluation = evaluation or Evaluation()
         self.reference = None if self.evaluation.reference is None else _reference(self.evaluation.reference)
         self._scores = TaskScores()
+        self._told_of_losses = False
         self._tokenizer: Any = None
 
     def on_fit_start(self) -> None:
@@ -215,6 +216,9 @@ class Answering(TrainedPartsModule):
         self.log(f"{prefix}/loss", scores.loss(), prog_bar=True)
         found = scores.accuracies()
         self.log_dict({f"{prefix}/accuracy/{name}": value for name, value in found.items()})
+        if not (found or self._told_of_losses):
+            self._told_of_losses = True
+            rank_zero_info(f"{prefix}: no record has `candidates` and `answer`, so its losses are all that is measured")
         unfinished = sum(item.unfinished for item in scores.items.values())
         if unfinished:
             rank_zero_warn(

@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from lightning.pytorch.utilities import rank_zero_info
 
 from sparsight.common.disk.folders import put_back, whole_folder
+from sparsight.common.errors import ConfigurationError
 from sparsight.publish.checkpoint import restore
 from sparsight.publish.facts import Base, Run, describe_base, read_metrics
 from sparsight.publish.hub import check_repo, push, would_go
@@ -219,6 +220,8 @@ def check_destination(output: str | Path, *, overwrite: bool, option: str = "out
     Raises:
         ValueError: It exists and is not to be overwritten, is something else than an export, or cannot be made.
     """
+    if not str(output).strip():
+        raise ConfigurationError(f"{option} is empty: give a folder")
     path = Path(os.path.abspath(output))
     put_back(path)
     if path.exists() and not overwrite:

@@ -90,6 +90,7 @@ def check_early(config: Any, verb: str) -> None:
     _check_work(config, verb)
     _check_images(config, verb)
     _check_devices(config.get("trainer.devices"))
+    _check_accelerator(config.get("trainer.accelerator"))
     checkpoint = config.get("ckpt_path")
     if checkpoint is not None:
         check_checkpoint(str(checkpoint))
@@ -152,6 +153,15 @@ def _check_devices(devices: Any) -> None:
     most = torch.cuda.device_count() or max(MOST_ON_CORES, os.cpu_count() or 1)
     number = int(devices) if isinstance(devices, (int, str)) and str(devices).isdecimal() else 0
     require(number <= most, "trainer.devices", devices, f"up to {most} on this machine")
+
+
+def _check_accelerator(accelerator: Any) -> None:
+    """Refuse a GPU that is not there with what to do, which Lightning leaves out."""
+    there = torch.cuda.is_available() or (accelerator == "gpu" and torch.backends.mps.is_available())
+    if accelerator in ("gpu", "cuda") and not there:
+        raise ConfigurationError(
+            f"trainer.accelerator is {accelerator!r}, and torch finds none on this machine: leave it out, or give cpu"
+        )
 
 
 def _check_outputs(part: Place) -> None:
