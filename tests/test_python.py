@@ -148,7 +148,7 @@ NO_FUNCTION: dict[str, tuple[Callable[[], Any], str]] = {
     "tokens": (lambda: sparsight.SiteSelection(min_tokens="64"), "min_tokens is '64': give a whole number"),
     "few tokens": (lambda: sparsight.SiteSelection(min_tokens=-5), "min_tokens is -5; allowed: 0 or more"),
     "predicate": (lambda: sparsight.SiteSelection(predicate="x"), "predicate is 'x': give a function"),
-    "one layer": (lambda: Explicit(3), "layers is 3: give a list of int"),
+    "one layer": (lambda: Explicit(3), "layers is 3: give a list of layers"),
     "source": (lambda: ImageDataModule("pictures"), "train is 'pictures': give a source of records"),
     "callbacks": (
         lambda: sparsight.distill("t", DeltaConvBlock, DATA, trainer={"callbacks": "TrainableEMA"}),

@@ -9,14 +9,14 @@ from __future__ import annotations
 import json
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
 
-from sparsight.common.errors import need_kind, need_list, require
+from sparsight.common.errors import need_kind, require
 from sparsight.lvlm.model.tower import find_parts
 from sparsight.lvlm.scores.table import ScoreTable
 
@@ -233,7 +233,7 @@ class Explicit(LayerSelection):
     """
 
     def __init__(self, layers: Sequence[int]) -> None:
-        need_list("layers", layers, int)
+        need_kind("layers", layers, Collection, "a list of layers, such as [0, 8, 16]")
         self.layers = list(layers)
 
     def choose(self, num_layers: int) -> list[int]:
